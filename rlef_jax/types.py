@@ -1,0 +1,196 @@
+"""The vocabulary of everything below: problems, tests, verdicts, turns, episodes, token batches.
+
+Frozen data only. Nothing here reads a clock, a file or a device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Mapping
+from typing import Any
+
+import flax.struct
+import jax
+
+
+@dataclasses.dataclass(frozen=True)
+class TestCase:
+    """One test: the program's standard input and the standard output expected of it."""
+
+    __test__ = False  # not a pytest class
+
+    input: str
+    output: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A contest problem in the form of CodeContests (Li et al., 2022).
+
+    `time_limit_s` (seconds) and `memory_limit_bytes` are None where the source has none; the judge then uses
+    its configured defaults. `tags` holds what analyses group by (family, reading, ...); no prompt shows it.
+    """
+
+    name: str
+    description: str
+    public_tests: tuple[TestCase, ...]
+    private_tests: tuple[TestCase, ...]
+    generated_tests: tuple[TestCase, ...] = ()
+    solutions: tuple[str, ...] = ()
+    incorrect_solutions: tuple[str, ...] = ()
+    time_limit_s: float | None = None
+    memory_limit_bytes: int | None = None
+    tags: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def hidden_tests(self) -> tuple[TestCase, ...]:
+        """Private and generated tests: they decide the reward and never enter a prompt."""
+        return self.private_tests + self.generated_tests
+
+
+class Status(enum.StrEnum):
+    """What became of a program, on one test or as a whole."""
+
+    PASSED = "PASSED"
+    WRONG_ANSWER = "WRONG_ANSWER"
+    RUNTIME_ERROR = "RUNTIME_ERROR"
+    TIME_LIMIT = "TIME_LIMIT"
+    MEMORY_LIMIT = "MEMORY_LIMIT"
+    OUTPUT_LIMIT = "OUTPUT_LIMIT"
+    SYNTAX_ERROR = "SYNTAX_ERROR"
+    NO_CODE = "NO_CODE"
+    INFRA_ERROR = "INFRA_ERROR"
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What one run of a program on one test may use (the paper's defaults: A.2)."""
+
+    wall_s: float = 10.0
+    memory_bytes: int = 1 << 30
+    output_bytes: int = 1 << 20
+    processes: int = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class TestResult:
+    """One program on one test. `stdout` is cut to a stated length; `error` is the stack trace or message, if any."""
+
+    __test__ = False
+
+    status: Status
+    stdout: str = ""
+    error: str = ""
+    exit_code: int | None = None
+    cpu_s: float = 0.0
+    wall_s: float = 0.0
+    memory_bytes: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What the judge says of one response.
+
+    `public` has one result per public test (empty if there was no code to run). `hidden` is empty unless this
+    response ended its episode; it may stop at the first failure. `status` is that of the first test not passed,
+    PASSED if every test that was run passed, or the status of the whole program (NO_CODE, SYNTAX_ERROR,
+    INFRA_ERROR).
+    """
+
+    status: Status
+    public: tuple[TestResult, ...] = ()
+    hidden: tuple[TestResult, ...] = ()
+
+    @property
+    def valid(self) -> bool:
+        """Whether the response held code that parses (section 2.2's condition for no penalty)."""
+        return self.status not in (Status.NO_CODE, Status.SYNTAX_ERROR)
+
+    @property
+    def public_passed(self) -> bool:
+        """Every public test passed: the condition that ends an episode early."""
+        return bool(self.public) and all(r.status is Status.PASSED for r in self.public)
+
+    @property
+    def passed(self) -> bool:
+        """Every public and hidden test passed (true only for a response that ended its episode)."""
+        return self.status is Status.PASSED and self.public_passed and bool(self.hidden)
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """One prompt delta and the response to it.
+
+    The episode's token ids are the concatenation of `prompt_delta_ids` and `response_ids` over its turns, and
+    nothing else. Closing tokens of a response cut by length stand at the head of the next turn's delta: they are
+    not actions.
+
+    Attributes:
+      prompt_delta_ids: tokens appended to the context before the response.
+      response_ids: sampled tokens, the stop token included where one was sampled.
+      behavior_logp: per response token, log-probability under the distribution that it was sampled from.
+      policy_version: per response token, the version of the weights that made it.
+      finish_reason: "stop" (a stop id was sampled) or "length".
+      verdict: None until judged.
+    """
+
+    prompt_delta_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+    behavior_logp: tuple[float, ...]
+    policy_version: tuple[int, ...]
+    finish_reason: str
+    verdict: Verdict | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Episode:
+    """One dialogue about one problem: (seed, step, index) name it, turns are its data.
+
+    `end` is "" while it goes on, then "public_passed", "turn_limit", "context" (the next prompt didn't fit) or
+    "infra" (the judge broke: the episode keeps its row with weight zero).
+    """
+
+    problem: Problem
+    seed: int
+    step: int
+    index: int
+    turns: tuple[Turn, ...] = ()
+    end: str = ""
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """All tokens in order, each exactly as prompted or sampled."""
+        return tuple(i for t in self.turns for i in (*t.prompt_delta_ids, *t.response_ids))
+
+    @property
+    def solved(self) -> bool:
+        """Whether the last response passed every public and hidden test."""
+        verdict = self.turns[-1].verdict if self.turns else None
+        return bool(self.end) and self.end != "infra" and verdict is not None and verdict.passed
+
+
+@flax.struct.dataclass
+class TokenBatch:
+    """Rows for the update. B rows, T tokens a row, N turns a row (padded).
+
+    Per-token arrays are aligned to the *predicted* token: entry [b, t] speaks of `tokens[b, t]`, whose
+    distribution is read from position t - 1. Turn positions point at the last token of each turn's prompt: the
+    position whose next token is the turn's first sampled one.
+    """
+
+    tokens: jax.Array  # [B, T] int32
+    positions: jax.Array  # [B, T] int32
+    segment_ids: jax.Array  # [B, T] int32, 0 = padding
+    action_mask: jax.Array  # [B, T] float32, 1 where tokens[b, t] was sampled
+    turn_index: jax.Array  # [B, T] int32, the turn that a sampled token belongs to (0 elsewhere)
+    behavior_logp: jax.Array  # [B, T] float32
+    old_logp: jax.Array  # [B, T] float32
+    ref_logp: jax.Array  # [B, T] float32
+    advantages: jax.Array  # [B, T] float32
+    turn_positions: jax.Array  # [B, N] int32
+    turn_mask: jax.Array  # [B, N] float32
+    turn_rewards: jax.Array  # [B, N] float32, r_t without the KL term
+    returns: jax.Array  # [B, N] float32, G_t
+    old_values: jax.Array  # [B, N] float32
+    weight: jax.Array  # [B] float32, 0 for rows that must not count (infra errors, padding rows)
