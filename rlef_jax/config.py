@@ -1,0 +1,182 @@
+"""The configuration: one tree of every key, checked when it is loaded.
+
+A config file under `configs/` defines `get_config(variant="") -> ConfigDict`: it starts from `base_config()` and
+changes what it must. The tree is locked: a key that is not in `base_config` is an error that names the nearest key that is. A
+test fails for a key that no code reads. Values default to the paper's where it gives one (Gehring et al., 2025).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run. The message names the key and says how to mend it."""
+
+
+def base_config() -> ConfigDict:
+    """Every key there is, with its default. Sizes are the tiny model's; the method's constants are the paper's."""
+    config = ConfigDict(
+        dict(
+            seed=0,
+            model=_model(),
+            data=dict(
+                name="mini_contests",  # which problem source
+                train_split="train",
+            ),
+            episode=dict(
+                max_turns=3,  # responses per episode (3.1)
+                context=256,  # tokens of a whole episode: prompts, feedback and responses
+                max_new_tokens=96,  # of one response
+                feedback="true",  # "true"; "random" (C.2): another problem's failures; "none" (B.5)
+                max_failures_shown=0,  # failed tests named in one feedback message; 0 = all
+                max_text_chars=0,  # of each input, output or stack trace shown; 0 = no cut
+                system_prompt="",
+            ),
+            sampling=dict(
+                temperature=1.0,  # A.1
+                top_p=1.0,
+                top_k=0,  # 0 = no limit
+                group_size=64,  # episodes sampled in lockstep; the next group samples while this one's programs run
+            ),
+            execution=dict(
+                workers=0,  # 0 = one per core
+                python="3.10",  # the version that candidate programs run under (B.3)
+                require_python=False,  # refuse another version instead of warning
+                wall_s=10.0,  # per test, where the problem has no limit of its own (A.2)
+                memory_mb=1024,  # the same
+                output_kb=1024,
+                max_wall_s=0.0,  # caps the problem's own time limit; 0 = never
+                stop_hidden_at_first_failure=True,
+            ),
+            reward=dict(invalid_penalty=-0.2),  # a non-final response without valid code (2.2)
+            ppo=_ppo(),
+            mesh=dict(data=1, fsdp=1, tensor=1),  # devices along each axis
+            train=dict(
+                iterations=3000,  # each makes ppo.updates updates: 12,000 updates for 8B (A.1)
+                checkpoint_every=50,  # iterations
+                keep_checkpoints=3,
+                save_episodes=True,
+                log_every=1,  # iterations between progress lines
+            ),
+            eval=dict(
+                split="test_500",
+                temperature=0.2,  # 3.2, for 1@3
+                top_p=0.95,
+                problems=0,  # the first n of the split; 0 = all
+                random_feedback=True,  # evaluate under random feedback too
+                every=0,  # iterations between evaluations on valid; 0 = only before and after
+                bootstrap_samples=1000,  # resamplings of the problems for an interval
+            ),
+            sft=_sft(),
+        )
+    )
+    return config.lock()
+
+
+def _model() -> dict[str, Any]:
+    return dict(
+        d_model=96,
+        n_layers=4,
+        n_heads=4,
+        n_kv_heads=2,
+        d_head=24,
+        d_ff=256,
+        rope_theta=10000.0,
+        norm_eps=1e-5,
+        tie_embeddings=True,
+        tokenizer="package:tokenizer",  # "package:NAME" ships with rlef_jax; otherwise a path. It gives the vocabulary.
+        init="package:warm_start",  # the policy's first weights, the same way; "" = random
+        param_dtype="float32",  # master weights
+        compute_dtype="float32",
+        remat=False,  # recompute activations in the backward pass
+    )
+
+
+def _ppo() -> dict[str, Any]:
+    return dict(
+        rollouts=1024,  # episodes per iteration (A.1)
+        updates=4,  # disjoint updates per iteration, one pass
+        microbatch_rows=32,  # rows per forward and backward pass; changes speed and memory, never the result
+        buckets=(128, 192, 256),  # row lengths; each episode goes into the shortest that holds it
+        learning_rate=2e-7,
+        warmup_steps=50,
+        weight_decay=0.1,
+        clip_norm=0.0,  # global gradient norm; 0 = no clipping
+        adam_b1=0.9,
+        adam_b2=0.999,
+        kl_beta=0.05,  # weight of the KL penalty in the reward (2.2)
+        clip_eps=0.2,  # policy ratio
+        value_clip=0.2,
+        value_coef=1.0,  # matters with a shared trunk only
+        importance="paper",  # "paper" (A.1), "decoupled" (pi_old / pi_b outside the clip) or "none"
+        importance_cap=2.0,  # decoupled: the weight's bound c
+        importance_mode="cap",  # decoupled, above c: "cap" the weight or "mask" the token
+        separate_critic=True,  # value network of its own, from the same weights (A.1); False = shared trunk
+        normalize_advantages=True,
+    )
+
+
+def _sft() -> dict[str, Any]:
+    return dict(
+        dialogues=128_000,
+        steps=0,  # 0 = one pass over the dialogues
+        batch_rows=64,
+        learning_rate=1e-3,
+        warmup_steps=100,
+        weight_decay=0.1,
+        clip_norm=1.0,
+        marked_share=0.4,  # dialogues opened by the careful author's system line, every repair right
+        unmarked_right_repairs=0.15,  # share of right repairs in the others
+        checkpoint_every=500,  # steps
+        log_every=20,  # steps
+    )
+
+
+def leaf_keys(config: ConfigDict, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all values, sections excluded, in order."""
+    for key in config:
+        value = config.get_ref(key).get()
+        if isinstance(value, ConfigDict):
+            yield from leaf_keys(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def nearest_key(key: str, config: ConfigDict) -> str:
+    """The dotted key of `config` most like `key`: its own name in another section, its initials, or its spelling."""
+    known = list(leaf_keys(config))
+    section, _, name = key.rpartition(".")
+
+    def likeness(candidate: str) -> tuple[float, float]:
+        other_section, _, other = candidate.rpartition(".")
+        initials = "".join(word[0] for word in other.split("_"))
+        same = 1.0 if name in (other, initials) else difflib.SequenceMatcher(None, name, other).ratio()
+        return same + 0.5 * (section == other_section), difflib.SequenceMatcher(None, key, candidate).ratio()
+
+    return max(known, key=likeness)
+
+
+def apply_overrides(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
+    """Sets dotted keys in place and returns `config`.
+
+    Raises ConfigError for a key that doesn't exist, naming the nearest one, or a value of another type.
+    """
+    known = set(leaf_keys(config))
+    for key, value in overrides.items():
+        if key not in known:
+            raise ConfigError(f"unknown config key {key!r}; did you mean {nearest_key(key, config)!r}?")
+        section, _, name = key.rpartition(".")
+        node = config
+        for part in filter(None, section.split(".")):
+            node = node[part]
+        try:
+            node[name] = value
+        except (TypeError, ValueError) as error:
+            expected = type(node[name]).__name__
+            raise ConfigError(f"config key {key!r} takes a value of type {expected}, not {value!r}") from error
+    return config
