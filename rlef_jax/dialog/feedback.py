@@ -1,0 +1,96 @@
+"""What the model is told of a failed response (appendix C.1, byte for byte where the paper speaks).
+
+Only the public tests are read: what hidden tests say never enters a prompt.
+
+Ours, where the paper is silent: the messages for a response without code, for a program that doesn't parse and
+for too much output; the text of a run-time error that left no stack trace; the cuts of long texts, each marked
+with how much is missing.
+"""
+
+from __future__ import annotations
+
+from rlef_jax.dialog.prompts import FORMAT_SENTENCE
+from rlef_jax.types import Problem, Status, TestCase, TestResult, Verdict
+
+TRY_AGAIN = f"Give it another try.\n{FORMAT_SENTENCE}"
+KINDS = ("true", "none")
+
+
+def feedback_message(
+    problem: Problem, verdict: Verdict, *, kind: str = "true", max_failures: int = 0, max_chars: int = 0
+) -> str:
+    """The user message after a response that didn't end its episode.
+
+    Args:
+      problem: whose public tests were run.
+      verdict: of the response; `verdict.hidden` isn't read.
+      kind: "true" shows the failed public tests (C.1), "none" shows nothing (B.5).
+      max_failures: show the first so many failed tests; 0 shows all.
+      max_chars: cut each input, output and stack trace to so many characters; 0 cuts nothing.
+
+    Raises:
+      ValueError: nothing failed, the judge itself broke, or results and tests differ in number.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"feedback kind {kind!r} is not one of {KINDS}")
+    if verdict.status is Status.INFRA_ERROR:
+        raise ValueError(f"{problem.name}: the judge broke; there is nothing true to say of the program")
+    if kind == "none":
+        return TRY_AGAIN
+    if verdict.status is Status.NO_CODE:
+        return f"Your response has no code block.\n\n{TRY_AGAIN}"
+    if verdict.status is Status.SYNTAX_ERROR:
+        error = verdict.public[0].error if verdict.public else "SyntaxError"
+        return f"Your code does not parse:\n\n{_keep_tail(error, max_chars)}\n\n{TRY_AGAIN}"
+    entries = _failed_entries(problem, verdict, max_failures, max_chars)
+    return "Your code failed the following tests:\n\n" + "\n".join(entries) + f"\n\n{TRY_AGAIN}"
+
+
+def _failed_entries(problem: Problem, verdict: Verdict, max_failures: int, max_chars: int) -> list[str]:
+    if len(verdict.public) != len(problem.public_tests):
+        raise ValueError(
+            f"{problem.name}: {len(verdict.public)} results for {len(problem.public_tests)} public tests"
+        )
+    failed = [
+        (test, result)
+        for test, result in zip(problem.public_tests, verdict.public, strict=True)
+        if result.status is not Status.PASSED
+    ]
+    if not failed:
+        raise ValueError(f"{problem.name}: every public test passed, so the episode was over")
+    shown = failed[:max_failures] if max_failures else failed
+    entries = [_entry(test, result, max_chars) for test, result in shown]
+    if len(shown) < len(failed):
+        entries.append(f"...[{len(failed) - len(shown)} failed tests cut]")
+    return entries
+
+
+def _entry(test: TestCase, result: TestResult, max_chars: int) -> str:
+    head = f"- input `{_keep_head(test.input, max_chars)}` failed:"
+    match result.status:
+        case Status.WRONG_ANSWER:
+            expected = _keep_head(test.output, max_chars)
+            return f"{head}\nExpected output `{expected}` but got `{_keep_head(result.stdout, max_chars)}`"
+        case Status.RUNTIME_ERROR:
+            trace = result.error or f"The program ended with exit code {result.exit_code}."
+            return f"{head}\n{_keep_tail(trace, max_chars)}"
+        case Status.TIME_LIMIT:
+            return f"{head} Execution took too long."
+        case Status.MEMORY_LIMIT:
+            return f"{head} Out of memory."
+        case Status.OUTPUT_LIMIT:
+            return f"{head} Too much output."
+    raise ValueError(f"no message for a test with status {result.status}")
+
+
+def _keep_head(text: str, max_chars: int) -> str:
+    if not max_chars or len(text) <= max_chars:
+        return text
+    return f"{text[:max_chars]}...[{len(text) - max_chars} characters cut]"
+
+
+def _keep_tail(text: str, max_chars: int) -> str:
+    """Cuts from the front: the exception itself stands at the end of a stack trace."""
+    if not max_chars or len(text) <= max_chars:
+        return text
+    return f"[{len(text) - max_chars} characters cut]...{text[-max_chars:]}"

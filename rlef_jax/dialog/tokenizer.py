@@ -1,0 +1,84 @@
+"""A lossless SentencePiece tokenizer whose special tokens no text can produce."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+
+import sentencepiece
+
+BOS = "<s>"
+SYSTEM, USER, ASSISTANT, END = "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"
+CONTROL_SYMBOLS = (SYSTEM, USER, ASSISTANT, END)
+
+# SentencePiece writes a space as this character, so the character itself would come back as a space.
+_SPACE_MARK = "\u2581"
+
+
+class Tokenizer:
+    """Text to ids and back.
+
+    The model must have been trained with byte fallback, identity normalization, no dummy prefix and no removal of
+    white space: then `decode(encode(text)) == text` for every text that UTF-8 can hold.
+
+    Attributes:
+      vocab_size: number of ids.
+      bos_id, system_id, user_id, assistant_id, end_id: the special tokens.
+    """
+
+    def __init__(self, model: bytes) -> None:
+        """Args: model: the bytes of a `.model` file. Raises ValueError if a symbol or the byte fallback lacks."""
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self.vocab_size: int = self._processor.get_piece_size()
+        self.bos_id = self._special_id(BOS)
+        self.system_id, self.user_id, self.assistant_id, self.end_id = map(self._special_id, CONTROL_SYMBOLS)
+        self._space_mark_ids = [self._piece_id(f"<0x{byte:02X}>") for byte in _SPACE_MARK.encode()]
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Tokenizer:
+        """Reads a SentencePiece `.model` file."""
+        with open(path, "rb") as file:
+            return cls(file.read())
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, without special tokens: text that spells one is encoded as the letters that it is.
+
+        A lone surrogate, which UTF-8 can't hold, becomes "?": a program under judgement may print anything.
+        """
+        text = text.encode("utf-8", "replace").decode("utf-8")
+        first, *rest = (self._processor.encode(part) for part in text.split(_SPACE_MARK))
+        for part in rest:
+            first += self._space_mark_ids + part
+        return first
+
+    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
+        """`encode` of each text."""
+        return [self.encode(text) for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`. Special tokens have none; bytes that are not UTF-8 become U+FFFD."""
+        return self._processor.decode([int(i) for i in ids])
+
+    def show(self, ids: Sequence[int]) -> str:
+        """Like `decode`, with special tokens spelled out. For people only: never encoded again."""
+        pieces: list[str] = []
+        run: list[int] = []
+        for i in map(int, ids):
+            if self._processor.is_control(i):
+                pieces += [self.decode(run), self._processor.id_to_piece(i)]
+                run = []
+            else:
+                run.append(i)
+        return "".join([*pieces, self.decode(run)])
+
+    def _piece_id(self, piece: str) -> int:
+        i = self._processor.piece_to_id(piece)
+        if self._processor.id_to_piece(i) != piece:
+            raise ValueError(f"the tokenizer model has no piece {piece!r}")
+        return int(i)
+
+    def _special_id(self, piece: str) -> int:
+        i = self._piece_id(piece)
+        if not self._processor.is_control(i):
+            raise ValueError(f"{piece!r} must be a control symbol, or text could spell it")
+        return i
