@@ -1,0 +1,1 @@
+"""The Llama-family transformer as plain functions over a pytree of arrays."""

@@ -1,0 +1,230 @@
+"""Llama-family transformer over a params pytree: one definition for training, prefill and decode.
+
+`block` is the only copy of the layer's mathematics. Training passes it an attention over the row itself
+(`row_attention`), prefill and decode pass it an attention over a cache (see `sampling/decode.py`).
+
+Letters in shapes: B rows, T tokens, D model width, V vocabulary, L layers, K key/value heads, R query heads per
+key/value head, H head width, F hidden width of the feed-forward layer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Params = dict[str, Any]
+Attention = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+# A block of queries attends only to the keys up to its own end: less of the causal square is computed and stored.
+_QUERY_BLOCK = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of a Llama-architecture model. Raises ValueError where they don't fit together.
+
+    `max_positions` is the longest row that the model may be given.
+    """
+
+    vocab_size: int
+    d_model: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    d_head: int
+    d_ff: int
+    rope_theta: float = 10000.0
+    norm_eps: float = 1e-5
+    tie_embeddings: bool = True
+    max_positions: int = 8192
+
+    def __post_init__(self) -> None:
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(f"n_heads={self.n_heads} must be a multiple of n_kv_heads={self.n_kv_heads}")
+        if self.d_head % 2:
+            raise ValueError(f"d_head={self.d_head} must be even: rotary embeddings turn pairs of channels")
+
+    @property
+    def queries_per_kv(self) -> int:
+        """Query heads that share one key/value head (R)."""
+        return self.n_heads // self.n_kv_heads
+
+
+def param_shapes(cfg: ModelConfig) -> dict[str, Any]:
+    """The tree of parameter shapes. Query head k * R + r (in Llama's order) is `qkv[:, :, k, r]`; `[:, :, k, R]` are
+    the keys and `[:, :, k, R + 1]` the values of group k, so that one matrix product makes all three and tensor
+    parallelism splits between groups."""
+    n, d, k, r, h, f = cfg.n_layers, cfg.d_model, cfg.n_kv_heads, cfg.queries_per_kv, cfg.d_head, cfg.d_ff
+    shapes: dict[str, Any] = {
+        "embed": (cfg.vocab_size, d),
+        "layers": {
+            "attn_norm": (n, d),
+            "qkv": (n, d, k, r + 2, h),
+            "attn_out": (n, k, r, h, d),
+            "mlp_norm": (n, d),
+            "gate_up": (n, d, 2, f),
+            "down": (n, f, d),
+        },
+        "final_norm": (d,),
+    }
+    if not cfg.tie_embeddings:
+        shapes["unembed"] = (cfg.vocab_size, d)
+    return shapes
+
+
+def init_params(key: jax.Array, cfg: ModelConfig, dtype: Any = jnp.float32) -> Params:
+    """Random parameters: normal with standard deviation 1 / (2 sqrt(fan in)), what is added to the residual stream
+    divided by sqrt(2 L) as in GPT-2, norms one. Layers are stacked on a leading axis L."""
+    fan_in = {
+        "embed": cfg.d_model,
+        "unembed": cfg.d_model,
+        "qkv": cfg.d_model,
+        "attn_out": cfg.n_heads * cfg.d_head,
+        "gate_up": cfg.d_model,
+        "down": cfg.d_ff,
+    }
+    residual = (2 * cfg.n_layers) ** -0.5
+
+    def leaf(path: tuple[Any, ...], shape: tuple[int, ...], leaf_key: jax.Array) -> jax.Array:
+        name = path[-1].key
+        if name.endswith("norm"):
+            return jnp.ones(shape, dtype)
+        std = 0.5 * fan_in[name] ** -0.5 * (residual if name in ("attn_out", "down") else 1.0)
+        return (std * jax.random.normal(leaf_key, shape)).astype(dtype)
+
+    paths, tree = jax.tree_util.tree_flatten_with_path(param_shapes(cfg), is_leaf=lambda s: isinstance(s, tuple))
+    keys = jax.random.split(key, len(paths))
+    return jax.tree.unflatten(tree, [leaf(path, shape, k) for (path, shape), k in zip(paths, keys, strict=True)])
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+    """x [..., D] over its root mean square (taken in float32), times scale [D]. Same dtype as x."""
+    x32 = x.astype(jnp.float32)
+    x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
+    return x32.astype(x.dtype) * scale.astype(x.dtype).reshape((1,) * (x.ndim - 1) + scale.shape)
+
+
+def rope_tables(cfg: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines [B, T, 1, 1, H/2] (float32) of the rotary embedding at positions [B, T]."""
+    half = cfg.d_head // 2
+    frequencies = cfg.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angles = positions.astype(jnp.float32)[:, :, None, None, None] * frequencies[None, None, None, None, :]
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def apply_rope(x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotate x [B, T, K, R, H]: channel i is paired with i + H/2 (the convention of Hugging Face's weights)."""
+    cos, sin = (table.astype(x.dtype) for table in rope)
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def block(
+    layer: Params, cfg: ModelConfig, x: jax.Array, rope: tuple[jax.Array, jax.Array], attention: Attention
+) -> jax.Array:
+    """One layer: x [B, T, D] -> [B, T, D].
+
+    `attention(queries [B, T, K, R, H], keys [B, T, K, H], values [B, T, K, H]) -> [B, T, K, R, H]` gets rotated
+    queries (already divided by sqrt(H)) and keys; what else they may look at is the caller's business.
+    """
+    r = cfg.queries_per_kv
+    normed = rms_norm(x, layer["attn_norm"], cfg.norm_eps)
+    qkv = jnp.einsum("btd,dkgh->btkgh", normed, layer["qkv"].astype(x.dtype))
+    rotated = apply_rope(qkv[:, :, :, : r + 1], rope)
+    attended = attention(rotated[:, :, :, :r] * cfg.d_head**-0.5, rotated[:, :, :, r], qkv[:, :, :, r + 1])
+    x = x + jnp.einsum("btkrh,krhd->btd", attended, layer["attn_out"].astype(x.dtype))
+    normed = rms_norm(x, layer["mlp_norm"], cfg.norm_eps)
+    gate_up = jnp.einsum("btd,dgf->btgf", normed, layer["gate_up"].astype(x.dtype))
+    hidden = jax.nn.silu(gate_up[:, :, 0]) * gate_up[:, :, 1]
+    return x + jnp.einsum("btf,fd->btd", hidden, layer["down"].astype(x.dtype))
+
+
+def row_attention(mask: jax.Array) -> Attention:
+    """Attention of a row to itself. mask [B, T, T] bool: may query t look at key s? Must allow s = t and be causal."""
+
+    def attention(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
+        length = queries.shape[1]
+        outputs = []
+        for start in range(0, length, _QUERY_BLOCK):
+            end = min(start + _QUERY_BLOCK, length)
+            scores = jnp.einsum("btkrh,bskh->bkrts", queries[:, start:end], keys[:, :end]).astype(jnp.float32)
+            scores = jnp.where(mask[:, None, None, start:end, :end], scores, -jnp.inf)
+            weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
+            outputs.append(jnp.einsum("bkrts,bskh->btkrh", weights, values[:, :end]))
+        return jnp.concatenate(outputs, axis=1)
+
+    return attention
+
+
+def embed(params: Params, tokens: jax.Array, compute_dtype: Any) -> jax.Array:
+    """Embeddings [B, T, D] of tokens [B, T]."""
+    return params["embed"][tokens].astype(compute_dtype)
+
+
+def layer_params(params: Params, index: int) -> Params:
+    """The parameters of one layer, taken out of the stack."""
+    return jax.tree.map(lambda stacked: stacked[index], params["layers"])
+
+
+def forward(
+    params: Params,
+    cfg: ModelConfig,
+    tokens: jax.Array,
+    positions: jax.Array,
+    segment_ids: jax.Array,
+    *,
+    compute_dtype: Any = jnp.float32,
+    remat: bool = False,
+    unroll: bool = True,
+) -> jax.Array:
+    """Hidden states [B, T, D] after the final norm, in compute_dtype.
+
+    Args:
+      tokens, positions, segment_ids: int32 [B, T]. A token sees the earlier tokens of its own segment (and itself).
+        Positions count from 0 in each segment; segment 0 is padding, whose outputs mean nothing but are finite.
+      remat: recompute each layer in the backward pass; its activations aren't kept.
+      unroll: one copy of the layer per layer (faster for small models) or a scan (compiles faster for deep ones).
+    Raises ValueError where T is over `cfg.max_positions`.
+    """
+    length = tokens.shape[1]
+    if length > cfg.max_positions:
+        raise ValueError(f"rows of {length} tokens: the model's max_positions is {cfg.max_positions}")
+    causal = jnp.tril(jnp.ones((length, length), bool))
+    attention = row_attention((segment_ids[:, :, None] == segment_ids[:, None, :]) & causal[None])
+    rope = rope_tables(cfg, positions)
+
+    def run(x: jax.Array, layer: Params) -> jax.Array:
+        return block(layer, cfg, x, rope, attention)
+
+    if remat:
+        run = jax.checkpoint(run)
+    x = embed(params, tokens, compute_dtype)
+    if unroll:
+        for index in range(cfg.n_layers):
+            x = run(x, layer_params(params, index))
+    else:
+        x, _ = jax.lax.scan(lambda carry, layer: (run(carry, layer), None), x, params["layers"])
+    return rms_norm(x, params["final_norm"], cfg.norm_eps)
+
+
+def unembed(params: Params, cfg: ModelConfig, hidden: jax.Array) -> jax.Array:
+    """Logits [B, T, V], float32, of hidden states [B, T, D]."""
+    weights = params["embed" if cfg.tie_embeddings else "unembed"].astype(hidden.dtype)
+    return jnp.einsum("btd,vd->btv", hidden, weights, preferred_element_type=jnp.float32)
+
+
+def token_logp(params: Params, cfg: ModelConfig, hidden: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Log-probability of each token given those before it: float32 [B, T], aligned to the *predicted* token.
+
+    out[b, t] = log p(tokens[b, t] | tokens[b, < t]), read from hidden[b, t - 1]; out[:, 0] = 0. Where a row holds
+    several segments, the first token of each is predicted from the segment before: mask it.
+    """
+    logits = unembed(params, cfg, hidden[:, :-1])
+    # A comparison in place of a gather: its gradient is no scatter, which is slow on CPU.
+    hit = jnp.arange(cfg.vocab_size, dtype=tokens.dtype)[None, None, :] == tokens[:, 1:, None]
+    logp = jnp.sum(jnp.where(hit, logits, 0.0), axis=-1) - jax.nn.logsumexp(logits, axis=-1)
+    return jnp.pad(logp, ((0, 0), (1, 0)))

@@ -1,0 +1,23 @@
+"""The value head: a linear map from hidden states to one number per turn (paper section 2.2)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from rlef_jax.model.transformer import ModelConfig
+
+
+def init_value_head(key: jax.Array, cfg: ModelConfig) -> dict[str, jax.Array]:
+    """A fresh random linear map {"w": [D], "b": []} in float32 (A.1), with outputs of about unit size at most."""
+    return {"w": cfg.d_model**-0.5 * jax.random.normal(key, (cfg.d_model,)), "b": jnp.zeros(())}
+
+
+def values(head: dict[str, jax.Array], hidden: jax.Array, turn_positions: jax.Array) -> jax.Array:
+    """Values [B, N], float32, read from hidden [B, T, D] at turn_positions [B, N].
+
+    A turn's position is the last token of its prompt: the position whose next token is the turn's first sampled
+    one. The positions of absent turns may be any valid index: mask their values.
+    """
+    read = jnp.take_along_axis(hidden, turn_positions[:, :, None], axis=1).astype(jnp.float32)
+    return jnp.einsum("bnd,d->bn", read, head["w"]) + head["b"]

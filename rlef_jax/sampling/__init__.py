@@ -1,0 +1,1 @@
+"""Sampling from the model: the reference distribution and the jitted multi-turn sampler."""
