@@ -48,9 +48,7 @@ def feedback_message(
 
 def _failed_entries(problem: Problem, verdict: Verdict, max_failures: int, max_chars: int) -> list[str]:
     if len(verdict.public) != len(problem.public_tests):
-        raise ValueError(
-            f"{problem.name}: {len(verdict.public)} results for {len(problem.public_tests)} public tests"
-        )
+        raise ValueError(f"{problem.name}: {len(verdict.public)} results for {len(problem.public_tests)} public tests")
     failed = [
         (test, result)
         for test, result in zip(problem.public_tests, verdict.public, strict=True)

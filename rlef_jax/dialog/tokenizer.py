@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import sentencepiece
 
@@ -50,10 +50,6 @@ class Tokenizer:
         for part in rest:
             first += self._space_mark_ids + part
         return first
-
-    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
-        """`encode` of each text."""
-        return [self.encode(text) for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`. Special tokens have none; bytes that are not UTF-8 become U+FFFD."""

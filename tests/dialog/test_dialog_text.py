@@ -1,0 +1,137 @@
+"""Prompts and feedback byte for byte, and the program found in a response."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from rlef_jax.dialog.extract import extract_code
+from rlef_jax.dialog.feedback import feedback_message
+from rlef_jax.dialog.prompts import problem_prompt
+from rlef_jax.types import Problem, Status, TestCase, TestResult, Verdict
+
+FORMAT = (
+    "Your code should be enclosed in triple backticks like so: ```python YOUR CODE HERE ```. "
+    "Use the backticks for your code only."
+)
+# The template of appendix C.1, with its own placeholders as inputs and outputs.
+TEMPLATE = (
+    "Your code failed the following tests:\n\n- input `${input}` failed:\nExpected output `${expected_output}` but got "
+    "`${observed_output}`\n- input `${input}` failed:\n${stacktrace}\n- input `${input}` failed: Execution took too "
+    f"long.\n- input `${{input}}` failed: Out of memory.\n\nGive it another try.\n{FORMAT}"
+)
+TRACE = (
+    'Traceback (most recent call last):\n  File "solution.py", line 1, in <module>\n    1 / 0\nZeroDivisionError: no'
+)
+
+
+def problem(*tests: TestCase, hidden: str = "HIDDEN") -> Problem:
+    return Problem("p", "Add.", tests, (TestCase(hidden + "-in", hidden + "-out"),))
+
+
+def verdict(*results: TestResult) -> Verdict:
+    status = next((r.status for r in results if r.status is not Status.PASSED), Status.PASSED)
+    return Verdict(status, results)
+
+
+def test_first_prompt_is_the_papers():
+    assert problem_prompt("${problem}") == (
+        "Provide a Python solution for the following competitive programming question: ${problem}.\n\n" + FORMAT
+    )
+
+
+def test_feedback_is_the_papers_template():
+    case = TestCase("${input}", "${expected_output}")
+    message = feedback_message(
+        problem(case, case, case, case, case),
+        verdict(
+            TestResult(Status.WRONG_ANSWER, stdout="${observed_output}"),
+            TestResult(Status.PASSED, stdout="fine"),
+            TestResult(Status.RUNTIME_ERROR, stdout="half", error="${stacktrace}"),
+            TestResult(Status.TIME_LIMIT),
+            TestResult(Status.MEMORY_LIMIT),
+        ),
+    )
+    assert message == TEMPLATE
+
+
+def test_inputs_and_outputs_are_verbatim():
+    message = feedback_message(
+        problem(TestCase("4\n1 1\n", "0\n1\n")), verdict(TestResult(Status.WRONG_ANSWER, stdout=" 0\n`1`\n"))
+    )
+    assert "- input `4\n1 1\n` failed:\nExpected output `0\n1\n` but got ` 0\n`1`\n`\n\nGive" in message
+
+
+def test_own_messages():
+    case = TestCase("1", "2")
+    no_code = feedback_message(problem(case), Verdict(Status.NO_CODE))
+    assert no_code == f"Your response has no code block.\n\nGive it another try.\n{FORMAT}"
+    error = '  File "solution.py", line 1\n    x = = 1\nSyntaxError: invalid syntax'
+    syntax = feedback_message(
+        problem(case, case), Verdict(Status.SYNTAX_ERROR, (TestResult(Status.SYNTAX_ERROR, error=error),) * 2)
+    )
+    assert syntax == f"Your code does not parse:\n\n{error}\n\nGive it another try.\n{FORMAT}"
+    much = feedback_message(problem(case), verdict(TestResult(Status.OUTPUT_LIMIT, stdout="x" * 99)))
+    assert "- input `1` failed: Too much output.\n\n" in much
+    silent = feedback_message(problem(case), verdict(TestResult(Status.RUNTIME_ERROR, exit_code=3)))
+    assert "- input `1` failed:\nThe program ended with exit code 3.\n\n" in silent
+
+
+def test_no_feedback_starts_at_the_request():
+    shown = feedback_message(problem(TestCase("1", "2")), verdict(TestResult(Status.PASSED)), kind="none")
+    assert shown == f"Give it another try.\n{FORMAT}"
+
+
+def test_hidden_results_never_show():
+    plain = problem(TestCase("1", "2"))
+    seen = verdict(TestResult(Status.WRONG_ANSWER, stdout="3"))
+    hidden = (TestResult(Status.WRONG_ANSWER, stdout="SECRET"),)
+    message = feedback_message(plain, dataclasses.replace(seen, hidden=hidden))
+    assert message == feedback_message(plain, seen)
+    assert "HIDDEN" not in message and "SECRET" not in message
+
+
+def test_cuts_are_marked():
+    case = TestCase("abcdefgh", "12345678")
+    results = (TestResult(Status.WRONG_ANSWER, stdout="zyxwvuts"), TestResult(Status.RUNTIME_ERROR, error=TRACE))
+    message = feedback_message(problem(case, case, case), verdict(*results, results[0]), max_failures=2, max_chars=6)
+    assert "- input `abcdef...[2 characters cut]` failed:\n" in message
+    assert "Expected output `123456...[2 characters cut]` but got `zyxwvu...[2 characters cut]`\n" in message
+    assert f"[{len(TRACE) - 6} characters cut]...{TRACE[-6:]}\n...[1 failed tests cut]\n\nGive" in message
+
+
+def test_what_cannot_be_said_is_an_error():
+    case = TestCase("1", "2")
+    with pytest.raises(ValueError, match="judge broke"):
+        feedback_message(problem(case), Verdict(Status.INFRA_ERROR))
+    with pytest.raises(ValueError, match="every public test passed"):
+        feedback_message(problem(case), verdict(TestResult(Status.PASSED)))
+    with pytest.raises(ValueError, match="2 public tests"):
+        feedback_message(problem(case, case), verdict(TestResult(Status.WRONG_ANSWER)))
+    with pytest.raises(ValueError, match="kind"):
+        feedback_message(problem(case), verdict(TestResult(Status.WRONG_ANSWER)), kind="random")
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("no code at all", None),
+        ("```python\nprint(1)\n```", "print(1)"),
+        ("Sure!\n```python\nprint(1)\n```\nor\n```python\nprint(2)\n```\n", "print(2)"),
+        ("```python\nprint(1)\n```\noutput:\n```\n1\n```", "print(1)"),
+        ("```\nprint(1)\n```\n```text\nprint(2)\n```", "print(2)"),
+        ("```python\nprint(1)", None),
+        ("```python\nprint(1)\n```\nbetter:\n```python\nprint(2)", "print(1)"),
+        ("```python\nprint(1)\n```python\nprint(2)\n```", "print(2)"),
+        ("```Python3 \nprint(1)\n``` ", "print(1)"),
+        ("1. so\n   ```python\n   if x:\n       y()\n   ```", "if x:\n    y()"),
+        ("````python\ns = '''\n```\n'''\n````", "s = '''\n```\n'''"),
+        ("```python print(1) ```", "print(1)"),
+        ("```python\n\n  \n```", None),
+        ("```python\ns = 'a\x0cb\u2028c'\r\n```", "s = 'a\x0cb\u2028c'\r"),
+        ("``` ```", None),
+    ],
+)
+def test_extract_code(text, code):
+    assert extract_code(text) == code
