@@ -1,17 +1,24 @@
 """The configuration: one tree of every key, checked when it is loaded.
 
 A config file under `configs/` defines `get_config(variant="") -> ConfigDict`: it starts from `base_config()` and
-changes what it must. The tree is locked: a key that is not in `base_config` is an error that names the nearest key that is. A
-test fails for a key that no code reads. Values default to the paper's where it gives one (Gehring et al., 2025).
+changes what it must. The tree is locked: a key that is not in `base_config` is an error that names the nearest key that
+is. A test fails for a key that no code reads. Values default to the paper's where it gives one (Gehring et al., 2025).
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+import importlib
+import importlib.util
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
 
 
 class ConfigError(ValueError):
@@ -64,12 +71,13 @@ def base_config() -> ConfigDict:
                 log_every=1,  # iterations between progress lines
             ),
             eval=dict(
-                split="test_500",
+                split="test_500",  # evaluated before and after training
+                valid_split="valid",  # evaluated during training, for model selection
                 temperature=0.2,  # 3.2, for 1@3
                 top_p=0.95,
                 problems=0,  # the first n of the split; 0 = all
                 random_feedback=True,  # evaluate under random feedback too
-                every=0,  # iterations between evaluations on valid; 0 = only before and after
+                every=0,  # iterations between evaluations on valid_split; 0 = none
                 bootstrap_samples=1000,  # resamplings of the problems for an interval
             ),
             sft=_sft(),
@@ -180,3 +188,190 @@ def apply_overrides(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigD
             expected = type(node[name]).__name__
             raise ConfigError(f"config key {key!r} takes a value of type {expected}, not {value!r}") from error
     return config
+
+
+def load(path: str, variant: str = "", overrides: Mapping[str, Any] | None = None) -> ConfigDict:
+    """The locked, validated configuration of a file ("configs/tiny.py", "configs/tiny.py:single_turn") or module.
+
+    Raises ConfigError for a file that isn't there, an unknown variant or key, or values that cannot run together.
+    """
+    if not variant and ":" in path:
+        path, variant = path.split(":", 1)
+    module = _import_config(path)
+    try:
+        config = module.get_config(variant)
+    except AttributeError as error:
+        match = re.match(r'Key "(\w+)" does not exist', str(error))
+        if match is None:
+            raise
+        raise ConfigError(
+            f"{path} sets an unknown config key {match[1]!r}; did you mean {nearest_key(match[1], base_config())!r}?"
+        ) from error
+    config.lock()
+    validate(apply_overrides(config, overrides or {}))
+    return config
+
+
+def _import_config(path: str) -> Any:
+    if not path.endswith(".py"):
+        try:
+            return importlib.import_module(path)
+        except ModuleNotFoundError as error:
+            raise ConfigError(f"no config module {path!r}; give a file such as configs/tiny.py") from error
+    if not Path(path).is_file():
+        raise ConfigError(f"no config file {path!r} (from {Path.cwd()})")
+    spec = importlib.util.spec_from_file_location("rlef_jax_config_file", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def unknown_variant(variant: str, known: Sequence[str]) -> ConfigError:
+    """The error that a config file raises for a variant that it doesn't have."""
+    return ConfigError(f"unknown variant {variant!r}; known: {', '.join(repr(k) for k in known)}")
+
+
+def save(config: ConfigDict, workdir: Path) -> None:
+    """Writes `workdir/config.json`, so that a run can be read without the file that launched it."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+
+
+def load_saved(workdir: Path) -> ConfigDict:
+    """The configuration that `save` wrote. Keys that were added since then keep their defaults."""
+    config = base_config()
+
+    def fill(node: ConfigDict, values: Mapping[str, Any]) -> None:
+        for key, value in values.items():
+            if key not in node:
+                continue
+            if isinstance(value, dict):
+                fill(node[key], value)
+            else:
+                node[key] = tuple(value) if isinstance(value, list) else value
+
+    fill(config, json.loads((workdir / "config.json").read_text()))
+    return config
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises ConfigError naming every key whose value cannot run, and how to mend it."""
+    faults = [f"config.{key}: {fault}" for check in _CHECKS for bad, key, fault in check(config) if bad]
+    if faults:
+        raise ConfigError("\n".join(faults))
+
+
+Faults = Iterator[tuple[bool, str, str]]
+
+
+def _check_model(config: ConfigDict) -> Faults:
+    m = config.model
+    yield m.n_heads % m.n_kv_heads != 0, "model.n_kv_heads", f"must divide n_heads={m.n_heads}; it is {m.n_kv_heads}"
+    yield m.d_head % 2 != 0, "model.d_head", f"must be even (rotary pairs); it is {m.d_head}"
+    for key in ("param_dtype", "compute_dtype"):
+        yield m[key] not in ("float32", "bfloat16"), f"model.{key}", f'"float32" or "bfloat16", not {m[key]!r}'
+    too_coarse = m.param_dtype != "float32" and min(config.ppo.learning_rate, config.sft.learning_rate) < 1e-5
+    yield (
+        too_coarse,
+        "model.param_dtype",
+        f'{m.param_dtype} weights do not move at a learning rate below 1e-5: use "float32" master weights',
+    )
+
+
+def _check_episode(config: ConfigDict) -> Faults:
+    e = config.episode
+    yield e.max_turns < 1, "episode.max_turns", f"at least 1; it is {e.max_turns}"
+    yield (
+        e.feedback not in ("true", "random", "none"),
+        "episode.feedback",
+        f'"true", "random" or "none": {e.feedback!r}',
+    )
+    no_room = f"must leave room for a prompt in context={e.context}; it is {e.max_new_tokens}"
+    yield not 0 < e.max_new_tokens < e.context, "episode.max_new_tokens", no_room
+    for section in ("sampling", "eval"):
+        c = config[section]
+        yield c.temperature <= 0, f"{section}.temperature", f"above 0; it is {c.temperature}"
+        yield not 0 < c.top_p <= 1, f"{section}.top_p", f"above 0, at most 1; it is {c.top_p}"
+    yield config.sampling.top_k < 0, "sampling.top_k", f"0 (no limit) or more; it is {config.sampling.top_k}"
+    yield config.sampling.group_size < 1, "sampling.group_size", f"at least 1; it is {config.sampling.group_size}"
+    for key in ("wall_s", "memory_mb", "output_kb"):
+        yield config.execution[key] <= 0, f"execution.{key}", f"above 0; it is {config.execution[key]}"
+
+
+def _check_ppo(config: ConfigDict) -> Faults:
+    p = config.ppo
+    uneven = f"must be a multiple of updates={p.updates}, so that all updates have as many; it is {p.rollouts}"
+    yield p.updates < 1 or p.rollouts % max(p.updates, 1) != 0, "ppo.rollouts", uneven
+    buckets = tuple(p.buckets)
+    yield buckets != tuple(sorted(set(buckets))), "ppo.buckets", f"must increase; they are {buckets}"
+    short = f"the longest must hold a whole episode of context={config.episode.context}; they are {buckets}"
+    yield not buckets or buckets[-1] < config.episode.context, "ppo.buckets", short
+    shards = config.mesh.data * config.mesh.fsdp
+    unshared = f"must be a multiple of mesh.data * mesh.fsdp = {shards}; it is {p.microbatch_rows}"
+    yield p.microbatch_rows < 1 or p.microbatch_rows % shards != 0, "ppo.microbatch_rows", unshared
+    for axis in ("data", "fsdp", "tensor"):
+        yield config.mesh[axis] < 1, f"mesh.{axis}", f"at least 1; it is {config.mesh[axis]}"
+    kinds = ("paper", "decoupled", "none")
+    yield p.importance not in kinds, "ppo.importance", f"one of {kinds}, not {p.importance!r}"
+    yield p.importance_mode not in ("cap", "mask"), "ppo.importance_mode", f'"cap" or "mask": {p.importance_mode!r}'
+    for key in ("learning_rate", "clip_eps", "value_clip"):
+        yield p[key] <= 0, f"ppo.{key}", f"above 0; it is {p[key]}"
+    yield p.kl_beta < 0, "ppo.kl_beta", f"0 or more; it is {p.kl_beta}"
+
+
+def _check_schedule(config: ConfigDict) -> Faults:
+    t, s = config.train, config.sft
+    yield t.iterations < 0, "train.iterations", f"0 or more; it is {t.iterations}"
+    for section, key in (("train", "checkpoint_every"), ("train", "keep_checkpoints"), ("train", "log_every")):
+        yield config[section][key] < 1, f"{section}.{key}", f"at least 1; it is {config[section][key]}"
+    for key in ("marked_share", "unmarked_right_repairs"):
+        yield not 0 <= s[key] <= 1, f"sft.{key}", f"a share from 0 to 1; it is {s[key]}"
+
+
+_CHECKS = (_check_model, _check_episode, _check_ppo, _check_schedule)
+
+
+def define_flags() -> None:
+    """Defines --config (a file under configs/, `:variant` after it) and --workdir. Overrides are --config.KEY=VALUE."""
+    config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/tiny.py or configs/tiny.py:single_turn.")
+    flags.DEFINE_string("workdir", None, "Folder for metrics, checkpoints, episodes and plots.")
+
+
+def main(fn: Callable[[ConfigDict, Path], None]) -> None:
+    """Runs `fn(config, workdir)` with the command line's configuration; a bad command line is one line and exit 2."""
+    if "config" not in flags.FLAGS:
+        define_flags()
+    app.run(lambda _: fn(flags.FLAGS.config, Path(flags.FLAGS.workdir)), flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    try:
+        _check_override_names(argv)
+        rest = flags.FLAGS(argv)
+        for name in ("config", "workdir"):
+            if not getattr(flags.FLAGS, name):
+                raise ConfigError(f"--{name} is needed, e.g. --config=configs/tiny.py --workdir=runs/x")
+        if len(rest) > 1:
+            raise ConfigError(f"unexpected argument {rest[1]!r}")
+        validate(flags.FLAGS.config)
+    except (ConfigError, flags.Error) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    return rest
+
+
+def _check_override_names(argv: Sequence[str]) -> None:
+    """ml_collections answers a misspelt or misplaced key with a stack trace; this answers in a line."""
+    config, known = None, set[str]()
+    for i, arg in enumerate(argv):
+        if match := re.match(r"--?config(?:=(.*)|$)", arg):
+            config = load(match[1] if match[1] is not None else "".join(argv[i + 1 : i + 2]))
+            known = set(leaf_keys(config))
+        elif match := re.match(r"--?(?:no)?config\.([\w.]+)", arg):
+            if config is None:
+                raise ConfigError(f"{arg} must come after --config=FILE")
+            if match[1] in config and match[1] not in known:
+                raise ConfigError(f"{match[1]!r} is a section; set one of its keys, as --config.{match[1]}.KEY=VALUE")
+            if match[1] not in known:
+                raise ConfigError(f"unknown key {match[1]!r}; did you mean --config.{nearest_key(match[1], config)}?")
