@@ -1,0 +1,55 @@
+# `make demo` and `make test` need nothing but a Python 3.12: each makes .venv and installs into it what it lacks.
+
+SHELL := /bin/sh
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := runs/demo
+FLAGS ?=
+# Bytecode is written when a module is first imported; compiling all of it at installation costs more than it saves.
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
+
+.PHONY: help demo test test-slow lint format warm-start clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+$(BIN)/python:
+	@python=$$(PYTHON="$(PYTHON)" sh scripts/find_python.sh) && echo "making $(VENV) with $$python" && "$$python" -m venv $(VENV)
+
+$(VENV)/.installed: setup.py pyproject.toml | $(BIN)/python
+	@echo "installing rlef_jax into $(VENV)"
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: setup.py pyproject.toml | $(BIN)/python
+	@echo "installing rlef_jax and its development tools into $(VENV)"
+	@$(PIP) -e '.[dev]'
+	@touch $(VENV)/.installed $@
+
+demo: $(VENV)/.installed ## learn MiniContests by RLEF on two cores (15 minutes); replaces runs/demo
+	@rm -rf $(DEMO)
+	@$(BIN)/python -m rlef_jax.train --config=configs/tiny.py --workdir=$(DEMO) $(FLAGS)
+	@echo "table, summary.json, plots and episodes: $(DEMO)"
+
+lint: $(VENV)/.installed-dev ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(VENV)/.installed-dev ## mend what ruff can mend
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+test: lint ## lint, types and the tests (15 minutes at most)
+	@$(BIN)/python -m pytest -q -n 2
+
+test-slow: $(VENV)/.installed-dev ## the tests that take minutes each
+	@$(BIN)/python -m pytest -q -m slow
+
+warm-start: $(VENV)/.installed ## train the shipped warm start anew (90 minutes at most)
+	@$(BIN)/python -m rlef_jax.sft --config=configs/tiny_sft.py --workdir=runs/warm_start $(FLAGS)
+
+clean: ## remove .venv and caches; runs/ stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
