@@ -66,7 +66,8 @@ def param_shapes(cfg: ModelConfig) -> dict[str, Any]:
             "qkv": (n, d, k, r + 2, h),
             "attn_out": (n, k, r, h, d),
             "mlp_norm": (n, d),
-            "gate_up": (n, d, 2, f),
+            "gate": (n, d, f),
+            "up": (n, d, f),
             "down": (n, f, d),
         },
         "final_norm": (d,),
@@ -84,7 +85,8 @@ def init_params(key: jax.Array, cfg: ModelConfig, dtype: Any = jnp.float32) -> P
         "unembed": cfg.d_model,
         "qkv": cfg.d_model,
         "attn_out": cfg.n_heads * cfg.d_head,
-        "gate_up": cfg.d_model,
+        "gate": cfg.d_model,
+        "up": cfg.d_model,
         "down": cfg.d_ff,
     }
     residual = (2 * cfg.n_layers) ** -0.5
@@ -123,6 +125,16 @@ def apply_rope(x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
+def project(x: jax.Array, weights: jax.Array) -> jax.Array:
+    """x [B, T, D] times weights [D, ...] -> [B, T, ...], as one plain matrix product.
+
+    XLA's CPU backend takes up to twice as long over the same product written on the unflattened arrays.
+    """
+    b, t, d = x.shape
+    flat = x.reshape(b * t, d) @ weights.astype(x.dtype).reshape(d, -1)
+    return flat.reshape(b, t, *weights.shape[1:])
+
+
 def block(
     layer: Params, cfg: ModelConfig, x: jax.Array, rope: tuple[jax.Array, jax.Array], attention: Attention
 ) -> jax.Array:
@@ -132,15 +144,14 @@ def block(
     queries (already divided by sqrt(H)) and keys; what else they may look at is the caller's business.
     """
     r = cfg.queries_per_kv
-    normed = rms_norm(x, layer["attn_norm"], cfg.norm_eps)
-    qkv = jnp.einsum("btd,dkgh->btkgh", normed, layer["qkv"].astype(x.dtype))
+    b, t, d = x.shape
+    r = cfg.queries_per_kv
+    qkv = project(rms_norm(x, layer["attn_norm"], cfg.norm_eps), layer["qkv"])
     rotated = apply_rope(qkv[:, :, :, : r + 1], rope)
     attended = attention(rotated[:, :, :, :r] * cfg.d_head**-0.5, rotated[:, :, :, r], qkv[:, :, :, r + 1])
-    x = x + jnp.einsum("btkrh,krhd->btd", attended, layer["attn_out"].astype(x.dtype))
+    x = x + project(attended.reshape(b, t, -1), layer["attn_out"].reshape(-1, d))
     normed = rms_norm(x, layer["mlp_norm"], cfg.norm_eps)
-    gate_up = jnp.einsum("btd,dgf->btgf", normed, layer["gate_up"].astype(x.dtype))
-    hidden = jax.nn.silu(gate_up[:, :, 0]) * gate_up[:, :, 1]
-    return x + jnp.einsum("btf,fd->btd", hidden, layer["down"].astype(x.dtype))
+    return x + project(jax.nn.silu(project(normed, layer["gate"])) * project(normed, layer["up"]), layer["down"])
 
 
 def row_attention(mask: jax.Array) -> Attention:
