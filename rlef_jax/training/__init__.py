@@ -1,0 +1,1 @@
+"""What owns processes, devices and files during a run: rollouts, checkpoints, metrics, progress, saved episodes."""

@@ -1,0 +1,96 @@
+"""Metrics as JSON lines (for programs) and as TensorBoard event files (for people).
+
+`metrics.jsonl` has one object a record: `step`, `time` (seconds since the epoch) and the metrics, nested names joined
+by "/". TensorBoard's files lie beside it in `tensorboard/`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+FILE_NAME = "metrics.jsonl"
+
+
+class MetricsWriter:
+    """Writes records of a run; use as a context manager, or `close()` it.
+
+    A run that resumes at step S gives `start_step=S`: records of steps >= S are dropped first, since they will be
+    written again. A fresh run (0) empties the file.
+    """
+
+    def __init__(self, workdir: Path, *, start_step: int = 0) -> None:
+        workdir.mkdir(parents=True, exist_ok=True)
+        path = workdir / FILE_NAME
+        _keep_before(path, start_step)
+        self._lines = open(path, "a", encoding="utf-8")
+        self._events = EventFileWriter(str(workdir / "tensorboard"))
+        # TensorBoard hides what an earlier process wrote at or past this step.
+        self._add(start_step, time.time(), session_log=SessionLog(status=SessionLog.START))
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Adds one record. Values are numbers, 0-d arrays or nested mappings of them; non-finite ones become null."""
+        now, flat = time.time(), dict(flatten(metrics))
+        finite = {name: value if math.isfinite(value) else None for name, value in flat.items()}
+        self._lines.write(json.dumps({"step": step, "time": now, **finite}, allow_nan=False) + "\n")
+        self._lines.flush()
+        self._add(step, now, summary=Summary(value=[Summary.Value(tag=n, simple_value=v) for n, v in flat.items()]))
+
+    def close(self) -> None:
+        self._lines.close()
+        self._events.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _add(self, step: int, now: float, **what: Any) -> None:
+        self._events.add_event(Event(step=step, wall_time=now, **what))
+
+
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """The records of a run, in order; a last line that was cut off by a kill is left out."""
+    path = workdir / FILE_NAME
+    if not path.exists():
+        raise FileNotFoundError(f"no {FILE_NAME} in {workdir}: is it the --workdir of a run?")
+    return list(_records(path))
+
+
+def flatten(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """(name, value) of all leaves, nested names joined by "/"."""
+    for name, value in metrics.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{name}/")
+        else:
+            yield prefix + name, float(np.asarray(value))
+
+
+def _records(path: Path) -> Iterator[dict[str, Any]]:
+    with open(path, encoding="utf-8") as lines:
+        for line in lines:
+            if line.endswith("\n"):
+                yield json.loads(line)
+
+
+def _keep_before(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    kept = [record for record in _records(path) if record["step"] < step]
+    part = path.with_suffix(".part")
+    part.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+    os.replace(part, path)

@@ -1,0 +1,105 @@
+"""What a person sees while a run goes on: one line an iteration, and on a terminal a bar of the current stage.
+
+Metrics are named as `rlef_jax.ppo.metrics` names them; a name that a record lacks shows as a dash.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from types import TracebackType
+from typing import NamedTuple, Self, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+
+class Column(NamedTuple):
+    """One number of the line: heading, metric, factor applied before printing, format."""
+
+    heading: str
+    metric: str
+    factor: float
+    format: str
+
+
+COLUMNS = (
+    Column("turn 1 %", "solved_turn1", 100, "{:.1f}"),
+    Column("end %", "solved", 100, "{:.1f}"),
+    Column("reward", "reward", 1, "{:+.2f}"),
+    Column("KL ref", "kl_to_ref", 1, "{:.4f}"),
+    Column("mismatch", "mismatch_mean", 1, "{:.1e}"),
+    Column("clip %", "clip_fraction", 100, "{:.1f}"),
+    Column("expl.var", "explained_variance", 1, "{:+.2f}"),
+    Column("tok/s", "tokens_per_s", 1, "{:,.0f}"),
+    Column("seconds", "time/total", 1, "{:.1f}"),
+)
+
+
+def header_line() -> str:
+    """Headings of `iteration_line`'s numbers."""
+    return " ".join(["    step", *(f"{c.heading:>8}" for c in COLUMNS), " time went to"])
+
+
+def iteration_line(step: int, metrics: Mapping[str, float]) -> str:
+    """One iteration's numbers in columns, then the shares of its time, the largest first."""
+    cells = [f"{step:8d}"]
+    for column in COLUMNS:
+        value = metrics.get(column.metric)
+        cells.append(f"{'-' if value is None else column.format.format(column.factor * value):>8}")
+    return " ".join([*cells, "", time_split(metrics)])
+
+
+def time_split(metrics: Mapping[str, float]) -> str:
+    """ "sample 61 % update 30 % ...": shares of `time/total`, down to 1 %."""
+    total = metrics.get("time/total", 0.0)
+    parts = {n.removeprefix("time/"): v for n, v in metrics.items() if n.startswith("time/") and n != "time/total"}
+    if total <= 0:
+        return ""
+    largest_first = sorted(parts.items(), key=lambda item: -item[1])
+    return " ".join(f"{name} {100 * seconds / total:.0f}%" for name, seconds in largest_first if seconds >= total / 100)
+
+
+class ProgressDisplay:
+    """Prints iterations; shows the stage within one as a bar where the stream is a terminal, else not at all."""
+
+    def __init__(self, *, stream: TextIO | None = None, header_every: int = 20) -> None:
+        self._console = Console(file=stream or sys.stdout, highlight=False, soft_wrap=True)
+        self._header_every = header_every
+        self._lines = 0
+        self._task: TaskID | None = None
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def stage(self, name: str, done: int, total: int) -> None:
+        """Moves the bar: `done` of `total` units of the stage `name`."""
+        if self._task is None:
+            self._task = self._bar.add_task(name, total=total)
+        self._bar.update(self._task, description=name, completed=done, total=total)
+
+    def iteration(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Prints an iteration's line, with the headings every now and then."""
+        if self._lines % self._header_every == 0:
+            self.message(header_line())
+        self._lines += 1
+        self.message(iteration_line(step, metrics))
+
+    def message(self, text: str) -> None:
+        """Prints a line above the bar."""
+        self._console.print(text, markup=False)
