@@ -1,0 +1,58 @@
+"""n@k: the probability that one of n programs, selected from k samples by the public tests, is right.
+
+Li et al. (2022), as RLEF uses it (section 3.2, B.1). Of a problem's N samples, P pass the public tests and C of
+those pass all tests. Draw k of the N without replacement; X of them pass the public tests; submit min(n, X) of
+these at random. A submission that fails a public test can't be right, so none is lost by leaving it out. Since a
+random subset of a random subset is one, given X = x the m = min(n, x) submitted are a uniform draw from the P:
+
+    n@k = sum_x  Hypergeometric(x; N, P, k)  *  (1 - binom(P - C, m) / binom(P, m))
+
+That is the exact expectation of the resampling that the paper describes. A sample here is a whole rollout, which
+submits its last program: k responses at t turns each are k // t rollouts, and 1@3 at three turns is one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def n_at_k(samples: int, public: int, correct: int, n: int, k: int) -> float:
+    """The estimate for one problem.
+
+    Args:
+      samples: N, how many were made.
+      public: P, how many of them pass every public test.
+      correct: C, how many of those pass every test.
+      n: how many are submitted.
+      k: how many are drawn.
+
+    Raises:
+      ValueError: the counts don't nest, or k isn't in 1..N.
+    """
+    if not 0 <= correct <= public <= samples:
+        raise ValueError(f"counts must nest: {correct} correct, {public} pass public tests, {samples} samples")
+    if not 1 <= k <= samples or n < 1:
+        raise ValueError(f"{n}@{k} can't be estimated from {samples} samples")
+    total = 0.0
+    for x in range(max(1, k - (samples - public)), min(k, public) + 1):
+        drawn = math.comb(public, x) * math.comb(samples - public, k - x) / math.comb(samples, k)
+        m = min(n, x)
+        total += drawn * (1.0 - math.comb(public - correct, m) / math.comb(public, m))
+    return total
+
+
+def mean_n_at_k(counts: Sequence[tuple[int, int, int]], n: int, k: int) -> float:
+    """Mean over problems; `counts` holds (samples, public, correct) of each."""
+    if not counts:
+        raise ValueError("no problems")
+    return float(np.mean([n_at_k(samples, public, correct, n, k) for samples, public, correct in counts]))
+
+
+def rollouts_for(k: int, turns: int) -> int:
+    """How many rollouts k responses buy at `turns` a rollout: 100 at 3 turns are 33."""
+    if k < turns:
+        raise ValueError(f"{k} responses don't make one rollout of {turns} turns")
+    return k // turns
