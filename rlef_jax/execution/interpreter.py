@@ -1,0 +1,88 @@
+"""Finding a Python that runs. A name on PATH (a pyenv shim, say) proves nothing: an interpreter counts once it ran."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+
+_PROBE = "import sys, resource, select; print(sys.executable); print('%d.%d.%d' % sys.version_info[:3])"
+_PROBE_TIMEOUT_S = 30.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Interpreter:
+    """A Python executable that has run: its path and full version ("3.10.13")."""
+
+    path: str
+    version: str
+
+
+class InterpreterNotFoundError(RuntimeError):
+    """No Python of the required version runs on this machine."""
+
+
+def find_python(version: str = "3.10", required: bool = False) -> Interpreter:
+    """The first interpreter of `version` ("3.10") that runs: on PATH, in pyenv's versions folder, as uv knows it.
+
+    Where there is none, `required` decides: an InterpreterNotFoundError that says what to install, or a warning
+    and the interpreter that runs this process.
+    """
+    found = _search(version)
+    if found is not None:
+        return found
+    hint = f"install it with `uv python install {version}` or `pyenv install {version}`"
+    if required:
+        raise InterpreterNotFoundError(f"no Python {version} runs on this machine: {hint}")
+    fallback = _probe(sys.executable)
+    if fallback is None:
+        raise InterpreterNotFoundError(f"neither Python {version} nor {sys.executable} runs here: {hint}")
+    warnings.warn(
+        f"no Python {version} runs on this machine, programs are judged under Python {fallback.version}: {hint}",
+        stacklevel=2,
+    )
+    return fallback
+
+
+@functools.cache
+def _search(version: str) -> Interpreter | None:
+    for path in _candidates(version):
+        interpreter = _probe(path)
+        if interpreter is not None and interpreter.version.startswith(f"{version}."):
+            return interpreter
+    return None
+
+
+def _candidates(version: str) -> Iterator[str]:
+    name = f"python{version}"
+    for folder in os.get_exec_path():
+        path = os.path.join(folder, name)
+        if os.access(path, os.X_OK):
+            yield path
+    pyenv = pathlib.Path(os.environ.get("PYENV_ROOT") or pathlib.Path.home() / ".pyenv")
+    yield from (str(p) for p in sorted(pyenv.glob(f"versions/{version}*/bin/{name}"), reverse=True))
+    uv = shutil.which("uv")
+    if uv is not None:
+        yield from _output([uv, "python", "find", "--no-project", version])[:1]
+
+
+def _probe(path: str) -> Interpreter | None:
+    lines = _output([path, "-I", "-S", "-B", "-c", _PROBE])
+    return Interpreter(path=lines[0] or path, version=lines[1]) if len(lines) == 2 else None
+
+
+def _output(command: list[str]) -> list[str]:
+    """The lines that a command prints; none if it doesn't run or fails."""
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_PROBE_TIMEOUT_S
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return done.stdout.splitlines() if done.returncode == 0 else []

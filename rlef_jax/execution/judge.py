@@ -1,0 +1,45 @@
+"""Output matching: the rules of the paper's judge (CodeContests; Li et al., 2022), nothing added. Pure."""
+
+from __future__ import annotations
+
+import re
+
+_SEPARATORS = re.compile(r"[ \n\t\r\v]+")  # form feed is not among them
+_ASCII_LOWER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
+_TOLERANCE = 1e-5
+# What `absl::SimpleAtod` accepts, after lower-casing: no hexadecimal, no underscores, no digits outside ASCII.
+_NUMBER = re.compile(
+    r"\f*(?P<value>[+-]?(?:(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:e[+-]?[0-9]+)?|inf(?:inity)?|nan(?:\([a-z0-9_]*\))?))\f*"
+)
+
+
+def outputs_match(expected: str, observed: str) -> bool:
+    """Whether a program's standard output counts as the expected one.
+
+    Both are split on space, newline, tab, carriage return and vertical tab, and lower-cased in ASCII. Equal token
+    lists match. Otherwise the counts must agree, and each pair must be two numbers closer than 1e-5 (absolute, as
+    doubles) or two equal strings. As in the original, `inf` against `inf` fails once any other token differs.
+    """
+    a, b = _tokens(expected), _tokens(observed)
+    if a == b:
+        return True
+    return len(a) == len(b) and all(map(_tokens_match, a, b))
+
+
+def _tokens(text: str) -> list[str]:
+    return [t for t in _SEPARATORS.split(text.translate(_ASCII_LOWER)) if t]
+
+
+def _tokens_match(a: str, b: str) -> bool:
+    x, y = _number(a), _number(b)
+    if x is None or y is None:
+        return a == b
+    return abs(x - y) < _TOLERANCE  # false for nan, hence for inf - inf
+
+
+def _number(token: str) -> float | None:
+    match = _NUMBER.fullmatch(token)
+    if match is None:
+        return None
+    value = match["value"]
+    return float("nan") if "nan" in value else float(value)

@@ -1,0 +1,70 @@
+"""Stack traces as a model reads them: short, and the same whatever Python made them.
+
+No imports and nothing newer than Python 3.8: the worker executes this file's text under the judge's Python, and
+training data is written with the same function in this process.
+"""
+
+FILENAME = "solution.py"
+_EDGE_FRAMES = 3  # of a deep recursion, this many frames are shown at either end
+_MESSAGE_CHARS = 500
+
+
+def format_exception(exc, source):
+    """The text of an uncaught exception of a program compiled under the name `solution.py`.
+
+    Args:
+      exc: the exception, with its traceback; frames outside `solution.py` are left out.
+      source: the program's text, from which the frames' lines are taken.
+
+    Returns:
+      A str without a trailing newline: a syntax error's place and message if the program itself did not compile,
+      else `Traceback (most recent call last):`, two lines per frame, and the exception.
+    """
+    lines = source.splitlines()
+    frames = []
+    tb = exc.__traceback__
+    while tb is not None:
+        code = tb.tb_frame.f_code
+        if code.co_filename == FILENAME:
+            frames.append((tb.tb_lineno, code.co_name))
+        tb = tb.tb_next
+    if not frames and isinstance(exc, SyntaxError):
+        return _format_syntax_error(exc, lines)
+    shown = ["Traceback (most recent call last):"]
+    hidden = len(frames) - 2 * _EDGE_FRAMES
+    for i, (lineno, name) in enumerate(frames):
+        if hidden > 0 and i == _EDGE_FRAMES:
+            shown.append("  ... %d more frames" % hidden)
+        if hidden <= 0 or not _EDGE_FRAMES <= i < len(frames) - _EDGE_FRAMES:
+            shown.append('  File "%s", line %d, in %s' % (FILENAME, lineno, name))
+            shown.extend(_line(lines, lineno))
+    shown.append(_exception_line(exc))
+    return "\n".join(shown)
+
+
+def _format_syntax_error(exc, lines):
+    shown = []
+    if exc.lineno:
+        shown.append('  File "%s", line %d' % (FILENAME, exc.lineno))
+        shown.extend(_line(lines, exc.lineno))
+    shown.append("%s: %s" % (type(exc).__name__, exc.msg))
+    return "\n".join(shown)
+
+
+def _line(lines, lineno):
+    text = lines[lineno - 1].strip() if 0 < lineno <= len(lines) else ""
+    return ["    " + text] if text else []
+
+
+def _exception_line(exc):
+    kind = type(exc)
+    name = kind.__qualname__
+    if kind.__module__ not in ("builtins", "__main__"):
+        name = "%s.%s" % (kind.__module__, name)
+    try:
+        message = str(exc)
+    except Exception:
+        message = "<exception str() failed>"
+    if len(message) > _MESSAGE_CHARS:
+        message = "%s...[%d characters cut]" % (message[:_MESSAGE_CHARS], len(message) - _MESSAGE_CHARS)
+    return "%s: %s" % (name, message) if message else name

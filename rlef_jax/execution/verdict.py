@@ -1,0 +1,89 @@
+"""From a response's program to a Verdict, in the two steps of an episode: public tests, then hidden ones (2.1)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+
+from rlef_jax.execution.pool import ExecutionPool
+from rlef_jax.types import Limits, Problem, Status, TestResult, Verdict
+
+
+def limits_for(problem: Problem, default: Limits, max_wall_s: float | None = None) -> Limits:
+    """The problem's own time (seconds) and memory (bytes) limits, else the default's (A.2).
+
+    `max_wall_s`, if given and not 0, caps the time (ours: small machines).
+    """
+    wall_s = default.wall_s if problem.time_limit_s is None else problem.time_limit_s
+    memory = default.memory_bytes if problem.memory_limit_bytes is None else problem.memory_limit_bytes
+    return dataclasses.replace(default, wall_s=min(wall_s, max_wall_s or wall_s), memory_bytes=memory)
+
+
+def submit_public(pool: ExecutionPool, program: str | None, problem: Problem, limits: Limits) -> Future[Verdict]:
+    """Runs a response's program on all public tests. Without a program the verdict is NO_CODE, at once."""
+    if program is None:
+        return _done(Verdict(Status.NO_CODE))
+
+    def finish(results: tuple[TestResult, ...]) -> Verdict:
+        return Verdict(_status(results), public=results)
+
+    return _then(pool.run(program, problem.public_tests, limits), finish)
+
+
+def submit_hidden(
+    pool: ExecutionPool,
+    program: str | None,
+    problem: Problem,
+    verdict: Verdict,
+    limits: Limits,
+    *,
+    stop_at_first_failure: bool = True,
+) -> Future[Verdict]:
+    """Adds the hidden tests to the public verdict of the response that ended its episode.
+
+    Nothing runs where there is nothing to run (no code, no valid code, a broken judge), nor where a public test
+    has failed already and `stop_at_first_failure` is set.
+    """
+    hopeless = verdict.status in (Status.NO_CODE, Status.SYNTAX_ERROR, Status.INFRA_ERROR)
+    if program is None or hopeless or (stop_at_first_failure and verdict.status is not Status.PASSED):
+        return _done(verdict)
+
+    def finish(results: tuple[TestResult, ...]) -> Verdict:
+        return Verdict(_status((*verdict.public, *results)), public=verdict.public, hidden=results)
+
+    future = pool.run(program, problem.hidden_tests, limits, stop_at_first_failure=stop_at_first_failure)
+    return _then(future, finish)
+
+
+def _status(results: Sequence[TestResult]) -> Status:
+    """INFRA_ERROR if any test says so (the rest may not be trusted to count), else that of the first failure."""
+    statuses = [result.status for result in results]
+    if Status.INFRA_ERROR in statuses:
+        return Status.INFRA_ERROR
+    return next((status for status in statuses if status is not Status.PASSED), Status.PASSED)
+
+
+def _done(verdict: Verdict) -> Future[Verdict]:
+    future: Future[Verdict] = Future()
+    future.set_result(verdict)
+    return future
+
+
+def _then(
+    future: Future[tuple[TestResult, ...]], finish: Callable[[tuple[TestResult, ...]], Verdict]
+) -> Future[Verdict]:
+    """A future of `finish(result)`; exceptions and cancellation pass through."""
+    chained: Future[Verdict] = Future()
+
+    def copy(done: Future[tuple[TestResult, ...]]) -> None:
+        if done.cancelled():
+            chained.cancel()
+            chained.set_running_or_notify_cancel()
+        elif (error := done.exception()) is not None:
+            chained.set_exception(error)
+        else:
+            chained.set_result(finish(done.result()))
+
+    future.add_done_callback(copy)
+    return chained

@@ -1,0 +1,489 @@
+"""The judge's worker: a warm Python process that forks once per test. Runs alone, under the judge's Python (3.8+).
+
+The pool starts it as `python -S -s -B worker.py SCRATCH` with a clean environment (PYTHONHASHSEED fixed, so that the
+order of sets is the same in every worker) and a socket as standard input. It never imports the package and never
+sees an expected output: it runs programs and reports what they did; the pool judges. Everything a program does
+happens in a forked child that leads its own session, holds no descriptor of the worker's, and is killed with all
+its descendants once its test is over.
+
+Messages, big-endian (`REQUEST`, `REPLY` below): a request is its header, the program's text (empty: the one sent
+before), then each test's length and input. Replies come one per test as each ends; a program that doesn't compile
+has a single reply of kind C instead, and kind X says that the worker itself failed.
+"""
+
+import sys
+
+if __name__ == "__main__":
+    sys.path.pop(0)  # this file's folder: programs must not import the judge's modules
+
+import _sitebuiltins
+import _thread
+import atexit
+import builtins
+import ctypes
+import gc
+import marshal
+import os
+import resource
+import select
+import shutil
+import signal
+import struct
+import time
+import zlib
+
+REQUEST = struct.Struct("!IdQQII")  # program bytes, wall_s, memory_bytes, output_bytes, processes, tests
+LENGTH = struct.Struct("!Q")
+REPLY = struct.Struct("!cciddQII")  # kind, report, exit code (< 0: signal), cpu_s, wall_s, rss, stdout, error bytes
+ENDED, TIMED_OUT, TOO_MANY_PROCESSES, NOT_COMPILED, FAILED = b"E", b"T", b"P", b"C", b"X"
+NO_REPORT, EXCEPTION, OUT_OF_MEMORY = b"-", b"E", b"M"
+
+CONTROL_FD = 10  # where the worker moves the pool's socket
+REPORT_FD = 3  # in the child: how the program's own exception is told
+STACK_BYTES = 256 << 20  # deep recursion is common in contest solutions
+THREAD_STACK_BYTES = 8 << 20  # glibc's default would be the whole of the above per thread
+COMPILE_WALL_S = 10.0
+WATCH_S = 0.05  # how often a running program's processes are counted
+STDERR_TAIL_BYTES = 2000
+PRELOADED = (
+    "array bisect collections copy decimal fractions functools heapq io itertools math operator queue random re "
+    "string threading typing"
+).split()
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER, CLONE_NEWPID = 1, 36, 0x20000000
+
+
+class Limits:
+    """What the child of one test may use."""
+
+    def __init__(self, wall_s, memory_bytes, output_bytes, processes):
+        self.wall_s = wall_s
+        self.memory_bytes = memory_bytes
+        self.output_bytes = output_bytes
+        self.processes = processes
+
+
+class Outcome:
+    """What became of one child."""
+
+    def __init__(self, kind, code, usage, wall_s, stdout, stderr, report, started):
+        self.kind = kind
+        self.code = code
+        self.usage = usage
+        self.wall_s = wall_s
+        self.stdout = stdout
+        self.stderr = stderr
+        self.report = report
+        self.started = started
+
+
+class PoolGoneError(Exception):
+    """The other end of the control socket was closed."""
+
+
+class Worker:
+    """One worker's state: where programs run, the last compiled program, and the trace formatter."""
+
+    def __init__(self, scratch, libc, format_exception):
+        self.scratch = scratch
+        self.libc = libc
+        self.format_exception = format_exception
+        self.source = ""
+        self.code = b""
+        self.compile_error = b""
+        self.wakeup = self._wake_on_child()
+
+    @staticmethod
+    def _wake_on_child():
+        """A pipe that becomes readable when a child ends, so that one poll waits for that and for the pool."""
+        reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        return reader
+
+    def serve(self):
+        """Answers requests until the pool closes the socket."""
+        while True:
+            size, wall_s, memory, output, processes, count = REQUEST.unpack(read_exactly(REQUEST.size))
+            program = read_exactly(size)
+            inputs = [read_exactly(LENGTH.unpack(read_exactly(LENGTH.size))[0]) for _ in range(count)]
+            limits = Limits(wall_s, memory + virtual_memory(), output, processes)
+            if program:
+                self.load(program.decode("utf-8", "surrogatepass"), limits)
+            if self.compile_error:
+                reply(NOT_COMPILED, error=self.compile_error)
+                continue
+            for data in inputs:
+                self.test(data, limits)
+
+    def load(self, source, limits):
+        """Compiles a program in a child of its own: hostile source can crash or fill a compiler, too."""
+
+        def body():
+            try:
+                code = compile(source, "solution.py", "exec", dont_inherit=True)
+            except BaseException as exc:
+                os.write(REPORT_FD, self.format_exception(exc, source).encode("utf-8", "backslashreplace"))
+                return 1
+            write_all(REPORT_FD, marshal.dumps(code))
+            return 0
+
+        generous = Limits(COMPILE_WALL_S, limits.memory_bytes, max(limits.output_bytes, 64 << 20), limits.processes)
+        outcome = self.run_child(body, b"", generous)
+        if not outcome.started:
+            raise RuntimeError("the child of the compiler could not be set up")
+        compiled = outcome.kind == ENDED and outcome.code == 0
+        self.source = source
+        self.code = outcome.report if compiled else b""
+        self.compile_error = b"" if compiled else outcome.report or b"SyntaxError: the program could not be compiled"
+
+    def test(self, data, limits):
+        """Runs the loaded program on one input and replies."""
+        outcome = self.run_child(lambda: self.execute(data), data, limits)
+        if not outcome.started:
+            reply(FAILED, error=b"the child could not be set up: " + outcome.stderr)
+            return
+        report, error = outcome.report[:1] or NO_REPORT, outcome.report[1:]
+        if report not in (EXCEPTION, OUT_OF_MEMORY) or outcome.code == 0:
+            report, error = NO_REPORT, outcome.stderr[-STDERR_TAIL_BYTES:]
+        reply(outcome.kind, report, outcome.code, outcome.usage, outcome.wall_s, outcome.stdout, error)
+
+    def execute(self, data):
+        """In the child: the program, as `python solution.py` would run it. Returns the exit code."""
+        main = type(sys)("__main__")
+        main.__dict__.update(__builtins__=builtins, __file__="solution.py")
+        sys.modules["__main__"] = main
+        sys.modules["random"].seed(zlib.crc32(data))  # fresh, yet the same in every worker
+        code = 1
+        try:
+            exec(marshal.loads(self.code), main.__dict__)
+            code = 0
+        except SystemExit as exc:
+            code = exit_code(exc)
+        except MemoryError:
+            write_all(REPORT_FD, OUT_OF_MEMORY + b"MemoryError")
+        except BaseException as exc:
+            text = self.format_exception(exc, self.source)
+            write_all(REPORT_FD, EXCEPTION + text.encode("utf-8", "backslashreplace"))
+        return finish(main, code)
+
+    def run_child(self, body, data, limits):
+        """Forks, runs `body` in the child under the limits, kills whatever is left of it. Returns an Outcome."""
+        files = [scratch_file(name) for name in ("stdin", "stdout", "stderr", "report", "ready")]
+        stdin, stdout, stderr, report, ready = files
+        try:
+            write_all(stdin, data)
+            os.lseek(stdin, 0, os.SEEK_SET)
+            self.empty_scratch()
+            start = time.monotonic()
+            child = os.fork()
+            if child == 0:
+                self.be_child(body, files, limits)
+            kind = self.wait(child, start + limits.wall_s, limits.processes)
+            wall_s = time.monotonic() - start
+            kill_group(child)  # before it is reaped: its id is still its own
+            _, status, usage = os.wait4(child, 0)
+            self.kill_orphans()
+            contents = [read_file(fd, limits.output_bytes + 1) for fd in (stdout, stderr)]
+            code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+            return Outcome(kind, code, usage, wall_s, *contents, read_file(report, 64 << 20), bool(read_file(ready, 1)))
+        finally:
+            for fd in files:
+                os.close(fd)
+
+    def be_child(self, body, files, limits):
+        """In the child: takes the limits and the descriptors, runs `body`, never returns."""
+        code = 1
+        try:
+            stdin, stdout, stderr, report, ready = files
+            signal.set_wakeup_fd(-1)
+            for number in (signal.SIGCHLD, signal.SIGXFSZ):
+                signal.signal(number, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            os.setsid()
+            self.libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            os.chdir(self.scratch)
+            for fd, target in ((stdin, 0), (stdout, 1), (stderr, 2)):
+                os.dup2(fd, target)
+            ready = os.dup2(ready, CONTROL_FD, inheritable=False)  # the pool's socket goes here
+            os.dup2(report, REPORT_FD, inheritable=False)
+            os.closerange(REPORT_FD + 1, CONTROL_FD)
+            os.closerange(CONTROL_FD + 1, 256)
+            set_limits(limits)
+            open_streams()
+            os.write(ready, b"1")
+            os.close(ready)
+            code = body()
+        except BaseException as exc:
+            try:
+                os.write(2, repr(exc).encode("utf-8", "backslashreplace"))
+            finally:
+                os._exit(1)
+        os._exit(code)
+
+    def wait(self, child, deadline, processes):
+        """Until the child ends by itself (not reaped), or has to be killed: says which."""
+        while True:
+            if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+                return ENDED
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return TIMED_OUT
+            self.doze(min(left, WATCH_S))
+            if count_descendants(processes) > processes:
+                return TOO_MANY_PROCESSES
+
+    def doze(self, seconds):
+        """Sleeps until a child ends, the pool goes away (PoolGoneError) or the time is over."""
+        poll = select.poll()
+        poll.register(self.wakeup, select.POLLIN)
+        poll.register(CONTROL_FD, select.POLLIN)
+        for fd, _ in poll.poll(max(1, int(seconds * 1000 + 1))):
+            if fd == CONTROL_FD:  # between a request and its last reply the pool has nothing to say
+                raise PoolGoneError
+            os.read(self.wakeup, 4096)
+
+    def kill_orphans(self):
+        """Kills and reaps every process that a program left behind; they become this process's children."""
+        give_up = time.monotonic() + 2.0
+        while True:
+            try:
+                if os.waitpid(-1, os.WNOHANG)[0] != 0:
+                    continue
+            except ChildProcessError:
+                return
+            if time.monotonic() > give_up:
+                raise RuntimeError("a program's processes could not be killed")
+            self.kill_all()
+            time.sleep(0.001)
+
+    def kill_all(self):
+        """SIGKILL to all descendants."""
+        if os.getpid() == 1:  # init of a process namespace: the others in it are all ours
+            targets = [-1]
+        else:
+            targets = children("/proc/thread-self")
+        for pid in targets:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+
+    def empty_scratch(self):
+        """The working directory of the next test: there, ours, and empty."""
+        if os.path.islink(self.scratch):
+            os.unlink(self.scratch)
+        try:
+            if not os.listdir(self.scratch):
+                return
+            os.chmod(self.scratch, 0o700)
+            shutil.rmtree(self.scratch)
+        except FileNotFoundError:
+            pass
+        os.mkdir(self.scratch, 0o700)
+
+
+def exit_code(exc):
+    """What `sys.exit(...)` means, as CPython has it."""
+    if exc.code is None:
+        return 0
+    if isinstance(exc.code, int):
+        return exc.code & 0xFF
+    print(exc.code, file=sys.stderr)
+    return 1
+
+
+def finish(main, code):
+    """The part of the interpreter's end that programs rely on: threads joined, exit functions, buffers flushed."""
+    try:
+        sys.modules["threading"]._shutdown()
+        atexit._run_exitfuncs()
+        streams = [sys.stdout, sys.__stdout__, sys.stderr]
+        main.__dict__.clear()  # files that the program opened on descriptor 1 are flushed when they go
+        gc.collect()
+        for stream in streams:
+            if stream is not None and not getattr(stream, "closed", False):
+                stream.flush()
+    except MemoryError:
+        write_all(REPORT_FD, OUT_OF_MEMORY + b"MemoryError")
+        return 1
+    except BaseException:
+        return 120  # CPython's code for a failed flush
+    return code
+
+
+def set_limits(limits):
+    """Resource limits of the child. The wall clock is the worker's; CPU time is only a second line behind it."""
+    seconds = int(limits.wall_s) + 2
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    if hard == resource.RLIM_INFINITY or hard > seconds:
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+    for name, value in (
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_FSIZE, limits.output_bytes + 1),
+        (resource.RLIMIT_AS, limits.memory_bytes),
+    ):
+        hard = resource.getrlimit(name)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(name, (value, value))
+
+
+def open_streams():
+    """Fresh standard streams on descriptors 0-2, made as the interpreter makes them."""
+    for fd, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        errors = "backslashreplace" if name == "stderr" else "surrogateescape"
+        stream = open(fd, mode, encoding="utf-8", errors=errors, closefd=False)
+        stream.buffer.raw.name = "<%s>" % name
+        setattr(sys, name, stream)
+        setattr(sys, "__%s__" % name, stream)
+    sys.argv[:] = ["solution.py"]
+
+
+def count_descendants(enough):
+    """How many processes descend from this one (stops counting beyond `enough`)."""
+    todo, seen = list(children("/proc/thread-self")), 0
+    while todo and seen <= enough:
+        seen += 1
+        task = "/proc/%d/task" % todo.pop()
+        try:
+            for thread in os.listdir(task):
+                todo.extend(children("%s/%s" % (task, thread)))
+        except OSError:  # it has ended meanwhile
+            continue
+    return seen
+
+
+def children(task):
+    """Process ids of the children of a /proc task folder; none where the kernel doesn't tell."""
+    try:
+        with open(task + "/children") as f:
+            return [int(pid) for pid in f.read().split()]
+    except OSError:
+        return []
+
+
+def kill_group(child):
+    """SIGKILL to the child and its process group."""
+    for kill in (os.kill, os.killpg):
+        try:
+            kill(child, signal.SIGKILL)
+        except OSError:  # no group yet (killed before its setsid)
+            pass
+
+
+def virtual_memory():
+    """Bytes of address space this process has: the interpreter's share of RLIMIT_AS, on top of the program's."""
+    with open("/proc/self/statm") as f:
+        return int(f.read().split()[0]) * resource.getpagesize()
+
+
+def scratch_file(name):
+    """A file without a name in any folder. Programs may fstat their standard input: a pipe would not do."""
+    return os.memfd_create(name)
+
+
+def read_file(fd, limit):
+    """The first `limit` bytes of a file, whatever its offset."""
+    parts, at = [], 0
+    while at < limit:
+        part = os.pread(fd, min(limit - at, 1 << 20), at)
+        if not part:
+            break
+        parts.append(part)
+        at += len(part)
+    return b"".join(parts)
+
+
+def write_all(fd, data):
+    """Writes every byte of `data`."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def read_exactly(count):
+    """`count` bytes from the pool. PoolGoneError at the end of the stream."""
+    parts = []
+    while count:
+        part = os.read(CONTROL_FD, min(count, 1 << 20))
+        if not part:
+            raise PoolGoneError
+        parts.append(part)
+        count -= len(part)
+    return b"".join(parts)
+
+
+def reply(kind, report=NO_REPORT, code=0, usage=None, wall_s=0.0, stdout=b"", error=b""):
+    """Sends one reply to the pool."""
+    cpu_s = usage.ru_utime + usage.ru_stime if usage else 0.0
+    rss = usage.ru_maxrss * 1024 if usage else 0
+    header = REPLY.pack(kind, report, code, cpu_s, wall_s, rss, len(stdout), len(error))
+    write_all(CONTROL_FD, header + stdout + error)
+
+
+def raise_stack_limit():
+    """Starts this process anew under a larger stack limit: the kernel lays memory out by it at exec."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    wanted = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_STACK, (wanted, hard))
+        if resource.getrlimit(resource.RLIMIT_STACK)[0] == wanted:
+            os.execv(sys.executable, [sys.executable, "-S", "-s", "-B", *sys.argv])
+
+
+def enter_namespace(libc):
+    """Where the system allows it, goes on as process 1 of a process namespace; else stays as it is.
+
+    Inside, a program can signal neither the worker nor anything outside, and nothing of it outlives the worker.
+    The outer process only waits: killing it kills the inner one, and with it the namespace.
+    """
+    if libc.unshare(CLONE_NEWPID) != 0:
+        libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
+        return
+    inner = os.fork()
+    if inner:
+        os.close(CONTROL_FD)
+        _, status = os.waitpid(inner, 0)
+        os._exit(1 if status else 0)
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    os.setsid()
+
+
+def load_formatter():
+    """`format_exception` of the file beside this one, without importing its package."""
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "traceback_text.py")
+    names = {"__name__": "traceback_text"}
+    with open(path) as f:
+        exec(compile(f.read(), path, "exec"), names)
+    return names["format_exception"]
+
+
+def main():
+    raise_stack_limit()
+    scratch = sys.argv[1]
+    libc = ctypes.CDLL(None, use_errno=True)
+    os.dup2(0, CONTROL_FD, inheritable=False)
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1):
+        os.dup2(null, fd)
+    enter_namespace(libc)
+    for name in PRELOADED:
+        __import__(name)
+    _thread.stack_size(THREAD_STACK_BYTES)
+    builtins.exit = _sitebuiltins.Quitter("exit", "Ctrl-D (i.e. EOF)")  # site is not loaded
+    builtins.quit = _sitebuiltins.Quitter("quit", "Ctrl-D (i.e. EOF)")
+    worker = Worker(scratch, libc, load_formatter())
+    gc.collect()
+    gc.freeze()  # what is here now is no garbage of any program's
+    try:
+        worker.serve()
+    except PoolGoneError:
+        pass
+    except Exception as exc:
+        reply(FAILED, error=repr(exc).encode("utf-8", "backslashreplace"))
+    finally:
+        worker.kill_all()
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
