@@ -65,17 +65,12 @@ def end_by_infra(episode: Episode) -> Episode:
     return dataclasses.replace(episode, end="infra")
 
 
-def needs_hidden(episode: Episode, *, stop_at_first_failure: bool) -> bool:
-    """Whether the last program must still run on the hidden tests.
-
-    One that failed a public test has failed; its hidden results are wanted only where all failures are.
-    """
-    if not episode.end or episode.end == "infra":
-        return False
-    verdict = _last_verdict(episode)
-    if verdict.status is Status.NO_CODE:
-        return False
-    return verdict.public_passed or not stop_at_first_failure
+def last_verdict(episode: Episode) -> Verdict:
+    """The verdict on the latest response. Raises ValueError where there is none."""
+    verdict = episode.turns[-1].verdict if episode.turns else None
+    if verdict is None:
+        raise ValueError(f"{_name(episode)} has no judged response")
+    return verdict
 
 
 def judge_last(episode: Episode, verdict: Verdict) -> Episode:
@@ -85,12 +80,6 @@ def judge_last(episode: Episode, verdict: Verdict) -> Episode:
     last = dataclasses.replace(episode.turns[-1], verdict=verdict)
     end = "infra" if verdict.status is Status.INFRA_ERROR else episode.end
     return dataclasses.replace(episode, turns=(*episode.turns[:-1], last), end=end)
-
-
-def _last_verdict(episode: Episode) -> Verdict:
-    verdict = episode.turns[-1].verdict
-    assert verdict is not None  # step lets no other in
-    return verdict
 
 
 def _must_go_on(episode: Episode) -> None:

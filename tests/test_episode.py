@@ -71,20 +71,6 @@ def test_room_counts_every_token():
         machine.end_by_context(new())
 
 
-def test_who_is_judged_on_hidden_tests():
-    def needs(episode, stop=True):
-        return machine.needs_hidden(episode, stop_at_first_failure=stop)
-
-    assert needs(played(turn(PASS)))
-    assert not needs(played(turn(FAIL)))  # it goes on
-    assert not needs(played(turn(FAIL), max_turns=1))  # it has failed already
-    assert needs(played(turn(FAIL), max_turns=1), stop=False)
-    assert needs(played(turn(PASS), max_turns=1, stop_on_pass=False))
-    assert not needs(played(turn(status=Status.NO_CODE), max_turns=1), stop=False)
-    infra = played(turn(PASS), turn(PASS, status=Status.INFRA_ERROR), stop_on_pass=False)
-    assert not needs(infra, stop=False)
-
-
 def test_hidden_results_decide():
     over = played(turn(FAIL), turn(PASS))
     assert not over.solved  # not judged on hidden tests yet
@@ -93,5 +79,7 @@ def test_hidden_results_decide():
     assert not machine.judge_last(over, Verdict(Status.WRONG_ANSWER, (PASS,), (PASS, FAIL))).solved
     broken = machine.judge_last(over, Verdict(Status.INFRA_ERROR, (PASS,), (TestResult(Status.INFRA_ERROR),)))
     assert broken.end == "infra" and not broken.solved
+    with pytest.raises(ValueError, match="no judged response"):
+        machine.last_verdict(new())
     with pytest.raises(ValueError, match="goes on"):
         machine.judge_last(played(turn(FAIL)), Verdict(Status.PASSED, (PASS,), (PASS,)))

@@ -208,11 +208,11 @@ class _Driver:
                 judged = dataclasses.replace(turn, verdict=self.meter.wait(public[row]))
                 episodes[row] = self._step(episodes[row], judged)
             prompts = self._next_prompts(episodes)
-            for row in turns:
-                if machine.needs_hidden(
-                    episodes[row], stop_at_first_failure=self.settings.stop_hidden_at_first_failure
-                ):
-                    hidden[row] = self._submit_hidden(programs[row], episodes[row])
+            hidden |= {
+                row: self._submit_hidden(programs[row], episodes[row])
+                for row in turns
+                if episodes[row].end not in ("", "infra")
+            }
             self.meter.count_ended(sum(bool(episodes[row].end) for row in turns))
         yield
         for row, future in hidden.items():
@@ -269,12 +269,8 @@ class _Driver:
         if self.random_feedback is not None:
             with self.meter.waiting():
                 return self.random_feedback.messages(episodes, **cuts)
-        messages: list[str | None] = []
-        for episode in episodes:
-            verdict = episode.turns[-1].verdict
-            assert verdict is not None  # only judged turns enter an episode here
-            messages.append(feedback_message(episode.problem, verdict, kind=self.settings.feedback, **cuts))
-        return messages
+        kind = self.settings.feedback
+        return [feedback_message(e.problem, machine.last_verdict(e), kind=kind, **cuts) for e in episodes]
 
     def _room(self, episode: Episode, prompt: Sequence[int]) -> int:
         return machine.room(episode, len(prompt), self.settings.context)
@@ -290,7 +286,7 @@ class _Driver:
             self.pool,
             program,
             episode.problem,
-            episode.turns[-1].verdict,
+            machine.last_verdict(episode),
             self._limits(episode.problem),
             stop_at_first_failure=self.settings.stop_hidden_at_first_failure,
         )
