@@ -155,7 +155,8 @@ def _time_split(axis: Axes, records: Sequence[Record]) -> None:
         colour = GREY if name == "other" else colours[i % len(colours)]
         axis.bar(steps, seconds, bottom=bottom, width=1.0, color=colour, label=name)
         bottom = bottom + seconds
-    axis.legend(frameon=False, fontsize=8, reverse=True)
+    axis.set_ylim(top=1.35 * bottom.max())  # room for the legend above the bars
+    axis.legend(frameon=False, fontsize=8, reverse=True, ncols=2, loc="upper left")
 
 
 def series(records: Sequence[Record], name: str) -> tuple[list[int], list[float]]:
@@ -169,6 +170,7 @@ def _frame(axis: Axes, title: str) -> None:
     axis.set_xlabel("iteration")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(alpha=0.25)
+    axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
 
 
