@@ -1,0 +1,113 @@
+"""Numbers that people watch during training. Pure functions over NumPy TokenBatches and over episodes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from jax.typing import ArrayLike
+
+from rlef_jax.ppo.returns import turn_means
+from rlef_jax.reward import counts, turn_rewards
+from rlef_jax.types import Episode, Status, TokenBatch
+
+
+def explained_variance(returns: np.ndarray, values: np.ndarray, mask: np.ndarray) -> float:
+    """1 - Var(G - V) / Var(G) over the entries whose mask is 1; 0 where the returns don't vary."""
+    keep = np.asarray(mask, bool)
+    target, error = np.asarray(returns, np.float64)[keep], np.asarray(returns - values, np.float64)[keep]
+    variance = float(target.var()) if target.size else 0.0
+    return 1.0 - float(error.var()) / variance if variance > 1e-12 else 0.0
+
+
+def iteration_metrics(batches: Sequence[TokenBatch]) -> dict[str, float]:
+    """Metrics of an iteration's filled batches; rows of weight 0 don't enter.
+
+    Returns:
+      kl_to_ref: mean over turns of mean_j(log pi_old - log rho), the penalty's own measure.
+      kl_to_ref_token: the same, mean over tokens.
+      mismatch_mean, mismatch_max: |log pi_b - log pi_old| over tokens: sampler against trainer. Off-policy samples
+        and a sampling temperature other than 1 enter too.
+      explained_variance: of the returns by the old values.
+      entropy: estimated by the mean of -log pi_old over sampled tokens.
+      return_mean, advantage_std (before normalization), reward_mean (r_t summed over an episode).
+      action_tokens, turns, rows (that count) and padding_share (of all token slots).
+    """
+    if not batches:
+        return {}
+    token_mask = _flat([np.asarray(b.action_mask) * np.asarray(b.weight)[:, None] for b in batches]) > 0
+    turn_mask = _flat([np.asarray(b.turn_mask) * np.asarray(b.weight)[:, None] for b in batches]) > 0
+    old, ref = _flat([b.old_logp for b in batches])[token_mask], _flat([b.ref_logp for b in batches])[token_mask]
+    gap = np.abs(_flat([b.behavior_logp for b in batches])[token_mask] - old)
+    returns, values = _flat([b.returns for b in batches]), _flat([b.old_values for b in batches])
+    kl = [turn_means(b.old_logp - b.ref_logp, b.action_mask, b.turn_index, b.turn_mask.shape[1]) for b in batches]
+    weights = np.concatenate([b.weight for b in batches])
+    rewards = np.concatenate([(b.turn_rewards * b.turn_mask).sum(1) for b in batches])
+    used = float(sum((b.segment_ids > 0).sum() for b in batches))
+    return {
+        "kl_to_ref": _mean(_flat(kl)[turn_mask]),
+        "kl_to_ref_token": _mean(old - ref),
+        "mismatch_mean": _mean(gap),
+        "mismatch_max": float(gap.max()) if gap.size else 0.0,
+        "explained_variance": explained_variance(returns, values, turn_mask),
+        "entropy": _mean(-old),
+        "return_mean": _mean(returns[turn_mask]),
+        "advantage_std": float((returns - values)[turn_mask].std()) if turn_mask.any() else 0.0,
+        "reward_mean": _mean(rewards[weights > 0]),
+        "action_tokens": float(token_mask.sum()),
+        "turns": float(turn_mask.sum()),
+        "rows": float((weights > 0).sum()),
+        "padding_share": 1.0 - used / float(sum(b.tokens.size for b in batches)),
+    }
+
+
+def episode_metrics(episodes: Sequence[Episode], *, invalid_penalty: float = -0.2) -> dict[str, float]:
+    """Metrics of finished episodes, from their verdicts alone; episodes that the judge broke are only counted.
+
+    Returns:
+      solved_turn1, solved: share of episodes whose first / last response passed all tests.
+      reward: mean over episodes of the sum of r_t.
+      turns, response_tokens (per response), episode_tokens: means. cut_share: responses that ended by length.
+      valid_share: responses with code that parses.
+      infra_episodes: how many episodes have weight zero.
+      turnK/STATUS for each turn K and status met there: share of the episodes that reached turn K.
+    """
+    good = [e for e in episodes if counts(e)]
+    turns = [turn for e in good for turn in e.turns]
+    verdicts = [t.verdict for t in turns if t.verdict is not None]
+    metrics = {
+        "solved_turn1": _mean([bool(e.turns[0].verdict and e.turns[0].verdict.passed) for e in good]),
+        "solved": _mean([e.solved for e in good]),
+        "reward": _mean([sum(turn_rewards(e, invalid_penalty=invalid_penalty)) for e in good]),
+        "turns": _mean([len(e.turns) for e in good]),
+        "response_tokens": _mean([len(t.response_ids) for t in turns]),
+        "episode_tokens": _mean([len(e.token_ids) for e in good]),
+        "cut_share": _mean([t.finish_reason == "length" for t in turns]),
+        "valid_share": _mean([v.valid for v in verdicts]),
+        "infra_episodes": float(len(episodes) - len(good)),
+    }
+    for number, shares in enumerate(error_kinds(good), start=1):
+        metrics.update({f"turn{number}/{status.value}": share for status, share in shares.items()})
+    return metrics
+
+
+def error_kinds(episodes: Sequence[Episode]) -> list[dict[Status, float]]:
+    """For each turn, the share of each status among the episodes that reached it, in the order of `Status`."""
+    tallies: list[Counter[Status]] = []
+    for episode in episodes:
+        for number, turn in enumerate(episode.turns):
+            if number == len(tallies):
+                tallies.append(Counter())
+            if turn.verdict is not None:
+                tallies[number][turn.verdict.status] += 1
+    return [{s: tally[s] / tally.total() for s in Status if tally[s]} for tally in tallies]
+
+
+def _flat(arrays: Sequence[ArrayLike]) -> np.ndarray:
+    return np.concatenate([np.asarray(a, np.float64).ravel() for a in arrays])
+
+
+def _mean(numbers: Sequence[float] | np.ndarray) -> float:
+    """The mean, 0 for nothing."""
+    return float(np.mean(numbers)) if len(numbers) else 0.0

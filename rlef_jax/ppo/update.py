@@ -1,0 +1,302 @@
+"""The PPO update over a mesh: scoring, one objective, accumulated gradients with global denominators.
+
+An iteration: `split_updates` -> `pack` (each part) -> `prepare_iteration` (all parts) -> `Learner.update` (each part).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from rlef_jax.model.sharding import make_mesh, param_shardings
+from rlef_jax.model.transformer import ModelConfig, Params, forward, token_logp
+from rlef_jax.model.value import values as read_values
+from rlef_jax.ppo import returns as turn_returns
+from rlef_jax.ppo.losses import LossSettings, policy_loss, value_loss
+from rlef_jax.ppo.metrics import iteration_metrics
+from rlef_jax.ppo.train_state import TrainState, init_state, make_optimizer
+from rlef_jax.types import Episode, TokenBatch
+
+__all__ = ["Learner", "TrainState", "init_state", "make_optimizer", "prepare_iteration", "split_updates"]
+
+ROWS = PartitionSpec(("data", "fsdp"))
+"""Rows of a batch are divided over every axis that holds different data."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ForwardSettings:
+    """How the trainer runs the model: `forward`'s keyword arguments."""
+
+    compute_dtype: Any = jnp.float32
+    remat: bool = False
+    unroll: bool = True
+
+
+def log_probs_and_values(
+    params: dict[str, Any], cfg: ModelConfig, batch: TokenBatch, how: ForwardSettings
+) -> tuple[jax.Array, jax.Array]:
+    """Token log-probabilities [B, T] of the policy and turn values [B, N] of the critic, both float32."""
+    hidden = _hidden(params["policy"], cfg, batch, how)
+    logp = token_logp(params["policy"], cfg, hidden, batch.tokens)
+    critic = params["critic"]
+    seen = _hidden(critic["trunk"], cfg, batch, how) if "trunk" in critic else hidden
+    return logp, read_values(critic["head"], seen, batch.turn_positions)
+
+
+def _hidden(params: Params, cfg: ModelConfig, batch: TokenBatch, how: ForwardSettings) -> jax.Array:
+    return forward(params, cfg, batch.tokens, batch.positions, batch.segment_ids, **dataclasses.asdict(how))
+
+
+def objective(
+    params: dict[str, Any],
+    batch: TokenBatch,
+    denominators: dict[str, jax.Array],
+    cfg: ModelConfig,
+    loss: LossSettings,
+    how: ForwardSettings,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """A micro-batch's share of the update's loss, and the sums that make up its metrics.
+
+    Args:
+      params: `TrainState.params`.
+      batch: filled by `prepare_iteration`.
+      denominators: {"tokens", "turns"}: action tokens and turns of the *whole update*, float scalars. With them the
+        shares of any split into micro-batches add up to the same loss and gradients.
+      cfg, loss, how: the model's sizes, the loss constants and how to run the model.
+    """
+    logp, values = log_probs_and_values(params, cfg, batch, how)
+    token_mask, turn_mask = batch.action_mask * batch.weight[:, None], batch.turn_mask * batch.weight[:, None]
+    policy, token_sums = policy_loss(logp, batch.old_logp, batch.behavior_logp, batch.advantages, token_mask, loss)
+    value, turn_sums = value_loss(values, batch.old_values, batch.returns, turn_mask, loss)
+    total = policy / denominators["tokens"] + loss.value_coef * value / denominators["turns"]
+    return total, {"policy": policy, "value": value, "loss": total, **token_sums, **turn_sums}
+
+
+def count_denominators(microbatches: Sequence[TokenBatch]) -> dict[str, np.float32]:
+    """Action tokens and turns of an update over all of its micro-batches, rows of weight 0 left out; at least 1."""
+    tokens = sum(float((np.asarray(b.action_mask).sum(1) * np.asarray(b.weight)).sum()) for b in microbatches)
+    turns = sum(float((np.asarray(b.turn_mask).sum(1) * np.asarray(b.weight)).sum()) for b in microbatches)
+    return {"tokens": np.float32(max(tokens, 1.0)), "turns": np.float32(max(turns, 1.0))}
+
+
+class Learner:
+    """The jitted functions of one training run. It owns compiled code and shardings, no weights.
+
+    Parameters lie on the mesh by the model's sharding rules, rows of a batch over its `data` and `fsdp` axes, so
+    `rows` of a batch must be a multiple of their product.
+    """
+
+    def __init__(
+        self,
+        model_cfg: ModelConfig,
+        optimizer: optax.GradientTransformation,
+        *,
+        loss: LossSettings | None = None,
+        separate_critic: bool = True,
+        mesh: Mesh | None = None,
+        how: ForwardSettings | None = None,
+    ) -> None:
+        self.model_cfg, self.optimizer, self.separate_critic = model_cfg, optimizer, separate_critic
+        self.loss, self.how = loss or LossSettings(), how or ForwardSettings()
+        self.mesh = mesh if mesh is not None else make_mesh()
+        self.replicated = NamedSharding(self.mesh, PartitionSpec())
+        self.rows = NamedSharding(self.mesh, ROWS)
+        self.policy_shardings = param_shardings(self.mesh, model_cfg)
+        critic: dict[str, Any] = {"head": {"w": self.replicated, "b": self.replicated}}
+        if separate_critic:
+            critic["trunk"] = self.policy_shardings
+        self.param_shardings = {"policy": self.policy_shardings, "critic": critic}
+        self._compile()
+
+    def _compile(self) -> None:
+        one, rows, params = self.replicated, self.rows, self.param_shardings
+        self._score = jax.jit(self._score_fn, in_shardings=(params, rows), out_shardings=(rows, rows))
+        self._ref = jax.jit(self._ref_fn, in_shardings=(self.policy_shardings, rows), out_shardings=rows)
+        self._zeros = jax.jit(lambda p: jax.tree.map(jnp.zeros_like, p), in_shardings=(params,), out_shardings=params)
+        self._accumulate = jax.jit(
+            self._accumulate_fn,
+            in_shardings=(params, params, one, rows, one),
+            out_shardings=(params, one),
+            donate_argnums=(1, 2),
+        )
+        self._apply: Any = None  # compiled once the optimizer state's structure is known
+
+    def init(self, key: jax.Array, policy_params: Params) -> TrainState:
+        """A new TrainState on the mesh from a copy of `policy_params`; `key` draws the value head."""
+        state = init_state(key, policy_params, self.model_cfg, self.separate_critic, self.optimizer)
+        return jax.device_put(state, self.state_shardings(state))
+
+    def state_shardings(self, state: TrainState) -> Any:
+        """A TrainState of shardings: the optimizer's moments lie where their parameters do, the rest everywhere."""
+        moments = optax.tree_map_params(
+            self.optimizer,
+            lambda _, sharding: sharding,
+            state.opt_state,
+            self.param_shardings,
+            transform_non_params=lambda _: self.replicated,
+        )
+        return state.replace(params=self.param_shardings, opt_state=moments, step=self.replicated)  # type: ignore[attr-defined]
+
+    def place_policy(self, policy_params: Params) -> Params:
+        """A copy of policy-shaped weights on the mesh, to serve as the reference policy."""
+        return jax.device_put(jax.tree.map(jnp.copy, policy_params), self.policy_shardings)
+
+    def score(self, params: dict[str, Any], batch: TokenBatch) -> tuple[jax.Array, jax.Array]:
+        """(log-probabilities [B, T], 0 on tokens that weren't sampled; values [B, N]) under `TrainState.params`."""
+        return self._score(params, jax.device_put(batch, self.rows))
+
+    def ref_logp(self, ref_params: Params, batch: TokenBatch) -> jax.Array:
+        """Log-probabilities [B, T] under a reference policy, 0 on tokens that weren't sampled."""
+        return self._ref(ref_params, jax.device_put(batch, self.rows))
+
+    def update(self, state: TrainState, microbatches: Sequence[TokenBatch]) -> tuple[TrainState, dict[str, float]]:
+        """One optimizer step on the mean loss over all micro-batches. `state` is donated: use the one returned.
+
+        Args:
+          state: on the mesh (from `init`).
+          microbatches: NumPy TokenBatches filled by `prepare_iteration`, of any mix of lengths.
+
+        Returns:
+          (the next state, metrics: loss, policy_loss, value_loss, clip_fraction, approx_kl, ratio_mean,
+          truncated_share, value_clip_fraction, grad_norm, action_tokens, turns).
+        """
+        grads, sums, counts = self._accumulated(state.params, microbatches)
+        if self._apply is None:
+            where = self.state_shardings(state)
+            self._apply = jax.jit(
+                self._apply_fn,
+                in_shardings=(where, self.param_shardings),
+                out_shardings=(where, self.replicated),
+                donate_argnums=(0,),
+            )
+        state, grad_norm = self._apply(state, grads)
+        return state, _readable(jax.device_get(sums), float(jax.device_get(grad_norm)), counts)
+
+    def gradients(self, params: dict[str, Any], microbatches: Sequence[TokenBatch]) -> dict[str, Any]:
+        """The gradients that `update` would hand to the optimizer."""
+        return self._accumulated(params, microbatches)[0]
+
+    def _accumulated(
+        self, params: dict[str, Any], microbatches: Sequence[TokenBatch]
+    ) -> tuple[dict[str, Any], dict[str, jax.Array], dict[str, np.float32]]:
+        """Gradients and metric sums added up over the micro-batches, and the update's denominators."""
+        counts = count_denominators(microbatches)
+        on_mesh = jax.device_put(counts, self.replicated)
+        grads = self._zeros(params)
+        sums = jax.device_put({name: np.float32(0.0) for name in _SUMS}, self.replicated)
+        for batch in microbatches:
+            grads, sums = self._accumulate(params, grads, sums, jax.device_put(batch, self.rows), on_mesh)
+        return grads, sums, counts
+
+    def _score_fn(self, params: dict[str, Any], batch: TokenBatch) -> tuple[jax.Array, jax.Array]:
+        logp, values = log_probs_and_values(params, self.model_cfg, batch, self.how)
+        return jnp.where(batch.action_mask > 0, logp, 0.0), values
+
+    def _ref_fn(self, ref_params: Params, batch: TokenBatch) -> jax.Array:
+        hidden = _hidden(ref_params, self.model_cfg, batch, self.how)
+        return jnp.where(batch.action_mask > 0, token_logp(ref_params, self.model_cfg, hidden, batch.tokens), 0.0)
+
+    def _accumulate_fn(
+        self, params: Any, grads: Any, sums: Any, batch: TokenBatch, denominators: Any
+    ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+        derivative = jax.grad(objective, has_aux=True)
+        more, new = derivative(params, batch, denominators, self.model_cfg, self.loss, self.how)
+        return jax.tree.map(jnp.add, grads, more), {name: sums[name] + new[name] for name in _SUMS}
+
+    def _apply_fn(self, state: TrainState, grads: Any) -> tuple[TrainState, jax.Array]:
+        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(params, opt_state, state.step + 1), optax.global_norm(grads)
+
+
+_SUMS = (
+    "policy", "value", "loss", "clipped", "approx_kl", "ratio", "truncated", "value_clipped", "value_error",
+)  # fmt: skip
+
+
+def _readable(sums: dict[str, Any], grad_norm: float, counts: dict[str, np.float32]) -> dict[str, float]:
+    """Sums over the update -> the metrics that people read."""
+    tokens, turns = float(counts["tokens"]), float(counts["turns"])
+    return {
+        "loss": float(sums["loss"]),
+        "policy_loss": float(sums["policy"]) / tokens,
+        "value_loss": float(sums["value"]) / turns,
+        "clip_fraction": float(sums["clipped"]) / tokens,
+        "approx_kl": float(sums["approx_kl"]) / tokens,
+        "ratio_mean": float(sums["ratio"]) / tokens,
+        "truncated_share": float(sums["truncated"]) / tokens,
+        "value_clip_fraction": float(sums["value_clipped"]) / turns,
+        "value_mse": float(sums["value_error"]) / turns,
+        "grad_norm": grad_norm,
+        "action_tokens": tokens,
+        "turns": turns,
+    }
+
+
+def split_updates(episodes: Sequence[Episode], updates: int, *, seed: int, step: int) -> list[list[Episode]]:
+    """Deal an iteration's episodes into `updates` disjoint parts of one size, at random by (seed, step).
+
+    Raises:
+      ValueError: the number of episodes isn't a multiple of `updates`.
+    """
+    if len(episodes) % updates:
+        raise ValueError(f"{len(episodes)} rollouts can't be split into {updates} updates of one size")
+    order = np.random.default_rng([seed, step]).permutation(len(episodes))
+    # Within a part the order is the episodes' own, so that packing does not depend on the shuffle's details.
+    return [[episodes[i] for i in sorted(part)] for part in np.split(order, updates)]
+
+
+def prepare_iteration(
+    learner: Learner,
+    params: dict[str, Any],
+    ref_params: Params,
+    updates: Sequence[Sequence[TokenBatch]],
+    *,
+    kl_beta: float = 0.05,
+    normalize_advantages: bool = True,
+) -> tuple[list[list[TokenBatch]], dict[str, float]]:
+    """Fix what stays fixed for the iteration: old and reference log-probabilities, old values, returns, advantages.
+
+    Args:
+      learner: scores the batches.
+      params: `TrainState.params` at the iteration's start.
+      ref_params: weights of the reference policy rho (from `Learner.place_policy`).
+      updates: packed micro-batches of each update.
+      kl_beta: weight of the KL penalty in the reward.
+      normalize_advantages: over the valid turns of all updates together.
+
+    Returns:
+      (the same batches, filled; `iteration_metrics` of them).
+    """
+    flat = [batch for microbatches in updates for batch in microbatches]
+    # All device work is started before the first result is read.
+    pending = [(learner.score(params, batch), learner.ref_logp(ref_params, batch)) for batch in flat]
+    filled, raw, masks = [], [], []
+    for batch, ((old_logp, old_values), ref_logp) in zip(flat, jax.device_get(pending), strict=True):
+        mask = np.asarray(batch.turn_mask) * np.asarray(batch.weight)[:, None]
+        turns = mask.shape[1]
+        kl = turn_returns.turn_means(old_logp - ref_logp, batch.action_mask, batch.turn_index, turns)
+        rewards = turn_returns.penalised_rewards(batch.turn_rewards, kl, kl_beta, mask)
+        to_go = turn_returns.returns_to_go(rewards)
+        filled.append(_with(batch, old_logp=old_logp, ref_logp=ref_logp, old_values=old_values, returns=to_go * mask))
+        raw.append((to_go - old_values) * mask)
+        masks.append(mask)
+    scaled = turn_returns.normalized(raw, masks) if normalize_advantages else raw
+    filled = [
+        _with(b, advantages=turn_returns.to_tokens(a, b.turn_index, b.action_mask))
+        for b, a in zip(filled, scaled, strict=True)
+    ]
+    remaining = iter(filled)
+    return [[next(remaining) for _ in microbatches] for microbatches in updates], iteration_metrics(filled)
+
+
+def _with(batch: TokenBatch, **arrays: Any) -> TokenBatch:
+    """The batch with some of its float fields replaced, as float32."""
+    return batch.replace(**{name: np.asarray(a, np.float32) for name, a in arrays.items()})  # type: ignore[attr-defined]

@@ -1,0 +1,49 @@
+"""Episode -> one reward per turn (RLEF, section 2.2), before the KL penalty."""
+
+from __future__ import annotations
+
+from rlef_jax.types import Episode, Status
+
+
+def counts(episode: Episode) -> bool:
+    """Whether the episode may teach anything: False if the judge broke on any of its turns.
+
+    Such an episode keeps its row with weight zero. It is out of losses, denominators and statistics alike.
+    """
+    verdicts = (turn.verdict for turn in episode.turns)
+    return episode.end != "infra" and not any(v is not None and v.status is Status.INFRA_ERROR for v in verdicts)
+
+
+def turn_rewards(episode: Episode, *, invalid_penalty: float = -0.2) -> tuple[float, ...]:
+    """r_t for each turn of a finished episode.
+
+        r_t = +1   if t ends the episode and its program passes every public and hidden test
+              -1   if t ends the episode and any test fails
+              invalid_penalty   if t isn't the last and holds no code that parses
+              0    otherwise
+
+    A single-turn episode has no turn that isn't the last, so the penalty drops out by itself, as in the paper.
+
+    Args:
+      episode: finished (`end` is set) and judged on every turn.
+      invalid_penalty: -0.2 in the paper.
+
+    Returns:
+      One reward per turn; all zero where the judge broke (see `counts`).
+
+    Raises:
+      ValueError: the episode goes on, or one of its turns has no verdict.
+    """
+    if not episode.end:
+        raise ValueError(f"episode {episode.index} of step {episode.step} has not ended: it has no reward yet")
+    if not counts(episode):
+        return (0.0,) * len(episode.turns)
+    if not episode.turns:
+        raise ValueError(f"episode {episode.index} of step {episode.step} ended without a turn")
+    rewards = []
+    for number, turn in enumerate(episode.turns, start=1):
+        if turn.verdict is None:
+            raise ValueError(f"episode {episode.index} of step {episode.step}: turn {number} was never judged")
+        rewards.append(0.0 if turn.verdict.valid else invalid_penalty)
+    rewards[-1] = 1.0 if episode.solved else -1.0
+    return tuple(rewards)

@@ -1,0 +1,82 @@
+"""Packing: what is in a row is the episode, token for token, and every episode is in exactly one row."""
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+
+from rlef_jax.ppo.pack import PADDING, pack
+from rlef_jax.reward import turn_rewards
+from rlef_jax.types import Status
+
+
+def test_golden_row(make_episode):
+    episode = make_episode(
+        [([5, 6, 7], [8, 9], Status.NO_CODE), ([1, 2], [3], Status.PASSED)],
+        end="public_passed",
+        behavior=[(-0.5, -0.25), (-1.5,)],
+    )
+    [batch], [index] = pack([episode], buckets=(10,), rows=2, max_turns=3)
+    assert index.tolist() == [0, PADDING]
+    row = {name: np.asarray(getattr(batch, name))[0].tolist() for name in vars(batch)}
+    assert row["tokens"] == [5, 6, 7, 8, 9, 1, 2, 3, 0, 0]
+    assert row["positions"] == [0, 1, 2, 3, 4, 5, 6, 7, 0, 0]
+    assert row["segment_ids"] == [1] * 8 + [0] * 2
+    assert row["action_mask"] == [0, 0, 0, 1, 1, 0, 0, 1, 0, 0]
+    assert row["turn_index"] == [0, 0, 0, 0, 0, 0, 0, 1, 0, 0]
+    assert row["behavior_logp"] == [0, 0, 0, -0.5, -0.25, 0, 0, -1.5, 0, 0]
+    assert row["turn_positions"] == [2, 6, 0]  # last token of each turn's prompt
+    assert row["turn_mask"] == [1, 1, 0]
+    np.testing.assert_allclose(row["turn_rewards"], [-0.2, 1.0, 0.0])
+    assert batch.weight.tolist() == [1, 0]
+    assert not batch.action_mask[1].any() and not batch.turn_mask[1].any()
+
+
+@hypothesis.given(
+    count=st.integers(0, 23), rows=st.integers(1, 6), seed=st.integers(0, 99), buckets=st.sets(st.integers(4, 17))
+)
+def test_every_episode_is_in_one_row(make_episodes, count, rows, seed, buckets):
+    episodes = make_episodes(count, seed=seed)
+    batches, index = pack(episodes, buckets=(*buckets, 18), rows=rows, max_turns=3)
+    seen = []
+    for batch, numbers in zip(batches, index, strict=True):
+        assert batch.tokens.shape[0] == rows
+        for row, number in enumerate(numbers):
+            if number == PADDING:
+                assert batch.weight[row] == 0 and not batch.segment_ids[row].any()
+                continue
+            seen.append(int(number))
+            episode = episodes[number]
+            length = int(batch.segment_ids[row].sum())
+            assert tuple(batch.tokens[row, :length]) == episode.token_ids
+            sampled = [i for turn in episode.turns for i in turn.response_ids]
+            assert batch.tokens[row][batch.action_mask[row] > 0].tolist() == sampled
+            assert batch.weight[row] == (episode.end != "infra")
+            rewards = batch.turn_rewards[row][batch.turn_mask[row] > 0]
+            np.testing.assert_allclose(rewards, turn_rewards(episode), rtol=1e-6)
+    assert sorted(seen) == list(range(count))
+    again, _ = pack(episodes, buckets=(*buckets, 18), rows=rows, max_turns=3)
+    for one, other in zip(batches, again, strict=True):
+        assert all(np.array_equal(getattr(one, name), getattr(other, name)) for name in vars(one))
+
+
+def test_leftovers_move_up_only_into_free_rows(make_episode):
+    short = make_episode([([1], [2], Status.PASSED)])
+    long = make_episode([([1] * 6, [2], Status.PASSED)])
+
+    def shapes(episodes):
+        return [b.tokens.shape for b in pack(episodes, buckets=(4, 8), rows=4, max_turns=1)[0]]
+
+    assert shapes([short] * 5 + [long] * 3) == [(4, 4), (4, 8)]
+    assert shapes([short] * 5 + [long] * 4) == [(4, 4), (4, 4), (4, 8)]
+    assert shapes([short] * 5) == [(4, 4), (4, 4)]
+
+
+def test_errors_name_the_cause(make_episode):
+    episode = make_episode([([1, 2], [3], Status.PASSED)] * 3)
+    with pytest.raises(ValueError, match="has 9 tokens but the largest bucket holds 8"):
+        pack([episode], buckets=(4, 8), rows=1, max_turns=3)
+    with pytest.raises(ValueError, match="more than max_turns=2"):
+        pack([episode], buckets=(16,), rows=1, max_turns=2)
+    with pytest.raises(ValueError, match="a sampled token"):
+        pack([make_episode([([1], [], Status.PASSED)])], buckets=(16,), rows=1, max_turns=2)

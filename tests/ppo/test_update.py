@@ -1,0 +1,202 @@
+"""The update on the production functions: split = whole, where gradients go, which rows count, a mesh of eight."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rlef_jax.model.transformer import init_params
+from rlef_jax.ppo.losses import LossSettings
+from rlef_jax.ppo.pack import pack
+from rlef_jax.ppo.update import ForwardSettings, Learner, objective, prepare_iteration, split_updates
+
+
+def leaves_close(one, other, tolerance=1e-5):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, atol=tolerance, rtol=tolerance)
+
+
+def moved(params, seed=9, scale=0.05):
+    """The parameters a little further on, so that ratios differ from 1 and clipping is met."""
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.PRNGKey(seed), len(leaves))
+    return jax.tree.unflatten(
+        tree, [x + scale * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    )
+
+
+@pytest.fixture(scope="module")
+def learners(tiny_model):
+    """One learner with a critic of its own and one with a shared trunk, both with plain SGD."""
+    return {
+        separate: Learner(tiny_model, optax.sgd(0.1), loss=LossSettings(value_coef=0.7), separate_critic=separate)
+        for separate in (True, False)
+    }
+
+
+@pytest.fixture(scope="module")
+def policy(tiny_model):
+    return init_params(jax.random.PRNGKey(1), tiny_model)
+
+
+def prepared(learner, params, policy, episodes, rows, buckets=(20,), **options):
+    batches, _ = pack(episodes, buckets=buckets, rows=rows, max_turns=3)
+    [filled], metrics = prepare_iteration(learner, params, moved(policy, seed=5), [batches], **options)
+    return filled, metrics
+
+
+@pytest.mark.parametrize("separate", [True, False])
+def test_any_split_is_the_whole(learners, policy, make_episodes, separate):
+    learner, episodes = learners[separate], make_episodes(12, seed=2)
+    key = jax.random.PRNGKey(0)
+    params = learner.init(key, policy).params
+    results = []
+    for rows, buckets in ((12, (20,)), (4, (20,)), (5, (8, 12, 20))):
+        filled, _ = prepared(learner, params, policy, episodes, rows, buckets)
+        gradients = learner.gradients(moved(params), filled)
+        state, metrics = learner.update(learner.init(key, policy).replace(params=moved(params)), filled)
+        results.append((jax.device_get(gradients), jax.device_get(state.params), metrics))
+    assert max(float(np.abs(x).max()) for x in jax.tree.leaves(results[0][0])) > 1e-2
+    assert results[0][2]["clip_fraction"] > 0 and results[0][2]["truncated_share"] > 0
+    for gradients, params_after, metrics in results[1:]:
+        leaves_close(results[0][0], gradients)
+        leaves_close(results[0][1], params_after)
+        for name, value in metrics.items():
+            np.testing.assert_allclose(value, results[0][2][name], atol=1e-5, rtol=1e-5, err_msg=name)
+
+
+def test_infra_rows_and_padding_change_nothing(learners, policy, make_episodes):
+    learner, episodes = learners[True], make_episodes(10, seed=4)
+    params = learner.init(jax.random.PRNGKey(0), policy).params
+    good = [e for e in episodes if e.end != "infra"]
+    assert len(good) == 8
+    outcomes = []
+    for chosen, rows in ((episodes, 10), (good, 8), (good, 11)):
+        filled, metrics = prepared(learner, params, policy, chosen, rows)
+        gradients = learner.gradients(moved(params), filled)
+        outcomes.append((gradients, {k: v for k, v in metrics.items() if k != "padding_share"}))
+    for gradients, metrics in outcomes[1:]:
+        leaves_close(outcomes[0][0], gradients)
+        for name, value in metrics.items():
+            np.testing.assert_allclose(value, outcomes[0][1][name], atol=1e-5, rtol=1e-5, err_msg=name)
+
+
+def test_prepared_fields_follow_the_method(learners, policy, make_episodes):
+    learner, episodes = learners[True], make_episodes(10, seed=6)
+    params = learner.init(jax.random.PRNGKey(0), policy).params
+    [batch], metrics = prepared(learner, params, policy, episodes, 10, kl_beta=0.5)
+    # Advantages: G - V_old over the turns that count, shifted and scaled together, the same for a turn's tokens.
+    raw = (batch.returns - batch.old_values).astype(np.float64)
+    valid = (batch.turn_mask * batch.weight[:, None]) > 0
+    scaled = (raw - raw[valid].mean()) / raw[valid].std()
+    for row, t in np.ndindex(batch.tokens.shape):
+        counted = batch.action_mask[row, t] > 0 and batch.weight[row] > 0
+        expected = scaled[row, batch.turn_index[row, t]] if counted else 0.0
+        np.testing.assert_allclose(batch.advantages[row, t], expected, atol=1e-5)
+    # The penalty enters the last turn's return as beta times the mean log-ratio of its tokens.
+    row = int(np.flatnonzero(batch.weight)[0])
+    last = int(batch.turn_mask[row].sum()) - 1
+    tokens = (batch.action_mask[row] > 0) & (batch.turn_index[row] == last)
+    kl = (batch.old_logp[row] - batch.ref_logp[row])[tokens].mean()
+    np.testing.assert_allclose(batch.returns[row, last], batch.turn_rewards[row, last] - 0.5 * kl, atol=1e-5)
+    assert abs(kl) > 1e-3 and metrics["rows"] == 8
+    [unscaled], _ = prepared(learner, params, policy, episodes, 10, kl_beta=0.5, normalize_advantages=False)
+    at = np.argmax(tokens)
+    np.testing.assert_allclose(unscaled.advantages[row, at], raw[row, last], atol=1e-5)
+
+
+@pytest.mark.parametrize("separate", [True, False])
+def test_prompt_and_feedback_tokens_carry_no_policy_gradient(
+    learners, tiny_model, policy, make_episodes, monkeypatch, separate
+):
+    """The gradient with respect to the logits that predict a token is exactly 0 unless it was sampled and counts."""
+    from rlef_jax.model import transformer
+
+    learner = learners[separate]
+    params = learner.init(jax.random.PRNGKey(0), policy).params
+    [batch], _ = prepared(learner, params, policy, make_episodes(10, seed=7), 10)
+    true_unembed = transformer.unembed
+
+    def loss(nudge):
+        # Only the policy's logits pass here: the head reads hidden states.
+        monkeypatch.setattr(transformer, "unembed", lambda *arguments: true_unembed(*arguments) + nudge)
+        counts = {"tokens": jnp.float32(7.0), "turns": jnp.float32(3.0)}
+        return objective(moved(params), batch, counts, tiny_model, LossSettings(), ForwardSettings())[0]
+
+    rows, length = batch.tokens.shape
+    gradient = np.asarray(jax.grad(loss)(jnp.zeros((rows, length - 1, tiny_model.vocab_size))))
+    acts = (batch.action_mask * batch.weight[:, None])[:, 1:] > 0
+    assert not gradient[~acts].any()
+    assert np.abs(gradient[acts]).max(axis=-1).mean() > 1e-4
+
+
+@pytest.mark.parametrize("separate", [True, False])
+def test_value_is_read_at_the_last_token_of_the_turns_prompt(learners, tiny_model, policy, make_episode, separate):
+    """A hand-made model: its layers add nothing and token i's embedding is i in channel 0, so its value is its token.
+
+    Tokens that count up make that the position; the value must be that of the position before the first sampled one.
+    """
+    from rlef_jax.types import Status
+
+    hand = jax.tree.map(jnp.zeros_like, policy)
+    # RMSNorm divides by the row's length, so the position is kept in the direction: (cos, sin) of an angle.
+    angles = jnp.arange(tiny_model.vocab_size) * 0.1
+    embed = hand["embed"].at[:, 0].set(jnp.cos(angles)).at[:, 1].set(jnp.sin(angles))
+    hand = {**hand, "embed": embed, "final_norm": jnp.ones_like(policy["final_norm"])}
+    learner = learners[separate]
+    state = learner.init(jax.random.PRNGKey(0), hand)
+    readings = []
+    for channel in (0, 1):
+        head = {"w": jnp.zeros(tiny_model.d_model).at[channel].set(1.0), "b": jnp.zeros(())}
+        params = {**state.params, "critic": {**state.params["critic"], "head": head}}
+        episode = make_episode(
+            [([0, 1, 2], [3, 4], Status.WRONG_ANSWER), ([5, 6], [7], Status.WRONG_ANSWER), ([8], [9], Status.PASSED)]
+        )
+        [batch], _ = pack([episode], buckets=(20,), rows=1, max_turns=3)
+        readings.append(np.asarray(learner.score(params, batch)[1])[0])
+    positions = np.arctan2(readings[1], readings[0]) / 0.1
+    np.testing.assert_allclose(positions, [2, 6, 8], atol=1e-3)
+
+
+def test_donated_buffers_leave_the_callers_weights_alone(learners, policy, make_episodes):
+    learner = learners[True]
+    before = jax.device_get(policy)
+    state = learner.init(jax.random.PRNGKey(0), policy)
+    filled, _ = prepared(learner, state.params, policy, make_episodes(6), 6)
+    after, _ = learner.update(state, filled)
+    assert jax.tree.leaves(state.params)[0].is_deleted()
+    assert int(after.step) == 1
+    leaves_close(before, policy, 0.0)
+
+
+def test_split_updates_is_disjoint_deterministic_and_moves_with_the_step(make_episodes):
+    episodes = make_episodes(12)
+    parts = split_updates(episodes, 3, seed=1, step=4)
+    assert [len(p) for p in parts] == [4, 4, 4]
+    assert sorted(e.index for p in parts for e in p) == list(range(12))
+    assert parts == split_updates(episodes, 3, seed=1, step=4)
+    assert parts != split_updates(episodes, 3, seed=1, step=5) != split_updates(episodes, 3, seed=2, step=5)
+    with pytest.raises(ValueError, match="12 rollouts can't be split into 5"):
+        split_updates(episodes, 5, seed=0, step=0)
+
+
+def test_mesh_of_eight_equals_one_device():
+    """Gradients and weights after an SGD step, on meshes of 1 and 8 (forced) host devices in one subprocess."""
+    script = pathlib.Path(__file__).with_name("mesh_script.py")
+    root = str(pathlib.Path(__file__).parents[2])
+    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu", "PYTHONPATH": root}
+    done = subprocess.run(
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=300, cwd=root
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["devices"] == 8
+    assert result["rows_per_device"] == 2
+    assert result["gradient_size"] > 1e-2
+    assert result["gradient_gap"] < 1e-5 and result["weight_gap"] < 1e-5
