@@ -201,7 +201,7 @@ def load(path: str, variant: str = "", overrides: Mapping[str, Any] | None = Non
     try:
         config = module.get_config(variant)
     except AttributeError as error:
-        match = re.match(r'Key "(\w+)" does not exist', str(error))
+        match = re.search(r'Key "(\w+)" does not exist', str(error))
         if match is None:
             raise
         raise ConfigError(

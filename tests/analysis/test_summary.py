@@ -1,0 +1,104 @@
+"""The summary's table and gains are right to the digit, and a report draws what the workdir allows."""
+
+import pytest
+from matplotlib import image
+
+from rlef_jax.analysis.plots import series
+from rlef_jax.analysis.report import write_report
+from rlef_jax.analysis.summary import gains, read_summary, summary_table, write_summary
+from rlef_jax.training.metrics_writer import MetricsWriter
+
+
+def evaluation(at_1, at_3, low, high, repaired):
+    return {"1@1": at_1, "1@3": at_3, "1@3_ci": [low, high], "repaired_at_2": repaired}
+
+
+SUMMARY = {
+    "warm_start": evaluation(20.0, 42.0, 38.0, 46.0, 15.0),
+    "rlef": evaluation(30.5, 82.25, 78.0, 86.0, 61.0),
+    "warm_start_random_feedback": evaluation(20.0, 36.0, 32.0, 40.0, 9.0),
+    "rlef_random_feedback": evaluation(30.5, 79.25, 75.0, 83.0, 12.0),
+    "bounds": {"no_feedback": 55.0, "pass_fail": 72.0, "full": 96.5},
+}
+
+
+def test_gains():
+    assert gains(SUMMARY) == {
+        "1@3": 40.25,
+        "1@3_apart": 1.0,
+        "turns": 29.75,
+        "repaired_at_2": 46.0,
+        "random_drop": 3.0,
+        "random_apart": 0.0,
+        "random_drop_warm_start": 6.0,
+    }
+    assert gains({"warm_start": SUMMARY["warm_start"]}) == {}
+
+
+def test_intervals_are_apart_in_either_order():
+    swapped = {"warm_start": SUMMARY["rlef"], "rlef": SUMMARY["warm_start"]}
+    assert gains(swapped)["1@3_apart"] == 1.0
+    touching = {"warm_start": evaluation(1, 2, 30.0, 40.0, 0), "rlef": evaluation(1, 2, 40.0, 50.0, 0)}
+    assert gains(touching)["1@3_apart"] == 0.0
+
+
+def test_the_table():
+    assert summary_table(SUMMARY).splitlines() == [
+        "percent of problems                 1@1    1@3   95 % interval   repaired at turn 2",
+        "warm start                         20.0   42.0   38.0 to 46.0                  15.0",
+        "after RLEF                         30.5   82.2   78.0 to 86.0                  61.0",
+        "warm start, random feedback        20.0   36.0   32.0 to 40.0                   9.0",
+        "after RLEF, random feedback        30.5   79.2   75.0 to 83.0                  12.0",
+        "best without feedback                     55.0",
+        "best knowing pass or fail only            72.0",
+        "best with the feedback                    96.5",
+        "RLEF: 1@3 +40.2 (intervals apart), 1@3 minus 1@1 +29.8, repaired at turn 2 +46.0",
+        "random instead of true feedback: 1@3 -3.0 (intervals overlap); warm start -6.0",
+    ]
+
+
+def test_a_table_of_less():
+    lines = summary_table({"rlef": SUMMARY["rlef"]}).splitlines()
+    assert len(lines) == 2 and lines[1].startswith("after RLEF")
+
+
+def test_summary_round_trip(tmp_path):
+    with pytest.raises(FileNotFoundError, match="when it ends"):
+        read_summary(tmp_path)
+    write_summary(tmp_path, SUMMARY)
+    assert read_summary(tmp_path) == SUMMARY
+
+
+def record(step):
+    return {
+        "solved_turn1": 0.2,
+        "solved": 0.5,
+        "reward": 0.1 * step,
+        "mismatch_max": 0.0,
+        "time": {"total": 10.0, "sample": 6.0},
+        "turn1": {"PASSED": 0.2, "WRONG_ANSWER": 0.8},
+    }
+
+
+@pytest.mark.parametrize("iterations, finished", [(1, False), (5, True)])
+def test_a_report_draws_what_there_is(tmp_path, iterations, finished):
+    """Warnings are errors in tests: a curve without points or a log axis without positive values would fail."""
+    with MetricsWriter(tmp_path) as writer:
+        for step in range(iterations):
+            writer.write(step, record(step))
+    if finished:
+        write_summary(tmp_path, SUMMARY)
+    report = write_report(tmp_path)
+    assert ("after RLEF" in report, "no summary yet" in report) == (finished, not finished)
+    names = {"learning", "error_kinds"} | ({"summary"} if finished else set())
+    assert {p.stem for p in (tmp_path / "plots").iterdir()} == names
+    for name in names:
+        picture = image.imread(tmp_path / "plots" / f"{name}.png")
+        assert picture.std() > 0.05, f"{name} is blank"
+
+
+def test_series_leaves_out_what_a_record_lacks():
+    assert series([{"step": 0, "a": 1.0}, {"step": 1}, {"step": 2, "a": None}, {"step": 3, "a": 0.0}], "a") == (
+        [0, 3],
+        [1.0, 0.0],
+    )

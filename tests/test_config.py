@@ -1,0 +1,226 @@
+"""Configs load, refuse what cannot run, name the nearest key, and have no key that nothing reads."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlef_jax import config
+from rlef_jax.config import ConfigError, base_config
+
+REPOSITORY = Path(__file__).parent.parent
+ALL = [
+    "tiny.py",
+    "tiny.py:single_turn",
+    "tiny.py:random_feedback",
+    "tiny.py:paper_iteration",
+    "tiny_sft.py",
+    "llama31_8b.py",
+    "llama31_70b.py",
+]
+
+
+def load(name, overrides=None):
+    return config.load(str(REPOSITORY / "configs" / name), overrides=overrides)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_config_loads_locked_with_the_same_keys(name):
+    loaded = load(name)
+    assert loaded.is_locked
+    assert set(config.leaf_keys(loaded)) == set(config.leaf_keys(base_config()))
+    with pytest.raises(AttributeError):
+        loaded.ppo.lr = 1.0
+
+
+def test_every_config_file_is_tested_and_documented():
+    files = sorted((REPOSITORY / "configs").glob("*.py"))
+    assert {f.name for f in files} == {name.split(":")[0] for name in ALL}
+    for file in files:
+        docstring = ast.get_docstring(ast.parse(file.read_text()))
+        for heading in ("Source:", "Command:", "Expected:"):
+            assert heading in docstring, f"{file.name} lacks {heading}"
+
+
+@pytest.mark.parametrize("name, iterations, devices", [("llama31_8b.py", 3000, 128), ("llama31_70b.py", 2000, 1024)])
+def test_the_papers_values(name, iterations, devices):
+    """Appendix A.1 of Gehring et al. (2025), written out once more."""
+    c = load(name)
+    p = c.ppo
+    assert (p.rollouts, p.updates, c.train.iterations) == (1024, 4, iterations)
+    assert (p.learning_rate, p.weight_decay, p.warmup_steps) == (2e-7, 0.1, 50)
+    assert (p.kl_beta, p.clip_eps, p.value_clip, p.importance) == (0.05, 0.2, 0.2, "paper")
+    assert p.separate_critic and p.normalize_advantages
+    assert (c.sampling.temperature, c.sampling.top_p, c.sampling.top_k) == (1.0, 1.0, 0)
+    assert (c.eval.temperature, c.eval.top_p, c.eval.every * p.updates) == (0.2, 0.95, 800)
+    assert (c.episode.max_turns, c.episode.feedback, c.reward.invalid_penalty) == (3, "true", -0.2)
+    assert (c.execution.python, c.execution.require_python) == ("3.10", True)
+    assert (c.execution.wall_s, c.execution.memory_mb) == (10.0, 1024)
+    assert c.model.param_dtype == "float32"
+    assert c.mesh.data * c.mesh.fsdp * c.mesh.tensor == devices
+
+
+def test_single_turn_makes_as_many_responses():
+    turns, single = load("tiny.py"), load("tiny.py:single_turn")
+    assert single.episode.max_turns == 1
+    assert single.ppo.rollouts == turns.ppo.rollouts * turns.episode.max_turns
+
+
+@pytest.mark.parametrize(
+    "key, nearest",
+    [
+        ("ppo.lr", "ppo.learning_rate"),
+        ("ppo.learning_rat", "ppo.learning_rate"),
+        ("ppo.temperature", "sampling.temperature|eval.temperature"),
+        ("train.wall_s", "execution.wall_s"),
+        ("sampling.topp", "sampling.top_p"),
+        ("sed", "seed"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(key, nearest):
+    with pytest.raises(ConfigError, match=nearest):
+        load("tiny.py", {key: 1})
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ({"ppo.rollouts": 255}, "ppo.rollouts: must be a multiple of updates=4"),
+        ({"model.param_dtype": "bfloat16", "ppo.learning_rate": 2e-7}, "float32"),
+        ({"model.n_kv_heads": 3}, "model.n_kv_heads: must divide"),
+        ({"model.d_head": 25}, "model.d_head"),
+        ({"episode.max_new_tokens": 256}, "episode.max_new_tokens: must leave room"),
+        ({"episode.context": 512}, "ppo.buckets: the longest must hold"),
+        ({"ppo.buckets": (256, 128)}, "ppo.buckets: must increase"),
+        ({"mesh.data": 3}, "ppo.microbatch_rows: must be a multiple of"),
+        ({"episode.feedback": "some"}, "episode.feedback"),
+        ({"ppo.importance": "papre"}, "ppo.importance"),
+        ({"sampling.temperature": 0.0}, "sampling.temperature"),
+        ({"eval.top_p": 1.5}, "eval.top_p"),
+        ({"sft.marked_share": 40.0}, "sft.marked_share"),
+        ({"train.checkpoint_every": 0}, "train.checkpoint_every"),
+        ({"ppo.rollouts": "many"}, "ppo.rollouts' takes a value of type int"),
+    ],
+)
+def test_what_cannot_run_is_refused_with_the_key(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        load("tiny.py", overrides)
+
+
+def test_float32_masters_allow_the_papers_learning_rate():
+    assert load("tiny.py", {"ppo.learning_rate": 2e-7}).ppo.learning_rate == 2e-7
+    assert load("tiny.py", {"model.param_dtype": "bfloat16"}).model.param_dtype == "bfloat16"
+
+
+def test_a_config_file_with_a_misspelt_key_names_the_nearest(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from rlef_jax.config import base_config\n"
+        "def get_config(variant=''):\n    c = base_config()\n    c.ppo.kl_bta = 0.1\n    return c\n"
+    )
+    with pytest.raises(ConfigError, match=r"mine.py sets an unknown config key 'kl_bta'.*ppo.kl_beta"):
+        config.load(str(file))
+    with pytest.raises(ConfigError, match="no config file"):
+        config.load(str(tmp_path / "other.py"))
+    with pytest.raises(ConfigError, match="unknown variant 'x'.*single_turn"):
+        load("tiny.py:x")
+
+
+def test_a_saved_config_comes_back(tmp_path):
+    c = load("tiny.py", {"ppo.buckets": (64, 256), "episode.system_prompt": "é"})
+    config.save(c, tmp_path)
+    assert config.load_saved(tmp_path).to_dict() == c.to_dict()
+
+
+PROGRAM = """
+from rlef_jax import config
+config.main(lambda c, workdir: print("ran", c.ppo.learning_rate, tuple(c.ppo.buckets), c.train.save_episodes, workdir))
+"""
+
+
+def launch(*arguments):
+    # -c: the program stands in for any entry point, which all hand over to config.main.
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, *arguments],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_command_line_overrides():
+    done = launch(
+        "--config=configs/tiny.py:single_turn",
+        "--workdir=runs/x",
+        "--config.ppo.learning_rate=1e-4",
+        "--config.ppo.buckets=(64, 256)",
+        "--noconfig.train.save_episodes",
+    )
+    assert (done.returncode, done.stdout) == (0, "ran 0.0001 (64, 256) False runs/x\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--config=configs/tiny.py", "--workdir=x", "--config.ppo.lr=1"], "did you mean --config.ppo.learning_rate?"),
+        (["--config=configs/tiny.py", "--workdir=x", "--config.ppo.rollouts=255"], "must be a multiple of updates=4"),
+        (["--config=configs/tiny.py", "--workdir=x", "--config.ppo=1"], "is a section"),
+        (["--config=configs/tiny.py"], "--workdir is needed"),
+        (["--config.ppo.rollouts=8", "--config=configs/tiny.py", "--workdir=x"], "must come after --config"),
+    ],
+)
+def test_a_bad_command_line_is_one_line_and_exit_code_2(arguments, message):
+    done = launch(*arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ") and message in line
+
+
+def keys_read(source):
+    """Dotted keys that a module reads: `<anything>.section.key`, `section.key`, or through a name bound to a section.
+
+    `p = config.ppo` makes `p` such a name within the module. Assigning to a key is not reading it.
+    """
+    tree = ast.parse(source)
+    sections = {k.split(".")[0] for k in config.leaf_keys(base_config()) if "." in k}
+    bound = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign):
+            targets, value = node.targets[0], node.value
+            unpacked = isinstance(targets, ast.Tuple) and isinstance(value, ast.Tuple)
+            pairs = zip(targets.elts, value.elts) if unpacked else [(targets, value)]
+            for target, v in pairs:
+                if isinstance(target, ast.Name) and isinstance(v, ast.Attribute) and v.attr in sections:
+                    bound.setdefault(target.id, set()).add(v.attr)
+    found = set()
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Attribute) or not isinstance(node.ctx, ast.Load):
+            continue
+        parent = node.value
+        if isinstance(parent, ast.Attribute):
+            found.add(f"{parent.attr}.{node.attr}")
+        elif isinstance(parent, ast.Name):
+            if parent.id in ("config", "cfg"):
+                found.add(node.attr)
+            found |= {f"{section}.{node.attr}" for section in {parent.id} | bound.get(parent.id, set())}
+    return found
+
+
+def test_keys_read_tells_reading_from_writing():
+    source = (
+        "p, q = c.ppo, c.sft\np.clip_eps\nq.dialogues\nconfig.model.d_ff\neval.split\nconfig.seed\nc.mesh.data = 3\n"
+    )
+    found = keys_read(source)
+    assert {"ppo.clip_eps", "sft.dialogues", "model.d_ff", "eval.split", "seed"} <= found
+    assert "mesh.data" not in found and "ppo.dialogues" not in found
+
+
+def test_every_key_is_read_somewhere():
+    sources = [p for p in (REPOSITORY / "rlef_jax").rglob("*.py") if p.name != "config.py"]
+    read = set().union(*(keys_read(p.read_text()) for p in sources))
+    assert not (set(config.leaf_keys(base_config())) - read)
