@@ -1,7 +1,7 @@
 """Llama-family transformer over a params pytree: one definition for training, prefill and decode.
 
 `block` is the only copy of the layer's mathematics. Training passes it an attention over the row itself
-(`row_attention`), prefill and decode pass it an attention over a cache (see `sampling/decode.py`).
+(`row_attention`), prefill and decode pass it an attention over a cache (see `model/kv_cache.py`).
 
 Letters in shapes: B rows, T tokens, D model width, V vocabulary, L layers, K key/value heads, R query heads per
 key/value head, H head width, F hidden width of the feed-forward layer.
@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 Params = dict[str, Any]
-Attention = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+Attention = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
 # A block of queries attends only to the keys up to its own end: less of the causal square is computed and stored.
 _QUERY_BLOCK = 128
@@ -137,27 +137,28 @@ def project(x: jax.Array, weights: jax.Array) -> jax.Array:
 
 def block(
     layer: Params, cfg: ModelConfig, x: jax.Array, rope: tuple[jax.Array, jax.Array], attention: Attention
-) -> jax.Array:
-    """One layer: x [B, T, D] -> [B, T, D].
+) -> tuple[jax.Array, Any]:
+    """One layer: x [B, T, D] -> ([B, T, D], what the attention keeps).
 
-    `attention(queries [B, T, K, R, H], keys [B, T, K, H], values [B, T, K, H]) -> [B, T, K, R, H]` gets rotated
-    queries (already divided by sqrt(H)) and keys; what else they may look at is the caller's business.
+    `attention(queries [B, T, K, R, H], keys [B, T, K, H], values [B, T, K, H]) -> ([B, T, K, R, H], kept)` gets
+    rotated queries (already divided by sqrt(H)) and keys; what else they may look at is the caller's business, and
+    so is `kept` (a cache; None in training).
     """
-    r = cfg.queries_per_kv
     b, t, d = x.shape
     r = cfg.queries_per_kv
     qkv = project(rms_norm(x, layer["attn_norm"], cfg.norm_eps), layer["qkv"])
     rotated = apply_rope(qkv[:, :, :, : r + 1], rope)
-    attended = attention(rotated[:, :, :, :r] * cfg.d_head**-0.5, rotated[:, :, :, r], qkv[:, :, :, r + 1])
+    attended, kept = attention(rotated[:, :, :, :r] * cfg.d_head**-0.5, rotated[:, :, :, r], qkv[:, :, :, r + 1])
     x = x + project(attended.reshape(b, t, -1), layer["attn_out"].reshape(-1, d))
     normed = rms_norm(x, layer["mlp_norm"], cfg.norm_eps)
-    return x + project(jax.nn.silu(project(normed, layer["gate"])) * project(normed, layer["up"]), layer["down"])
+    hidden = jax.nn.silu(project(normed, layer["gate"])) * project(normed, layer["up"])
+    return x + project(hidden, layer["down"]), kept
 
 
 def row_attention(mask: jax.Array) -> Attention:
     """Attention of a row to itself. mask [B, T, T] bool: may query t look at key s? Must allow s = t and be causal."""
 
-    def attention(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
+    def attention(queries: jax.Array, keys: jax.Array, values: jax.Array) -> tuple[jax.Array, None]:
         length = queries.shape[1]
         outputs = []
         for start in range(0, length, _QUERY_BLOCK):
@@ -166,7 +167,7 @@ def row_attention(mask: jax.Array) -> Attention:
             scores = jnp.where(mask[:, None, None, start:end, :end], scores, -jnp.inf)
             weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
             outputs.append(jnp.einsum("bkrts,bskh->btkrh", weights, values[:, :end]))
-        return jnp.concatenate(outputs, axis=1)
+        return jnp.concatenate(outputs, axis=1), None
 
     return attention
 
@@ -208,7 +209,7 @@ def forward(
     attention = row_attention((segment_ids[:, :, None] == segment_ids[:, None, :]) & causal[None])
     rope = rope_tables(cfg, positions)
 
-    def run(x: jax.Array, layer: Params) -> jax.Array:
+    def run(x: jax.Array, layer: Params) -> tuple[jax.Array, None]:
         return block(layer, cfg, x, rope, attention)
 
     if remat:
@@ -216,9 +217,9 @@ def forward(
     x = embed(params, tokens, compute_dtype)
     if unroll:
         for index in range(cfg.n_layers):
-            x = run(x, layer_params(params, index))
+            x, _ = run(x, layer_params(params, index))
     else:
-        x, _ = jax.lax.scan(lambda carry, layer: (run(carry, layer), None), x, params["layers"])
+        x, _ = jax.lax.scan(run, x, params["layers"])
     return rms_norm(x, params["final_norm"], cfg.norm_eps)
 
 

@@ -1,0 +1,210 @@
+"""The sampler: multi-turn generation for a group of rows with its own copy of the weights and a KV cache.
+
+Turns are append-only: each call gives every row the tokens that follow what it holds, and only those are prefilled.
+A response's last token was never run through the model; it is prefilled together with the next delta.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlef_jax.model import kv_cache
+from rlef_jax.model.kv_cache import KVCache
+from rlef_jax.model.transformer import ModelConfig, Params
+from rlef_jax.sampling.turn import TurnInputs, run_turn
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """How tokens are drawn.
+
+    `temperature` 0 is greedy; `top_p` 1 and `top_k` 0 keep every token. A response ends with the first of `stop_ids`
+    (which is part of it) or after `max_new_tokens`. Raises ValueError for values that mean nothing.
+    """
+
+    temperature: float
+    top_p: float
+    top_k: int
+    stop_ids: tuple[int, ...]
+    max_new_tokens: int
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
+            raise ValueError(f"need temperature >= 0, 0 < top_p <= 1 and top_k >= 0, not {self}")
+        if not self.stop_ids or self.max_new_tokens < 1:
+            raise ValueError(f"need at least one stop id and max_new_tokens >= 1, not {self}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One response. Per token: `behavior_logp` under the distribution that it was drawn from, `policy_logp` under
+    the unmodified one (temperature 1). `finish_reason` is "stop", "length", or "" for a row that was idle (no ids).
+    `version` names the weights."""
+
+    ids: tuple[int, ...]
+    behavior_logp: tuple[float, ...]
+    policy_logp: tuple[float, ...]
+    finish_reason: str
+    version: int
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupState:
+    """A group of rows between turns. Consumed by `Sampler.generate`: its cache is given to the next state.
+
+    `lengths` [B]: tokens of each row so far; `stored` and `in_tail` [B]: how many of them lie in either part of the
+    cache. The rest, at most one token a row, is `pending` [B] (-1: none).
+    """
+
+    cache: KVCache
+    lengths: np.ndarray
+    stored: np.ndarray
+    in_tail: np.ndarray
+    pending: np.ndarray
+
+
+class Sampler:
+    """Samples responses for groups of `batch_size` rows of at most `max_len` tokens each.
+
+    One function is compiled per prompt bucket (the longest delta that a call may hold) and per size of the cache's
+    store, which grows by `slot_multiple` slots as the rows do.
+    """
+
+    def __init__(
+        self,
+        model_cfg: ModelConfig,
+        sampling_cfg: SamplingConfig,
+        batch_size: int,
+        max_len: int,
+        prompt_buckets: tuple[int, ...],
+        *,
+        compute_dtype: Any = jnp.float32,
+        slot_multiple: int = 64,
+    ) -> None:
+        if max_len > model_cfg.max_positions:
+            raise ValueError(f"max_len={max_len} is over the model's max_positions={model_cfg.max_positions}")
+        self.model_cfg = model_cfg
+        self.sampling_cfg = sampling_cfg
+        self.batch_size = batch_size
+        self.max_len = max_len
+        self.prompt_buckets = tuple(sorted(prompt_buckets))
+        self.version = -1
+        self._params: Params | None = None
+        self._dtype = compute_dtype
+        self._slot_multiple = slot_multiple
+        settings = {k: getattr(sampling_cfg, k) for k in ("temperature", "top_k", "top_p", "stop_ids")}
+        self._run = jax.jit(functools.partial(run_turn, cfg=model_cfg, **settings), donate_argnums=1)
+        self._grow = jax.jit(kv_cache.grow, static_argnums=1)
+
+    def set_weights(self, params: Params, version: int) -> None:
+        """Take a copy of params, named `version`: the caller may change or donate its own afterwards."""
+        self._params = jax.tree.map(lambda a: jnp.array(a, dtype=self._dtype, copy=True), params)
+        self.version = version
+
+    def start_group(self) -> GroupState:
+        """A group of empty rows."""
+        cache = kv_cache.init_cache(self.model_cfg, self.batch_size, 0, self.sampling_cfg.max_new_tokens, self._dtype)
+        none = np.zeros(self.batch_size, np.int32)
+        return GroupState(cache=cache, lengths=none, stored=none, in_tail=none, pending=none - 1)
+
+    def generate(
+        self,
+        state: GroupState,
+        prompts: Sequence[Sequence[int]],
+        *,
+        seed: int,
+        step: int,
+        episode_indices: Sequence[int],
+        turn: int | Sequence[int],
+        max_new: Sequence[int] | None = None,
+    ) -> tuple[GroupState, list[Sample]]:
+        """Append a delta to each row and sample its response.
+
+        Args:
+          state: consumed; use the returned one.
+          prompts: per row the tokens of its delta; [] = the row is idle in this call and doesn't change.
+          seed, step, episode_indices, turn: name the random numbers (`turn` may differ by row).
+          max_new: per row the most tokens to sample, on top of `max_new_tokens` and of max_len.
+        Raises ValueError for a delta that is longer than the largest bucket or leaves no room for one token within
+        max_len, RuntimeError before the first `set_weights`.
+        """
+        if self._params is None:
+            raise RuntimeError("set_weights must be called before generate")
+        if len(prompts) != self.batch_size or len(episode_indices) != self.batch_size:
+            raise ValueError(f"need {self.batch_size} prompts and episode indices, one per row")
+        deltas = self._deltas(state, prompts)
+        room = self._room(state, prompts, max_new)
+        counts = np.array([len(d) for d in deltas], np.int32)
+        bucket = self._bucket(int(counts.max()))
+        tokens = np.zeros((self.batch_size, bucket), np.int32)
+        for row, delta in enumerate(deltas):
+            tokens[row, : len(delta)] = delta
+        before = state.stored + state.in_tail
+        needed = max(int(state.stored.max()) + self.sampling_cfg.max_new_tokens, int(before.max()) + bucket)
+        inputs = TurnInputs(
+            tokens=tokens,
+            counts=counts,
+            lengths=state.stored,
+            tail_counts=state.in_tail,
+            max_new=room,
+            seed=np.uint32(seed),
+            step=np.int32(step),
+            episodes=np.asarray(episode_indices, np.int32),
+            turns=np.broadcast_to(np.asarray(turn, np.int32), (self.batch_size,)),
+        )
+        cache = state.cache
+        if needed > cache.capacity:
+            cache = self._grow(cache, -(-needed // self._slot_multiple) * self._slot_multiple)
+        cache, out = self._run(self._params, cache, jax.device_put(inputs))
+        ids, behavior, policy, made, stopped = jax.device_get(
+            (out.ids, out.behavior_logp, out.policy_logp, out.counts, out.stopped)
+        )
+        samples = [
+            Sample(
+                ids=tuple(ids[row, :n].tolist()),
+                behavior_logp=tuple(behavior[row, :n].tolist()),
+                policy_logp=tuple(policy[row, :n].tolist()),
+                finish_reason="" if n == 0 else "stop" if stopped[row] else "length",
+                version=self.version,
+            )
+            for row, n in enumerate(made.tolist())
+        ]
+        active = counts > 0
+        return GroupState(
+            cache=cache,
+            lengths=state.lengths + np.array([len(p) for p in prompts], np.int32) + made,
+            stored=before + counts,
+            in_tail=np.where(active, made - 1, 0).astype(np.int32),
+            pending=np.where(active, ids[np.arange(self.batch_size), np.maximum(made - 1, 0)], state.pending),
+        ), samples
+
+    def _deltas(self, state: GroupState, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+        """What each row prefills: its pending token, then the prompt; nothing if it is idle."""
+        pending = [[p] if p >= 0 else [] for p in state.pending.tolist()]
+        return [[*before, *prompt] if len(prompt) else [] for before, prompt in zip(pending, prompts, strict=True)]
+
+    def _room(self, state: GroupState, prompts: Sequence[Sequence[int]], max_new: Sequence[int] | None) -> np.ndarray:
+        """Per row [B] the most tokens to sample."""
+        asked = np.full(self.batch_size, self.sampling_cfg.max_new_tokens) if max_new is None else np.asarray(max_new)
+        lengths = state.lengths + np.array([len(p) for p in prompts])
+        room = np.minimum(np.minimum(asked, self.sampling_cfg.max_new_tokens), self.max_len - lengths)
+        for row, prompt in enumerate(prompts):
+            if len(prompt) and room[row] < 1:
+                raise ValueError(
+                    f"row {row} has {lengths[row]} of {self.max_len} tokens with its prompt and may sample"
+                    f" {asked[row]}: no room for a response"
+                )
+        return room.astype(np.int32)
+
+    def _bucket(self, longest: int) -> int:
+        for bucket in self.prompt_buckets:
+            if longest <= bucket:
+                return bucket
+        raise ValueError(f"a prompt delta of {longest} tokens is over the largest bucket, {self.prompt_buckets[-1]}")
