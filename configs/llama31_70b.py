@@ -21,7 +21,7 @@ def get_config(variant: str = "") -> ConfigDict:
     m.tokenizer = "weights/llama31_70b_instruct/tokenizer.json"
     m.init = "weights/llama31_70b_instruct"
     # At a learning rate of 2e-7 a bfloat16 weight never moves: float32 masters, bfloat16 arithmetic.
-    m.param_dtype, m.compute_dtype, m.remat = "float32", "bfloat16", True
+    m.param_dtype, m.compute_dtype, m.remat, m.unroll = "float32", "bfloat16", True, False
 
     config.data.name = "code_contests"
     config.episode.max_turns = 3
@@ -29,6 +29,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.episode.max_new_tokens = 2048  # ours
     config.episode.max_text_chars = 1000  # ours
     config.sampling.temperature, config.sampling.top_p, config.sampling.top_k = 1.0, 1.0, 0
+    config.sampling.prompt_buckets = (512, 1024, 2048, 4096)  # ours
     config.execution.require_python = True
     config.execution.wall_s, config.execution.memory_mb = 10.0, 1024
 

@@ -48,7 +48,9 @@ def base_config() -> ConfigDict:
                 temperature=1.0,  # A.1
                 top_p=1.0,
                 top_k=0,  # 0 = no limit
-                group_size=64,  # episodes sampled in lockstep; the next group samples while this one's programs run
+                group_size=64,  # episodes sampled in lockstep
+                groups_in_flight=2,  # one samples while the others' programs run
+                prompt_buckets=(32, 64, 128, 192),  # a prompt is padded to the shortest of these that holds it
             ),
             execution=dict(
                 workers=0,  # 0 = one per core
@@ -102,6 +104,7 @@ def _model() -> dict[str, Any]:
         param_dtype="float32",  # master weights
         compute_dtype="float32",
         remat=False,  # recompute activations in the backward pass
+        unroll=True,  # layers as straight code instead of a scan: faster to run, slower to compile
     )
 
 
@@ -122,7 +125,7 @@ def _ppo() -> dict[str, Any]:
         value_clip=0.2,
         value_coef=1.0,  # matters with a shared trunk only
         importance="paper",  # "paper" (A.1), "decoupled" (pi_old / pi_b outside the clip) or "none"
-        importance_cap=2.0,  # decoupled: the weight's bound c
+        importance_cap=5.0,  # decoupled: the weight's bound c
         importance_mode="cap",  # decoupled, above c: "cap" the weight or "mask" the token
         separate_critic=True,  # value network of its own, from the same weights (A.1); False = shared trunk
         normalize_advantages=True,
@@ -265,6 +268,10 @@ def validate(config: ConfigDict) -> None:
 Faults = Iterator[tuple[bool, str, str]]
 
 
+def _increasing(numbers: Sequence[int]) -> bool:
+    return len(numbers) > 0 and all(a < b for a, b in zip(numbers, numbers[1:]))
+
+
 def _check_model(config: ConfigDict) -> Faults:
     m = config.model
     yield m.n_heads % m.n_kv_heads != 0, "model.n_kv_heads", f"must divide n_heads={m.n_heads}; it is {m.n_kv_heads}"
@@ -289,12 +296,16 @@ def _check_episode(config: ConfigDict) -> Faults:
     )
     no_room = f"must leave room for a prompt in context={e.context}; it is {e.max_new_tokens}"
     yield not 0 < e.max_new_tokens < e.context, "episode.max_new_tokens", no_room
+    s = config.sampling
+    yield s.temperature <= 0, "sampling.temperature", f"above 0, or nothing is explored; it is {s.temperature}"
+    yield config.eval.temperature < 0, "eval.temperature", f"0 (greedy) or more; it is {config.eval.temperature}"
     for section in ("sampling", "eval"):
-        c = config[section]
-        yield c.temperature <= 0, f"{section}.temperature", f"above 0; it is {c.temperature}"
-        yield not 0 < c.top_p <= 1, f"{section}.top_p", f"above 0, at most 1; it is {c.top_p}"
-    yield config.sampling.top_k < 0, "sampling.top_k", f"0 (no limit) or more; it is {config.sampling.top_k}"
-    yield config.sampling.group_size < 1, "sampling.group_size", f"at least 1; it is {config.sampling.group_size}"
+        top_p = config[section].top_p
+        yield not 0 < top_p <= 1, f"{section}.top_p", f"above 0, at most 1; it is {top_p}"
+    yield s.top_k < 0, "sampling.top_k", f"0 (no limit) or more; it is {s.top_k}"
+    for key in ("group_size", "groups_in_flight"):
+        yield s[key] < 1, f"sampling.{key}", f"at least 1; it is {s[key]}"
+    yield not _increasing(s.prompt_buckets), "sampling.prompt_buckets", f"must increase; they are {s.prompt_buckets}"
     for key in ("wall_s", "memory_mb", "output_kb"):
         yield config.execution[key] <= 0, f"execution.{key}", f"above 0; it is {config.execution[key]}"
 
@@ -304,7 +315,7 @@ def _check_ppo(config: ConfigDict) -> Faults:
     uneven = f"must be a multiple of updates={p.updates}, so that all updates have as many; it is {p.rollouts}"
     yield p.updates < 1 or p.rollouts % max(p.updates, 1) != 0, "ppo.rollouts", uneven
     buckets = tuple(p.buckets)
-    yield buckets != tuple(sorted(set(buckets))), "ppo.buckets", f"must increase; they are {buckets}"
+    yield not _increasing(buckets), "ppo.buckets", f"must increase; they are {buckets}"
     short = f"the longest must hold a whole episode of context={config.episode.context}; they are {buckets}"
     yield not buckets or buckets[-1] < config.episode.context, "ppo.buckets", short
     shards = config.mesh.data * config.mesh.fsdp

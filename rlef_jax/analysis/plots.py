@@ -85,13 +85,14 @@ def plot_error_kinds(records: Sequence[Record], path: Path, *, window: int = 3) 
 
 def plot_summary(summary: Mapping[str, Mapping[str, Any]], path: Path) -> Path:
     """1@1 and 1@3 of each evaluation, with the interval of 1@3, beside the bounds of any player."""
-    keys = [k for k in EVALUATIONS if k in summary]
+    keys = [k for k in EVALUATIONS if summary.get(k, {}).get("1@3") is not None]
     figure = Figure(figsize=(9, 1.6 + 0.6 * len(keys)), layout="constrained")
     axis = figure.subplots()
     for y, key in enumerate(keys):
         low, high = summary[key]["1@3_ci"]
         axis.plot([low, high], [y, y], color=BLUE, lw=3, alpha=0.4, solid_capstyle="butt")
-        axis.plot(summary[key]["1@1"], y, "o", mfc="white", mec=BLUE, ms=8, label="1@1" if y == 0 else None)
+        if summary[key].get("1@1") is not None:
+            axis.plot(summary[key]["1@1"], y, "o", mfc="white", mec=BLUE, ms=8, label="1@1" if y == 0 else None)
         axis.plot(summary[key]["1@3"], y, "o", color=BLUE, ms=9, label="1@3, 95 % interval" if y == 0 else None)
         axis.annotate(f"{summary[key]['1@3']:.1f}", (summary[key]["1@3"], y), (0, 9), textcoords="offset points",
                       ha="center", fontsize=9)  # fmt: skip

@@ -5,14 +5,14 @@
      "bounds": {"no_feedback", "pass_fail", "full"}}
 
 All in percent, on the problems of one split, one rollout a problem; intervals by resampling the problems. An evaluation
-that a run left out is missing.
+that a run left out is missing; a number that nobody can know is null (1@1 without an early stop).
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,20 +57,19 @@ def gains(summary: Summary) -> dict[str, float]:
       random_drop: 1@3 with true minus with random feedback, after RLEF; random_drop_warm_start: the same before.
       1@3_apart, random_apart: 1.0 where the two intervals compared don't overlap, else 0.0.
     """
-    before, after = summary.get("warm_start"), summary.get("rlef")
-    before_random, after_random = summary.get("warm_start_random_feedback"), summary.get("rlef_random_feedback")
-    found: dict[str, float] = {}
-    if before and after:
-        found["1@3"] = after["1@3"] - before["1@3"]
-        found["1@3_apart"] = _apart(before, after)
-        found["turns"] = (after["1@3"] - after["1@1"]) - (before["1@3"] - before["1@1"])
-        found["repaired_at_2"] = after["repaired_at_2"] - before["repaired_at_2"]
-    if after and after_random:
-        found["random_drop"] = after["1@3"] - after_random["1@3"]
-        found["random_apart"] = _apart(after, after_random)
-    if before and before_random:
-        found["random_drop_warm_start"] = before["1@3"] - before_random["1@3"]
-    return found
+    before, after = summary.get("warm_start", {}), summary.get("rlef", {})
+    before_random = summary.get("warm_start_random_feedback", {})
+    after_random = summary.get("rlef_random_feedback", {})
+    differences = {
+        "1@3": _minus(after.get("1@3"), before.get("1@3")),
+        "1@3_apart": _apart(before.get("1@3_ci"), after.get("1@3_ci")),
+        "turns": _minus(_minus(after.get("1@3"), after.get("1@1")), _minus(before.get("1@3"), before.get("1@1"))),
+        "repaired_at_2": _minus(after.get("repaired_at_2"), before.get("repaired_at_2")),
+        "random_drop": _minus(after.get("1@3"), after_random.get("1@3")),
+        "random_apart": _apart(after.get("1@3_ci"), after_random.get("1@3_ci")),
+        "random_drop_warm_start": _minus(before.get("1@3"), before_random.get("1@3")),
+    }
+    return {name: value for name, value in differences.items() if value is not None}
 
 
 def summary_table(summary: Summary) -> str:
@@ -79,8 +78,9 @@ def summary_table(summary: Summary) -> str:
     for key, label in EVALUATIONS.items():
         if key in summary:
             e = summary[key]
-            interval = "{:.1f} to {:.1f}".format(*e["1@3_ci"])
-            lines.append(f"{label:<32}{e['1@1']:7.1f}{e['1@3']:7.1f}   {interval:<15}{e['repaired_at_2']:19.1f}")
+            interval = "{:.1f} to {:.1f}".format(*e["1@3_ci"]) if e.get("1@3_ci") else "-"
+            numbers = f"{_cell(e.get('1@1')):>7}{_cell(e.get('1@3')):>7}"
+            lines.append(f"{label:<32}{numbers}   {interval:<15}{_cell(e.get('repaired_at_2')):>19}")
     for key, label in BOUNDS.items():
         if key in summary.get("bounds", {}):
             lines.append(f"{label:<32}{'':7}{summary['bounds'][key]:7.1f}")
@@ -90,18 +90,28 @@ def summary_table(summary: Summary) -> str:
 def _gain_lines(found: Mapping[str, float]) -> list[str]:
     lines = []
     if "1@3" in found:
-        apart = "intervals apart" if found["1@3_apart"] else "intervals overlap"
-        lines.append(
-            f"RLEF: 1@3 {found['1@3']:+.1f} ({apart}), 1@3 minus 1@1 {found['turns']:+.1f}, "
-            f"repaired at turn 2 {found['repaired_at_2']:+.1f}"
-        )
+        parts = [f"1@3 {found['1@3']:+.1f} ({_verdict(found['1@3_apart'])})"]
+        parts += [f"1@3 minus 1@1 {found['turns']:+.1f}"] if "turns" in found else []
+        parts += [f"repaired at turn 2 {found['repaired_at_2']:+.1f}"] if "repaired_at_2" in found else []
+        lines.append("RLEF: " + ", ".join(parts))
     if "random_drop" in found:
-        apart = "intervals apart" if found["random_apart"] else "intervals overlap"
         before = f"; warm start {-found['random_drop_warm_start']:+.1f}" if "random_drop_warm_start" in found else ""
-        lines.append(f"random instead of true feedback: 1@3 {-found['random_drop']:+.1f} ({apart}){before}")
+        change = f"{-found['random_drop']:+.1f} ({_verdict(found['random_apart'])})"
+        lines.append(f"random instead of true feedback: 1@3 {change}{before}")
     return lines
 
 
-def _apart(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
-    (a_low, a_high), (b_low, b_high) = a["1@3_ci"], b["1@3_ci"]
-    return float(a_high < b_low or b_high < a_low)
+def _verdict(apart: float) -> str:
+    return "intervals apart" if apart else "intervals overlap"
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def _minus(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a - b
+
+
+def _apart(a: Sequence[float] | None, b: Sequence[float] | None) -> float | None:
+    return None if a is None or b is None else float(a[1] < b[0] or b[1] < a[0])

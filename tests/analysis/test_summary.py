@@ -60,6 +60,10 @@ def test_the_table():
 def test_a_table_of_less():
     lines = summary_table({"rlef": SUMMARY["rlef"]}).splitlines()
     assert len(lines) == 2 and lines[1].startswith("after RLEF")
+    unknown = {"warm_start": SUMMARY["warm_start"], "rlef": {**SUMMARY["rlef"], "1@1": None, "repaired_at_2": None}}
+    lines = summary_table(unknown).splitlines()
+    assert lines[2].split() == ["after", "RLEF", "-", "82.2", "78.0", "to", "86.0", "-"]
+    assert lines[3:] == ["RLEF: 1@3 +40.2 (intervals apart)"]
 
 
 def test_summary_round_trip(tmp_path):
