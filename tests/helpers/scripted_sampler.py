@@ -19,6 +19,8 @@ class ScriptedSample:
 class ScriptedSampler:
     """`script(index, turn)` is the text of a response; texts longer than the limit are cut, as sampled ones are.
 
+    Responses are spelled letter by letter: the tokenizer would never encode their text so, as with sampled ids.
+
     Attributes:
       streams: per episode index, all tokens in the order in which they entered the row's context.
       calls: (episode indices with a prompt, turn) of each call of `generate`.
@@ -52,7 +54,8 @@ class ScriptedSampler:
             if not prompt:
                 samples.append(ScriptedSample((), (), "stop", 7))
                 continue
-            ids = self._chat.response(self._script(index, turn))[:limit]
+            letters = [i for letter in self._script(index, turn) for i in self._chat.tokenizer.encode(letter)]
+            ids = [*letters, *self._chat.stop_ids][:limit]
             finish = "stop" if ids[-1] in self._chat.stop_ids else "length"
             self.streams.setdefault(index, []).extend([*prompt, *ids])
             samples.append(ScriptedSample(tuple(ids), tuple(-0.5 * i for i in range(len(ids))), finish, 7))

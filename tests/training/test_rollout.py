@@ -76,13 +76,13 @@ def test_wrong_then_crash_then_right(pool):
 
 
 def test_token_in_token_out(pool):
-    """What is trained on is what was fed and sampled, in order, though decoding and encoding it again would differ."""
-    odd = "".join(f"# {c}\n" for c in "ab") + SUBTRACT
-    episodes, sampler = run(pool, [odd, SUBTRACT, ADD], [add_problem(str(i)) for i in range(3)])
+    """What is trained on is what was fed and sampled, in order: never what its text would be encoded as."""
+    episodes, sampler = run(pool, [SUBTRACT, CRASH, ADD], [add_problem(str(i)) for i in range(3)])
     for episode in episodes:
         assert list(episode.token_ids) == sampler.streams[episode.index]
         for turn in episode.turns:
             assert len(turn.response_ids) == len(turn.behavior_logp) == len(turn.policy_version)
+            assert list(turn.response_ids) != CHAT.response(CHAT.response_text(turn.response_ids))
 
 
 def test_hidden_tests_decide_and_never_show(pool):
