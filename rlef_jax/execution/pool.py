@@ -162,7 +162,8 @@ class ExecutionPool:
         while done < len(job.tests):
             chunk = 1 if job.stop_at_first_failure else _chunk(job.tests, done)
             tests = job.tests[done : done + chunk]
-            for test, outcome in zip(tests, worker.run(job.program, [t.input for t in tests], job.limits), strict=False):
+            outcomes = worker.run(job.program, [test.input for test in tests], job.limits)
+            for test, outcome in zip(tests, outcomes):  # a program that doesn't compile has a single outcome
                 if outcome.kind == protocol.NOT_COMPILED:
                     error = outcome.error.decode("utf-8", "replace")
                     yield from [TestResult(Status.SYNTAX_ERROR, error=error)] * (len(job.tests) - done)
@@ -187,16 +188,14 @@ class ExecutionPool:
 
 
 def judged(outcome: Outcome, expected: str, limits: Limits) -> TestResult:
-    """What a program did on one test, as a result. Passing takes a clean exit within all limits and the right output."""
+    """What a program did on one test. Passing takes a clean exit within all limits, and the right output."""
     stdout = outcome.stdout.decode("utf-8", "replace")
     status, error = _status(outcome, limits)
     if status is Status.PASSED and not outputs_match(expected, stdout):
         status = Status.WRONG_ANSWER
     if len(stdout) > KEPT_CHARS:
         stdout = f"{stdout[:KEPT_CHARS]}...[{len(stdout) - KEPT_CHARS} characters cut]"
-    return TestResult(
-        status, stdout, error, outcome.exit_code, outcome.cpu_s, outcome.wall_s, outcome.memory_bytes
-    )
+    return TestResult(status, stdout, error, outcome.exit_code, outcome.cpu_s, outcome.wall_s, outcome.memory_bytes)
 
 
 def _status(outcome: Outcome, limits: Limits) -> tuple[Status, str]:

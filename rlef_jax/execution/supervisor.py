@@ -52,7 +52,7 @@ class WorkerProcess:
         try:
             self._process = subprocess.Popen(
                 command,
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 env=_ENVIRONMENT,
@@ -92,9 +92,8 @@ class WorkerProcess:
             raise BrokenWorkerError(f"the worker broke off: {exc!r}") from exc
 
     def _request(self, program: str, inputs: Sequence[str], limits: Limits) -> bytes:
-        text = b"" if program == self._loaded else program.encode("utf-8", "surrogatepass")
-        if not text and self._loaded is None:
-            text = b"\n"  # an empty program is a program; an empty text would mean the one before
+        # An empty text means the program before, so an empty program goes as an empty line.
+        text = b"" if program == self._loaded else (program or "\n").encode("utf-8", "surrogatepass")
         header = protocol.REQUEST.pack(
             len(text), limits.wall_s, limits.memory_bytes, limits.output_bytes, limits.processes, len(inputs)
         )

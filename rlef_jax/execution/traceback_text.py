@@ -1,3 +1,4 @@
+# mypy: allow-untyped-defs
 """Stack traces as a model reads them: short, and the same whatever Python made them.
 
 No imports and nothing newer than Python 3.8: the worker executes this file's text under the judge's Python, and
@@ -34,9 +35,9 @@ def format_exception(exc, source):
     hidden = len(frames) - 2 * _EDGE_FRAMES
     for i, (lineno, name) in enumerate(frames):
         if hidden > 0 and i == _EDGE_FRAMES:
-            shown.append("  ... %d more frames" % hidden)
+            shown.append("  ...")  # no count: it depends on how deep the program was started
         if hidden <= 0 or not _EDGE_FRAMES <= i < len(frames) - _EDGE_FRAMES:
-            shown.append('  File "%s", line %d, in %s' % (FILENAME, lineno, name))
+            shown.append(f'  File "{FILENAME}", line {lineno}, in {name}')
             shown.extend(_line(lines, lineno))
     shown.append(_exception_line(exc))
     return "\n".join(shown)
@@ -45,9 +46,9 @@ def format_exception(exc, source):
 def _format_syntax_error(exc, lines):
     shown = []
     if exc.lineno:
-        shown.append('  File "%s", line %d' % (FILENAME, exc.lineno))
+        shown.append(f'  File "{FILENAME}", line {exc.lineno}')
         shown.extend(_line(lines, exc.lineno))
-    shown.append("%s: %s" % (type(exc).__name__, exc.msg))
+    shown.append(f"{type(exc).__name__}: {exc.msg}")
     return "\n".join(shown)
 
 
@@ -60,11 +61,11 @@ def _exception_line(exc):
     kind = type(exc)
     name = kind.__qualname__
     if kind.__module__ not in ("builtins", "__main__"):
-        name = "%s.%s" % (kind.__module__, name)
+        name = f"{kind.__module__}.{name}"
     try:
         message = str(exc)
     except Exception:
         message = "<exception str() failed>"
     if len(message) > _MESSAGE_CHARS:
-        message = "%s...[%d characters cut]" % (message[:_MESSAGE_CHARS], len(message) - _MESSAGE_CHARS)
-    return "%s: %s" % (name, message) if message else name
+        message = f"{message[:_MESSAGE_CHARS]}...[{len(message) - _MESSAGE_CHARS} characters cut]"
+    return f"{name}: {message}" if message else name

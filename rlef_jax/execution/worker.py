@@ -1,3 +1,4 @@
+# mypy: allow-untyped-defs
 """The judge's worker: a warm Python process that forks once per test. Runs alone, under the judge's Python (3.8+).
 
 The pool starts it as `python -S -s -B worker.py SCRATCH` with a clean environment (PYTHONHASHSEED fixed, so that the
@@ -18,11 +19,9 @@ if __name__ == "__main__":
 
 import _sitebuiltins
 import _thread
-import atexit
 import builtins
 import ctypes
 import gc
-import marshal
 import os
 import resource
 import select
@@ -30,16 +29,14 @@ import shutil
 import signal
 import struct
 import time
-import zlib
 
 REQUEST = struct.Struct("!IdQQII")  # program bytes, wall_s, memory_bytes, output_bytes, processes, tests
 LENGTH = struct.Struct("!Q")
 REPLY = struct.Struct("!cciddQII")  # kind, report, exit code (< 0: signal), cpu_s, wall_s, rss, stdout, error bytes
 ENDED, TIMED_OUT, TOO_MANY_PROCESSES, NOT_COMPILED, FAILED = b"E", b"T", b"P", b"C", b"X"
-NO_REPORT, EXCEPTION, OUT_OF_MEMORY = b"-", b"E", b"M"
+NO_REPORT, EXCEPTION, OUT_OF_MEMORY = b"-", b"E", b"M"  # the last two as in child.py
 
 CONTROL_FD = 10  # where the worker moves the pool's socket
-REPORT_FD = 3  # in the child: how the program's own exception is told
 STACK_BYTES = 256 << 20  # deep recursion is common in contest solutions
 THREAD_STACK_BYTES = 8 << 20  # glibc's default would be the whole of the above per thread
 COMPILE_WALL_S = 10.0
@@ -81,12 +78,13 @@ class PoolGoneError(Exception):
 
 
 class Worker:
-    """One worker's state: where programs run, the last compiled program, and the trace formatter."""
+    """One worker's state: where programs run, the last compiled program, and the child's code."""
 
-    def __init__(self, scratch, libc, format_exception):
+    def __init__(self, scratch, libc):
         self.scratch = scratch
         self.libc = libc
-        self.format_exception = format_exception
+        self.child = load_sibling("child")
+        self.format_exception = load_sibling("traceback_text").format_exception
         self.source = ""
         self.code = b""
         self.compile_error = b""
@@ -119,13 +117,7 @@ class Worker:
         """Compiles a program in a child of its own: hostile source can crash or fill a compiler, too."""
 
         def body():
-            try:
-                code = compile(source, "solution.py", "exec", dont_inherit=True)
-            except BaseException as exc:
-                os.write(REPORT_FD, self.format_exception(exc, source).encode("utf-8", "backslashreplace"))
-                return 1
-            write_all(REPORT_FD, marshal.dumps(code))
-            return 0
+            return self.child.compile_program(source, self.format_exception)
 
         generous = Limits(COMPILE_WALL_S, limits.memory_bytes, max(limits.output_bytes, 64 << 20), limits.processes)
         outcome = self.run_child(body, b"", generous)
@@ -138,7 +130,11 @@ class Worker:
 
     def test(self, data, limits):
         """Runs the loaded program on one input and replies."""
-        outcome = self.run_child(lambda: self.execute(data), data, limits)
+
+        def body():
+            return self.child.run_program(self.code, self.source, data, self.format_exception)
+
+        outcome = self.run_child(body, data, limits)
         if not outcome.started:
             reply(FAILED, error=b"the child could not be set up: " + outcome.stderr)
             return
@@ -146,25 +142,6 @@ class Worker:
         if report not in (EXCEPTION, OUT_OF_MEMORY) or outcome.code == 0:
             report, error = NO_REPORT, outcome.stderr[-STDERR_TAIL_BYTES:]
         reply(outcome.kind, report, outcome.code, outcome.usage, outcome.wall_s, outcome.stdout, error)
-
-    def execute(self, data):
-        """In the child: the program, as `python solution.py` would run it. Returns the exit code."""
-        main = type(sys)("__main__")
-        main.__dict__.update(__builtins__=builtins, __file__="solution.py")
-        sys.modules["__main__"] = main
-        sys.modules["random"].seed(zlib.crc32(data))  # fresh, yet the same in every worker
-        code = 1
-        try:
-            exec(marshal.loads(self.code), main.__dict__)
-            code = 0
-        except SystemExit as exc:
-            code = exit_code(exc)
-        except MemoryError:
-            write_all(REPORT_FD, OUT_OF_MEMORY + b"MemoryError")
-        except BaseException as exc:
-            text = self.format_exception(exc, self.source)
-            write_all(REPORT_FD, EXCEPTION + text.encode("utf-8", "backslashreplace"))
-        return finish(main, code)
 
     def run_child(self, body, data, limits):
         """Forks, runs `body` in the child under the limits, kills whatever is left of it. Returns an Outcome."""
@@ -175,55 +152,26 @@ class Worker:
             os.lseek(stdin, 0, os.SEEK_SET)
             self.empty_scratch()
             start = time.monotonic()
-            child = os.fork()
-            if child == 0:
-                self.be_child(body, files, limits)
-            kind = self.wait(child, start + limits.wall_s, limits.processes)
+            pid = os.fork()
+            if pid == 0:
+                self.child.be_child(body, files, limits, self.scratch, self.libc)
+            kind = self.wait(pid, start + limits.wall_s, limits.processes)
             wall_s = time.monotonic() - start
-            kill_group(child)  # before it is reaped: its id is still its own
-            _, status, usage = os.wait4(child, 0)
+            kill_group(pid)  # before it is reaped: its id is still its own
+            _, status, usage = os.wait4(pid, 0)
             self.kill_orphans()
-            contents = [read_file(fd, limits.output_bytes + 1) for fd in (stdout, stderr)]
+            out, err = (read_file(fd, limits.output_bytes + 1) for fd in (stdout, stderr))
             code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-            return Outcome(kind, code, usage, wall_s, *contents, read_file(report, 64 << 20), bool(read_file(ready, 1)))
+            told, started = read_file(report, 64 << 20), bool(read_file(ready, 1))
+            return Outcome(kind, code, usage, wall_s, out, err, told, started)
         finally:
             for fd in files:
                 os.close(fd)
 
-    def be_child(self, body, files, limits):
-        """In the child: takes the limits and the descriptors, runs `body`, never returns."""
-        code = 1
-        try:
-            stdin, stdout, stderr, report, ready = files
-            signal.set_wakeup_fd(-1)
-            for number in (signal.SIGCHLD, signal.SIGXFSZ):
-                signal.signal(number, signal.SIG_DFL)
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            os.setsid()
-            self.libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-            os.chdir(self.scratch)
-            for fd, target in ((stdin, 0), (stdout, 1), (stderr, 2)):
-                os.dup2(fd, target)
-            ready = os.dup2(ready, CONTROL_FD, inheritable=False)  # the pool's socket goes here
-            os.dup2(report, REPORT_FD, inheritable=False)
-            os.closerange(REPORT_FD + 1, CONTROL_FD)
-            os.closerange(CONTROL_FD + 1, 256)
-            set_limits(limits)
-            open_streams()
-            os.write(ready, b"1")
-            os.close(ready)
-            code = body()
-        except BaseException as exc:
-            try:
-                os.write(2, repr(exc).encode("utf-8", "backslashreplace"))
-            finally:
-                os._exit(1)
-        os._exit(code)
-
-    def wait(self, child, deadline, processes):
+    def wait(self, pid, deadline, processes):
         """Until the child ends by itself (not reaped), or has to be killed: says which."""
         while True:
-            if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+            if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
                 return ENDED
             left = deadline - time.monotonic()
             if left <= 0:
@@ -282,71 +230,15 @@ class Worker:
         os.mkdir(self.scratch, 0o700)
 
 
-def exit_code(exc):
-    """What `sys.exit(...)` means, as CPython has it."""
-    if exc.code is None:
-        return 0
-    if isinstance(exc.code, int):
-        return exc.code & 0xFF
-    print(exc.code, file=sys.stderr)
-    return 1
-
-
-def finish(main, code):
-    """The part of the interpreter's end that programs rely on: threads joined, exit functions, buffers flushed."""
-    try:
-        sys.modules["threading"]._shutdown()
-        atexit._run_exitfuncs()
-        streams = [sys.stdout, sys.__stdout__, sys.stderr]
-        main.__dict__.clear()  # files that the program opened on descriptor 1 are flushed when they go
-        gc.collect()
-        for stream in streams:
-            if stream is not None and not getattr(stream, "closed", False):
-                stream.flush()
-    except MemoryError:
-        write_all(REPORT_FD, OUT_OF_MEMORY + b"MemoryError")
-        return 1
-    except BaseException:
-        return 120  # CPython's code for a failed flush
-    return code
-
-
-def set_limits(limits):
-    """Resource limits of the child. The wall clock is the worker's; CPU time is only a second line behind it."""
-    seconds = int(limits.wall_s) + 2
-    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-    if hard == resource.RLIM_INFINITY or hard > seconds:
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
-    for name, value in (
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_FSIZE, limits.output_bytes + 1),
-        (resource.RLIMIT_AS, limits.memory_bytes),
-    ):
-        hard = resource.getrlimit(name)[1]
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(name, (value, value))
-
-
-def open_streams():
-    """Fresh standard streams on descriptors 0-2, made as the interpreter makes them."""
-    for fd, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
-        errors = "backslashreplace" if name == "stderr" else "surrogateescape"
-        stream = open(fd, mode, encoding="utf-8", errors=errors, closefd=False)
-        stream.buffer.raw.name = "<%s>" % name
-        setattr(sys, name, stream)
-        setattr(sys, "__%s__" % name, stream)
-    sys.argv[:] = ["solution.py"]
-
-
 def count_descendants(enough):
     """How many processes descend from this one (stops counting beyond `enough`)."""
     todo, seen = list(children("/proc/thread-self")), 0
     while todo and seen <= enough:
         seen += 1
-        task = "/proc/%d/task" % todo.pop()
+        task = f"/proc/{todo.pop()}/task"
         try:
             for thread in os.listdir(task):
-                todo.extend(children("%s/%s" % (task, thread)))
+                todo.extend(children(f"{task}/{thread}"))
         except OSError:  # it has ended meanwhile
             continue
     return seen
@@ -361,11 +253,11 @@ def children(task):
         return []
 
 
-def kill_group(child):
+def kill_group(pid):
     """SIGKILL to the child and its process group."""
     for kill in (os.kill, os.killpg):
         try:
-            kill(child, signal.SIGKILL)
+            kill(pid, signal.SIGKILL)
         except OSError:  # no group yet (killed before its setsid)
             pass
 
@@ -383,14 +275,8 @@ def scratch_file(name):
 
 def read_file(fd, limit):
     """The first `limit` bytes of a file, whatever its offset."""
-    parts, at = [], 0
-    while at < limit:
-        part = os.pread(fd, min(limit - at, 1 << 20), at)
-        if not part:
-            break
-        parts.append(part)
-        at += len(part)
-    return b"".join(parts)
+    size = min(os.fstat(fd).st_size, limit)
+    return os.pread(fd, size, 0) if size else b""
 
 
 def write_all(fd, data):
@@ -448,13 +334,13 @@ def enter_namespace(libc):
     os.setsid()
 
 
-def load_formatter():
-    """`format_exception` of the file beside this one, without importing its package."""
-    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "traceback_text.py")
-    names = {"__name__": "traceback_text"}
+def load_sibling(name):
+    """A module from the file of that name beside this one, out of reach of a program's `import`."""
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), name + ".py")
+    module = type(sys)(name)
     with open(path) as f:
-        exec(compile(f.read(), path, "exec"), names)
-    return names["format_exception"]
+        exec(compile(f.read(), path, "exec"), module.__dict__)
+    return module
 
 
 def main():
@@ -471,7 +357,7 @@ def main():
     _thread.stack_size(THREAD_STACK_BYTES)
     builtins.exit = _sitebuiltins.Quitter("exit", "Ctrl-D (i.e. EOF)")  # site is not loaded
     builtins.quit = _sitebuiltins.Quitter("quit", "Ctrl-D (i.e. EOF)")
-    worker = Worker(scratch, libc, load_formatter())
+    worker = Worker(scratch, libc)
     gc.collect()
     gc.freeze()  # what is here now is no garbage of any program's
     try:

@@ -1,0 +1,163 @@
+"""What becomes of programs: every status, the interpreter's own manners, and hostile ones."""
+
+import dataclasses
+import os
+import time
+
+import pytest
+
+from rlef_jax.types import Limits, Status
+
+FAST = Limits(wall_s=0.5, memory_bytes=64 << 20, output_bytes=1 << 16, processes=8)
+
+STATUSES = [
+    ("wrong", "print(8)", Status.WRONG_ANSWER),
+    ("silent", "", Status.WRONG_ANSWER),
+    ("exception", "print(7)\n1/0", Status.RUNTIME_ERROR),
+    ("nonzero exit", "print(7)\nimport sys; sys.exit(3)", Status.RUNTIME_ERROR),
+    ("exit with a message", "print(7)\nexit('no')", Status.RUNTIME_ERROR),
+    ("segfault after the answer", "print(7, flush=True)\nimport os; os.kill(os.getpid(), 11)", Status.RUNTIME_ERROR),
+    ("keyboard interrupt", "print(7)\nraise KeyboardInterrupt", Status.RUNTIME_ERROR),
+    ("no second line", "input(); input()", Status.RUNTIME_ERROR),
+    ("loop", "while True: pass", Status.TIME_LIMIT),
+    ("sleep", "import time; time.sleep(60)", Status.TIME_LIMIT),
+    ("deaf to signals", "import signal\nfor s in (2, 15, 24): signal.signal(s, signal.SIG_IGN)\nwhile 1: pass", None),
+    ("big", "x = bytearray(1 << 30)", Status.MEMORY_LIMIT),
+    ("growing", "x = []\nwhile True: x.append(bytearray(1 << 22))", Status.MEMORY_LIMIT),
+    ("talkative", "while True: print('x' * 1000)", Status.OUTPUT_LIMIT),
+    ("talkative and deaf", "import signal\nsignal.signal(25, signal.SIG_IGN)\nprint('7' + ' ' * 100_000)", None),
+    ("does not compile", "print(7", Status.SYNTAX_ERROR),
+    ("null byte", "print(7)\0", Status.SYNTAX_ERROR),
+    ("lone surrogate", "print(7)\n'\ud800'\nx = '\udc80", Status.SYNTAX_ERROR),
+    ("breaks the parser", "(" * 5000 + ")" * 5000, Status.SYNTAX_ERROR),
+    ("too deep to compile", "-" * 200_000 + "1", Status.SYNTAX_ERROR),
+    ("fork bomb", "import os\nwhile True: os.fork()", Status.RUNTIME_ERROR),
+]
+
+
+@pytest.mark.parametrize(("program", "status"), [s[1:] for s in STATUSES], ids=[s[0] for s in STATUSES])
+def test_status(run, program, status):
+    (result,) = run(program, ("4\n", "7\n"), limits=FAST)
+    expected = {"while 1": Status.TIME_LIMIT, "print('7'": Status.OUTPUT_LIMIT}
+    status = status or next(s for text, s in expected.items() if text in program)
+    assert result.status is status, result
+    (after,) = run("print(7)", ("4\n", "7\n"))  # and the worker is as good as new
+    assert after.status is Status.PASSED
+
+
+PASSING = {
+    "sum": "print(sum(map(int, input().split())))",
+    "fstat": "import os, stat\ns = os.fstat(0)\nassert stat.S_ISREG(s.st_mode) and s.st_size == 4\nprint(7)",
+    "os.read": "import os\nprint(sum(map(int, os.read(0, os.fstat(0).st_size).split())))",
+    "open(0)": "print(sum(map(int, open(0).read().split())))",
+    "dev stdin": "print(sum(map(int, open('/dev/stdin').read().split())))",
+    "seek": "import sys\nsys.stdin.readline(); sys.stdin.seek(0)\nprint(sum(map(int, input().split())))",
+    "main": "if __name__ == '__main__': print(7)",
+    "main module": "import sys\nx = 7\nprint(sys.modules['__main__'].x)",
+    "name": "import sys\nassert sys.argv == ['solution.py'] == [__file__]\nprint(7)",
+    "exit": "print(7)\nexit()",
+    "sys.exit": "import sys\nprint(7)\nsys.exit(0)",
+    "thread": "import threading, time\nthreading.Thread(target=lambda: (time.sleep(0.05), print(7))).start()",
+    "atexit": "import atexit\natexit.register(print, 7)",
+    "unclosed file": "f = open(1, 'w')\nf.write('7')",
+    "rebound stdout": (
+        "import sys, io\nclass W(io.StringIO):\n"
+        "    def flush(self): sys.__stdout__.write(self.getvalue()); self.seek(0); self.truncate()\n"
+        "sys.stdout = W()\nprint(7)"
+    ),
+    "os._exit": "import os\nprint(7, flush=True)\nos._exit(0)",
+    "deep recursion": (
+        "import sys\nsys.setrecursionlimit(10**6)\ndef f(n): return n and 1 + f(n - 1)\n"
+        "assert f(50_000) == 50_000\nprint(7)"
+    ),
+    "threads": (
+        "import threading\nts = [threading.Thread(target=int) for _ in range(4)]\n"
+        "[t.start() for t in ts]; [t.join() for t in ts]\nprint(7)"
+    ),
+    "subprocess": "import subprocess\nassert subprocess.run(['/bin/true']).returncode == 0\nprint(7)",
+    "empty folder": "import os\nassert os.listdir('.') == []\nopen('x', 'w').write('y')\nprint(7)",
+    "empty folder again": "import os\nassert os.listdir('.') == []\nprint(7)",
+    "removes its folder": "import os\nos.rmdir(os.getcwd())\nprint(7)",
+    "replaces its folder": "import os\nd = os.getcwd()\nos.rmdir(d); os.symlink('/', d)\nprint(7)",
+    "no descriptors": "import os\nfds = os.listdir('/proc/self/fd')\nassert set(fds) <= set('01234'), fds\nprint(7)",
+    "no judge to import": "try:\n    import worker\nexcept ImportError:\n    print(7)",
+}
+
+
+@pytest.mark.parametrize("name", PASSING)
+def test_programs_run_as_under_plain_python(run, name):
+    for result in run(PASSING[name], ("3 4\n", "7\n"), ("3 4\n", "7\n")):
+        assert result.status is Status.PASSED, result
+
+
+def test_programs_do_not_see_each_other(run):
+    run("import builtins, sys, math\nbuiltins.print = None\nsys.x = 1\nmath.pi = 3")
+    (result,) = run("import sys, math\nprint(hasattr(sys, 'x'), math.pi > 3)", ("", "False True"))
+    assert result.status is Status.PASSED, result
+
+
+def test_sets_and_random_numbers_come_out_the_same_in_every_worker(run):
+    program = "import random\nprint(random.random(), {'a', 'b', 'c', 'd', 'e', 'f'})"
+    outputs = {run(program, ("3", ""))[0].stdout for _ in range(6)}
+    assert len(outputs) == 1
+    assert run(program, ("4", ""))[0].stdout not in outputs  # seeded by the input
+
+
+def test_leftover_processes_are_killed(run, tmp_path):
+    mark = tmp_path / "alive"
+    program = (
+        "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        time.sleep(0.6)\n"
+        f"        open({str(mark)!r}, 'w').close()\n    os._exit(0)\nprint(7)"
+    )
+    (result,) = run(program, ("", "7"))
+    assert result.status is Status.PASSED
+    time.sleep(1.0)
+    assert not mark.exists()
+
+
+def test_a_program_cannot_kill_its_judge(pool, run):
+    if os.geteuid() != 0:
+        pytest.xfail("needs a process namespace")
+    before = pool.stats()["retries"]
+    program = (
+        "import os\nfor pid in (-1, os.getppid(), 1):\n    try: os.kill(pid, 9)\n    except OSError: pass\nprint(7)"
+    )
+    (result,) = run(program, ("", "7"))
+    assert result.status is Status.PASSED, result
+    assert pool.stats()["retries"] == before
+
+
+def test_hostile_reports_change_no_failure_into_a_pass_or_an_infrastructure_error(run):
+    for text in ("X", "M", "E", "-", ""):
+        (result,) = run(f"import os\nos.write(3, {text!r}.encode())\nprint(8)\nos._exit(1)", ("", "7"))
+        assert result.status in (Status.RUNTIME_ERROR, Status.MEMORY_LIMIT)
+
+
+def test_no_expected_output_in_the_worker(run):
+    secret = "expected-7391"
+    program = (
+        "import gc, sys\nseen = []\nf = sys._getframe()\nwhile f: seen.append(repr(f.f_locals)); f = f.f_back\n"
+        "seen += [repr(o) for o in gc.get_objects(0) if isinstance(o, (dict, list, tuple))][:1000]\n"
+        "secret = ''.join(['expected', '-7391'])\nprint('seen' if secret in ''.join(seen[:-1]) else 'clean')"
+    )
+    (result,) = run(program, ("", secret))
+    assert result.stdout.strip() == "clean"
+
+
+def test_large_input_and_output(run):
+    data = " ".join(map(str, range(200_000)))
+    limits = dataclasses.replace(FAST, output_bytes=4 << 20, wall_s=8.0)
+    (result,) = run("print(input())", (data, data), limits=limits)
+    assert result.status is Status.PASSED
+    assert result.stdout.endswith(f"...[{len(data) + 1 - 20_000} characters cut]")
+
+
+def test_measurements(run):
+    (result,) = run(
+        "x = bytearray(64 << 20)\nx[::4096] = b'1' * len(x[::4096])\nimport time; time.sleep(0.2)", ("", "")
+    )
+    assert result.status is Status.PASSED
+    assert result.exit_code == 0
+    assert result.memory_bytes > 64 << 20
+    assert 0.2 <= result.wall_s < 8
+    assert 0 < result.cpu_s < 8
