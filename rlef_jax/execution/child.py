@@ -16,8 +16,9 @@ import sys
 import zlib
 
 REPORT_FD = 3  # where the program's own exception is told
-READY_FD = 4  # closed before the program starts: that the child was set up
-EXCEPTION, OUT_OF_MEMORY = b"E", b"M"
+READY_FD = 4  # closed before the program starts: how far the child came, and the compiled code
+EXCEPTION, OUT_OF_MEMORY = b"E", b"M"  # of the report
+SET_UP, COMPILED, REFUSED, END = b"S", b"C", b"R", b"."  # of the ready file
 PR_SET_PDEATHSIG = 1
 
 
@@ -35,8 +36,7 @@ def be_child(body, files, limits, scratch, libc):
         take_descriptors(files)
         set_limits(limits)
         open_streams()
-        os.write(READY_FD, b"1")
-        os.close(READY_FD)
+        os.write(READY_FD, SET_UP)
         code = body()
     except BaseException as exc:
         try:
@@ -62,12 +62,16 @@ def set_limits(limits):
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     for name, value in (
         (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_FSIZE, limits.output_bytes + 1),
         (resource.RLIMIT_AS, limits.memory_bytes),
     ):
-        hard = resource.getrlimit(name)[1]
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(name, (value, value))
+        lower(name, value)
+
+
+def lower(name, value):
+    """Sets a resource's soft and hard limit, as far as the hard one allows."""
+    hard = resource.getrlimit(name)[1]
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(name, (value, value))
 
 
 def open_streams():
@@ -81,25 +85,30 @@ def open_streams():
 
 
 def compile_program(source, format_exception):
-    """Writes the marshalled code, or why there is none, to the report. Returns the exit code."""
+    """The code of a program; None if it doesn't compile. Tells the worker either way, for the tests to come."""
     try:
         code = compile(source, "solution.py", "exec", dont_inherit=True)
     except BaseException as exc:
-        write_all(REPORT_FD, format_exception(exc, source).encode("utf-8", "backslashreplace"))
+        write_all(READY_FD, REFUSED + format_exception(exc, source).encode("utf-8", "backslashreplace"))
+        return None
+    write_all(READY_FD, COMPILED + marshal.dumps(code) + END)
+    return code
+
+
+def run_program(marshalled, source, data, output_bytes, format_exception):
+    """Runs a program as `python solution.py` would; compiles it unless its code is given. Returns the exit code."""
+    code = marshal.loads(marshalled) if marshalled else compile_program(source, format_exception)
+    if code is None:
         return 1
-    write_all(REPORT_FD, marshal.dumps(code))
-    return 0
-
-
-def run_program(code, source, data, format_exception):
-    """Runs compiled code as `python solution.py` would. Returns the exit code."""
+    os.close(READY_FD)
+    lower(resource.RLIMIT_FSIZE, output_bytes + 1)
     main = type(sys)("__main__")
     main.__dict__.update(__builtins__=builtins, __file__="solution.py")
     sys.modules["__main__"] = main
     sys.modules["random"].seed(zlib.crc32(data))  # differs by input, yet the same in every worker
     exit_code = 1
     try:
-        exec(marshal.loads(code), main.__dict__)
+        exec(code, main.__dict__)
         exit_code = 0
     except SystemExit as exc:
         exit_code = code_of(exc)

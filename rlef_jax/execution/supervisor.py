@@ -77,7 +77,7 @@ class WorkerProcess:
         The iterator must be used up before the next call. BrokenWorkerError if the worker doesn't answer rightly.
         """
         try:
-            self._socket.settimeout(_START_S + protocol.COMPILE_WALL_S)
+            self._socket.settimeout(_START_S + limits.wall_s)
             self._socket.sendall(self._request(program, inputs, limits))
             for _ in inputs:
                 outcome = self._reply()

@@ -39,7 +39,7 @@ NO_REPORT, EXCEPTION, OUT_OF_MEMORY = b"-", b"E", b"M"  # the last two as in chi
 CONTROL_FD = 10  # where the worker moves the pool's socket
 STACK_BYTES = 256 << 20  # deep recursion is common in contest solutions
 THREAD_STACK_BYTES = 8 << 20  # glibc's default would be the whole of the above per thread
-COMPILE_WALL_S = 10.0
+REPORT_BYTES, CODE_BYTES = 1 << 16, 1 << 28  # at most so much is read of either
 WATCH_S = 0.05  # how often a running program's processes are counted
 STDERR_TAIL_BYTES = 2000
 PRELOADED = (
@@ -62,7 +62,7 @@ class Limits:
 class Outcome:
     """What became of one child."""
 
-    def __init__(self, kind, code, usage, wall_s, stdout, stderr, report, started):
+    def __init__(self, kind, code, usage, wall_s, stdout, stderr, report, ready):
         self.kind = kind
         self.code = code
         self.usage = usage
@@ -70,7 +70,7 @@ class Outcome:
         self.stdout = stdout
         self.stderr = stderr
         self.report = report
-        self.started = started
+        self.ready = ready
 
 
 class PoolGoneError(Exception):
@@ -106,38 +106,33 @@ class Worker:
             inputs = [read_exactly(LENGTH.unpack(read_exactly(LENGTH.size))[0]) for _ in range(count)]
             limits = Limits(wall_s, memory + virtual_memory(), output, processes)
             if program:
-                self.load(program.decode("utf-8", "surrogatepass"), limits)
-            if self.compile_error:
-                reply(NOT_COMPILED, error=self.compile_error)
-                continue
+                self.source, self.code, self.compile_error = program.decode("utf-8", "surrogatepass"), b"", b""
             for data in inputs:
-                self.test(data, limits)
-
-    def load(self, source, limits):
-        """Compiles a program in a child of its own: hostile source can crash or fill a compiler, too."""
-
-        def body():
-            return self.child.compile_program(source, self.format_exception)
-
-        generous = Limits(COMPILE_WALL_S, limits.memory_bytes, max(limits.output_bytes, 64 << 20), limits.processes)
-        outcome = self.run_child(body, b"", generous)
-        if not outcome.started:
-            raise RuntimeError("the child of the compiler could not be set up")
-        compiled = outcome.kind == ENDED and outcome.code == 0
-        self.source = source
-        self.code = outcome.report if compiled else b""
-        self.compile_error = b"" if compiled else outcome.report or b"SyntaxError: the program could not be compiled"
+                if not self.compile_error:
+                    self.test(data, limits)
+                if self.compile_error:  # one reply for all of the request
+                    reply(NOT_COMPILED, error=self.compile_error)
+                    break
 
     def test(self, data, limits):
-        """Runs the loaded program on one input and replies."""
+        """Runs the program on one input and replies, unless it doesn't compile: then only `compile_error` is set.
+
+        The child of the first test compiles it, under that test's limits: hostile source can crash a compiler.
+        """
 
         def body():
-            return self.child.run_program(self.code, self.source, data, self.format_exception)
+            return self.child.run_program(self.code, self.source, data, limits.output_bytes, self.format_exception)
 
         outcome = self.run_child(body, data, limits)
-        if not outcome.started:
+        if not outcome.ready:
             reply(FAILED, error=b"the child could not be set up: " + outcome.stderr)
             return
+        compiled = bool(self.code) or (outcome.ready[1:2], outcome.ready[-1:]) == (self.child.COMPILED, self.child.END)
+        if not compiled and outcome.kind == ENDED:  # refused, or the compiler itself crashed
+            self.compile_error = outcome.ready[2:] or b"SyntaxError: the program could not be compiled"
+            return
+        if compiled and not self.code:
+            self.code = outcome.ready[2:]
         report, error = outcome.report[:1] or NO_REPORT, outcome.report[1:]
         if report not in (EXCEPTION, OUT_OF_MEMORY) or outcome.code == 0:
             report, error = NO_REPORT, outcome.stderr[-STDERR_TAIL_BYTES:]
@@ -162,8 +157,8 @@ class Worker:
             self.kill_orphans()
             out, err = (read_file(fd, limits.output_bytes + 1) for fd in (stdout, stderr))
             code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-            told, started = read_file(report, 64 << 20), bool(read_file(ready, 1))
-            return Outcome(kind, code, usage, wall_s, out, err, told, started)
+            told, came = read_file(report, REPORT_BYTES), read_file(ready, CODE_BYTES)
+            return Outcome(kind, code, usage, wall_s, out, err, told, came)
         finally:
             for fd in files:
                 os.close(fd)
