@@ -1,5 +1,6 @@
 """Episodes and batches for the tests of the update, built from the production vocabulary."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -44,6 +45,15 @@ def random_episodes(count, *, vocab=11, seed=0, longest=14):
         end = "infra" if index % 5 == 4 else "turn_limit"
         episodes.append(build_episode(turns, end=end, index=index, behavior=behavior))
     return episodes
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """These tests compile much and compute little: XLA's costly passes would take two thirds of their time."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,7 @@ def gap(one, other):
 
 
 def main():
+    jax.config.update("jax_disable_most_optimizations", True)  # compile quickly
     cfg = ModelConfig(vocab_size=12, d_model=8, n_layers=2, n_heads=4, n_kv_heads=2, d_head=4, d_ff=16)
     policy = init_params(jax.random.PRNGKey(1), cfg)
     episodes = load_factories().random_episodes(13, seed=3)
