@@ -18,7 +18,7 @@ import numpy as np
 from rlef_jax.model import kv_cache
 from rlef_jax.model.kv_cache import KVCache
 from rlef_jax.model.transformer import ModelConfig, Params
-from rlef_jax.sampling.turn import TurnInputs, run_turn
+from rlef_jax.sampling.turn import TurnOutputs, read_prompts, token_uniforms, write_responses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +73,8 @@ class GroupState:
 class Sampler:
     """Samples responses for groups of `batch_size` rows of at most `max_len` tokens each.
 
-    One function is compiled per prompt bucket (the longest delta that a call may hold) and per size of the cache's
-    store, which grows by `slot_multiple` slots as the rows do.
+    Prefill is compiled once per prompt bucket (the longest delta that a call may hold) and size of the cache's store,
+    decode once per size; the store grows by `slot_multiple` slots as the rows do.
     """
 
     def __init__(
@@ -100,7 +100,9 @@ class Sampler:
         self._dtype = compute_dtype
         self._slot_multiple = slot_multiple
         settings = {k: getattr(sampling_cfg, k) for k in ("temperature", "top_k", "top_p", "stop_ids")}
-        self._run = jax.jit(functools.partial(run_turn, cfg=model_cfg, **settings), donate_argnums=1)
+        self._read = jax.jit(functools.partial(read_prompts, cfg=model_cfg), donate_argnums=1)
+        self._write = jax.jit(functools.partial(write_responses, cfg=model_cfg, **settings), donate_argnums=1)
+        self._uniforms = jax.jit(functools.partial(token_uniforms, tokens=sampling_cfg.max_new_tokens))
         self._grow = jax.jit(kv_cache.grow, static_argnums=1)
 
     def set_weights(self, params: Params, version: int) -> None:
@@ -148,42 +150,39 @@ class Sampler:
             tokens[row, : len(delta)] = delta
         before = state.stored + state.in_tail
         needed = max(int(state.stored.max()) + self.sampling_cfg.max_new_tokens, int(before.max()) + bucket)
-        inputs = TurnInputs(
-            tokens=tokens,
-            counts=counts,
-            lengths=state.stored,
-            tail_counts=state.in_tail,
-            max_new=room,
-            seed=np.uint32(seed),
-            step=np.int32(step),
-            episodes=np.asarray(episode_indices, np.int32),
-            turns=np.broadcast_to(np.asarray(turn, np.int32), (self.batch_size,)),
-        )
-        cache = state.cache
-        if needed > cache.capacity:
-            cache = self._grow(cache, -(-needed // self._slot_multiple) * self._slot_multiple)
-        cache, out = self._run(self._params, cache, jax.device_put(inputs))
-        ids, behavior, policy, made, stopped = jax.device_get(
-            (out.ids, out.behavior_logp, out.policy_logp, out.counts, out.stopped)
-        )
-        samples = [
-            Sample(
-                ids=tuple(ids[row, :n].tolist()),
-                behavior_logp=tuple(behavior[row, :n].tolist()),
-                policy_logp=tuple(policy[row, :n].tolist()),
-                finish_reason="" if n == 0 else "stop" if stopped[row] else "length",
-                version=self.version,
-            )
-            for row, n in enumerate(made.tolist())
-        ]
-        active = counts > 0
+        cache = self._with_room(state.cache, needed)
+        turns = np.broadcast_to(np.asarray(turn, np.int32), (self.batch_size,))
+        uniforms = self._uniforms(np.uint32(seed), np.int32(step), np.asarray(episode_indices, np.int32), turns)
+        hidden, cache = self._read(self._params, cache, tokens, counts, state.stored, state.in_tail)
+        cache, out = self._write(self._params, cache, hidden, before + counts, room, uniforms)
+        out = jax.device_get(out)
+        samples = self._samples(out)
+        active, made = counts > 0, out.counts
         return GroupState(
             cache=cache,
             lengths=state.lengths + np.array([len(p) for p in prompts], np.int32) + made,
             stored=before + counts,
             in_tail=np.where(active, made - 1, 0).astype(np.int32),
-            pending=np.where(active, ids[np.arange(self.batch_size), np.maximum(made - 1, 0)], state.pending),
+            pending=np.where(active, out.ids[np.arange(self.batch_size), np.maximum(made - 1, 0)], state.pending),
         ), samples
+
+    def _with_room(self, cache: KVCache, slots: int) -> KVCache:
+        if slots <= cache.capacity:
+            return cache
+        return self._grow(cache, -(-slots // self._slot_multiple) * self._slot_multiple)
+
+    def _samples(self, out: TurnOutputs) -> list[Sample]:
+        """The rows of a turn's outputs (numpy arrays) as Samples."""
+        return [
+            Sample(
+                ids=tuple(out.ids[row, :n].tolist()),
+                behavior_logp=tuple(out.behavior_logp[row, :n].tolist()),
+                policy_logp=tuple(out.policy_logp[row, :n].tolist()),
+                finish_reason="" if n == 0 else "stop" if out.stopped[row] else "length",
+                version=self.version,
+            )
+            for row, n in enumerate(out.counts.tolist())
+        ]
 
     def _deltas(self, state: GroupState, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         """What each row prefills: its pending token, then the prompt; nothing if it is idle."""
@@ -191,12 +190,14 @@ class Sampler:
         return [[*before, *prompt] if len(prompt) else [] for before, prompt in zip(pending, prompts, strict=True)]
 
     def _room(self, state: GroupState, prompts: Sequence[Sequence[int]], max_new: Sequence[int] | None) -> np.ndarray:
-        """Per row [B] the most tokens to sample."""
+        """Per row [B] the most tokens to sample, 0 for an idle row."""
         asked = np.full(self.batch_size, self.sampling_cfg.max_new_tokens) if max_new is None else np.asarray(max_new)
         lengths = state.lengths + np.array([len(p) for p in prompts])
         room = np.minimum(np.minimum(asked, self.sampling_cfg.max_new_tokens), self.max_len - lengths)
         for row, prompt in enumerate(prompts):
-            if len(prompt) and room[row] < 1:
+            if not len(prompt):
+                room[row] = 0
+            elif room[row] < 1:
                 raise ValueError(
                     f"row {row} has {lengths[row]} of {self.max_len} tokens with its prompt and may sample"
                     f" {asked[row]}: no room for a response"

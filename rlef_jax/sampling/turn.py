@@ -15,21 +15,6 @@ from rlef_jax.sampling.distribution import inverse_cdf, modified_probs
 
 
 @flax.struct.dataclass
-class TurnInputs:
-    """What a turn is given. B rows, P tokens of the prompt bucket."""
-
-    tokens: jax.Array  # [B, P] int32, each row's delta at its left end
-    counts: jax.Array  # [B] int32, tokens of the delta; 0 = the row is idle
-    lengths: jax.Array  # [B] int32, tokens in the store
-    tail_counts: jax.Array  # [B] int32, tokens in the tail
-    max_new: jax.Array  # [B] int32, most tokens to sample
-    seed: jax.Array  # [] uint32
-    step: jax.Array  # [] int32
-    episodes: jax.Array  # [B] int32
-    turns: jax.Array  # [B] int32
-
-
-@flax.struct.dataclass
 class TurnOutputs:
     """What a turn has sampled. G = most tokens a turn can sample; entries at and after counts mean nothing."""
 
@@ -37,25 +22,54 @@ class TurnOutputs:
     behavior_logp: jax.Array  # [B, G] float32
     policy_logp: jax.Array  # [B, G] float32
     counts: jax.Array  # [B] int32
-    stopped: jax.Array  # [B] bool, whether the last token is a stop id
+    stopped: jax.Array  # [B] bool, whether a stop id was sampled (or the row was idle)
 
 
-def token_uniforms(inputs: TurnInputs, tokens: int) -> jax.Array:
-    """Uniform numbers [B, tokens] in [0, 1) from fold_in(seed, step, episode, turn, token): a row's numbers are a
-    function of its own episode and turn alone."""
-    base = jax.random.fold_in(jax.random.PRNGKey(inputs.seed), inputs.step)
+def token_uniforms(
+    seed: jax.Array, step: jax.Array, episodes: jax.Array, turns: jax.Array, *, tokens: int
+) -> jax.Array:
+    """Uniform numbers [B, tokens] in [0, 1) from fold_in(seed, step, episode, turn, token), with episodes and turns
+    [B]: a row's numbers are a function of its own episode and turn alone."""
+    base = jax.random.fold_in(jax.random.PRNGKey(seed), step)
 
     def row(episode: jax.Array, turn: jax.Array) -> jax.Array:
         key = jax.random.fold_in(jax.random.fold_in(base, episode), turn)
         return jax.vmap(lambda token: jax.random.uniform(jax.random.fold_in(key, token)))(jnp.arange(tokens))
 
-    return jax.vmap(row)(inputs.episodes, inputs.turns)
+    return jax.vmap(row)(episodes, turns)
 
 
-def run_turn(
+def read_prompts(
     params: Params,
     cache: KVCache,
-    inputs: TurnInputs,
+    tokens: jax.Array,
+    counts: jax.Array,
+    lengths: jax.Array,
+    tail_counts: jax.Array,
+    *,
+    cfg: ModelConfig,
+) -> tuple[jax.Array, KVCache]:
+    """Flush the last turn's tail and prefill the deltas: (hidden [B, D] at each delta's last token, cache).
+
+    Args:
+      tokens: [B, P], each row's delta at its left end; counts [B] is its length, 0 for an idle row (whose hidden
+        state means nothing).
+      lengths, tail_counts: [B], tokens in the store and in the tail. The caller sees to it that the store has room:
+        lengths + G and lengths + tail_counts + P are at most S.
+    """
+    cache = kv_cache.flush_tail(cache, lengths)
+    hidden, cache = kv_cache.prefill(params, cfg, cache, tokens, lengths + tail_counts)
+    last = jnp.maximum(counts - 1, 0)
+    return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0], cache
+
+
+def write_responses(
+    params: Params,
+    cache: KVCache,
+    hidden: jax.Array,
+    lengths: jax.Array,
+    max_new: jax.Array,
+    uniforms: jax.Array,
     *,
     cfg: ModelConfig,
     temperature: float,
@@ -63,20 +77,15 @@ def run_turn(
     top_p: float,
     stop_ids: tuple[int, ...],
 ) -> tuple[KVCache, TurnOutputs]:
-    """Flush the last turn's tail, prefill the deltas, decode. The new turn lies in the tail, without its last token.
+    """Decode until every row has sampled a stop id or max_new [B] tokens (0: the row is idle).
 
-    The caller sees to it that the store has room: lengths + G and lengths + tail_counts + P are at most S.
+    Args:
+      hidden: [B, D], at each row's last token; lengths [B] counts its tokens in the store, that one included.
+      uniforms: [B, G], one number per token.
+    The responses lie in the returned cache's tail, except for their last tokens, which were never run.
     """
-    rows = inputs.tokens.shape[0]
-    slots = cache.tail[0][0].shape[2]
-    uniforms = token_uniforms(inputs, slots)
+    rows, slots = uniforms.shape
     stops = jnp.asarray(stop_ids, jnp.int32)
-    cache = kv_cache.flush_tail(cache, inputs.lengths)
-    before = inputs.lengths + inputs.tail_counts
-    hidden, cache = kv_cache.prefill(params, cfg, cache, inputs.tokens, before)
-    lengths = before + inputs.counts
-    last = jnp.maximum(inputs.counts - 1, 0)
-    hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
     layers = [transformer.layer_params(params, index) for index in range(cfg.n_layers)]
 
     def draw(hidden: jax.Array, step: jax.Array, out: TurnOutputs) -> TurnOutputs:
@@ -86,7 +95,7 @@ def run_turn(
         ids = inverse_cdf(probs, uniform)
         behavior = jnp.log(jnp.take_along_axis(probs, ids[:, None], axis=1))
         policy = jnp.take_along_axis(logits, ids[:, None], axis=1) - jax.nn.logsumexp(logits, axis=1, keepdims=True)
-        active = ~out.stopped & (step < inputs.max_new)
+        active = ~out.stopped & (step < max_new)
         return TurnOutputs(
             ids=jax.lax.dynamic_update_slice(out.ids, ids[:, None], (0, step)),
             behavior_logp=jax.lax.dynamic_update_slice(out.behavior_logp, behavior, (0, step)),
@@ -97,7 +106,7 @@ def run_turn(
 
     def more(carry: tuple[Any, ...]) -> jax.Array:
         step, _, out = carry
-        return jnp.any(~out.stopped & (step < inputs.max_new))
+        return jnp.any(~out.stopped & (step < max_new))
 
     def advance(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         step, tail, out = carry
@@ -110,7 +119,7 @@ def run_turn(
         behavior_logp=jnp.zeros((rows, slots)),
         policy_logp=jnp.zeros((rows, slots)),
         counts=jnp.zeros((rows,), jnp.int32),
-        stopped=inputs.counts == 0,
+        stopped=max_new == 0,
     )
     first = draw(hidden, jnp.int32(0), empty)
     _, tail, out = jax.lax.while_loop(more, advance, (jnp.int32(1), cache.tail, first))

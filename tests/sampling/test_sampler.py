@@ -111,9 +111,7 @@ def test_growth_and_bucket_change_nothing():
 def test_limits_of_rows_and_of_the_context(sampler):
     state = sampler.start_group()
     prompts = [[4], [5], [6]]
-    _, samples = sampler.generate(
-        state, prompts, seed=0, step=0, episode_indices=(0, 1, 2), turn=0, max_new=(1, 2, 60)
-    )
+    _, samples = sampler.generate(state, prompts, seed=0, step=0, episode_indices=(0, 1, 2), turn=0, max_new=(1, 2, 60))
     assert [len(s.ids) <= n for s, n in zip(samples, (1, 2, 6), strict=True)] == [True] * 3
     assert len(samples[0].ids) == 1
     short = make_sampler(max_len=9)
