@@ -18,5 +18,5 @@ def get_config(variant: str = "") -> ConfigDict:
     config = base_config()
     config.model.init = ""
     config.sft.dialogues = 128_000
-    config.sft.learning_rate = 1e-3
+    config.sft.learning_rate = 2e-3
     return config

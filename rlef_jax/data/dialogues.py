@@ -1,0 +1,181 @@
+"""Dialogues about MiniContests for the supervised warm start, with failed attempts, feedback and repairs.
+
+Two authors write them. A *careful* one, announced by a system line, repairs rightly whenever it is shown a failure.
+The other carries no mark, slips more often and repairs rightly only now and then. A model trained on both can read
+feedback (the mark brings it out) and seldom does so unasked: the place from which RLEF starts.
+
+Everything is a function of (seed, index). Our own generated programs are run in this process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from rlef_jax.data.mini_contests import problem_at
+from rlef_jax.data.mini_contests.trusted import run_trusted
+from rlef_jax.dialog.chat import ChatFormat
+from rlef_jax.dialog.feedback import feedback_message
+from rlef_jax.dialog.prompts import problem_prompt
+from rlef_jax.execution.judge import outputs_match
+from rlef_jax.types import Problem, Status, TestCase, TestResult, Verdict
+
+CAREFUL = "You are a careful author."
+_NO_CODE = "I do not know."
+_ENDLESS, _HUGE = "while True:", "10 ** 10"
+
+
+@dataclasses.dataclass(frozen=True)
+class Author:
+    """How often an author's first program slips, breaks or is missing, and how often its repairs are right."""
+
+    slips: float
+    breaks: float
+    no_code: float
+    right_repairs: float
+
+
+def authors(right_repairs: float) -> dict[bool, Author]:
+    """The careful author (True) and the other."""
+    return {
+        True: Author(slips=0.04, breaks=0.01, no_code=0.002, right_repairs=1.0),
+        False: Author(slips=0.15, breaks=0.02, no_code=0.01, right_repairs=right_repairs),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Dialogue:
+    """Token ids, 1 where a token was written by the author, and the responses' texts for a reader."""
+
+    ids: tuple[int, ...]
+    action_mask: tuple[int, ...]
+    problem: Problem
+    responses: tuple[str, ...]
+    passed: tuple[bool, ...]
+
+
+def respond(program: str) -> str:
+    """The response that holds `program`, as the prompt asks for it."""
+    return f"```python\n{program}\n```"
+
+
+def trusted_verdict(problem: Problem, program: str) -> Verdict:
+    """What the judge would say of one of our own programs on the public tests."""
+    results = []
+    for test in problem.public_tests:
+        if _ENDLESS in program:
+            results.append(TestResult(Status.TIME_LIMIT))
+        elif _HUGE in program:
+            results.append(TestResult(Status.MEMORY_LIMIT))
+        else:
+            got = run_trusted(program, test.input)
+            if got.error:
+                results.append(TestResult(Status.RUNTIME_ERROR, stdout=got.output, error=got.error))
+            else:
+                match = outputs_match(test.output, got.output)
+                results.append(TestResult(Status.PASSED if match else Status.WRONG_ANSWER, stdout=got.output))
+    failed = [r.status for r in results if r.status is not Status.PASSED]
+    return Verdict(failed[0] if failed else Status.PASSED, public=tuple(results))
+
+
+def with_reading(problem: Problem, reading: int) -> Problem:
+    """The same statement and inputs with another reading as the right one (public tests only)."""
+    programs = problem.tags["readings"]
+    tests = tuple(
+        TestCase(t.input, run_trusted(programs[reading], t.input).output.removesuffix("\n"))
+        for t in problem.public_tests
+    )
+    return dataclasses.replace(
+        problem,
+        public_tests=tests,
+        private_tests=(),
+        generated_tests=(),
+        solutions=(programs[reading],),
+        tags={**problem.tags, "reading": reading},
+    )
+
+
+def write_dialogue(
+    problem: Problem, author: Author, system: str, chat: ChatFormat, rng: np.random.Generator, max_turns: int = 3
+) -> Dialogue:
+    """One dialogue, ended by a program that passes the public tests or by the turn limit."""
+    ids = chat.first_prompt(problem_prompt(problem.description), system)
+    mask = [0] * len(ids)
+    responses: list[str] = []
+    passed: list[bool] = []
+    for turn in range(max_turns):
+        program = _first(problem, author, rng) if turn == 0 else _repair(problem, author, rng)
+        text = _NO_CODE if program is None else respond(program)
+        written = chat.response(text)
+        ids += written
+        mask += [1] * len(written)
+        verdict = Verdict(Status.NO_CODE) if program is None else trusted_verdict(problem, program)
+        responses.append(text)
+        passed.append(verdict.public_passed)
+        if verdict.public_passed or turn + 1 == max_turns:
+            break
+        prompt = chat.next_prompt(feedback_message(problem, verdict, max_failures=1), closed=True)
+        ids += prompt
+        mask += [0] * len(prompt)
+    return Dialogue(tuple(ids), tuple(mask), problem, tuple(responses), tuple(passed))
+
+
+def _first(problem: Problem, author: Author, rng: np.random.Generator) -> str | None:
+    """A program under any reading, or a faulty one; None for no code at all."""
+    readings = problem.tags["readings"]
+    faulty = [p for p in problem.incorrect_solutions if p not in readings]
+    broken = [p for p in faulty if _ENDLESS in p or _HUGE in p]
+    slipped = [p for p in faulty if p not in broken]
+    draw = rng.random()
+    if draw < author.no_code:
+        return None
+    if draw < author.no_code + author.breaks and broken:
+        return str(rng.choice(broken))
+    if draw < author.no_code + author.breaks + author.slips and slipped:
+        return str(rng.choice(slipped))
+    return readings[int(rng.integers(len(readings)))]
+
+
+def _repair(problem: Problem, author: Author, rng: np.random.Generator) -> str | None:
+    right = problem.solutions[0]
+    if rng.random() < author.right_repairs:
+        return right
+    wrong = [p for p in problem.tags["readings"] if p != right]
+    if not wrong or rng.random() < 0.15:
+        wrong = [p for p in problem.incorrect_solutions if _ENDLESS not in p and _HUGE not in p] or [right]
+    return wrong[int(rng.integers(len(wrong)))]
+
+
+def dialogues(
+    seed: int,
+    chunk: int,
+    chat: ChatFormat,
+    *,
+    split: str = "train",
+    problems: int = 128,
+    per_problem: int = 4,
+    marked_share: float = 0.4,
+    right_repairs: float = 0.15,
+    context: int = 256,
+) -> list[Dialogue]:
+    """The `chunk`-th `problems * per_problem` dialogues, shuffled, each of at most `context` tokens.
+
+    Each problem's statement appears under several readings, so that only the feedback tells which one holds.
+    """
+    rng = np.random.default_rng([seed, chunk])
+    by_mark = authors(right_repairs)
+    written: list[Dialogue] = []
+    for i in range(problems):
+        problem = problem_at(split, seed, chunk * problems + i)
+        for _ in range(per_problem):
+            marked = bool(rng.random() < marked_share)
+            right = int(rng.integers(len(problem.tags["readings"])))
+            for _ in range(8):  # a dialogue that doesn't fit is written anew, shorter by chance
+                dialogue = write_dialogue(
+                    with_reading(problem, right), by_mark[marked], CAREFUL if marked else "", chat, rng
+                )
+                if len(dialogue.ids) <= context:
+                    written.append(dialogue)
+                    break
+    return [written[i] for i in rng.permutation(len(written))]

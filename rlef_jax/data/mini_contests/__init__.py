@@ -1,0 +1,66 @@
+"""MiniContests: the embedded default, a seeded generator of contest problems in the form of CodeContests.
+
+    problem_at("train", seed, index)   a pure function
+    eval_split("test_500")             the fixed problems of a split
+
+A statement of most problems leaves open how the output is meant, with five or six readings; the public tests beyond
+its example show which one holds. See `readings.py`, and `bounds.py` for what a player can reach with and without
+the feedback.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from rlef_jax.data.mini_contests.build import FAMILIES, Spec, build_problem, draw_spec, stable_hash, structure_held_out
+from rlef_jax.types import Problem
+
+EVAL_SIZES = {"valid": 117, "test": 165, "test_500": 500, "held_out_families": 100}
+SPLITS = ("train", *EVAL_SIZES)
+# Which split a statement belongs to, by its hash modulo 20: no statement is in two splits.
+_BUCKETS = {"train": range(11), "valid": range(11, 14), "test": range(14, 17), "test_500": range(17, 20)}
+_EVAL_SEED = 2025
+_HELD_OUT_SHARE = 0.25  # of test_500: programs whose shape no training problem has
+
+
+def problem_at(split: str, seed: int, index: int) -> Problem:
+    """The `index`-th problem of a split's endless stream: the same in every process.
+
+    Raises:
+      ValueError: for an unknown split.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r} of mini_contests: it has {', '.join(SPLITS)}")
+    held_out_families = split == "held_out_families"
+    families = tuple(f for f in FAMILIES if f.held_out == held_out_families)
+    want_held_out = split == "test_500" and stable_hash(f"{seed}/{index}") % 1000 < 1000 * _HELD_OUT_SHARE
+    if want_held_out:
+        families = tuple(f for f in families if f.composed)
+
+    def accept(description: str) -> bool:
+        return held_out_families or stable_hash(description) % 20 in _BUCKETS[split]
+
+    rng = np.random.default_rng([stable_hash(split), seed, index])
+    while True:
+        spec: Spec = draw_spec(rng, families)
+        if not held_out_families and structure_held_out(spec) != want_held_out:
+            continue
+        problem = build_problem(spec, rng, accept)
+        if problem is not None:
+            return problem
+
+
+@functools.lru_cache(maxsize=8)
+def eval_split(split: str) -> tuple[Problem, ...]:
+    """All problems of a fixed split, each statement once."""
+    if split not in EVAL_SIZES:
+        raise ValueError(f"unknown split {split!r} of mini_contests: fixed ones are {', '.join(EVAL_SIZES)}")
+    problems: dict[str, Problem] = {}
+    index = 0
+    while len(problems) < EVAL_SIZES[split]:
+        problem = problem_at(split, _EVAL_SEED, index)
+        problems.setdefault(problem.description, problem)
+        index += 1
+    return tuple(problems.values())

@@ -1,0 +1,220 @@
+"""From a draft and a reading to a `Problem`: statement, tests that tell the readings apart, wrong solutions."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+
+from rlef_jax.data.mini_contests.draft import Draft, Family, Rng, pick
+from rlef_jax.data.mini_contests.lists import FAMILIES as LIST_FAMILIES
+from rlef_jax.data.mini_contests.readings import QUESTIONS, Question
+from rlef_jax.data.mini_contests.trusted import run_readings, run_trusted
+from rlef_jax.data.mini_contests.values import FAMILIES as VALUE_FAMILIES
+from rlef_jax.execution.judge import outputs_match
+from rlef_jax.types import Problem, TestCase
+
+FAMILIES: tuple[Family, ...] = LIST_FAMILIES + VALUE_FAMILIES
+TIME_LIMIT_S = 0.5  # honest programs need a hundredth of it; those that hit it run for ever
+OPEN_SHARE = 0.86  # of the problems whose output can be read in several ways
+_PUBLIC_CHARS = 34  # longer public tests would not leave room for three turns in 256 tokens
+_ATTEMPTS = 40
+
+# Slips that turn a right program into a wrong one. The first that applies at a random place is taken.
+_SLIPS = (
+    (" > ", " >= "), (" < ", " <= "), (" == ", " != "), (" + ", " - "), (" - ", " + "), ("max(", "min("),
+    ("min(", "max("), ("[0]", "[-1]"), ("[-1]", "[0]"), (" % ", " // "), (" // ", " % "), (" * ", " + "),
+    ("sum(", "len("), ("[::-1]", ""), ("range(1, ", "range("), ("range(2, ", "range("), (" not in ", " in "),
+    ("x, y", "y, x"), ("sorted(", "list("), ("a[1:]", "a"), (" + 1", ""), (" and ", " or "), ("len(a)", "len(a) - 1"),
+)  # fmt: skip
+_FOREVER = ("while True:", "    pass")
+_MEMORY = ("m = [0] * 10 ** 10",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """A draft with its reading: everything about a problem but its tests."""
+
+    family: Family
+    draft: Draft
+    question: Question
+    reading: int
+    is_open: bool
+
+    def program(self, reading: int, body: tuple[str, ...] | None = None) -> str:
+        """The program that takes the output in the `reading`-th way."""
+        lines = self.draft.layout.read + (self.draft.body if body is None else body)
+        return "\n".join(lines + self.question.readings[reading].code)
+
+    @property
+    def programs(self) -> tuple[str, ...]:
+        """One program per reading; the statement leaves open which is right only if `is_open`."""
+        return tuple(self.program(i) for i in range(len(self.question.readings)))
+
+
+def normalise(program: str) -> str:
+    """The program's syntax tree with names and constants taken out."""
+    tree = ast.parse(program)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            node.id = "_"
+        elif isinstance(node, ast.arg):
+            node.arg = "_"
+        elif isinstance(node, ast.Constant):
+            node.value = 0
+            node.kind = None
+    return ast.dump(tree)
+
+
+def stable_hash(text: str) -> int:
+    """A hash that is the same in every process."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def structure_held_out(spec: Spec) -> bool:
+    """Whether no training problem has a program of this shape (its way of printing apart)."""
+    shape = normalise("\n".join(spec.draft.layout.read + spec.draft.body))
+    return spec.family.composed and stable_hash(shape) % 8 == 0
+
+
+def draw_spec(rng: Rng, families: Sequence[Family]) -> Spec:
+    """A family by weight, a draft of it, a question, a reading (uniform), open or stated."""
+    weights = [f.weight for f in families]
+    family = families[int(rng.choice(len(families), p=[w / sum(weights) for w in weights]))]
+    draft = family.draw(rng)
+    questions = QUESTIONS[draft.kind]
+    total = sum(q.weight for q in questions)
+    question = questions[int(rng.choice(len(questions), p=[q.weight / total for q in questions]))]
+    is_open = len(question.readings) > 1 and rng.random() < OPEN_SHARE
+    return Spec(family, draft, question, int(rng.integers(len(question.readings))), bool(is_open))
+
+
+def describe(spec: Spec, example: TestCase) -> str:
+    """The statement."""
+    said = "" if spec.is_open else spec.question.readings[spec.reading].words
+    return (
+        f"{spec.draft.task}\n\nInput\n\n{spec.draft.layout.words}\n\nOutput\n\n{spec.question.text.format(said)}"
+        f"\n\nExample\n\nInput\n\n{example.input}\n\nOutput\n\n{example.output}"
+    )
+
+
+class _Tester:
+    """Runs a spec's programs on inputs drawn for it."""
+
+    def __init__(self, spec: Spec, rng: Rng):
+        self.spec, self.rng = spec, rng
+        readings = spec.question.readings if spec.is_open else (spec.question.readings[spec.reading],)
+        self.prefix = "\n".join(spec.draft.layout.read + spec.draft.body)
+        self.tails = tuple("\n".join(r.code) for r in readings)
+        self.right = spec.reading if spec.is_open else 0
+
+    def outputs(self, size: int) -> tuple[str, list[str]] | None:
+        """An input and each reading's output on it; None where one of them fails or the text is too long."""
+        text = self.spec.draft.layout.render(self.spec.draft.make_input(self.rng, size))
+        results = run_readings(self.prefix, self.tails, text)
+        if any(r.error for r in results) or (size < 2 and len(text) > _PUBLIC_CHARS):
+            return None
+        outputs = [r.output.removesuffix("\n") for r in results]
+        return None if size < 2 and max(map(len, outputs)) > _PUBLIC_CHARS else (text, outputs)
+
+    def find(self, sizes: Sequence[int], accept, taken: set[str]) -> TestCase | None:
+        """A test with an input not taken yet whose outputs satisfy `accept`."""
+        for attempt in range(_ATTEMPTS):
+            drawn = self.outputs(sizes[attempt % len(sizes)])
+            if drawn is None or drawn[0] in taken or not accept(drawn[1]):
+                continue
+            taken.add(drawn[0])
+            return TestCase(drawn[0], drawn[1][self.right])
+        return None
+
+
+def _all_equal(outputs: list[str]) -> bool:
+    return len(set(outputs)) == 1 and outputs[0] != ""
+
+
+def _all_differ(outputs: list[str]) -> bool:
+    if len(outputs) == 1:
+        return outputs[0] != ""
+    return not any(outputs_match(x, y) for i, x in enumerate(outputs) for y in outputs[:i])
+
+
+def slip(spec: Spec, rng: Rng, tests: Sequence[TestCase], reading: int) -> str | None:
+    """A program with one slip in its computation that fails a public test; None where no slip shows."""
+    body = "\n".join(spec.draft.body)
+    for i in rng.permutation(len(_SLIPS)):
+        old, new = _SLIPS[i]
+        if old not in body:
+            continue
+        program = spec.program(reading, tuple(body.replace(old, new, 1).split("\n")))
+        guard = "while" in program or ".append" in program  # only these can have become endless
+        results = [run_trusted(program, t.input, guard=guard) for t in tests]
+        if any("Endless" in r.error for r in results):
+            continue
+        if any(r.error or not outputs_match(t.output, r.output) for r, t in zip(results, tests, strict=True)):
+            return program
+    return None
+
+
+def _fails(program: str, test: TestCase) -> bool:
+    result = run_trusted(program, test.input)
+    return bool(result.error) or not outputs_match(test.output, result.output)
+
+
+def _wrong_layout(spec: Spec) -> str:
+    """Reads the input as a single number: an exception on most layouts."""
+    return "\n".join(("n = int(input())", "a = [n]") + spec.draft.body + spec.question.readings[spec.reading].code)
+
+
+def _incorrect(spec: Spec, rng: Rng, tests: Sequence[TestCase]) -> tuple[str, ...]:
+    """The other readings' programs, two with slips, one that breaks in another way."""
+    others = [p for i, p in enumerate(spec.programs) if i != spec.reading] if spec.is_open else []
+    slips = [s for s in (slip(spec, rng, tests, spec.reading) for _ in range(2)) if s]
+    broken = pick(rng, ("layout", "layout", "forever", "memory"))
+    if broken == "layout":
+        candidate = _wrong_layout(spec)
+        extra = [candidate] if any(_fails(candidate, t) for t in tests) else []
+    else:
+        extra = [spec.program(spec.reading, (_FOREVER if broken == "forever" else _MEMORY) + spec.draft.body)]
+    return tuple(dict.fromkeys(others + slips + extra))
+
+
+def build_problem(spec: Spec, rng: Rng, accept_description) -> Problem | None:
+    """The problem of a spec, or None where its tests can't be made or its statement isn't accepted.
+
+    The example is a case on which all readings agree, if the statement leaves the reading open; two more public
+    tests, and at least two hidden ones, give each reading a different answer.
+    """
+    tester, taken = _Tester(spec, rng), set[str]()
+    example = tester.find((0, 1), _all_equal, taken) if spec.is_open else tester.find((1,), _all_differ, taken)
+    if example is None or not accept_description(describe(spec, example)):
+        return None
+    tests = [example]
+    wanted = [((1,), _all_differ)] * 2 + [((1, 2), _all_differ), ((2, 1), _all_differ)] + [((2, 1), bool)] * 2
+    for sizes, accept in wanted:
+        test = tester.find(sizes, accept, taken)
+        if test is None:
+            return None
+        tests.append(test)
+    public, private = tests[:3], tests[3:]
+    readings = spec.programs if spec.is_open else (spec.program(spec.reading),)
+    return Problem(
+        name=f"{spec.family.name}-{stable_hash(describe(spec, example)):016x}",
+        description=describe(spec, example),
+        public_tests=tuple(public),
+        private_tests=tuple(private[:2]),
+        generated_tests=tuple(private[2:]),
+        solutions=(spec.program(spec.reading),),
+        incorrect_solutions=_incorrect(spec, rng, public),
+        time_limit_s=TIME_LIMIT_S,
+        memory_limit_bytes=256 << 20,
+        tags={
+            "family": spec.family.name,
+            "question": spec.question.name,
+            "surface": spec.question.surface,
+            "open": spec.is_open,
+            "readings": readings,
+            "reading": spec.reading if spec.is_open else 0,
+            "structure_held_out": structure_held_out(spec),
+        },
+    )

@@ -1,0 +1,75 @@
+"""Weights and tokenizers as files: `package:NAME` ships with rlef_jax, anything else is a path."""
+
+from __future__ import annotations
+
+import importlib.resources
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlef_jax.config import ConfigError
+from rlef_jax.model.transformer import ModelConfig, Params, param_shapes
+
+_PREFIX = "package:"
+
+
+def resolve(name: str, suffix: str, key: str) -> Path:
+    """The file that a config value names. Raises ConfigError, naming `key`, where there is none."""
+    if name.startswith(_PREFIX):
+        path = Path(str(importlib.resources.files("rlef_jax.assets"))) / (name.removeprefix(_PREFIX) + suffix)
+    else:
+        path = Path(name)
+    if not path.is_file():
+        raise ConfigError(f"config.{key}: no file {path} (from {name!r})")
+    return path
+
+
+def _flat(params: Params) -> dict[str, Any]:
+    paths, _ = jax.tree_util.tree_flatten_with_path(params)
+    return {"/".join(str(part.key) for part in path): leaf for path, leaf in paths}
+
+
+def save_params(path: Path, params: Params) -> None:
+    """Writes parameters as an uncompressed .npz of float32 arrays, whole or not at all."""
+    temporary = path.with_suffix(".partial")
+    with open(temporary, "wb") as file:
+        np.savez(file, **{name: np.asarray(leaf, np.float32) for name, leaf in _flat(params).items()})
+    os.replace(temporary, path)
+
+
+def load_params(path: Path, cfg: ModelConfig, dtype: Any = jnp.float32) -> Params:
+    """Parameters written by `save_params`. Raises ConfigError where names or shapes aren't the config's."""
+    shapes = param_shapes(cfg)
+    wanted, tree = jax.tree_util.tree_flatten_with_path(shapes, is_leaf=lambda s: isinstance(s, tuple))
+    names = ["/".join(str(part.key) for part in leaf_path) for leaf_path, _ in wanted]
+    with np.load(path) as stored:
+        if set(stored.files) != set(names):
+            odd = sorted(set(stored.files) ^ set(names))
+            raise ConfigError(f"{path}: not a model of this config: {', '.join(odd)} missing or unexpected")
+        leaves = []
+        for name, (_, shape) in zip(names, wanted, strict=True):
+            if stored[name].shape != shape:
+                raise ConfigError(f"{path}: {name} is {stored[name].shape}, the config's model needs {shape}")
+            leaves.append(jnp.asarray(stored[name], dtype))
+    return jax.tree.unflatten(tree, leaves)
+
+
+def model_config(model: Any, vocab_size: int, max_positions: int) -> ModelConfig:
+    """The ModelConfig of a config's `model` section and its tokenizer's vocabulary."""
+    return ModelConfig(
+        vocab_size=vocab_size,
+        d_model=model.d_model,
+        n_layers=model.n_layers,
+        n_heads=model.n_heads,
+        n_kv_heads=model.n_kv_heads,
+        d_head=model.d_head,
+        d_ff=model.d_ff,
+        rope_theta=model.rope_theta,
+        norm_eps=model.norm_eps,
+        tie_embeddings=model.tie_embeddings,
+        max_positions=max_positions,
+    )

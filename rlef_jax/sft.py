@@ -1,0 +1,202 @@
+"""The supervised warm start: python -m rlef_jax.sft --config=configs/tiny_sft.py --workdir=runs/warm_start
+
+Trains a model from scratch on dialogues with failed attempts, feedback and repairs (`data/dialogues.py`) and writes
+`warm_start.npz` to the workdir. The loss is on the author's tokens only. Dialogues are made in a process beside, each
+chunk a function of (seed, chunk), so that a run can be repeated to the bit.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import json
+import multiprocessing
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from rlef_jax import config as config_lib
+from rlef_jax.data.dialogues import Dialogue, dialogues
+from rlef_jax.dialog.chat import ChatFormat
+from rlef_jax.dialog.tokenizer import Tokenizer
+from rlef_jax.model.transformer import ModelConfig, Params, forward, init_params, unembed
+from rlef_jax.model.weights import model_config, resolve, save_params
+
+CHUNK_PROBLEMS, PER_PROBLEM = 128, 4  # 512 dialogues a chunk
+_BUCKET = 32  # row lengths are multiples of it
+
+Batch = dict[str, np.ndarray]
+
+
+def rows(written: list[Dialogue], length: int) -> Batch:
+    """Padded int32 arrays [B, length] of dialogues: tokens, segments (0 = padding), 1 where the loss counts."""
+    batch = {name: np.zeros((len(written), length), np.int32) for name in ("tokens", "segments", "mask")}
+    for i, dialogue in enumerate(written):
+        n = len(dialogue.ids)
+        batch["tokens"][i, :n] = dialogue.ids
+        batch["segments"][i, :n] = 1
+        batch["mask"][i, :n] = dialogue.action_mask
+    return batch
+
+
+def batches(written: list[Dialogue], batch_rows: int, rng: np.random.Generator) -> list[Batch]:
+    """Full batches of dialogues of similar length, in random order; a last short batch is left out."""
+    by_length = sorted(written, key=lambda d: len(d.ids))
+    groups = [by_length[i : i + batch_rows] for i in range(0, len(by_length) - batch_rows + 1, batch_rows)]
+    made = [rows(g, -(-len(g[-1].ids) // _BUCKET) * _BUCKET) for g in groups]
+    return [made[i] for i in rng.permutation(len(made))]
+
+
+def _chunk(tokenizer_path: str, seed: int, chunk: int, settings: dict[str, Any], batch_rows: int) -> list[Batch]:
+    """One chunk's batches; runs in the process beside."""
+    chat = _chat(tokenizer_path)
+    written = dialogues(seed, chunk, chat, problems=CHUNK_PROBLEMS, per_problem=PER_PROBLEM, **settings)
+    return batches(written, batch_rows, np.random.default_rng([seed, chunk, 1]))
+
+
+@functools.cache
+def _chat(tokenizer_path: str) -> ChatFormat:
+    return ChatFormat(Tokenizer.load(tokenizer_path))
+
+
+def stream(
+    tokenizer_path: Path, seed: int, chunks: int, settings: dict[str, Any], batch_rows: int, ahead: int = 6
+) -> Iterator[Batch]:
+    """All batches in order; the next chunks are made while one is trained on."""
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+        make = functools.partial(_chunk, str(tokenizer_path), seed, settings=settings, batch_rows=batch_rows)
+        waiting = [pool.submit(make, chunk) for chunk in range(min(ahead, chunks))]
+        for chunk in range(chunks):
+            made = waiting.pop(0).result()
+            if chunk + ahead < chunks:
+                waiting.append(pool.submit(make, chunk + ahead))
+            yield from made
+
+
+def loss_and_hits(params: Params, cfg: ModelConfig, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Mean negative log-likelihood of the author's tokens, and [B, T] whether each token is the likeliest one."""
+    tokens = batch["tokens"]
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :], tokens.shape)
+    hidden = forward(params, cfg, tokens, positions, batch["segments"])
+    logits = unembed(params, cfg, hidden[:, :-1])
+    target = jnp.arange(cfg.vocab_size, dtype=tokens.dtype)[None, None, :] == tokens[:, 1:, None]
+    chosen = jnp.sum(jnp.where(target, logits, 0.0), axis=-1)
+    logp = chosen - jax.nn.logsumexp(logits, axis=-1)
+    mask = batch["mask"][:, 1:].astype(jnp.float32)
+    hits = jnp.pad(chosen >= jnp.max(logits, axis=-1), ((0, 0), (1, 0)))
+    return -jnp.sum(logp * mask) / jnp.maximum(jnp.sum(mask), 1.0), hits
+
+
+def make_optimizer(sft: ConfigDict, steps: int) -> optax.GradientTransformation:
+    """AdamW under a linear warm-up and a cosine to a twentieth of the peak, gradients clipped by global norm."""
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, sft.learning_rate, sft.warmup_steps, steps, end_value=sft.learning_rate / 20
+    )
+    adamw = optax.adamw(schedule, b1=0.9, b2=0.98, weight_decay=sft.weight_decay)
+    return optax.chain(optax.clip_by_global_norm(sft.clip_norm), adamw)
+
+
+def make_step(cfg: ModelConfig, optimizer: optax.GradientTransformation):
+    """The jitted training step (params, opt_state, batch) -> (params, opt_state, loss); its arguments are donated."""
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(params: Params, opt_state: Any, batch: dict[str, jax.Array]):
+        (loss, _), grads = jax.value_and_grad(loss_and_hits, has_aux=True)(params, cfg, batch)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, loss
+
+    return step
+
+
+class ReadingProbe:
+    """How many responses of held-out dialogues the model would write word for word: does it read the feedback?
+
+    A careful author's repairs are right, so exact repairs when marked are the share of right repairs (a lower bound:
+    other programs may be right too). Teacher forcing makes this exactly greedy decoding, token by token.
+    """
+
+    def __init__(self, cfg: ModelConfig, chat: ChatFormat, seed: int, settings: dict[str, Any], problems: int = 96):
+        careful = {**settings, "marked_share": 1.0}
+        self.dialogues = dialogues(seed, 0, chat, split="valid", problems=problems, per_problem=2, **careful)
+        self._batch = rows(self.dialogues, settings["context"])
+        self._hits = jax.jit(lambda params, batch: loss_and_hits(params, cfg, batch)[1])
+
+    def __call__(self, params: Params) -> dict[str, float]:
+        """Percent of exact first responses to closed problems, of exact repairs, and of repairs per question."""
+        size = 32
+        parts = [{k: v[i : i + size] for k, v in self._batch.items()} for i in range(0, len(self.dialogues), size)]
+        hits = np.concatenate([np.asarray(self._hits(params, part)) for part in parts])
+        exact: dict[str, list[bool]] = {}
+        for row, dialogue in enumerate(self.dialogues):
+            tags = dialogue.problem.tags
+            for turn, span in enumerate(_spans(dialogue.action_mask)):
+                if turn == 0 and not (not tags["open"] and dialogue.passed[0]):
+                    continue
+                names = ["first"] if turn == 0 else ["repair", f"repair/{tags['question'] or 'closed'}"]
+                for name in names:
+                    exact.setdefault(name, []).append(bool(hits[row, span[0] : span[1]].all()))
+        return {name: 100 * float(np.mean(values)) for name, values in sorted(exact.items())}
+
+
+def _spans(mask: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Start and end of each run of ones."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], mask, [0]])))
+    return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
+
+
+def train(config: ConfigDict, workdir: Path) -> None:
+    """Runs the recipe; writes metrics.jsonl and warm_start.npz."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    config_lib.save(config, workdir)
+    sft = config.sft
+    tokenizer_path = resolve(config.model.tokenizer, ".model", "model.tokenizer")
+    chat = _chat(str(tokenizer_path))
+    cfg = model_config(config.model, chat.tokenizer.vocab_size, config.episode.context)
+    per_chunk = CHUNK_PROBLEMS * PER_PROBLEM
+    chunks = sft.dialogues // per_chunk
+    steps = chunks * (per_chunk // sft.batch_rows)
+    limit = sft.steps or steps
+    settings = {
+        "marked_share": sft.marked_share,
+        "right_repairs": sft.unmarked_right_repairs,
+        "context": config.episode.context,
+    }
+    optimizer = make_optimizer(sft, steps)
+    params = init_params(jax.random.PRNGKey(config.seed), cfg)
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    print(f"{count:,} parameters, vocabulary {cfg.vocab_size}, {steps} steps of {sft.batch_rows} dialogues", flush=True)
+    opt_state, step_fn = optimizer.init(params), make_step(cfg, optimizer)
+    probe = ReadingProbe(cfg, chat, config.seed + 1, settings)
+    started, tokens, losses = time.perf_counter(), 0, []
+    with open(workdir / "metrics.jsonl", "w") as log:
+        for step, batch in enumerate(stream(tokenizer_path, config.seed, chunks, settings, sft.batch_rows), 1):
+            params, opt_state, loss = step_fn(params, opt_state, batch)
+            losses.append(loss)
+            tokens += int((batch["segments"] > 0).sum())
+            if step % sft.log_every == 0 or step == limit:
+                seconds = time.perf_counter() - started
+                row = {"step": step, "loss": float(jnp.mean(jnp.stack(losses))), "seconds": seconds,
+                       "tokens_per_s": tokens / seconds}  # fmt: skip
+                losses = []
+                if step % sft.checkpoint_every == 0 or step == limit:
+                    row |= probe(params)
+                    save_params(workdir / "warm_start.npz", params)
+                log.write(json.dumps(row) + "\n")
+                log.flush()
+                print("  ".join(f"{k} {v:.4g}" for k, v in row.items()), flush=True)
+            if step == limit:
+                break
+    save_params(workdir / "warm_start.npz", params)
+    print(f"wrote {workdir / 'warm_start.npz'}")
+
+
+if __name__ == "__main__":
+    config_lib.main(train)
