@@ -37,8 +37,6 @@ class Checkpoints:
 
         Raises ValueError if the folder holds this step already.
         """
-        if step in self.steps():
-            raise ValueError(f"checkpoint {step} exists in {self.folder}")
         args = ocp.args.Composite(tree=ocp.args.StandardSave(tree), metadata=ocp.args.JsonSave(dict(metadata)))
         self._manager.save(step, args=args, force=True)
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import threading
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,9 +18,12 @@ def values(records, name):
 
 
 def test_json_lines_and_tensorboard_hold_the_same(tmp_path):
+    threads = set(threading.enumerate())
     with MetricsWriter(tmp_path) as writer:
         for step in range(3):
             writer.write(step, {"reward": step / 4, "time": {"total": np.float32(2.5)}, "kl": jnp.float32(0.5)})
+    # TensorBoard writes from a thread: once closed, all is written and the thread is gone.
+    assert set(threading.enumerate()) == threads
     records = read_metrics(tmp_path)
     assert values(records, "reward") == [(0, 0.0), (1, 0.25), (2, 0.5)]
     assert values(records, "time/total") == [(s, 2.5) for s in range(3)]
