@@ -78,7 +78,8 @@ def open_streams():
     """Fresh standard streams on descriptors 0-2, made as the interpreter makes them."""
     for fd, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         errors = "backslashreplace" if name == "stderr" else "surrogateescape"
-        stream = open(fd, mode, encoding="utf-8", errors=errors, closefd=False)
+        buffering = 1 if name == "stderr" else -1
+        stream = open(fd, mode, buffering, encoding="utf-8", errors=errors, closefd=False)
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
     sys.argv[:] = ["solution.py"]

@@ -214,6 +214,7 @@ def _status(outcome: Outcome, limits: Limits) -> tuple[Status, str]:
         return Status.MEMORY_LIMIT, ""
     if outcome.report == protocol.EXCEPTION:
         return Status.RUNTIME_ERROR, text
+    text += "\n" if text and not text.endswith("\n") else ""  # what it wrote to stderr
     if killed_by:
         return Status.RUNTIME_ERROR, f"{text}Killed by {signal.Signals(killed_by).name}."
     if outcome.exit_code != 0:

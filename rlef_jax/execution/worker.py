@@ -46,7 +46,7 @@ PRELOADED = (
     "array bisect collections copy decimal fractions functools heapq io itertools math operator queue random re "
     "string threading typing"
 ).split()
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER, CLONE_NEWPID = 1, 36, 0x20000000
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER, CLONE_NEWUSER, CLONE_NEWPID = 1, 36, 0x10000000, 0x20000000
 
 
 class Limits:
@@ -80,7 +80,8 @@ class PoolGoneError(Exception):
 class Worker:
     """One worker's state: where programs run, the last compiled program, and the child's code."""
 
-    def __init__(self, scratch, libc):
+    def __init__(self, scratch, libc, namespaced):
+        self.namespaced = namespaced
         self.scratch = scratch
         self.libc = libc
         self.child = load_sibling("child")
@@ -201,11 +202,8 @@ class Worker:
 
     def kill_all(self):
         """SIGKILL to all descendants."""
-        if os.getpid() == 1:  # init of a process namespace: the others in it are all ours
-            targets = [-1]
-        else:
-            targets = children("/proc/thread-self")
-        for pid in targets:
+        # In a namespace of its own, everything but itself; outside of one, -1 would be the whole machine.
+        for pid in [-1] if self.namespaced else children("/proc/thread-self"):
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
@@ -315,11 +313,11 @@ def enter_namespace(libc):
     """Where the system allows it, goes on as process 1 of a process namespace; else stays as it is.
 
     Inside, a program can signal neither the worker nor anything outside, and nothing of it outlives the worker.
-    The outer process only waits: killing it kills the inner one, and with it the namespace.
+    The outer process only waits: killing it kills the inner one, and with it the namespace. Returns whether it is so.
     """
-    if libc.unshare(CLONE_NEWPID) != 0:
+    if libc.unshare(CLONE_NEWPID) != 0 and not enter_user_namespace(libc):
         libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
-        return
+        return False
     inner = os.fork()
     if inner:
         os.close(CONTROL_FD)
@@ -327,6 +325,18 @@ def enter_namespace(libc):
         os._exit(1 if status else 0)
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     os.setsid()
+    return os.getpid() == 1
+
+
+def enter_user_namespace(libc):
+    """An ordinary user's way to a process namespace: inside a user namespace, under the same ids. Whether it worked."""
+    ids = os.getuid(), os.getgid()
+    if libc.unshare(CLONE_NEWUSER | CLONE_NEWPID) != 0:
+        return False
+    for name, text in zip(("setgroups", "uid_map", "gid_map"), ("deny", "{0} {0} 1", "{1} {1} 1")):
+        with open("/proc/self/" + name, "w") as f:
+            f.write(text.format(*ids))
+    return True
 
 
 def load_sibling(name):
@@ -346,13 +356,13 @@ def main():
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1):
         os.dup2(null, fd)
-    enter_namespace(libc)
+    namespaced = enter_namespace(libc)
     for name in PRELOADED:
         __import__(name)
     _thread.stack_size(THREAD_STACK_BYTES)
     builtins.exit = _sitebuiltins.Quitter("exit", "Ctrl-D (i.e. EOF)")  # site is not loaded
     builtins.quit = _sitebuiltins.Quitter("quit", "Ctrl-D (i.e. EOF)")
-    worker = Worker(scratch, libc)
+    worker = Worker(scratch, libc, namespaced)
     gc.collect()
     gc.freeze()  # what is here now is no garbage of any program's
     try:
