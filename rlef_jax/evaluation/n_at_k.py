@@ -51,6 +51,26 @@ def mean_n_at_k(counts: Sequence[tuple[int, int, int]], n: int, k: int) -> float
     return float(np.mean([n_at_k(samples, public, correct, n, k) for samples, public, correct in counts]))
 
 
+def resampled_interval(
+    counts: Sequence[tuple[int, int, int]], n: int, k: int, *, resamplings: int = 200, seed: int = 0
+) -> tuple[float, float]:
+    """The paper's 95 % interval of `mean_n_at_k`: each problem's N results are drawn anew with replacement (B.1).
+
+    It says how far other samples of the same problems would lie, and nothing of other problems.
+    """
+    rng = np.random.default_rng(seed)
+    means = []
+    for _ in range(resamplings):
+        drawn = []
+        for samples, public, correct in counts:
+            shares = np.array([correct, public - correct, samples - public]) / samples
+            right, wrong, _ = map(int, rng.multinomial(samples, shares))
+            drawn.append((samples, right + wrong, right))
+        means.append(mean_n_at_k(drawn, n, k))
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
 def rollouts_for(k: int, turns: int) -> int:
     """How many rollouts k responses buy at `turns` a rollout: 100 at 3 turns are 33."""
     if k < turns:

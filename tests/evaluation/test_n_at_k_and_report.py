@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlef_jax.evaluation.n_at_k import mean_n_at_k, n_at_k, rollouts_for
+from rlef_jax.evaluation.n_at_k import mean_n_at_k, n_at_k, resampled_interval, rollouts_for
 from rlef_jax.evaluation.report import n_at_k_percent, summarise
 from rlef_jax.types import Episode, Problem, Status, TestCase, TestResult, Turn, Verdict
 
@@ -45,6 +45,13 @@ def test_n_at_k_by_hand():
     assert n_at_k(200, 100, 50, n=10, k=33) == pytest.approx(1 - 2**-10, abs=1e-3)
     assert mean_n_at_k([(2, 1, 1), (2, 0, 0)], 1, 2) == pytest.approx(0.5)
     assert (rollouts_for(100, 3), rollouts_for(3, 3)) == (33, 1)
+
+
+def test_interval_of_resampled_results():
+    low, high = resampled_interval([(50, 30, 20)] * 16, 1, 1, resamplings=1000)
+    spread = (0.4 * 0.6 / (50 * 16)) ** 0.5  # of the mean of 16 shares of 50 draws each
+    assert high - low == pytest.approx(2 * 1.96 * spread, rel=0.15) and low < 0.4 < high
+    assert resampled_interval([(5, 5, 5), (5, 2, 0)], 1, 3) == (0.5, 0.5)  # nothing to vary
 
 
 @pytest.mark.parametrize(
