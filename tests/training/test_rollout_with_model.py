@@ -41,7 +41,7 @@ def pool():
 
 @pytest.fixture(scope="module")
 def params():
-    """Any weights do; large ones make log-probabilities differ. NumPy's, since compiling an initializer takes seconds."""
+    """Any weights do; large ones make log-probabilities differ. NumPy draws them: JAX would compile for seconds."""
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(functools.partial(init_params, cfg=MODEL), jax.random.PRNGKey(0))
     return jax.tree.map(lambda a: jnp.asarray(rng.normal(0.0, 0.5, a.shape), a.dtype), shapes)
