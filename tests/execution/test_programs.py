@@ -46,6 +46,20 @@ def test_status(run, program, status):
     assert after.status is Status.PASSED
 
 
+@pytest.mark.parametrize(
+    ("program", "text"),
+    [
+        ("import os; os.kill(os.getpid(), 11)", "Killed by SIGSEGV."),
+        ("import sys; print('oops', file=sys.stderr); sys.exit(3)", "oops\nExited with code 3."),
+        ("exit('no')", "no\nExited with code 1."),
+        ("import os\nwhile True: os.fork()", "More than 8 processes."),
+    ],
+)
+def test_failures_without_an_exception_say_what_happened(run, program, text):
+    (result,) = run(program)
+    assert result.error == text
+
+
 PASSING = {
     "sum": "print(sum(map(int, input().split())))",
     "fstat": "import os, stat\ns = os.fstat(0)\nassert stat.S_ISREG(s.st_mode) and s.st_size == 4\nprint(7)",
