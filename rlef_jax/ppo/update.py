@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rlef_jax.model.sharding import make_mesh, param_shardings
+from rlef_jax.model.sharding import ROWS, make_mesh, param_shardings
 from rlef_jax.model.transformer import ModelConfig, Params, forward, token_logp
 from rlef_jax.model.value import values as read_values
 from rlef_jax.ppo import returns as turn_returns
@@ -25,9 +25,6 @@ from rlef_jax.ppo.train_state import TrainState, init_state, make_optimizer
 from rlef_jax.types import Episode, TokenBatch
 
 __all__ = ["Learner", "TrainState", "init_state", "make_optimizer", "prepare_iteration", "split_updates"]
-
-ROWS = PartitionSpec(("data", "fsdp"))
-"""Rows of a batch are divided over every axis that holds different data."""
 
 
 @dataclasses.dataclass(frozen=True)
