@@ -6,7 +6,7 @@ from rlef_jax.execution.interpreter import find_python
 from rlef_jax.execution.pool import ExecutionPool
 from rlef_jax.types import Limits, TestCase
 
-LIMITS = Limits(wall_s=8.0, memory_bytes=256 << 20, output_bytes=1 << 16, processes=8)
+LIMITS = Limits(wall_s=30.0, memory_bytes=256 << 20, output_bytes=1 << 16, processes=8)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from rlef_jax.execution.pool import RETRIES, ExecutionPool, PoolClosedError
 from rlef_jax.execution.verdict import limits_for, submit_hidden, submit_public
 from rlef_jax.types import Limits, Problem, Status, TestCase
 
-LIMITS = Limits(wall_s=8.0, memory_bytes=256 << 20, output_bytes=1 << 16, processes=8)
+LIMITS = Limits(wall_s=30.0, memory_bytes=256 << 20, output_bytes=1 << 16, processes=8)
 DOUBLE = "print(2 * int(input()))"
 TESTS = [TestCase(str(i), str(2 * i)) for i in range(5)]
 

@@ -22,11 +22,19 @@ STATUSES = [
     ("no second line", "input(); input()", Status.RUNTIME_ERROR),
     ("loop", "while True: pass", Status.TIME_LIMIT),
     ("sleep", "import time; time.sleep(60)", Status.TIME_LIMIT),
-    ("deaf to signals", "import signal\nfor s in (2, 15, 24): signal.signal(s, signal.SIG_IGN)\nwhile 1: pass", None),
+    (
+        "deaf to signals",
+        "import signal\nfor s in (2, 15, 24): signal.signal(s, signal.SIG_IGN)\nwhile 1: pass",
+        Status.TIME_LIMIT,
+    ),
     ("big", "x = bytearray(1 << 30)", Status.MEMORY_LIMIT),
     ("growing", "x = []\nwhile True: x.append(bytearray(1 << 22))", Status.MEMORY_LIMIT),
     ("talkative", "while True: print('x' * 1000)", Status.OUTPUT_LIMIT),
-    ("talkative and deaf", "import signal\nsignal.signal(25, signal.SIG_IGN)\nprint('7' + ' ' * 100_000)", None),
+    (
+        "talkative and deaf",
+        "import signal\nsignal.signal(25, signal.SIG_IGN)\nprint('7' + ' ' * 100_000)",
+        Status.OUTPUT_LIMIT,
+    ),
     ("does not compile", "print(7", Status.SYNTAX_ERROR),
     ("null byte", "print(7)\0", Status.SYNTAX_ERROR),
     ("lone surrogate", "print(7)\n'\ud800'\nx = '\udc80", Status.SYNTAX_ERROR),
@@ -38,9 +46,8 @@ STATUSES = [
 
 @pytest.mark.parametrize(("program", "status"), [s[1:] for s in STATUSES], ids=[s[0] for s in STATUSES])
 def test_status(run, program, status):
-    (result,) = run(program, ("4\n", "7\n"), limits=FAST)
-    expected = {"while 1": Status.TIME_LIMIT, "print('7'": Status.OUTPUT_LIMIT}
-    status = status or next(s for text, s in expected.items() if text in program)
+    wall_s = FAST.wall_s if status is Status.TIME_LIMIT else 30.0  # a busy machine must not turn one into the other
+    (result,) = run(program, ("4\n", "7\n"), limits=dataclasses.replace(FAST, wall_s=wall_s))
     assert result.status is status, result
     (after,) = run("print(7)", ("4\n", "7\n"))  # and the worker is as good as new
     assert after.status is Status.PASSED
@@ -167,7 +174,7 @@ def test_no_expected_output_in_the_worker(run):
 
 def test_large_input_and_output(run):
     data = " ".join(map(str, range(200_000)))
-    limits = dataclasses.replace(FAST, output_bytes=4 << 20, wall_s=8.0)
+    limits = dataclasses.replace(FAST, output_bytes=4 << 20, wall_s=30.0)
     (result,) = run("print(input())", (data, data), limits=limits)
     assert result.status is Status.PASSED
     assert result.stdout.endswith(f"...[{len(data) + 1 - 20_000} characters cut]")
@@ -180,5 +187,5 @@ def test_measurements(run):
     assert result.status is Status.PASSED
     assert result.exit_code == 0
     assert result.memory_bytes > 64 << 20
-    assert 0.2 <= result.wall_s < 8
-    assert 0 < result.cpu_s < 8
+    assert 0.2 <= result.wall_s < 30
+    assert 0 < result.cpu_s < 30
