@@ -109,10 +109,10 @@ def write_responses(
         return jnp.any(~out.stopped & (step < max_new))
 
     def advance(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-        step, tail, out = carry
+        step, cache, out = carry
         tokens = jax.lax.dynamic_index_in_dim(out.ids, step - 1, axis=1, keepdims=False)
-        hidden, grown = kv_cache.decode_step(params, layers, cfg, cache.replace(tail=tail), tokens, lengths, step - 1)
-        return step + 1, grown.tail, draw(hidden, step, out)
+        hidden, cache = kv_cache.decode_step(params, layers, cfg, cache, tokens, lengths, step - 1)
+        return step + 1, cache, draw(hidden, step, out)
 
     empty = TurnOutputs(
         ids=jnp.zeros((rows, slots), jnp.int32),
@@ -122,5 +122,5 @@ def write_responses(
         stopped=max_new == 0,
     )
     first = draw(hidden, jnp.int32(0), empty)
-    _, tail, out = jax.lax.while_loop(more, advance, (jnp.int32(1), cache.tail, first))
-    return cache.replace(tail=tail), out
+    _, cache, out = jax.lax.while_loop(more, advance, (jnp.int32(1), cache, first))
+    return cache, out

@@ -1,0 +1,82 @@
+"""Logical axis names of the parameters, and one table that places them on a mesh.
+
+The mesh has three axes: `data` splits rows, `fsdp` splits rows too and each parameter's model width, `tensor` splits
+heads, the feed-forward layer's hidden width and the vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from rlef_jax.model.transformer import ModelConfig, param_shapes
+
+AXES = ("data", "fsdp", "tensor")
+
+# What each dimension of a parameter means ...
+LOGICAL_AXES: dict[str, Any] = {
+    "embed": ("vocab", "width"),
+    "layers": {
+        "attn_norm": ("layer", None),
+        "qkv": ("layer", "width", "kv_heads", None, None),
+        "attn_out": ("layer", "kv_heads", None, None, "width"),
+        "mlp_norm": ("layer", None),
+        "gate": ("layer", "width", "hidden"),
+        "up": ("layer", "width", "hidden"),
+        "down": ("layer", "hidden", "width"),
+    },
+    "final_norm": (None,),
+    "unembed": ("vocab", "width"),
+}
+
+# ... and which axis of the mesh splits it.
+RULES: dict[str | None, str | None] = {
+    "vocab": "tensor",
+    "kv_heads": "tensor",
+    "hidden": "tensor",
+    "width": "fsdp",
+    "layer": None,
+    None: None,
+}
+
+# Rows of a batch: [B, ...].
+ROWS = PartitionSpec(("data", "fsdp"))
+
+
+def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+    """A mesh over the first data * fsdp * tensor devices. Raises ValueError where there are fewer."""
+    needed, devices = data * fsdp * tensor, jax.devices()
+    if needed > len(devices):
+        raise ValueError(f"mesh {data} x {fsdp} x {tensor} needs {needed} devices; jax sees {len(devices)}")
+    return Mesh(np.array(devices[:needed]).reshape(data, fsdp, tensor), AXES)
+
+
+def param_specs(cfg: ModelConfig) -> dict[str, Any]:
+    """The PartitionSpec of each parameter: the tree of `init_params`."""
+
+    def specs(axes: Any, shapes: Any) -> Any:
+        if isinstance(shapes, dict):
+            return {name: specs(axes[name], shape) for name, shape in shapes.items()}
+        return PartitionSpec(*(RULES[name] for name in axes))
+
+    return specs(LOGICAL_AXES, param_shapes(cfg))
+
+
+def param_shardings(mesh: Mesh, cfg: ModelConfig) -> dict[str, Any]:
+    """The sharding of each parameter on `mesh`: the tree of `init_params`.
+
+    Raises ValueError, naming the parameter, where the mesh doesn't divide a dimension.
+    """
+
+    def place(path: Any, spec: PartitionSpec, shape: tuple[int, ...]) -> NamedSharding:
+        for size, axis in zip(shape, spec, strict=True):
+            if axis is not None and size % mesh.shape[axis]:
+                name = jax.tree_util.keystr(path)
+                raise ValueError(f"parameter {name}: mesh axis {axis}={mesh.shape[axis]} doesn't divide {size}")
+        return NamedSharding(mesh, spec)
+
+    is_spec = lambda leaf: isinstance(leaf, PartitionSpec)  # noqa: E731
+    return jax.tree_util.tree_map_with_path(place, param_specs(cfg), param_shapes(cfg), is_leaf=is_spec)
