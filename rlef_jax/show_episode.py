@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from rlef_jax import config
-from rlef_jax.assets import asset_path
 from rlef_jax.dialog.tokenizer import Tokenizer
+from rlef_jax.model.weights import resolve
 from rlef_jax.training.episode_io import episodes_path, read_episodes, saved_steps
 from rlef_jax.types import Episode, Status, TestCase, TestResult, Turn
 
@@ -103,8 +103,10 @@ def main() -> None:
     args = parser.parse_args()
     try:
         episode = find_episode(args.workdir, args.index, args.step)
-        tokenizer = Tokenizer.load(asset_path(config.load_saved(args.workdir).model.tokenizer))
-    except (FileNotFoundError, IndexError) as error:
+        tokenizer = Tokenizer.load(
+            resolve(config.load_saved(args.workdir).model.tokenizer, ".model", "model.tokenizer")
+        )
+    except (FileNotFoundError, IndexError, config.ConfigError) as error:
         sys.exit(f"error: {error}")
     print(format_episode(episode, tokenizer.show))
 
