@@ -19,6 +19,9 @@ VARIANTS = ("", "single_turn", "random_feedback", "paper_iteration")
 
 def get_config(variant: str = "") -> ConfigDict:
     config = base_config()
+    config.episode.max_failures_shown = 1  # so that three turns fit 256 tokens
+    config.episode.max_text_chars = 120
+    config.episode.max_new_tokens = 80
     config.execution.wall_s = 2.0  # the problems' programs take milliseconds; more only delays those that never end
     config.execution.max_wall_s = 2.0
     config.execution.memory_mb = 256

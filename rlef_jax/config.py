@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 
@@ -353,6 +353,7 @@ def main(fn: Callable[[ConfigDict, Path], None]) -> None:
     """Runs `fn(config, workdir)` with the command line's configuration; a bad command line is one line and exit 2."""
     if "config" not in flags.FLAGS:
         define_flags()
+    logging.set_verbosity(logging.WARNING)  # or JAX and Orbax talk of every backend and folder that they look at
     app.run(lambda _: fn(flags.FLAGS.config, Path(flags.FLAGS.workdir)), flags_parser=_parse_flags)
 
 

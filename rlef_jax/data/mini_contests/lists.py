@@ -154,7 +154,8 @@ _MACHINE = tuple(
      ("t = []", "v = []", "for x in a:", "    if x > 0:", "        t.append(x)", "    elif t:",
       f"        v.append(t.{c})"))
     for name, w, c in (("stack", "the newest", "pop()"), ("queue", "the oldest", "pop(0)"),
-                       ("heap", "the smallest", "pop(t.index(min(t)))"), ("heap", "the largest", "pop(t.index(max(t)))"))
+                       ("heap", "the smallest", "pop(t.index(min(t)))"),
+                       ("heap", "the largest", "pop(t.index(max(t)))"))
 )  # fmt: skip
 _CIRCLE = (
     ("The numbers 1 to n stand in a circle and every <k>th leaves; give the order of leaving.",

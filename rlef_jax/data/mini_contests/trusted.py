@@ -62,6 +62,7 @@ def run_readings(prefix: str, tails: tuple[str, ...], text: str, *, guard: bool 
             printed.clear()
         return results
     except Exception as error:
+        sys.settrace(None)  # or the count would go on in the function that is called here
         return [TrustedResult("".join(printed), format_exception(error, prefix))] * len(tails)
     finally:
         sys.settrace(None)

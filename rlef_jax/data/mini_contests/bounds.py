@@ -1,0 +1,114 @@
+"""What the best player can reach with and without feedback: exact enumeration over the readings.
+
+    python -m rlef_jax.data.mini_contests.bounds --split=test_500
+
+The player knows all but which reading of a statement is the right one (each as likely as the others), and answers with
+one of the readings' programs: no program is right under two readings, since telling tests give each another output.
+
+    no_feedback  three responses, nothing is shown, no early stop; the last one is judged
+    pass_fail    passing the public tests ends the episode; otherwise only that it failed is known
+    full         the same, and the feedback text is shown
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+
+from rlef_jax.data.mini_contests import EVAL_SIZES, eval_split
+from rlef_jax.data.mini_contests.trusted import run_trusted
+from rlef_jax.dialog.feedback import feedback_message
+from rlef_jax.execution.judge import outputs_match
+from rlef_jax.types import Problem, Status, TestCase, TestResult, Verdict
+
+MAX_TURNS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Game:
+    """A problem as a game: entry [right][answer] for each right reading and each reading answered with."""
+
+    public: tuple[tuple[bool, ...], ...]  # passes the public tests
+    solved: tuple[tuple[bool, ...], ...]  # passes all tests
+    message: tuple[tuple[str, ...], ...]  # the feedback text, "" where the public tests pass
+
+
+def game_of(problem: Problem) -> Game:
+    """Plays every reading against every other on the problem's own test inputs."""
+    programs = problem.tags["readings"]
+    outputs = [[run_trusted(p, t.input).output for p in programs] for t in problem.public_tests + problem.hidden_tests]
+    shown = len(problem.public_tests)
+    public, solved, message = [], [], []
+    for right in range(len(programs)):
+        passes = [[outputs_match(row[right], row[answer]) for row in outputs] for answer in range(len(programs))]
+        public.append(tuple(all(p[:shown]) for p in passes))
+        solved.append(tuple(all(p) for p in passes))
+        tests = tuple(TestCase(t.input, outputs[i][right]) for i, t in enumerate(problem.public_tests))
+        asked = dataclasses.replace(problem, public_tests=tests)
+        texts = []
+        for answer, passed in enumerate(passes):
+            results = tuple(
+                TestResult(Status.PASSED if ok else Status.WRONG_ANSWER, stdout=outputs[i][answer])
+                for i, ok in enumerate(passed[:shown])
+            )
+            failed = not all(passed[:shown])
+            texts.append(feedback_message(asked, Verdict(Status.WRONG_ANSWER, results)) if failed else "")
+        message.append(tuple(texts))
+    return Game(tuple(public), tuple(solved), tuple(message))
+
+
+def best_without_feedback(game: Game) -> float:
+    """The chance of the best single answer: earlier responses change nothing."""
+    count = len(game.solved)
+    return max(sum(game.solved[right][answer] for right in range(count)) for answer in range(count)) / count
+
+
+def best_with_stops(game: Game, *, shown: bool, turns: int = MAX_TURNS) -> float:
+    """The chance of the best adaptive player. `shown`: it reads the messages; else only that it failed."""
+    count = len(game.solved)
+
+    @functools.cache
+    def value(possible: frozenset[int], left: int) -> int:
+        """Readings among `possible` that the best player still solves in `left` responses."""
+        best = 0
+        for answer in range(count):
+            solved = sum(game.solved[r][answer] for r in possible if left == 1 or game.public[r][answer])
+            if left > 1:
+                groups: dict[str, set[int]] = defaultdict(set)
+                for r in possible:
+                    if not game.public[r][answer]:
+                        groups[game.message[r][answer] if shown else ""].add(r)
+                solved += sum(value(frozenset(group), left - 1) for group in groups.values())
+            best = max(best, solved)
+        return best
+
+    return value(frozenset(range(count)), turns) / count
+
+
+def bounds(problems: Sequence[Problem]) -> dict[str, float]:
+    """The three bounds on 1@3 in percent, and the share of problems that leave a reading open."""
+    games = [game_of(p) for p in problems]
+    scale = 100.0 / len(games)
+    return {
+        "no_feedback": scale * sum(best_without_feedback(g) for g in games),
+        "pass_fail": scale * sum(best_with_stops(g, shown=False) for g in games),
+        "full": scale * sum(best_with_stops(g, shown=True) for g in games),
+        "open": scale * sum(len(g.solved) > 1 for g in games),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--split", default="test_500", choices=sorted(EVAL_SIZES))
+    found = bounds(eval_split(parser.parse_args().split))
+    for name, percent in found.items():
+        print(f"{name:<12} {percent:6.2f} %")
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

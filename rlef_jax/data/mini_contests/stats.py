@@ -1,0 +1,60 @@
+"""Counts of MiniContests: python -m rlef_jax.data.mini_contests.stats --problems=20000
+
+Distinct training problems and programs, families, what is left open, and how the fixed splits relate to training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+from collections.abc import Sequence
+
+from tqdm import tqdm
+
+from rlef_jax.data.mini_contests import EVAL_SIZES, eval_split, problem_at
+from rlef_jax.data.mini_contests.build import normalise
+from rlef_jax.types import Problem
+
+
+def program_shapes(problems: Sequence[Problem]) -> set[str]:
+    """The problems' reference programs with names and constants normalised away."""
+    return {normalise(p.solutions[0]) for p in problems}
+
+
+def statistics(train: Sequence[Problem]) -> dict[str, object]:
+    """The numbers; `train` is a sample of training problems."""
+    seen, statements = program_shapes(train), {p.description for p in train}
+    found: dict[str, object] = {
+        "train_sampled": len(train),
+        "train_distinct": len({(p.description, p.public_tests, p.hidden_tests) for p in train}),
+        "train_statements": len(statements),
+        "train_program_shapes": len(seen),
+        "train_families": len({p.tags["family"] for p in train}),
+        "open_share": sum(p.tags["open"] for p in train) / len(train),
+        "readings": dict(collections.Counter(len(p.tags["readings"]) for p in train if p.tags["open"])),
+        "questions": dict(collections.Counter(p.tags["question"] for p in train if p.tags["open"]).most_common()),
+    }
+    for split in EVAL_SIZES:
+        problems = eval_split(split)
+        new = [p for p in problems if normalise(p.solutions[0]) not in seen]
+        found[split] = {
+            "problems": len(problems),
+            "statements_in_train": sum(p.description in statements for p in problems),
+            "families": len({p.tags["family"] for p in problems}),
+            "new_program_shape_share": len(new) / len(problems),
+        }
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--problems", type=int, default=20_000, help="training problems to draw")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    train = [problem_at("train", args.seed, i) for i in tqdm(range(args.problems), unit="problem")]
+    print(json.dumps(statistics(train), indent=2))
+
+
+if __name__ == "__main__":
+    main()
