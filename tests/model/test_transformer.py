@@ -91,7 +91,7 @@ def test_rows_over_one_block_of_queries_and_with_padding():
     segments = (np.arange(160) < 140)[None].astype(np.int32)
     logits = unembed(params, CFG, run(params, CFG, padded, segments=segments))
     assert np.isfinite(logits).all()
-    np.testing.assert_allclose(logits[0, :140], expected, atol=5e-4)
+    np.testing.assert_allclose(logits[0, :140], expected, atol=3e-3)
 
 
 def test_sequences_packed_in_a_row_are_as_if_alone():
