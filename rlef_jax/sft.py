@@ -104,11 +104,11 @@ def make_optimizer(sft: ConfigDict, steps: int) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(sft.clip_norm), adamw)
 
 
-def make_step(cfg: ModelConfig, optimizer: optax.GradientTransformation):
+def make_step(cfg: ModelConfig, optimizer: optax.GradientTransformation) -> Any:
     """The jitted training step (params, opt_state, batch) -> (params, opt_state, loss); its arguments are donated."""
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def step(params: Params, opt_state: Any, batch: dict[str, jax.Array]):
+    def step(params: Params, opt_state: Any, batch: dict[str, jax.Array]) -> tuple[Params, Any, jax.Array]:
         (loss, _), grads = jax.value_and_grad(loss_and_hits, has_aux=True)(params, cfg, batch)
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, loss

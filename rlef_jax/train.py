@@ -26,7 +26,14 @@ from rlef_jax.training import episode_io
 from rlef_jax.training.checkpoint import Checkpoints
 from rlef_jax.training.loop import Actor, PpoSettings, ProblemFeed, pool_metrics, run_iteration
 from rlef_jax.training.metrics_writer import MetricsWriter
-from rlef_jax.training.parts import build_learner, build_policy, build_pool, build_sampler, rollout_settings
+from rlef_jax.training.parts import (
+    Policy,
+    build_learner,
+    build_policy,
+    build_pool,
+    build_sampler,
+    rollout_settings,
+)
 from rlef_jax.training.progress import ProgressDisplay
 
 _EVAL_SEED = 1_000_003  # far from training's: an evaluation draws tokens of its own
@@ -106,7 +113,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
 
 
 def _iterate(
-    config: ConfigDict, policy, actor: Actor, evaluate: Evaluator, feed: ProblemFeed, writer: MetricsWriter,
+    config: ConfigDict, policy: Policy, actor: Actor, evaluate: Evaluator, feed: ProblemFeed, writer: MetricsWriter,
     checkpoints: Checkpoints, display: ProgressDisplay, workdir: Path,
 ) -> TrainState:  # fmt: skip
     """All iterations; returns the last state."""

@@ -77,6 +77,7 @@ def rollout_settings(config: ConfigDict, feedback: str) -> RolloutSettings:
         limits=Limits(wall_s=x.wall_s, memory_bytes=x.memory_mb << 20, output_bytes=x.output_kb << 10),
         max_wall_s=x.max_wall_s or None,
         stop_hidden_at_first_failure=x.stop_hidden_at_first_failure,
+        groups_in_flight=config.sampling.groups_in_flight,
     )
 
 
@@ -92,6 +93,6 @@ def build_learner(config: ConfigDict, cfg: ModelConfig) -> Learner:
         importance_cap=p.importance_cap,
         importance_mode=p.importance_mode,
     )
-    how: dict[str, Any] = dict(compute_dtype=jnp.dtype(m.compute_dtype), remat=m.remat, unroll=cfg.n_layers <= 8)
+    how: dict[str, Any] = dict(compute_dtype=jnp.dtype(m.compute_dtype), remat=m.remat, unroll=m.unroll)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     return Learner(cfg, optimizer, loss=loss, separate_critic=p.separate_critic, mesh=mesh, how=ForwardSettings(**how))

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rlef_jax.data.mini_contests.draft import Draft, Family, Rng, pick
 from rlef_jax.data.mini_contests.lists import FAMILIES as LIST_FAMILIES
@@ -126,7 +126,7 @@ class _Tester:
         outputs = [r.output.removesuffix("\n") for r in results]
         return None if size < 2 and max(map(len, outputs)) > _PUBLIC_CHARS else (text, outputs)
 
-    def find(self, sizes: Sequence[int], accept, taken: set[str]) -> TestCase | None:
+    def find(self, sizes: Sequence[int], accept: Callable[[list[str]], bool], taken: set[str]) -> TestCase | None:
         """A test with an input not taken yet whose outputs satisfy `accept`."""
         for attempt in range(_ATTEMPTS):
             drawn = self.outputs(sizes[attempt % len(sizes)])
@@ -187,7 +187,7 @@ def _incorrect(spec: Spec, rng: Rng, tests: Sequence[TestCase]) -> tuple[str, ..
     return tuple(dict.fromkeys(others + slips + extra))
 
 
-def build_problem(spec: Spec, rng: Rng, accept_description) -> Problem | None:
+def build_problem(spec: Spec, rng: Rng, accept_description: Callable[[str], bool]) -> Problem | None:
     """The problem of a spec, or None where its tests can't be made or its statement isn't accepted.
 
     The example is a case on which all readings agree, if the statement leaves the reading open; two more public

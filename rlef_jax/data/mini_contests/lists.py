@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from rlef_jax.data.mini_contests import draft as d
 from rlef_jax.data.mini_contests.draft import Draft, Family, Rng, pick
 
@@ -37,16 +39,23 @@ def _filter_map(rng: Rng) -> Draft:
                  f"{c_name}|{m_code}", (k, j if "{k}" in m_code else 0))  # fmt: skip
 
 
-def _simple(options, make, layouts=None, kind="list", low=2, high=5):
-    """A family that picks one of (words, lines) with a constant k in [low, high]."""
+def simple(
+    options: Sequence[tuple[str, tuple[str, ...]]],
+    make: d.MakeInput,
+    layout: d.Layout | None = None,
+    kind: str = "list",
+    low: int = 2,
+    high: int = 5,
+) -> Callable[[Rng], Draft]:
+    """Draws one of (words, lines) with a constant k in [low, high] for `<k>`; any list layout unless one is given."""
 
     def draw(rng: Rng) -> Draft:
         k = int(rng.integers(low, high + 1))
         words, lines = pick(rng, options)
-        layout = layouts if isinstance(layouts, d.Layout) else d.list_layout(rng)
+        chosen = d.list_layout(rng) if layout is None else layout
         body = tuple(line.replace("<k>", str(k)).replace("<k-1>", str(k - 1)) for line in lines)
         uses = "<k" in "".join(lines)
-        return Draft(words.replace("<k>", str(k)), layout, body, kind, make, lines[-1] + lines[0], (k if uses else 0,))
+        return Draft(words.replace("<k>", str(k)), chosen, body, kind, make, lines[-1] + lines[0], (k if uses else 0,))
 
     return draw
 
@@ -164,52 +173,54 @@ _CIRCLE = (
 )  # fmt: skip
 
 
-def _integer(low: int, high: int):
+def integer(low: int, high: int) -> d.MakeInput:
+    """A number: 1 or 2, then in [low, high), then up to three times as large."""
+
     return lambda rng, size: int((rng.integers(1, 3), rng.integers(low, high), rng.integers(low, 3 * high))[size])
 
 
-def _two_lists(rng: Rng, size: int):
+def _two_lists(rng: Rng, size: int) -> tuple[list[int], list[int]]:
     n = int((1, rng.integers(3, 5), rng.integers(4, 9))[size])
     pool = [int(x) for x in rng.integers(1, 21, n + 2)]
     return [pick(rng, pool) for _ in range(n)], [pick(rng, pool) for _ in range(n)]
 
 
-def _grid(rng: Rng, size: int):
+def _grid(rng: Rng, size: int) -> list[list[int]]:
     h, w = ((1, 1), (int(rng.integers(2, 4)), int(rng.integers(2, 4))), tuple(map(int, rng.integers(2, 6, 2))))[size]
     return [[int(x) for x in rng.integers(1, 10 + 30 * (size == 2), w)] for _ in range(h)]
 
 
-def _queries(rng: Rng, size: int):
+def _queries(rng: Rng, size: int) -> tuple[list[int], list[tuple[int, ...]]]:
     a = d.numbers(high=9)(rng, max(size, 1))
     count = int((1, rng.integers(2, 4), rng.integers(3, 7))[size])
     return a, [tuple(sorted(map(int, rng.integers(1, len(a) + 1, 2)))) for _ in range(count)]
 
 
-def _words(rng: Rng, size: int):
+def _words(rng: Rng, size: int) -> list[str]:
     count = int((1, rng.integers(3, 5), rng.integers(4, 8))[size])
     return ["".join(rng.choice(list("abc"), rng.integers(1, 5))) for _ in range(count)]
 
 
-def _commands(rng: Rng, size: int):
+def _commands(rng: Rng, size: int) -> list[int]:
     count = int((2, rng.integers(6, 9), rng.integers(9, 15))[size])
     return [int(x) if rng.random() < 0.6 else 0 for x in rng.integers(1, 20, count)]
 
 
 FAMILIES = (
     Family("filter_map", _filter_map, weight=3.0, composed=True),
-    Family("windows", _simple(_WINDOW, d.numbers(shortest=5)), composed=True),
-    Family("neighbours", _simple(_ADJACENT, d.numbers(shortest=4)), composed=True),
-    Family("prefixes", _simple(_PREFIX, d.numbers(), high=9)),
-    Family("distinct", _simple(_DISTINCT, d.numbers(high=6, shortest=5))),
-    Family("two_lists", _simple(_TWO_LISTS, _two_lists, d.TWO_LISTS)),
-    Family("rotate", _simple(_ROTATE, d.numbers(shortest=4))),
-    Family("divisors", _simple(_DIVISORS, _integer(12, 40), d.NUMBER)),
-    Family("digits", _simple(_DIGITS, _integer(12, 60), d.NUMBER)),
-    Family("grid", _simple(_GRID, _grid, d.GRID)),
-    Family("recurrence", _simple(_RECURRENCE, _integer(3, 6), d.NUMBER, high=9)),
-    Family("queries", _simple(_QUERY, _queries, d.QUERIES)),
-    Family("top", _simple(_TOP, d.numbers(shortest=4), high=4)),
-    Family("words", _simple(_WORDS, _words, d.WORDS, high=3)),
-    Family("machine", _simple(_MACHINE, _commands), held_out=True),
-    Family("circle", _simple(_CIRCLE, _integer(4, 8), d.NUMBER, high=9), held_out=True),
+    Family("windows", simple(_WINDOW, d.numbers(shortest=5)), composed=True),
+    Family("neighbours", simple(_ADJACENT, d.numbers(shortest=4)), composed=True),
+    Family("prefixes", simple(_PREFIX, d.numbers(), high=9)),
+    Family("distinct", simple(_DISTINCT, d.numbers(high=6, shortest=5))),
+    Family("two_lists", simple(_TWO_LISTS, _two_lists, d.TWO_LISTS)),
+    Family("rotate", simple(_ROTATE, d.numbers(shortest=4))),
+    Family("divisors", simple(_DIVISORS, integer(12, 40), d.NUMBER)),
+    Family("digits", simple(_DIGITS, integer(12, 60), d.NUMBER)),
+    Family("grid", simple(_GRID, _grid, d.GRID)),
+    Family("recurrence", simple(_RECURRENCE, integer(3, 6), d.NUMBER, high=9)),
+    Family("queries", simple(_QUERY, _queries, d.QUERIES)),
+    Family("top", simple(_TOP, d.numbers(shortest=4), high=4)),
+    Family("words", simple(_WORDS, _words, d.WORDS, high=3)),
+    Family("machine", simple(_MACHINE, _commands), held_out=True),
+    Family("circle", simple(_CIRCLE, integer(4, 8), d.NUMBER, high=9), held_out=True),
 )

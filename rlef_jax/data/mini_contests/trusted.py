@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import sys
 from types import CodeType
+from typing import Any
 
 from rlef_jax.execution.traceback_text import format_exception
 
@@ -76,10 +77,10 @@ class Endless(Exception):
     """Raised inside a program that has executed more lines than any of ours needs."""
 
 
-def _line_counter():
+def _line_counter() -> Any:
     left = _MAX_LINES
 
-    def trace(frame, event, arg):
+    def trace(frame: Any, event: str, arg: Any) -> Any:
         nonlocal left
         left -= 1
         if left < 0:

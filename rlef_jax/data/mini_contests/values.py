@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rlef_jax.data.mini_contests import draft as d
 from rlef_jax.data.mini_contests.draft import Draft, Family, Rng, pick
-from rlef_jax.data.mini_contests.lists import _integer, _simple, condition
+from rlef_jax.data.mini_contests.lists import condition, integer, simple
 
 _PICKS = (
     ("first", "c[0] if c else None"), ("last", "c[-1] if c else None"), ("largest", "max(c) if c else None"),
@@ -176,7 +176,7 @@ _COMMON = (
 )  # fmt: skip
 
 
-def _maze(rng: Rng, size: int):
+def _maze(rng: Rng, size: int) -> list[str]:
     if size == 0:
         return [".", "#"][int(rng.integers(2)) :][:1] if rng.random() < 0.2 else ["..", ".."]
     side = (0, (2, 4), (3, 6))[size]
@@ -185,7 +185,7 @@ def _maze(rng: Rng, size: int):
     return ["." + rows[0][1:], *rows[1:]]
 
 
-def _brackets(rng: Rng, size: int):
+def _brackets(rng: Rng, size: int) -> str:
     pairs = int((1, rng.integers(2, 4), rng.integers(3, 6))[size])
     text = ""
     while text.count("(") < pairs or text.count("(") > text.count(")"):
@@ -194,19 +194,19 @@ def _brackets(rng: Rng, size: int):
     return text if size == 0 or rng.random() < 0.5 else text[1:] + text[:1]
 
 
-def _two_numbers(rng: Rng, size: int):
+def _two_numbers(rng: Rng, size: int) -> list[int]:
     return [int(x) for x in rng.integers(2, (6, 20, 60)[size], 2)]
 
 
-def _two_words(rng: Rng, size: int):
+def _two_words(rng: Rng, size: int) -> tuple[str, str]:
     s = d.letters("ab", 2)(rng, size)
     kind = int(rng.integers(5))
     rotated = s[1:] + s[:1]
     return s, (s[::-1], rotated, s + "a", "".join(sorted(s)), d.letters("ab", 2)(rng, size))[kind]
 
 
-def _special(rng: Rng, size: int):
-    n = _integer(6, 40)(rng, size)
+def _special(rng: Rng, size: int) -> int:
+    n = integer(6, 40)(rng, size)
     k = int(rng.integers(2, 6))
     return pick(rng, (n, k * k, k**3, k * (k + 1))) if size else k * k
 
@@ -216,18 +216,18 @@ FAMILIES = (
     Family("position", _position, weight=1.5),
     Family("average", _average, weight=2.0),
     Family("reduce", _reduce, weight=1.5, composed=True),
-    Family("repeats", _simple(_REPEATS, d.numbers(high=9), kind="maybe")),
-    Family("pairs", _simple(_PAIRS, d.numbers(high=9), kind="maybe", low=3, high=12)),
-    Family("coins", _simple(_COINS, d.numbers(low=2, high=8), kind="maybe", low=5, high=12)),
-    Family("parts", _simple(_PARTS, d.numbers(high=9), kind="maybe", low=3, high=12)),
-    Family("maze", _simple(_MAZE, _maze, d.MAZE, kind="maybe"), weight=0.7),
-    Family("brackets", _simple(_DEPTH, _brackets, d.BRACKETS, kind="maybe"), weight=0.7),
-    Family("divide", _simple(_DIVIDE, _special, d.NUMBER, kind="maybe")),
-    Family("check", _simple(_CHECK, d.numbers(high=9), kind="bool")),
-    Family("string_check", _simple(_STRING_CHECK, _two_words, d.TWO_STRINGS, kind="bool"), weight=0.7),
-    Family("ranges", _simple(_RANGES, d.numbers(high=12, shortest=4), kind="ranges"), weight=1.5),
-    Family("runs", _simple(_RUNS, d.letters(), d.STRING, kind="runs"), weight=1.5),
-    Family("counts", _simple(_COUNTS, d.numbers(high=12), kind="number", low=5, high=15)),
-    Family("two_numbers", _simple(_TWO, _two_numbers, d.TWO_NUMBERS, kind="number"), weight=0.7),
-    Family("common", _simple(_COMMON, _two_words, d.TWO_STRINGS, kind="number"), held_out=True),
+    Family("repeats", simple(_REPEATS, d.numbers(high=9), kind="maybe")),
+    Family("pairs", simple(_PAIRS, d.numbers(high=9), kind="maybe", low=3, high=12)),
+    Family("coins", simple(_COINS, d.numbers(low=2, high=8), kind="maybe", low=5, high=12)),
+    Family("parts", simple(_PARTS, d.numbers(high=9), kind="maybe", low=3, high=12)),
+    Family("maze", simple(_MAZE, _maze, d.MAZE, kind="maybe"), weight=0.7),
+    Family("brackets", simple(_DEPTH, _brackets, d.BRACKETS, kind="maybe"), weight=0.7),
+    Family("divide", simple(_DIVIDE, _special, d.NUMBER, kind="maybe")),
+    Family("check", simple(_CHECK, d.numbers(high=9), kind="bool")),
+    Family("string_check", simple(_STRING_CHECK, _two_words, d.TWO_STRINGS, kind="bool"), weight=0.7),
+    Family("ranges", simple(_RANGES, d.numbers(high=12, shortest=4), kind="ranges"), weight=1.5),
+    Family("runs", simple(_RUNS, d.letters(), d.STRING, kind="runs"), weight=1.5),
+    Family("counts", simple(_COUNTS, d.numbers(high=12), kind="number", low=5, high=15)),
+    Family("two_numbers", simple(_TWO, _two_numbers, d.TWO_NUMBERS, kind="number"), weight=0.7),
+    Family("common", simple(_COMMON, _two_words, d.TWO_STRINGS, kind="number"), held_out=True),
 )

@@ -1,0 +1,95 @@
+"""The warm start that ships was made by its recipe: the recipe's first steps give the recorded losses."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from rlef_jax import config as config_lib
+from rlef_jax import sft
+from rlef_jax.data.dialogues import dialogues
+from rlef_jax.dialog.chat import ChatFormat
+from rlef_jax.dialog.tokenizer import Tokenizer
+from rlef_jax.model.transformer import init_params
+from rlef_jax.model.weights import load_params, model_config, resolve, save_params
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    config = config_lib.load("configs/tiny_sft.py")
+    chat = ChatFormat(Tokenizer.load(resolve(config.model.tokenizer, ".model", "model.tokenizer")))
+    return config, chat, model_config(config.model, chat.tokenizer.vocab_size, config.episode.context)
+
+
+def test_first_steps_of_the_recipe(tmp_path, recipe):
+    record = json.loads(resolve("package:warm_start", ".json", "model.init").read_text())
+    config = config_lib.load("configs/tiny_sft.py", overrides={"sft.steps": 3, "sft.log_every": 1})
+    sft.train(config, tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in rows] == [1, 2, 3]
+    np.testing.assert_allclose([r["loss"] for r in rows], record["first_losses"], rtol=1e-3)
+    assert (tmp_path / "warm_start.npz").exists()
+
+
+def test_shipped_weights_are_the_recorded_ones(recipe):
+    config, _, cfg = recipe
+    path = resolve("package:warm_start", ".npz", "model.init")
+    assert path.stat().st_size <= 4 << 20
+    params = load_params(path, cfg)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 510_816
+
+
+def test_the_shipped_model_writes_programs_that_pass(recipe):
+    """On held-out problems whose statement says all, the careful author's first program is mostly the reference."""
+    config, chat, cfg = recipe
+    params = load_params(resolve("package:warm_start", ".npz", "model.init"), cfg)
+    settings = {"marked_share": 1.0, "right_repairs": 0.15, "context": config.episode.context}
+    found = sft.ReadingProbe(cfg, chat, config.seed + 1, settings, problems=24)(params)
+    assert found["repair"] > 40
+
+
+def test_a_model_of_another_shape_is_refused(tmp_path, recipe):
+    _, _, cfg = recipe
+    other = model_config(config_lib.load("configs/tiny_sft.py", overrides={"model.d_ff": 32}).model, 64, 256)
+    save_params(tmp_path / "other.npz", init_params(jax.random.PRNGKey(0), other))
+    with pytest.raises(config_lib.ConfigError, match=r"other.npz: \S+ is \("):
+        load_params(tmp_path / "other.npz", cfg)
+
+
+def test_batches_hold_each_dialogue_once(recipe):
+    _, chat, _ = recipe
+    written = dialogues(1, 0, chat, problems=8, per_problem=4)
+    made = sft.batches(written, 8, np.random.default_rng(0))
+    rows = [
+        tuple(row[: int(seg.sum())].tolist()) for b in made for row, seg in zip(b["tokens"], b["segments"], strict=True)
+    ]
+    assert sorted(rows) == sorted(d.ids for d in written)[: len(rows)] or set(rows) <= {d.ids for d in written}
+    assert len(rows) == len(written) // 8 * 8
+    for b in made:
+        assert b["tokens"].shape[1] % 32 == 0
+        assert not (b["mask"] * (1 - b["segments"])).any()
+
+
+def test_loss_counts_the_authors_tokens_only(recipe):
+    """Changing a prompt token's target weight changes nothing; the loss is the mean over masked tokens."""
+    _, _, cfg = recipe
+    small = model_config(config_lib.load("configs/tiny_sft.py", overrides={"model.n_layers": 1}).model, 64, 64)
+    params = init_params(jax.random.PRNGKey(0), small)
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 64, (2, 16)).astype(np.int32)
+    mask = np.zeros((2, 16), np.int32)
+    mask[0, 5], mask[1, 9] = 1, 1
+    segments = np.ones((2, 16), np.int32)
+    both, _ = sft.loss_and_hits(params, small, {"tokens": tokens, "mask": mask, "segments": segments})
+    single = []
+    for row, t in ((0, 5), (1, 9)):
+        only = np.zeros_like(mask)
+        only[row, t] = 1
+        single.append(sft.loss_and_hits(params, small, {"tokens": tokens, "mask": only, "segments": segments})[0])
+    np.testing.assert_allclose(both, np.mean(single), rtol=1e-6)
+    cut = tokens.copy()
+    cut[0, 6:] = 1  # what comes after the counted token cannot matter
+    np.testing.assert_allclose(
+        sft.loss_and_hits(params, small, {"tokens": cut, "mask": mask, "segments": segments})[0], both, rtol=1e-6
+    )

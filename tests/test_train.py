@@ -1,0 +1,102 @@
+"""The whole job at the smallest size: every file that a run promises is there, and a second run writes the same."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlef_jax import config as config_lib
+from rlef_jax.analysis.summary import EVALUATIONS
+from rlef_jax.train import train
+from rlef_jax.training.checkpoint import Checkpoints
+from rlef_jax.training.episode_io import read_episodes, saved_steps
+from rlef_jax.training.metrics_writer import read_metrics
+
+SMALL = {
+    "model.init": "",
+    "model.d_model": 16,
+    "model.n_layers": 1,
+    "model.n_heads": 2,
+    "model.n_kv_heads": 1,
+    "model.d_head": 8,
+    "model.d_ff": 32,
+    "episode.max_new_tokens": 8,
+    "sampling.group_size": 4,
+    "sampling.prompt_buckets": (256,),
+    "ppo.rollouts": 8,
+    "ppo.updates": 2,
+    "ppo.microbatch_rows": 4,
+    "ppo.buckets": (256,),
+    "train.iterations": 2,
+    "train.checkpoint_every": 1,
+    "eval.split": "valid",
+    "eval.problems": 4,
+    "eval.bootstrap_samples": 20,
+    "eval.every": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    config = config_lib.load("configs/tiny.py", overrides=SMALL)
+    folders = [tmp_path_factory.mktemp("runs") / name for name in ("a", "b")]
+    for folder in folders:
+        train(config, folder)
+    return folders
+
+
+def test_a_run_leaves_everything_it_promises(runs):
+    run = runs[0]
+    summary = json.loads((run / "summary.json").read_text())
+    assert set(summary) == {*EVALUATIONS, "bounds"}
+    for name in EVALUATIONS:
+        assert {"1@1", "1@3", "1@3_ci", "repaired_at_2"} <= set(summary[name])
+    assert summary["bounds"]["no_feedback"] < summary["bounds"]["pass_fail"] < summary["bounds"]["full"]
+    records = read_metrics(run)
+    assert [r["step"] for r in records] == [0, 1]
+    for name in ("solved_turn1", "solved", "reward", "kl_to_ref", "mismatch_mean", "clip_fraction",
+                 "explained_variance", "tokens_per_s", "time/total", "pool/tests"):  # fmt: skip
+        assert name in records[0], name
+    assert "valid/1@3" in records[1]
+    assert records[0]["mismatch_max"] < 1e-4
+    assert list((run / "tensorboard").iterdir())
+    assert {p.name for p in (run / "plots").iterdir()} == {"learning.png", "error_kinds.png", "summary.png"}
+    assert saved_steps(run) == [0, 1]
+    with Checkpoints(run / "checkpoints") as checkpoints:
+        assert checkpoints.steps() == [2, 4]
+
+
+def test_the_same_seed_makes_the_same_run(runs):
+    def content(run: Path):
+        episodes = [read_episodes(p) for p in sorted((run / "episodes").iterdir())]
+        return [[(e.token_ids, e.end, [t.behavior_logp for t in e.turns]) for e in group] for group in episodes]
+
+    assert content(runs[0]) == content(runs[1])
+    timeless = [
+        [
+            {k: v for k, v in r.items() if not k.startswith(("time", "pool/busy")) and "per_s" not in k}
+            for r in read_metrics(run)
+        ]
+        for run in runs
+    ]
+    assert timeless[0] == timeless[1]
+
+
+def test_an_episode_can_be_shown(runs):
+    command = [sys.executable, "-m", "rlef_jax.show_episode", str(runs[0]), "--index", "3"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "Provide a Python solution for the following competitive programming question" in shown
+
+
+def test_bad_command_lines_are_one_line():
+    command = [sys.executable, "-m", "rlef_jax.train", "--config=configs/tiny.py", "--workdir=/nowhere"]
+    for override, hint in (
+        ("--config.ppo.lerning_rate=1", "learning_rate"),
+        ("--config.ppo.updates=3", "ppo.rollouts"),
+    ):
+        done = subprocess.run([*command, override], capture_output=True, text=True)
+        assert done.returncode == 2
+        assert hint in done.stderr
+        assert "Traceback" not in done.stderr
