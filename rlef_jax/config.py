@@ -350,11 +350,19 @@ def define_flags() -> None:
 
 
 def main(fn: Callable[[ConfigDict, Path], None]) -> None:
-    """Runs `fn(config, workdir)` with the command line's configuration; a bad command line is one line and exit 2."""
+    """Runs `fn(config, workdir)` with the command line's configuration; a bad one is a line on stderr and exit 2."""
     if "config" not in flags.FLAGS:
         define_flags()
-    logging.set_verbosity(logging.WARNING)  # or JAX and Orbax talk of every backend and folder that they look at
-    app.run(lambda _: fn(flags.FLAGS.config, Path(flags.FLAGS.workdir)), flags_parser=_parse_flags)
+
+    def run(_: Sequence[str]) -> None:
+        logging.set_verbosity(logging.WARNING)  # or JAX and Orbax talk of every backend and folder they look at
+        try:
+            fn(flags.FLAGS.config, Path(flags.FLAGS.workdir))
+        except ConfigError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+
+    app.run(run, flags_parser=_parse_flags)
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:

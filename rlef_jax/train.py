@@ -24,7 +24,7 @@ from rlef_jax.model.weights import save_params
 from rlef_jax.ppo.update import TrainState
 from rlef_jax.training import episode_io
 from rlef_jax.training.checkpoint import Checkpoints
-from rlef_jax.training.loop import Actor, PpoSettings, ProblemFeed, pool_metrics, run_iteration
+from rlef_jax.training.loop import EVAL_SEED, Actor, PpoSettings, ProblemFeed, pool_metrics, run_iteration
 from rlef_jax.training.metrics_writer import MetricsWriter
 from rlef_jax.training.parts import (
     Policy,
@@ -35,8 +35,6 @@ from rlef_jax.training.parts import (
     rollout_settings,
 )
 from rlef_jax.training.progress import ProgressDisplay
-
-_EVAL_SEED = 1_000_003  # far from training's: an evaluation draws tokens of its own
 
 
 class Evaluator:
@@ -52,7 +50,7 @@ class Evaluator:
         self._actor.sampler.set_weights(params, version=step)
         episodes, _ = self._actor.episodes(
             problems,
-            seed=self._config.seed + _EVAL_SEED,
+            seed=self._config.seed + EVAL_SEED,
             step=step,
             settings=rollout_settings(self._config, feedback),
             display=self._display,

@@ -1,5 +1,6 @@
 """The warm start that ships was made by its recipe: the recipe's first steps give the recorded losses."""
 
+import collections
 import json
 
 import jax
@@ -61,11 +62,11 @@ def test_batches_hold_each_dialogue_once(recipe):
     _, chat, _ = recipe
     written = dialogues(1, 0, chat, problems=8, per_problem=4)
     made = sft.batches(written, 8, np.random.default_rng(0))
-    rows = [
-        tuple(row[: int(seg.sum())].tolist()) for b in made for row, seg in zip(b["tokens"], b["segments"], strict=True)
-    ]
-    assert sorted(rows) == sorted(d.ids for d in written)[: len(rows)] or set(rows) <= {d.ids for d in written}
-    assert len(rows) == len(written) // 8 * 8
+    rows = [tuple(row[seg > 0].tolist()) for b in made for row, seg in zip(b["tokens"], b["segments"], strict=True)]
+    left = collections.Counter(d.ids for d in written)
+    left.subtract(rows)
+    assert min(left.values()) >= 0
+    assert left.total() == len(written) % 8
     for b in made:
         assert b["tokens"].shape[1] % 32 == 0
         assert not (b["mask"] * (1 - b["segments"])).any()

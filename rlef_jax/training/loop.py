@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import resource
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -24,6 +25,8 @@ from rlef_jax.training.parts import Policy
 from rlef_jax.training.progress import ProgressDisplay
 from rlef_jax.training.rollout import RolloutProgress, RolloutSettings, collect
 from rlef_jax.types import Episode, Problem, TokenBatch
+
+EVAL_SEED = 1_000_003  # added to the run's seed: an evaluation draws tokens of its own
 
 
 class Stopwatch:
@@ -164,6 +167,7 @@ def run_iteration(
     metrics |= episode_metrics(episodes, invalid_penalty=ppo.invalid_penalty)
     metrics |= watch.metrics()
     tokens = sum(len(e.token_ids) for e in episodes)
+    metrics["memory_peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     metrics["tokens_per_s"] = tokens / metrics["time/total"]
     metrics["sampled_tokens_per_s"] = progress.sampled_tokens / max(progress.sampling_s, 1e-9)
     return state, episodes, metrics

@@ -10,7 +10,7 @@ import collections
 import json
 from collections.abc import Sequence
 
-from tqdm import tqdm
+from rich.progress import track
 
 from rlef_jax.data.mini_contests import EVAL_SIZES, eval_split, problem_at
 from rlef_jax.data.mini_contests.build import normalise
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=20_000, help="training problems to draw")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    train = [problem_at("train", args.seed, i) for i in tqdm(range(args.problems), unit="problem")]
+    train = [problem_at("train", args.seed, i) for i in track(range(args.problems), "problems")]
     print(json.dumps(statistics(train), indent=2))
 
 
