@@ -37,7 +37,8 @@ def save_params(path: Path, params: Params) -> None:
     """Writes parameters as an uncompressed .npz of float32 arrays, whole or not at all."""
     temporary = path.with_suffix(".partial")
     with open(temporary, "wb") as file:
-        np.savez(file, **{name: np.asarray(leaf, np.float32) for name, leaf in _flat(params).items()})
+        arrays: dict[str, Any] = {name: np.asarray(leaf, np.float32) for name, leaf in _flat(params).items()}
+        np.savez(file, **arrays)
     os.replace(temporary, path)
 
 

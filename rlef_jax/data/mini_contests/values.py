@@ -179,8 +179,8 @@ _COMMON = (
 def _maze(rng: Rng, size: int) -> list[str]:
     if size == 0:
         return [".", "#"][int(rng.integers(2)) :][:1] if rng.random() < 0.2 else ["..", ".."]
-    side = (0, (2, 4), (3, 6))[size]
-    h, w = (int(rng.integers(*side)) for _ in range(2))
+    low, high = ((1, 2), (2, 4), (3, 6))[size]
+    h, w = (int(rng.integers(low, high)) for _ in range(2))
     rows = ["".join("#" if rng.random() < 0.35 else "." for _ in range(w)) for _ in range(h)]
     return ["." + rows[0][1:], *rows[1:]]
 
