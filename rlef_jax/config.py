@@ -49,7 +49,8 @@ def base_config() -> ConfigDict:
                 top_p=1.0,
                 top_k=0,  # 0 = no limit
                 group_size=64,  # episodes sampled in lockstep
-                groups_in_flight=2,  # one samples while the others' programs run
+                groups_in_flight=4,  # some are sampled while the others' programs run
+                threads=2,  # groups that are sampled at the same time
                 prompt_buckets=(32, 64, 128, 192),  # a prompt is padded to the shortest of these that holds it
             ),
             execution=dict(
@@ -303,7 +304,7 @@ def _check_episode(config: ConfigDict) -> Faults:
         top_p = config[section].top_p
         yield not 0 < top_p <= 1, f"{section}.top_p", f"above 0, at most 1; it is {top_p}"
     yield s.top_k < 0, "sampling.top_k", f"0 (no limit) or more; it is {s.top_k}"
-    for key in ("group_size", "groups_in_flight"):
+    for key in ("group_size", "groups_in_flight", "threads"):
         yield s[key] < 1, f"sampling.{key}", f"at least 1; it is {s[key]}"
     yield not _increasing(s.prompt_buckets), "sampling.prompt_buckets", f"must increase; they are {s.prompt_buckets}"
     for key in ("wall_s", "memory_mb", "output_kb"):

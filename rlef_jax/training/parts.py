@@ -78,6 +78,7 @@ def rollout_settings(config: ConfigDict, feedback: str) -> RolloutSettings:
         max_wall_s=x.max_wall_s or None,
         stop_hidden_at_first_failure=x.stop_hidden_at_first_failure,
         groups_in_flight=config.sampling.groups_in_flight,
+        sampling_threads=config.sampling.threads,
     )
 
 

@@ -1,9 +1,10 @@
 """The rollout driver: sampler + judge + turn machine -> finished episodes.
 
 Episodes are sampled in groups of as many rows as the sampler has, each group in lockstep by turn with its own
-KV cache. A group is a coroutine that gives way whenever it waits for the judge, so that while its programs run,
-another group is sampled. What an episode becomes is a function of (weights, seed, step, index) alone: the order in
-which groups take turns, and how long a program took, decide nothing but time.
+KV cache. A group is a coroutine that gives way whenever it waits, for its samples or for the judge, so that while its
+programs run, other groups are sampled (in threads: decoding one group keeps no more than one core busy). What an episode
+becomes is a function of (weights, seed, step, index) alone: the order in which groups take turns, and how long a program
+took, decide nothing but time.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import dataclasses
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
 from rlef_jax import episode as machine
@@ -78,6 +79,7 @@ class RolloutSettings:
       max_wall_s: caps the problem's own time limit (seconds); None or 0 never does.
       stop_hidden_at_first_failure: enough for the reward; off where all hidden results are wanted.
       groups_in_flight: groups that take turns, each with a KV cache of its own.
+      sampling_threads: groups that are sampled at the same time.
     """
 
     max_turns: int = 3
@@ -91,17 +93,19 @@ class RolloutSettings:
     max_wall_s: float | None = None
     stop_hidden_at_first_failure: bool = True
     groups_in_flight: int = 2
+    sampling_threads: int = 1
 
     def __post_init__(self) -> None:
         if self.feedback not in ("true", "random", "none"):
             raise ValueError(f"feedback must be true, random or none, not {self.feedback!r}")
-        if min(self.max_turns, self.context, self.max_new_tokens, self.groups_in_flight) < 1:
-            raise ValueError("max_turns, context, max_new_tokens and groups_in_flight must be at least 1")
+        for name in ("max_turns", "context", "max_new_tokens", "groups_in_flight", "sampling_threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
 
 
 @dataclasses.dataclass(frozen=True)
 class RolloutProgress:
-    """Where a collection stands. Seconds of this thread: `sampling_s` in the sampler, `waiting_s` for the judge."""
+    """Where a collection stands. Seconds that it has waited: `sampling_s` for samples, `waiting_s` for the judge."""
 
     ended: int
     total: int
@@ -146,30 +150,12 @@ def collect(
         random_feedback = RandomFeedback(
             pool, problems if donors is None else donors, settings.limits, settings.max_wall_s
         )
-    driver = _Driver(sampler, chat, pool, settings, random_feedback, meter)
-    episodes = [
-        machine.start(problem, seed=seed, step=step, index=first_index + i) for i, problem in enumerate(problems)
-    ]
-    prompts = driver.first_prompts(episodes)
-    size = sampler.batch_size
-    waiting = deque(range(0, len(episodes), size))
-    active: deque[tuple[int, _Coroutine]] = deque()
-    finished: dict[int, list[Episode]] = {}
-    while waiting or active:
-        while waiting and len(active) < settings.groups_in_flight:
-            at = waiting.popleft()
-            active.append((at, driver.run_group(episodes[at : at + size], prompts[at : at + size])))
-        at, group = active.popleft()
-        try:
-            next(group)
-            active.append((at, group))
-        except StopIteration as stop:
-            finished[at] = stop.value
-    meter.report()
-    return [episode for at in sorted(finished) for episode in finished[at]]
+    with ThreadPoolExecutor(settings.sampling_threads, "sampling") as threads:
+        driver = _Driver(sampler, chat, pool, settings, random_feedback, meter, threads)
+        return driver.run(problems, seed=seed, step=step, first_index=first_index)
 
 
-# Gives way where it is about to wait for the judge; returns the group's finished episodes.
+# Gives way where it is about to wait; returns the group's finished episodes.
 type _Coroutine = Generator[None, None, list[Episode]]
 
 
@@ -183,6 +169,28 @@ class _Driver:
     settings: RolloutSettings
     random_feedback: RandomFeedback | None
     meter: _Meter
+    threads: ThreadPoolExecutor
+
+    def run(self, problems: Sequence[Problem], *, seed: int, step: int, first_index: int) -> list[Episode]:
+        """All episodes, in order. Groups take turns round robin; a waiting group's turn comes after the others'."""
+        episodes = [machine.start(p, seed=seed, step=step, index=first_index + i) for i, p in enumerate(problems)]
+        prompts = self.first_prompts(episodes)
+        size = self.sampler.batch_size
+        waiting = deque(range(0, len(episodes), size))
+        active: deque[tuple[int, _Coroutine]] = deque()
+        finished: dict[int, list[Episode]] = {}
+        while waiting or active:
+            while waiting and len(active) < self.settings.groups_in_flight:
+                at = waiting.popleft()
+                active.append((at, self.run_group(episodes[at : at + size], prompts[at : at + size])))
+            at, group = active.popleft()
+            try:
+                next(group)
+                active.append((at, group))
+            except StopIteration as stop:
+                finished[at] = stop.value
+        self.meter.report()
+        return [episode for at in sorted(finished) for episode in finished[at]]
 
     def first_prompts(self, episodes: Sequence[Episode]) -> list[list[int]]:
         """Turn 1's tokens of each episode. Raises ValueError where they leave no room for a response."""
@@ -200,7 +208,11 @@ class _Driver:
         programs: dict[int, str | None] = {}
         hidden: dict[int, Future[Verdict]] = {}
         while any(prompts):
-            state, turns = self._sample(state, episodes, prompts)
+            sampling = self.threads.submit(self._sample, state, list(episodes), prompts)
+            yield
+            with self.meter.sampling():
+                state, turns = sampling.result()
+            self.meter.count_tokens(sum(len(turn.response_ids) for turn in turns.values()))
             programs |= {row: extract_code(self.chat.response_text(turn.response_ids)) for row, turn in turns.items()}
             public = {row: self._submit_public(programs[row], episodes[row].problem) for row in turns}
             yield
@@ -228,19 +240,16 @@ class _Driver:
         live = [row for row, prompt in enumerate(prompts) if prompt]
         number = len(episodes[live[0]].turns)  # in lockstep: the same for every live row
         room = [self._room(e, prompt) if prompt else 0 for e, prompt in zip(episodes, prompts)]
-        with self.meter.sampling():
-            state, samples = self.sampler.generate(
-                state,
-                [*map(list, prompts), *([] for _ in range(idle))],
-                seed=episodes[0].seed,
-                step=episodes[0].step,
-                episode_indices=[*(e.index for e in episodes), *[0] * idle],
-                turn=number,
-                max_new=[*(min(self.settings.max_new_tokens, r) for r in room), *[0] * idle],
-            )
-        turns = {row: _turn(prompts[row], samples[row]) for row in live}
-        self.meter.count_tokens(sum(len(turn.response_ids) for turn in turns.values()))
-        return state, turns
+        state, samples = self.sampler.generate(
+            state,
+            [*map(list, prompts), *([] for _ in range(idle))],
+            seed=episodes[0].seed,
+            step=episodes[0].step,
+            episode_indices=[*(e.index for e in episodes), *[0] * idle],
+            turn=number,
+            max_new=[*(min(self.settings.max_new_tokens, r) for r in room), *[0] * idle],
+        )
+        return state, {row: _turn(prompts[row], samples[row]) for row in live}
 
     def _step(self, episode: Episode, turn: Turn) -> Episode:
         return machine.step(
