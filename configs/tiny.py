@@ -39,6 +39,7 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant == "single_turn":
         config.episode.max_turns = 1
         config.ppo.rollouts *= 3
+        config.eval.split = ""  # rlef_jax.evaluate compares it with RLEF, over turns and as independent samples
     elif variant == "random_feedback":
         config.episode.feedback = "random"
     elif variant == "paper_iteration":

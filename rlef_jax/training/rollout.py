@@ -2,9 +2,9 @@
 
 Episodes are sampled in groups of as many rows as the sampler has, each group in lockstep by turn with its own
 KV cache. A group is a coroutine that gives way whenever it waits, for its samples or for the judge, so that while its
-programs run, other groups are sampled (in threads: decoding one group keeps no more than one core busy). What an episode
-becomes is a function of (weights, seed, step, index) alone: the order in which groups take turns, and how long a program
-took, decide nothing but time.
+programs run, other groups are sampled (in threads: decoding one group keeps no more than one core busy). What an
+episode becomes is a function of (weights, seed, step, index) alone: the order in which groups take turns, and how long
+a program took, decide nothing but time.
 """
 
 from __future__ import annotations
