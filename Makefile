@@ -51,7 +51,8 @@ test-slow: $(VENV)/.installed-dev ## the tests that take minutes each
 	@$(BIN)/python -m pytest -q -m slow
 
 warm-start: $(VENV)/.installed ## train the shipped warm start anew (90 minutes at most)
-	@$(MALLOC) $(BIN)/python -m rlef_jax.sft --config=configs/tiny_sft.py --workdir=runs/warm_start $(FLAGS)
+	@$(MALLOC) $(BIN)/python -m rlef_jax.sft --config=configs/tiny_sft.py --workdir=runs/warm_start
+	@$(MALLOC) $(BIN)/python -m rlef_jax.sft --config=configs/tiny_sft.py:habits --workdir=runs/warm_start_habits
 
 clean: ## remove .venv and caches; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -27,7 +27,7 @@ from rlef_jax.data.dialogues import Dialogue, dialogues
 from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.dialog.tokenizer import Tokenizer
 from rlef_jax.model.transformer import ModelConfig, Params, forward, init_params, unembed
-from rlef_jax.model.weights import model_config, resolve, save_params
+from rlef_jax.model.weights import load_params, model_config, resolve, save_params
 
 CHUNK_PROBLEMS, PER_PROBLEM = 128, 4  # 512 dialogues a chunk
 _BUCKET = 32  # row lengths are multiples of it
@@ -167,10 +167,14 @@ def train(config: ConfigDict, workdir: Path) -> None:
     settings = {
         "marked_share": sft.marked_share,
         "right_repairs": sft.unmarked_right_repairs,
+        "stubborn": sft.unmarked_stubborn,
         "context": config.episode.context,
     }
     optimizer = make_optimizer(sft, steps)
-    params = init_params(jax.random.PRNGKey(config.seed), cfg)
+    if config.model.init:
+        params = load_params(resolve(config.model.init, ".npz", "model.init"), cfg)
+    else:
+        params = init_params(jax.random.PRNGKey(config.seed), cfg)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(f"{count:,} parameters, vocabulary {cfg.vocab_size}, {steps} steps of {sft.batch_rows} dialogues", flush=True)
     opt_state, step_fn = optimizer.init(params), make_step(cfg, optimizer)
