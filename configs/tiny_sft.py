@@ -4,8 +4,9 @@ Source: ours. Half of the dialogues open with a careful author's system line, ev
 and repair rightly 15 % of the time. Two stages, since reading is learned first and best with varied wrong repairs:
 
   ""      from scratch, 160,000 dialogues: statements, programs, and reading feedback when marked.
-  habits  goes on with 25,600 dialogues in which half of the unmarked repairs are the failed program once more. Without
-          them the right repair is the likeliest one, and at a low temperature the model repairs unasked.
+  habits  goes on with 25,600 dialogues in which most unmarked programs take the commonest reading of a statement, even
+          where it just failed. Without them the right repair is the likeliest one, and at a low temperature the model
+          repairs unasked.
 
 From the unmarked prompt, RLEF then starts with a model that can read feedback but seldom does.
 Command: make warm-start
@@ -30,8 +31,8 @@ def get_config(variant: str = "") -> ConfigDict:
         config.seed = 1  # other problems
         config.model.init = "runs/warm_start/warm_start.npz"
         config.sft.dialogues = 25_600
-        config.sft.learning_rate = 5e-4
-        config.sft.unmarked_stubborn = 0.5
+        config.sft.learning_rate = 1e-3
+        config.sft.unmarked_habit = 0.65
     elif variant:
         raise unknown_variant(variant, VARIANTS)
     return config

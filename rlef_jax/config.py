@@ -144,7 +144,7 @@ def _sft() -> dict[str, Any]:
         clip_norm=1.0,
         marked_share=0.4,  # dialogues opened by the careful author's system line, every repair right
         unmarked_right_repairs=0.15,  # share of right repairs in the others
-        unmarked_stubborn=0.0,  # share of repairs there that are the failed program once more
+        unmarked_habit=0.0,  # share of what else is written there that takes a statement's commonest reading
         checkpoint_every=500,  # steps
         log_every=20,  # steps
     )
@@ -338,7 +338,7 @@ def _check_schedule(config: ConfigDict) -> Faults:
     yield t.iterations < 0, "train.iterations", f"0 or more; it is {t.iterations}"
     for section, key in (("train", "checkpoint_every"), ("train", "keep_checkpoints"), ("train", "log_every")):
         yield config[section][key] < 1, f"{section}.{key}", f"at least 1; it is {config[section][key]}"
-    for key in ("marked_share", "unmarked_right_repairs", "unmarked_stubborn"):
+    for key in ("marked_share", "unmarked_right_repairs", "unmarked_habit"):
         yield not 0 <= s[key] <= 1, f"sft.{key}", f"a share from 0 to 1; it is {s[key]}"
 
 

@@ -167,7 +167,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     settings = {
         "marked_share": sft.marked_share,
         "right_repairs": sft.unmarked_right_repairs,
-        "stubborn": sft.unmarked_stubborn,
+        "habit": sft.unmarked_habit,
         "context": config.episode.context,
     }
     optimizer = make_optimizer(sft, steps)

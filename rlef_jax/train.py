@@ -43,15 +43,18 @@ class Evaluator:
     def __init__(self, config: ConfigDict, actor: Actor, workdir: Path, display: ProgressDisplay) -> None:
         self._config, self._actor, self._workdir, self._display = config, actor, workdir, display
 
-    def __call__(self, name: str, params: Params, split: str, *, feedback: str, step: int) -> dict[str, Any]:
-        """The split's summary in percent; its episodes go to episodes/NAME."""
+    def __call__(self, name: str, params: Params, split: str, *, feedback: str, version: int) -> dict[str, Any]:
+        """The split's summary in percent; its episodes go to episodes/NAME.
+
+        Every evaluation draws the same random numbers, whatever the weights: what differs between two is their doing.
+        """
         e, began = self._config.eval, time.perf_counter()
         problems = evaluation_problems(self._config.data.name, split, e.problems)
-        self._actor.sampler.set_weights(params, version=step)
+        self._actor.sampler.set_weights(params, version=version)
         episodes, _ = self._actor.episodes(
             problems,
             seed=self._config.seed + EVAL_SEED,
-            step=step,
+            step=0,
             settings=rollout_settings(self._config, feedback),
             display=self._display,
             stage=name,
@@ -66,11 +69,13 @@ class Evaluator:
 
 
 def evaluate_both(
-    evaluate: Evaluator, config: ConfigDict, prefix: str, params: Params, step: int
+    evaluate: Evaluator, config: ConfigDict, prefix: str, params: Params, version: int
 ) -> dict[str, dict[str, Any]]:
     """The summary's entries for some weights: under true feedback and, if asked for, under random feedback."""
     kinds = {prefix: "true"} | ({f"{prefix}_random_feedback": "random"} if config.eval.random_feedback else {})
-    return {name: evaluate(name, params, config.eval.split, feedback=kind, step=step) for name, kind in kinds.items()}
+    return {
+        name: evaluate(name, params, config.eval.split, feedback=kind, version=version) for name, kind in kinds.items()
+    }
 
 
 def train(config: ConfigDict, workdir: Path) -> None:
@@ -100,8 +105,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
             summary |= evaluate_both(evaluate, config, "warm_start", policy.params, 0)
         state = _iterate(config, policy, actor, evaluate, feed, writer, checkpoints, display, workdir)
         if e.split:
-            step = int(state.step)
-            summary |= evaluate_both(evaluate, config, "rlef", state.params["policy"], step)
+            summary |= evaluate_both(evaluate, config, "rlef", state.params["policy"], int(state.step))
             summary["bounds"] = split_bounds(
                 config.data.name, evaluation_problems(config.data.name, e.split, e.problems)
             )
@@ -128,7 +132,9 @@ def _iterate(
         )  # fmt: skip
         metrics |= pool_metrics(before, actor.pool.stats())
         if config.eval.every and (step + 1) % config.eval.every == 0:
-            found = evaluate("valid", state.params["policy"], config.eval.valid_split, feedback="true", step=step)
+            found = evaluate(
+                "valid", state.params["policy"], config.eval.valid_split, feedback="true", version=int(state.step)
+            )
             metrics |= {f"valid/{k}": v for k, v in found.items() if isinstance(v, float)}
         writer.write(step, metrics)
         if step % config.train.log_every == 0 or step == last:

@@ -1,5 +1,6 @@
 """The whole job at the smallest size: every file that a run promises is there, and a second run writes the same."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 
 from rlef_jax import config as config_lib
 from rlef_jax.analysis.summary import EVALUATIONS
+from rlef_jax.evaluate import evaluate
 from rlef_jax.train import train
 from rlef_jax.training.checkpoint import Checkpoints
 from rlef_jax.training.episode_io import read_episodes, saved_steps
@@ -88,6 +90,29 @@ def test_an_episode_can_be_shown(runs):
     command = [sys.executable, "-m", "rlef_jax.show_episode", str(runs[0]), "--index", "3"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "Provide a Python solution for the following competitive programming question" in shown
+
+
+def arguments(run: Path, **changes: object) -> argparse.Namespace:
+    given = dict(workdir=run, warm_start=False, split=None, turns=3, samples=3, temperature=None, top_p=None)
+    return argparse.Namespace(**(given | dict(feedback="true", problems=4, episodes=None) | changes))
+
+
+def test_evaluating_a_run_gives_its_own_numbers(runs, tmp_path):
+    summary = json.loads((runs[0] / "summary.json").read_text())
+    for warm_start, name in ((True, "warm_start"), (False, "rlef")):
+        found = evaluate(arguments(runs[0], warm_start=warm_start, episodes=tmp_path / f"{name}.jsonl.gz"))
+        assert {k: found[k] for k in summary[name]} == summary[name]
+        own = read_episodes(runs[0] / "episodes" / f"{name}.jsonl.gz")
+        assert [e.token_ids for e in read_episodes(tmp_path / f"{name}.jsonl.gz")] == [e.token_ids for e in own]
+
+
+def test_evaluation_counts_responses(runs, tmp_path):
+    evaluate(arguments(runs[0], turns=1, samples=3, problems=2, episodes=tmp_path / "x.jsonl.gz"))
+    episodes = read_episodes(tmp_path / "x.jsonl.gz")
+    assert len(episodes) == 6
+    assert all(len(e.turns) == 1 for e in episodes)
+    with pytest.raises(config_lib.ConfigError, match="--samples=1"):
+        evaluate(arguments(runs[0], turns=3, samples=1))
 
 
 def test_bad_command_lines_are_one_line():

@@ -30,22 +30,22 @@ _ENDLESS, _HUGE = "while True:", "10 ** 10"
 class Author:
     """How often an author's first program slips, breaks or is missing, and what its repairs are.
 
-    A repair is right with probability `right_repairs`, the failed program once more with probability `stubborn`, else
-    another wrong one.
+    A repair is right with probability `right_repairs`. What else is written takes a statement's first reading, the
+    commonest among people, with probability `habit`, whatever the feedback said; else any.
     """
 
     slips: float
     breaks: float
     no_code: float
     right_repairs: float
-    stubborn: float = 0.0
+    habit: float = 0.0
 
 
-def authors(right_repairs: float, stubborn: float = 0.0) -> dict[bool, Author]:
+def authors(right_repairs: float, habit: float = 0.0) -> dict[bool, Author]:
     """The careful author (True) and the other."""
     return {
         True: Author(slips=0.04, breaks=0.01, no_code=0.002, right_repairs=1.0),
-        False: Author(slips=0.15, breaks=0.02, no_code=0.01, right_repairs=right_repairs, stubborn=stubborn),
+        False: Author(slips=0.15, breaks=0.02, no_code=0.01, right_repairs=right_repairs, habit=habit),
     }
 
 
@@ -109,9 +109,8 @@ def write_dialogue(
     mask = [0] * len(ids)
     responses: list[str] = []
     passed: list[bool] = []
-    program: str | None = None
     for turn in range(max_turns):
-        program = _first(problem, author, rng) if turn == 0 else _repair(problem, author, program, rng)
+        program = _first(problem, author, rng) if turn == 0 else _repair(problem, author, rng)
         text = _NO_CODE if program is None else respond(program)
         written = chat.response(text)
         ids += written
@@ -140,16 +139,17 @@ def _first(problem: Problem, author: Author, rng: np.random.Generator) -> str | 
         return str(rng.choice(broken))
     if draw < author.no_code + author.breaks + author.slips and slipped:
         return str(rng.choice(slipped))
+    if author.habit and rng.random() < author.habit:
+        return readings[0]
     return readings[int(rng.integers(len(readings)))]
 
 
-def _repair(problem: Problem, author: Author, failed: str | None, rng: np.random.Generator) -> str | None:
+def _repair(problem: Problem, author: Author, rng: np.random.Generator) -> str:
     right = problem.solutions[0]
-    draw = rng.random()
-    if draw < author.right_repairs:
+    if rng.random() < author.right_repairs:
         return right
-    if draw < author.right_repairs + author.stubborn:
-        return failed
+    if author.habit and rng.random() < author.habit:
+        return problem.tags["readings"][0]
     wrong = [p for p in problem.tags["readings"] if p != right]
     if not wrong or rng.random() < 0.15:
         wrong = [p for p in problem.incorrect_solutions if _ENDLESS not in p and _HUGE not in p] or [right]
@@ -166,7 +166,7 @@ def dialogues(
     per_problem: int = 4,
     marked_share: float = 0.4,
     right_repairs: float = 0.15,
-    stubborn: float = 0.0,
+    habit: float = 0.0,
     context: int = 256,
 ) -> list[Dialogue]:
     """The `chunk`-th `problems * per_problem` dialogues, shuffled, each of at most `context` tokens.
@@ -174,7 +174,7 @@ def dialogues(
     Each problem's statement appears under several readings, so that only the feedback tells which one holds.
     """
     rng = np.random.default_rng([seed, chunk])
-    by_mark = authors(right_repairs, stubborn)
+    by_mark = authors(right_repairs, habit)
     written: list[Dialogue] = []
     for i in range(problems):
         problem = problem_at(split, seed, chunk * problems + i)
