@@ -1,6 +1,7 @@
 """The warm start that ships was made by its recipe: the recipe's first steps give the recorded losses."""
 
 import collections
+import hashlib
 import json
 
 import jax
@@ -37,6 +38,8 @@ def test_shipped_weights_are_the_recorded_ones(recipe):
     config, _, cfg = recipe
     path = resolve("package:warm_start", ".npz", "model.init")
     assert path.stat().st_size <= 4 << 20
+    record = json.loads(path.with_suffix(".json").read_text())
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == record["sha256"]
     params = load_params(path, cfg)
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 510_816
 
