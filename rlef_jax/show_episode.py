@@ -28,8 +28,9 @@ def format_episode(episode: Episode, show: Callable[[Sequence[int]], str]) -> st
         f"problem {episode.problem.name}: {outcome}, end: {episode.end or 'unfinished'}",
         f"seed {episode.seed}, step {episode.step}, index {episode.index}, {len(episode.token_ids)} tokens",
     ]
-    if episode.problem.tags:
-        lines.append(", ".join(f"{k}: {v}" for k, v in episode.problem.tags.items()))
+    short = {k: v for k, v in episode.problem.tags.items() if isinstance(v, str | int | float)}
+    if short:
+        lines.append(", ".join(f"{k}: {v}" for k, v in short.items()))
     for number, turn in enumerate(episode.turns, start=1):
         lines += [
             _rule(f"turn {number}: prompt, {len(turn.prompt_delta_ids)} tokens"),
