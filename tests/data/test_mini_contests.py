@@ -52,7 +52,8 @@ def test_reference_solves_and_incorrect_solutions_fail(problems):
         for program in p.incorrect_solutions:
             if endless(program):
                 continue
-            results = [run_trusted(program, t.input) for t in tests]
+            # A slip that ends on the public tests may not end on a hidden one.
+            results = [run_trusted(program, t.input, guard=True) for t in tests]
             assert any(r.error or not outputs_match(t.output, r.output) for r, t in zip(results, tests, strict=True))
 
 
@@ -67,7 +68,7 @@ def test_readings_agree_on_the_example_and_nowhere_on_the_other_public_tests(pro
         assert len(outputs) == 1
         assert len(telling) == 2
         for test in telling:
-            assert test.input not in p.description.split("Example")[1].split("\n\n")
+            assert f"Input\n\n{test.input}\n\nOutput" not in p.description
             shown = [run_trusted(r, test.input).output for r in p.tags["readings"]]
             assert not any(outputs_match(x, y) for x, y in itertools.combinations(shown, 2))
         assert p.tags["readings"][p.tags["reading"]] == p.solutions[0]
@@ -108,12 +109,9 @@ def test_the_pool_agrees_with_the_trusted_runs(problems):
             first = submit_public(pool, p.solutions[0], p, limits_for(p, limits)).result()
             final = submit_hidden(pool, p.solutions[0], p, first, limits_for(p, limits)).result()
             assert final.passed, (p.name, final)
-        seen = set()
-        for p in problems:
-            for program in p.incorrect_solutions:
-                if endless(program) and len(seen) < 5:
-                    seen.add(submit_public(pool, program, p, limits_for(p, limits)).result().status)
-    assert {Status.TIME_LIMIT, Status.MEMORY_LIMIT} <= seen
+        for text, status in (("while True:\n    pass", Status.TIME_LIMIT), ("10 ** 10", Status.MEMORY_LIMIT)):
+            p, program = next((p, s) for p in problems for s in p.incorrect_solutions if text in s)
+            assert submit_public(pool, program, p, limits_for(p, limits)).result().status is status
 
 
 def test_all_ways_to_fail_are_there(problems):
