@@ -5,7 +5,7 @@ Command: python -m rlef_jax.train --config=configs/tiny.py --workdir=runs/demo  
 Expected: within 15 minutes, 1@3 on test_500 at least 20 points above the warm start's; `summary.json` has the numbers.
 
 Variants (configs/tiny.py:NAME):
-  single_turn      one response an episode, three times the episodes: as many responses, no feedback.
+  single_turn      one response an episode, twice the episodes (RLEF's have 2.0 responses each): no feedback.
   random_feedback  trains with other problems' failures as feedback (C.2).
   paper_iteration  one iteration of the paper's shape: 1024 rollouts, 4 updates of 256.
 """
@@ -38,7 +38,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
     if variant == "single_turn":
         config.episode.max_turns = 1
-        config.ppo.rollouts *= 3
+        config.ppo.rollouts *= 2
         config.eval.split = ""  # rlef_jax.evaluate compares it with RLEF, over turns and as independent samples
     elif variant == "random_feedback":
         config.episode.feedback = "random"
