@@ -121,6 +121,8 @@ def test_prompt_and_feedback_tokens_carry_no_policy_gradient(
     learner = learners[separate]
     params = learner.init(jax.random.PRNGKey(0), policy).params
     [batch], _ = prepared(learner, params, policy, make_episodes(10, seed=7), 12)
+    # An advantage on every token, of rows that don't count too: the loss's own masks must decide.
+    batch = batch.replace(advantages=np.ones_like(batch.advantages))
     true_unembed = transformer.unembed
 
     def loss(nudge):
