@@ -77,6 +77,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Prints the numbers as JSON; a bad argument is one line and exit 1."""
     args = _arguments()
     try:
         print(json.dumps(evaluate(args), indent=2))

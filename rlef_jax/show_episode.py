@@ -97,6 +97,7 @@ def find_episode(workdir: Path, index: int, step: int | None = None) -> Episode:
 
 
 def main() -> None:
+    """Prints the episode that the command line names."""
     parser = argparse.ArgumentParser(description="Prints one episode of a run in full.")
     parser.add_argument("workdir", type=Path)
     parser.add_argument("--index", type=int, default=0, help="which episode of the iteration")

@@ -30,6 +30,7 @@ def write_report(workdir: Path) -> str:
 
 
 def main() -> None:
+    """Prints the table of the run named on the command line and draws its plots."""
     parser = argparse.ArgumentParser(description="Prints a run's table and draws its plots.")
     parser.add_argument("workdir", type=Path)
     args = parser.parse_args()

@@ -78,5 +78,7 @@ def param_shardings(mesh: Mesh, cfg: ModelConfig) -> dict[str, Any]:
                 raise ValueError(f"parameter {name}: mesh axis {axis}={mesh.shape[axis]} doesn't divide {size}")
         return NamedSharding(mesh, spec)
 
-    is_spec = lambda leaf: isinstance(leaf, PartitionSpec)  # noqa: E731
+    def is_spec(leaf: Any) -> bool:
+        return isinstance(leaf, PartitionSpec)
+
     return jax.tree_util.tree_map_with_path(place, param_specs(cfg), param_shapes(cfg), is_leaf=is_spec)

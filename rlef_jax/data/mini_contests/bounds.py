@@ -102,6 +102,7 @@ def bounds(problems: Sequence[Problem]) -> dict[str, float]:
 
 
 def main() -> None:
+    """Prints the bounds of a split, as a table and as a line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--split", default="test_500", choices=sorted(EVAL_SIZES))
     found = bounds(eval_split(parser.parse_args().split))

@@ -48,6 +48,7 @@ def corpus(problems: int = PROBLEMS, seed: int = SEED) -> list[str]:
 
 
 def main() -> None:
+    """Trains the tokenizer and writes it to the path on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("output", type=Path)
     args = parser.parse_args()

@@ -48,6 +48,7 @@ def statistics(train: Sequence[Problem]) -> dict[str, object]:
 
 
 def main() -> None:
+    """Prints the numbers as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--problems", type=int, default=20_000, help="training problems to draw")
     parser.add_argument("--seed", type=int, default=0)
