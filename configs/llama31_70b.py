@@ -29,7 +29,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.episode.max_new_tokens = 2048  # ours
     config.episode.max_text_chars = 1000  # ours
     config.sampling.temperature, config.sampling.top_p, config.sampling.top_k = 1.0, 1.0, 0
-    config.sampling.prompt_buckets = (512, 1024, 2048, 4096)  # ours
+    config.sampling.prompt_buckets = (512, 1024, 2048, 4096, 8192)  # ours
     config.execution.require_python = True
     config.execution.wall_s, config.execution.memory_mb = 10.0, 1024
 

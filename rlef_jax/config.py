@@ -11,18 +11,18 @@ import difflib
 import importlib
 import importlib.util
 import json
+import os
 import re
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
+from rlef_jax.config_checks import validate
+from rlef_jax.errors import ConfigError
 
-class ConfigError(ValueError):
-    """A configuration that cannot run. The message names the key and says how to mend it."""
+SAVED_NAME = "config.json"
 
 
 def base_config() -> ConfigDict:
@@ -51,7 +51,8 @@ def base_config() -> ConfigDict:
                 group_size=64,  # episodes sampled in lockstep
                 groups_in_flight=4,  # some are sampled while the others' programs run
                 threads=2,  # groups that are sampled at the same time
-                prompt_buckets=(32, 64, 128, 192),  # a prompt is padded to the shortest of these that holds it
+                own_device=False,  # work on the first device after the mesh's instead of sharing them
+                prompt_buckets=(64, 128, 256),  # a prompt is padded to the shortest of these that holds it
             ),
             execution=dict(
                 workers=0,  # 0 = one per core
@@ -67,6 +68,8 @@ def base_config() -> ConfigDict:
             ppo=_ppo(),
             mesh=dict(data=1, fsdp=1, tensor=1),  # devices along each axis
             train=dict(
+                max_staleness=0,  # iterations that rollouts may be ahead of the learner's weights; 0 = synchronous
+                bad_update="stop",  # gradient not finite or over ppo.max_grad_norm: "stop" or "skip" the update
                 iterations=3000,  # each makes ppo.updates updates: 12,000 updates for 8B (A.1)
                 checkpoint_every=50,  # iterations
                 keep_checkpoints=3,
@@ -80,7 +83,8 @@ def base_config() -> ConfigDict:
                 top_p=0.95,
                 problems=0,  # the first n of the split; 0 = all
                 random_feedback=True,  # evaluate under random feedback too
-                every=0,  # iterations between evaluations on valid_split; 0 = none
+                every=0,  # iterations between evaluations on valid_split; 0 = none, and the last weights are scored
+                patience=0,  # stop after so many evaluations on valid_split without a better one; 0 = never
                 bootstrap_samples=1000,  # resamplings of the problems for an interval
             ),
             sft=_sft(),
@@ -119,6 +123,7 @@ def _ppo() -> dict[str, Any]:
         warmup_steps=50,
         weight_decay=0.1,
         clip_norm=0.0,  # global gradient norm; 0 = no clipping
+        max_grad_norm=0.0,  # above it an update is bad, see train.bad_update; 0 = no limit
         adam_b1=0.9,
         adam_b2=0.999,
         kl_beta=0.05,  # weight of the KL penalty in the reward (2.2)
@@ -212,6 +217,8 @@ def load(path: str, variant: str = "", overrides: Mapping[str, Any] | None = Non
         raise ConfigError(
             f"{path} sets an unknown config key {match[1]!r}; did you mean {nearest_key(match[1], base_config())!r}?"
         ) from error
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(f"{path}: get_config must return a ConfigDict, not {type(config).__name__}")
     config.lock()
     validate(apply_overrides(config, overrides or {}))
     return config
@@ -228,7 +235,12 @@ def _import_config(path: str) -> Any:
     spec = importlib.util.spec_from_file_location("rlef_jax_config_file", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever a user's file may raise
+        raise ConfigError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+    if not callable(getattr(module, "get_config", None)):
+        raise ConfigError(f"{path} defines no get_config(variant)")
     return module
 
 
@@ -237,163 +249,53 @@ def unknown_variant(variant: str, known: Sequence[str]) -> ConfigError:
     return ConfigError(f"unknown variant {variant!r}; known: {', '.join(repr(k) for k in known)}")
 
 
-def save(config: ConfigDict, workdir: Path) -> None:
-    """Writes `workdir/config.json`, so that a run can be read without the file that launched it."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+def flat(config: ConfigDict) -> dict[str, Any]:
+    """{dotted key: value} of all values."""
+    return {key: _value_at(config, key) for key in leaf_keys(config)}
 
 
-def load_saved(workdir: Path) -> ConfigDict:
-    """The configuration that `save` wrote. Keys that were added since then keep their defaults."""
-    config = base_config()
-
-    def fill(node: ConfigDict, values: Mapping[str, Any]) -> None:
-        for key, value in values.items():
-            if key not in node:
-                continue
-            if isinstance(value, dict):
-                fill(node[key], value)
-            else:
-                node[key] = tuple(value) if isinstance(value, list) else value
-
-    fill(config, json.loads((workdir / "config.json").read_text()))
+def _value_at(config: Any, key: str) -> Any:
+    for part in key.split("."):
+        config = config[part]
     return config
 
 
-def validate(config: ConfigDict) -> None:
-    """Raises ConfigError naming every key whose value cannot run, and how to mend it."""
-    faults = [f"config.{key}: {fault}" for check in _CHECKS for bad, key, fault in check(config) if bad]
-    if faults:
-        raise ConfigError("\n".join(faults))
+def save(config: ConfigDict, workdir: Path) -> None:
+    """Writes `workdir/config.json`, so that a run can be read without the file that launched it."""
+    part = workdir / (SAVED_NAME + ".part")
+    part.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    os.replace(part, workdir / SAVED_NAME)
 
 
-Faults = Iterator[tuple[bool, str, str]]
+def read_saved(workdir: Path) -> dict[str, Any]:
+    """{dotted key: value} as `save` wrote them, lists for tuples.
 
-
-def _increasing(numbers: Sequence[int]) -> bool:
-    return len(numbers) > 0 and all(a < b for a, b in zip(numbers, numbers[1:]))
-
-
-def _check_model(config: ConfigDict) -> Faults:
-    m = config.model
-    yield m.n_heads % m.n_kv_heads != 0, "model.n_kv_heads", f"must divide n_heads={m.n_heads}; it is {m.n_kv_heads}"
-    yield m.d_head % 2 != 0, "model.d_head", f"must be even (rotary pairs); it is {m.d_head}"
-    for key in ("param_dtype", "compute_dtype"):
-        yield m[key] not in ("float32", "bfloat16"), f"model.{key}", f'"float32" or "bfloat16", not {m[key]!r}'
-    too_coarse = m.param_dtype != "float32" and min(config.ppo.learning_rate, config.sft.learning_rate) < 1e-5
-    yield (
-        too_coarse,
-        "model.param_dtype",
-        f'{m.param_dtype} weights do not move at a learning rate below 1e-5: use "float32" master weights',
-    )
-
-
-def _check_episode(config: ConfigDict) -> Faults:
-    e = config.episode
-    yield e.max_turns < 1, "episode.max_turns", f"at least 1; it is {e.max_turns}"
-    yield (
-        e.feedback not in ("true", "random", "none"),
-        "episode.feedback",
-        f'"true", "random" or "none": {e.feedback!r}',
-    )
-    no_room = f"must leave room for a prompt in context={e.context}; it is {e.max_new_tokens}"
-    yield not 0 < e.max_new_tokens < e.context, "episode.max_new_tokens", no_room
-    s = config.sampling
-    yield s.temperature <= 0, "sampling.temperature", f"above 0, or nothing is explored; it is {s.temperature}"
-    yield config.eval.temperature < 0, "eval.temperature", f"0 (greedy) or more; it is {config.eval.temperature}"
-    for section in ("sampling", "eval"):
-        top_p = config[section].top_p
-        yield not 0 < top_p <= 1, f"{section}.top_p", f"above 0, at most 1; it is {top_p}"
-    yield s.top_k < 0, "sampling.top_k", f"0 (no limit) or more; it is {s.top_k}"
-    for key in ("group_size", "groups_in_flight", "threads"):
-        yield s[key] < 1, f"sampling.{key}", f"at least 1; it is {s[key]}"
-    yield not _increasing(s.prompt_buckets), "sampling.prompt_buckets", f"must increase; they are {s.prompt_buckets}"
-    for key in ("wall_s", "memory_mb", "output_kb"):
-        yield config.execution[key] <= 0, f"execution.{key}", f"above 0; it is {config.execution[key]}"
-
-
-def _check_ppo(config: ConfigDict) -> Faults:
-    p = config.ppo
-    uneven = f"must be a multiple of updates={p.updates}, so that all updates have as many; it is {p.rollouts}"
-    yield p.updates < 1 or p.rollouts % max(p.updates, 1) != 0, "ppo.rollouts", uneven
-    buckets = tuple(p.buckets)
-    yield not _increasing(buckets), "ppo.buckets", f"must increase; they are {buckets}"
-    short = f"the longest must hold a whole episode of context={config.episode.context}; they are {buckets}"
-    yield not buckets or buckets[-1] < config.episode.context, "ppo.buckets", short
-    shards = config.mesh.data * config.mesh.fsdp
-    unshared = f"must be a multiple of mesh.data * mesh.fsdp = {shards}; it is {p.microbatch_rows}"
-    yield p.microbatch_rows < 1 or p.microbatch_rows % shards != 0, "ppo.microbatch_rows", unshared
-    for axis in ("data", "fsdp", "tensor"):
-        yield config.mesh[axis] < 1, f"mesh.{axis}", f"at least 1; it is {config.mesh[axis]}"
-    kinds = ("paper", "decoupled", "none")
-    yield p.importance not in kinds, "ppo.importance", f"one of {kinds}, not {p.importance!r}"
-    yield p.importance_mode not in ("cap", "mask"), "ppo.importance_mode", f'"cap" or "mask": {p.importance_mode!r}'
-    for key in ("learning_rate", "clip_eps", "value_clip"):
-        yield p[key] <= 0, f"ppo.{key}", f"above 0; it is {p[key]}"
-    yield p.kl_beta < 0, "ppo.kl_beta", f"0 or more; it is {p.kl_beta}"
-
-
-def _check_schedule(config: ConfigDict) -> Faults:
-    t, s = config.train, config.sft
-    yield t.iterations < 0, "train.iterations", f"0 or more; it is {t.iterations}"
-    for section, key in (("train", "checkpoint_every"), ("train", "keep_checkpoints"), ("train", "log_every")):
-        yield config[section][key] < 1, f"{section}.{key}", f"at least 1; it is {config[section][key]}"
-    for key in ("marked_share", "unmarked_right_repairs", "unmarked_habit"):
-        yield not 0 <= s[key] <= 1, f"sft.{key}", f"a share from 0 to 1; it is {s[key]}"
-
-
-_CHECKS = (_check_model, _check_episode, _check_ppo, _check_schedule)
-
-
-def define_flags() -> None:
-    """Defines --config (a file under configs/, `:variant` after it) and --workdir. Overrides are --config.KEY=VALUE."""
-    config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/tiny.py or configs/tiny.py:single_turn.")
-    flags.DEFINE_string("workdir", None, "Folder for metrics, checkpoints, episodes and plots.")
-
-
-def main(fn: Callable[[ConfigDict, Path], None]) -> None:
-    """Runs `fn(config, workdir)` with the command line's configuration; a bad one is a line on stderr and exit 2."""
-    if "config" not in flags.FLAGS:
-        define_flags()
-
-    def run(_: Sequence[str]) -> None:
-        logging.set_verbosity(logging.WARNING)  # or JAX and Orbax talk of every backend and folder they look at
-        try:
-            fn(flags.FLAGS.config, Path(flags.FLAGS.workdir))
-        except ConfigError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
-
-    app.run(run, flags_parser=_parse_flags)
-
-
-def _parse_flags(argv: Sequence[str]) -> list[str]:
+    Raises ConfigError where there is no run, or its file can't be read.
+    """
+    path = workdir / SAVED_NAME
+    if not path.is_file():
+        raise ConfigError(f"{workdir} holds no run (no {SAVED_NAME})")
     try:
-        _check_override_names(argv)
-        rest = flags.FLAGS(argv)
-        for name in ("config", "workdir"):
-            if not getattr(flags.FLAGS, name):
-                raise ConfigError(f"--{name} is needed, e.g. --config=configs/tiny.py --workdir=runs/x")
-        if len(rest) > 1:
-            raise ConfigError(f"unexpected argument {rest[1]!r}")
-        validate(flags.FLAGS.config)
-    except (ConfigError, flags.Error) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    return rest
+        return dict(_leaves(json.loads(path.read_text(encoding="utf-8"))))
+    except (ValueError, AttributeError) as error:
+        raise ConfigError(f"{path} is not what a run wrote: {error}") from error
 
 
-def _check_override_names(argv: Sequence[str]) -> None:
-    """ml_collections answers a misspelt or misplaced key with a stack trace; this answers in a line."""
-    config, known = None, set[str]()
-    for i, arg in enumerate(argv):
-        if match := re.match(r"--?config(?:=(.*)|$)", arg):
-            config = load(match[1] if match[1] is not None else "".join(argv[i + 1 : i + 2]))
-            known = set(leaf_keys(config))
-        elif match := re.match(r"--?(?:no)?config\.([\w.]+)", arg):
-            if config is None:
-                raise ConfigError(f"{arg} must come after --config=FILE")
-            if match[1] in config and match[1] not in known:
-                raise ConfigError(f"{match[1]!r} is a section; set one of its keys, as --config.{match[1]}.KEY=VALUE")
-            if match[1] not in known:
-                raise ConfigError(f"unknown key {match[1]!r}; did you mean --config.{nearest_key(match[1], config)}?")
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def load_saved(workdir: Path) -> ConfigDict:
+    """The configuration that `save` wrote. Keys that were added since then keep their defaults.
+
+    Raises ConfigError where there is none, or its values cannot run.
+    """
+    config = base_config()
+    known = set(leaf_keys(config))
+    kept = {k: tuple(v) if isinstance(v, list) else v for k, v in read_saved(workdir).items() if k in known}
+    validate(apply_overrides(config, kept))
+    return config

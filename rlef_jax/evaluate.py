@@ -2,33 +2,36 @@
 
 `--samples` counts responses a problem: with `--turns=3 --samples=3` one rollout of up to three turns, with `--turns=1
 --samples=3` three independent responses, of which one that passes the public tests is submitted (n@k, section 3.2).
-The weights are the run's last (policy.npz), or its warm start's with `--warm-start`.
+The weights are those of a checkpoint, or the warm start's with `--warm-start`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-
 from rlef_jax import config as config_lib
+from rlef_jax.command_line import errors_as_lines
 from rlef_jax.data.sources import evaluation_problems
+from rlef_jax.errors import ConfigError
 from rlef_jax.evaluation.n_at_k import rollouts_for
 from rlef_jax.evaluation.report import n_at_k_percent, summarise
-from rlef_jax.model.weights import load_params
+from rlef_jax.model.transformer import Params
 from rlef_jax.training import episode_io
-from rlef_jax.training.loop import EVAL_SEED, Actor
+from rlef_jax.training.actor import Actor
+from rlef_jax.training.checkpoint import Checkpoints
+from rlef_jax.training.evaluator import EVAL_SEED
 from rlef_jax.training.parts import build_policy, build_pool, build_sampler, rollout_settings
 from rlef_jax.training.progress import ProgressDisplay
+from rlef_jax.training.workdir import CHECKPOINTS
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path, required=True, help="a run of rlef_jax.train")
+    parser.add_argument("--checkpoint", default="last", help="best (by validation), last, or its iteration")
     parser.add_argument("--warm-start", action="store_true", help="evaluate the weights that the run started from")
     parser.add_argument("--split", help="default: the config's eval.split")
     parser.add_argument("--turns", type=int, default=3, help="turn limit")
@@ -43,19 +46,12 @@ def _arguments() -> argparse.Namespace:
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     """The numbers as printed, in percent. Raises ConfigError where the workdir or an argument can't be used."""
-    if not (args.workdir / "config.json").is_file():
-        raise config_lib.ConfigError(f"--workdir: {args.workdir} holds no run (no config.json)")
     if args.turns < 1 or args.samples < args.turns:
-        raise config_lib.ConfigError(f"--samples={args.samples} must be at least --turns={args.turns}, and that 1")
+        raise ConfigError(f"--samples={args.samples} must be at least --turns={args.turns}, and that 1")
     config = config_lib.load_saved(args.workdir)
     config.episode.max_turns = args.turns
     policy = build_policy(config)
-    params = policy.params
-    if not args.warm_start:
-        path = args.workdir / "policy.npz"
-        if not path.is_file():
-            raise config_lib.ConfigError(f"--workdir: no {path}; the run writes it when it ends")
-        params = load_params(path, policy.cfg, jnp.dtype(config.model.param_dtype))
+    params = policy.params if args.warm_start else _checkpoint(args.workdir, args.checkpoint, policy.params)
     temperature = config.eval.temperature if args.temperature is None else args.temperature
     top_p = config.eval.top_p if args.top_p is None else args.top_p
     problems = evaluation_problems(config.data.name, args.split or config.eval.split, args.problems)
@@ -76,13 +72,28 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     return {f"1@{args.samples}": n_at_k_percent(episodes, 1, args.samples, turns=args.turns)} | found
 
 
+def _checkpoint(workdir: Path, name: str, like: Params) -> Params:
+    """The policy of a checkpoint: "best", "last" or an iteration."""
+    if not (workdir / CHECKPOINTS).is_dir():
+        raise ConfigError(f"--workdir: {workdir} has no checkpoints yet")
+    with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
+        known = checkpoints.steps()
+        if not known:
+            raise ConfigError(f"--workdir: {workdir} has no checkpoint yet")
+        best = checkpoints.metadata(known[-1])["best_iteration"]
+        if name == "best" and best is None:
+            raise ConfigError("--checkpoint=best: nothing was validated (config.eval.every); use --checkpoint=last")
+        chosen = {"best": best, "last": known[-1]}.get(name, int(name) if name.isdecimal() else None)
+        if chosen not in known:
+            raise ConfigError(f"--checkpoint={name}: give best, last or one of {', '.join(map(str, known))}")
+        return checkpoints.restore(chosen, {"policy": like})["policy"]
+
+
 def main() -> None:
-    """Prints the numbers as JSON; a bad argument is one line and exit 1."""
+    """Prints the numbers as JSON."""
     args = _arguments()
-    try:
+    with errors_as_lines():
         print(json.dumps(evaluate(args), indent=2))
-    except (config_lib.ConfigError, ValueError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

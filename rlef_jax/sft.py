@@ -22,6 +22,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from rlef_jax import command_line
 from rlef_jax import config as config_lib
 from rlef_jax.data.dialogues import Dialogue, dialogues
 from rlef_jax.dialog.chat import ChatFormat
@@ -203,4 +204,4 @@ def train(config: ConfigDict, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    config_lib.main(train)
+    command_line.main(train)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from rlef_jax import config
+from rlef_jax.command_line import errors_as_lines
 from rlef_jax.dialog.tokenizer import Tokenizer
+from rlef_jax.errors import ConfigError
 from rlef_jax.model.weights import resolve
 from rlef_jax.training.episode_io import episodes_path, read_episodes, saved_steps
 from rlef_jax.types import Episode, Status, TestCase, TestResult, Turn
@@ -81,19 +82,19 @@ def _rule(title: str) -> str:
 def find_episode(workdir: Path, index: int, step: int | None = None) -> Episode:
     """The saved episode of an iteration (the last by default) with that index.
 
-    Raises FileNotFoundError (no such run or iteration) or IndexError, saying what there is.
+    Raises ConfigError, saying what there is, for no such run, iteration or index.
     """
     steps = saved_steps(workdir)
     if not steps:
-        raise FileNotFoundError(f"no saved episodes in {workdir}: is it the --workdir of a run?")
+        raise ConfigError(f"no saved episodes in {workdir}: is it the --workdir of a run?")
     if step is not None and step not in steps:
-        raise FileNotFoundError(f"no episodes of step {step} in {workdir}; there are steps {steps[0]} to {steps[-1]}")
+        raise ConfigError(f"no episodes of step {step} in {workdir}; there are steps {steps[0]} to {steps[-1]}")
     episodes = read_episodes(episodes_path(workdir, steps[-1] if step is None else step))
     for episode in episodes:
         if episode.index == index:
             return episode
     low, high = min(e.index for e in episodes), max(e.index for e in episodes)
-    raise IndexError(f"no episode with index {index} in this step; indices go from {low} to {high}")
+    raise ConfigError(f"no episode with index {index} in this step; indices go from {low} to {high}")
 
 
 def main() -> None:
@@ -103,14 +104,11 @@ def main() -> None:
     parser.add_argument("--index", type=int, default=0, help="which episode of the iteration")
     parser.add_argument("--step", type=int, help="which iteration (default: the last)")
     args = parser.parse_args()
-    try:
+    with errors_as_lines():
         episode = find_episode(args.workdir, args.index, args.step)
-        tokenizer = Tokenizer.load(
-            resolve(config.load_saved(args.workdir).model.tokenizer, ".model", "model.tokenizer")
-        )
-    except (FileNotFoundError, IndexError, config.ConfigError) as error:
-        sys.exit(f"error: {error}")
-    print(format_episode(episode, tokenizer.show))
+        name = config.load_saved(args.workdir).model.tokenizer
+        tokenizer = Tokenizer.load(resolve(name, ".model", "model.tokenizer"))
+        print(format_episode(episode, tokenizer.show))
 
 
 if __name__ == "__main__":

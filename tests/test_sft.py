@@ -13,6 +13,7 @@ from rlef_jax import sft
 from rlef_jax.data.dialogues import dialogues
 from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.dialog.tokenizer import Tokenizer
+from rlef_jax.errors import ConfigError
 from rlef_jax.model.transformer import init_params
 from rlef_jax.model.weights import load_params, model_config, resolve, save_params
 
@@ -57,7 +58,7 @@ def test_a_model_of_another_shape_is_refused(tmp_path, recipe):
     _, _, cfg = recipe
     other = model_config(config_lib.load("configs/tiny_sft.py", overrides={"model.d_ff": 32}).model, 64, 256)
     save_params(tmp_path / "other.npz", init_params(jax.random.PRNGKey(0), other))
-    with pytest.raises(config_lib.ConfigError, match=r"other.npz: \S+ is \("):
+    with pytest.raises(ConfigError, match=r"other.npz: \S+ is \("):
         load_params(tmp_path / "other.npz", cfg)
 
 

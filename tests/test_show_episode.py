@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from rlef_jax.errors import ConfigError
 from rlef_jax.show_episode import find_episode, format_episode
 from rlef_jax.training.episode_io import episodes_path, write_episodes
 from rlef_jax.types import Episode, Problem, Status, TestCase, TestResult, Turn, Verdict
@@ -69,9 +70,9 @@ def test_finds_by_step_and_index(tmp_path):
     write_episodes(episodes_path(tmp_path, 12), [episode(5)])
     assert find_episode(tmp_path, 4, 7) == episode(4)
     assert find_episode(tmp_path, 5) == episode(5)
-    with pytest.raises(IndexError, match="from 3 to 4"):
+    with pytest.raises(ConfigError, match="from 3 to 4"):
         find_episode(tmp_path, 5, 7)
-    with pytest.raises(FileNotFoundError, match="steps 7 to 12"):
+    with pytest.raises(ConfigError, match="steps 7 to 12"):
         find_episode(tmp_path, 3, 8)
 
 
@@ -79,6 +80,6 @@ def test_the_command_says_what_is_missing(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "rlef_jax.show_episode", str(tmp_path / "no")], capture_output=True, text=True
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: no saved episodes in")

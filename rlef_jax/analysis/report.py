@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from rlef_jax.analysis import plots
 from rlef_jax.analysis.summary import FILE_NAME, read_summary, summary_table
+from rlef_jax.command_line import errors_as_lines
 from rlef_jax.training.metrics_writer import read_metrics
 
 
@@ -34,10 +34,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Prints a run's table and draws its plots.")
     parser.add_argument("workdir", type=Path)
     args = parser.parse_args()
-    try:
+    with errors_as_lines():
         print(write_report(args.workdir))
-    except FileNotFoundError as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

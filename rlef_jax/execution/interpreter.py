@@ -12,6 +12,8 @@ import sys
 import warnings
 from collections.abc import Iterator
 
+from rlef_jax.errors import ConfigError
+
 _PROBE = "import sys, resource, select; print(sys.executable); print('%d.%d.%d' % sys.version_info[:3])"
 _PROBE_TIMEOUT_S = 30.0
 
@@ -24,7 +26,7 @@ class Interpreter:
     version: str
 
 
-class InterpreterNotFoundError(RuntimeError):
+class InterpreterNotFoundError(ConfigError):
     """No Python of the required version runs on this machine."""
 
 
@@ -39,7 +41,7 @@ def find_python(version: str = "3.10", required: bool = False) -> Interpreter:
         return found
     hint = f"install it with `uv python install {version}` or `pyenv install {version}`"
     if required:
-        raise InterpreterNotFoundError(f"no Python {version} runs on this machine: {hint}")
+        raise InterpreterNotFoundError(f"config.execution.require_python: no Python {version} runs here: {hint}")
     fallback = _probe(sys.executable)
     if fallback is None:
         raise InterpreterNotFoundError(f"neither Python {version} nor {sys.executable} runs here: {hint}")

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlef_jax.config import ConfigError
+from rlef_jax.errors import ConfigError
 from rlef_jax.model.transformer import ModelConfig, Params, param_shapes
 
 _PREFIX = "package:"

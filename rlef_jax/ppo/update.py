@@ -87,7 +87,8 @@ class Learner:
     """The jitted functions of one training run. It owns compiled code and shardings, no weights.
 
     Parameters lie on the mesh by the model's sharding rules, rows of a batch over its `data` and `fsdp` axes, so
-    `rows` of a batch must be a multiple of their product.
+    `rows` of a batch must be a multiple of their product. A gradient whose global norm isn't finite, or is over
+    `max_grad_norm` (0: no limit), is not applied.
     """
 
     def __init__(
@@ -99,8 +100,10 @@ class Learner:
         separate_critic: bool = True,
         mesh: Mesh | None = None,
         how: ForwardSettings | None = None,
+        max_grad_norm: float = 0.0,
     ) -> None:
         self.model_cfg, self.optimizer, self.separate_critic = model_cfg, optimizer, separate_critic
+        self.max_grad_norm = max_grad_norm if max_grad_norm > 0 else float("inf")
         self.loss, self.how = loss or LossSettings(), how or ForwardSettings()
         self.mesh = mesh if mesh is not None else make_mesh()
         self.replicated = NamedSharding(self.mesh, PartitionSpec())
@@ -156,13 +159,15 @@ class Learner:
     def update(self, state: TrainState, microbatches: Sequence[TokenBatch]) -> tuple[TrainState, dict[str, float]]:
         """One optimizer step on the mean loss over all micro-batches. `state` is donated: use the one returned.
 
+        A bad gradient (see the class) leaves parameters and optimizer state as they were; `state.step` counts it.
+
         Args:
           state: on the mesh (from `init`).
           microbatches: NumPy TokenBatches filled by `prepare_iteration`, of any mix of lengths.
 
         Returns:
           (the next state, metrics: loss, policy_loss, value_loss, clip_fraction, approx_kl, ratio_mean,
-          truncated_share, value_clip_fraction, grad_norm, action_tokens, turns).
+          truncated_share, value_clip_fraction, grad_norm, applied (0.0 for a bad gradient), action_tokens, turns).
         """
         grads, sums, counts = self._accumulated(state.params, microbatches)
         if self._apply is None:
@@ -173,8 +178,8 @@ class Learner:
                 out_shardings=(where, self.replicated),
                 donate_argnums=(0,),
             )
-        state, grad_norm = self._apply(state, grads)
-        return state, _readable(jax.device_get(sums), float(jax.device_get(grad_norm)), counts)
+        state, norm_and_applied = self._apply(state, grads)
+        return state, _readable(jax.device_get(sums), jax.device_get(norm_and_applied), counts)
 
     def gradients(self, params: dict[str, Any], microbatches: Sequence[TokenBatch]) -> dict[str, Any]:
         """The gradients that `update` would hand to the optimizer."""
@@ -207,10 +212,14 @@ class Learner:
         more, new = derivative(params, batch, denominators, self.model_cfg, self.loss, self.how)
         return jax.tree.map(jnp.add, grads, more), {name: sums[name] + new[name] for name in _SUMS}
 
-    def _apply_fn(self, state: TrainState, grads: Any) -> tuple[TrainState, jax.Array]:
+    def _apply_fn(self, state: TrainState, grads: Any) -> tuple[TrainState, tuple[jax.Array, jax.Array]]:
+        norm = optax.global_norm(grads)
+        good = norm <= self.max_grad_norm if self.max_grad_norm < float("inf") else jnp.isfinite(norm)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return TrainState(params, opt_state, state.step + 1), optax.global_norm(grads)
+        after = (optax.apply_updates(state.params, updates), opt_state)
+        before = (state.params, state.opt_state)
+        params, opt_state = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, before)
+        return TrainState(params, opt_state, state.step + 1), (norm, good)
 
 
 _SUMS = (
@@ -218,7 +227,9 @@ _SUMS = (
 )  # fmt: skip
 
 
-def _readable(sums: dict[str, Any], grad_norm: float, counts: dict[str, np.float32]) -> dict[str, float]:
+def _readable(
+    sums: dict[str, Any], norm_and_applied: tuple[Any, Any], counts: dict[str, np.float32]
+) -> dict[str, float]:
     """Sums over the update -> the metrics that people read."""
     tokens, turns = float(counts["tokens"]), float(counts["turns"])
     return {
@@ -231,7 +242,8 @@ def _readable(sums: dict[str, Any], grad_norm: float, counts: dict[str, np.float
         "truncated_share": float(sums["truncated"]) / tokens,
         "value_clip_fraction": float(sums["value_clipped"]) / turns,
         "value_mse": float(sums["value_error"]) / turns,
-        "grad_norm": grad_norm,
+        "grad_norm": float(norm_and_applied[0]),
+        "applied": float(norm_and_applied[1]),
         "action_tokens": tokens,
         "turns": turns,
     }

@@ -74,7 +74,8 @@ class Sampler:
     """Samples responses for groups of `batch_size` rows of at most `max_len` tokens each.
 
     Prefill is compiled once per prompt bucket (the longest delta that a call may hold) and size of the cache's store,
-    decode once per size; the store grows by `slot_multiple` slots as the rows do.
+    decode once per size; the store grows by `slot_multiple` slots as the rows do. It works on `device`, where one is
+    given, else where the weights lie.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Sampler:
         *,
         compute_dtype: Any = jnp.float32,
         slot_multiple: int = 64,
+        device: jax.Device | None = None,
     ) -> None:
         if max_len > model_cfg.max_positions:
             raise ValueError(f"max_len={max_len} is over the model's max_positions={model_cfg.max_positions}")
@@ -95,8 +97,8 @@ class Sampler:
         self.batch_size = batch_size
         self.max_len = max_len
         self.prompt_buckets = tuple(sorted(prompt_buckets))
-        self.version = -1
-        self._params: Params | None = None
+        self._weights: tuple[Params, int] | None = None
+        self._device = device
         self._dtype = compute_dtype
         self._slot_multiple = slot_multiple
         settings = {k: getattr(sampling_cfg, k) for k in ("temperature", "top_k", "top_p", "stop_ids")}
@@ -106,9 +108,15 @@ class Sampler:
         self._grow = jax.jit(kv_cache.grow, static_argnums=1)
 
     def set_weights(self, params: Params, version: int) -> None:
-        """Take a copy of params, named `version`: the caller may change or donate its own afterwards."""
-        self._params = jax.tree.map(lambda a: jnp.array(a, dtype=self._dtype, copy=True), params)
-        self.version = version
+        """Take a copy of params, named `version`: the caller may change or donate its own afterwards.
+
+        May be called while another thread generates: a turn keeps the weights that it began with, and the next turn
+        of the same rows goes on with the new ones, over the cache that the old ones filled.
+        """
+        if self._device is not None:
+            params = jax.device_put(params, self._device)
+        copy = jax.tree.map(lambda a: jnp.array(a, dtype=self._dtype, copy=True), params)
+        self._weights = (copy, version)
 
     def start_group(self) -> GroupState:
         """A group of empty rows."""
@@ -137,8 +145,9 @@ class Sampler:
         Raises ValueError for a delta that is longer than the largest bucket or leaves no room for one token within
         max_len, RuntimeError before the first `set_weights`.
         """
-        if self._params is None:
+        if self._weights is None:
             raise RuntimeError("set_weights must be called before generate")
+        params, version = self._weights
         if len(prompts) != self.batch_size or len(episode_indices) != self.batch_size:
             raise ValueError(f"need {self.batch_size} prompts and episode indices, one per row")
         deltas = self._deltas(state, prompts)
@@ -153,10 +162,10 @@ class Sampler:
         cache = self._with_room(state.cache, needed)
         turns = np.broadcast_to(np.asarray(turn, np.int32), (self.batch_size,))
         uniforms = self._uniforms(np.uint32(seed), np.int32(step), np.asarray(episode_indices, np.int32), turns)
-        hidden, cache = self._read(self._params, cache, tokens, counts, state.stored, state.in_tail)
-        cache, out = self._write(self._params, cache, hidden, before + counts, room, uniforms)
+        hidden, cache = self._read(params, cache, tokens, counts, state.stored, state.in_tail)
+        cache, out = self._write(params, cache, hidden, before + counts, room, uniforms)
         out = jax.device_get(out)
-        samples = self._samples(out)
+        samples = _samples(out, version)
         active, made = counts > 0, out.counts
         return GroupState(
             cache=cache,
@@ -170,19 +179,6 @@ class Sampler:
         if slots <= cache.capacity:
             return cache
         return self._grow(cache, -(-slots // self._slot_multiple) * self._slot_multiple)
-
-    def _samples(self, out: TurnOutputs) -> list[Sample]:
-        """The rows of a turn's outputs (numpy arrays) as Samples."""
-        return [
-            Sample(
-                ids=tuple(out.ids[row, :n].tolist()),
-                behavior_logp=tuple(out.behavior_logp[row, :n].tolist()),
-                policy_logp=tuple(out.policy_logp[row, :n].tolist()),
-                finish_reason="" if n == 0 else "stop" if out.stopped[row] else "length",
-                version=self.version,
-            )
-            for row, n in enumerate(out.counts.tolist())
-        ]
 
     def _deltas(self, state: GroupState, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         """What each row prefills: its pending token, then the prompt; nothing if it is idle."""
@@ -209,3 +205,17 @@ class Sampler:
             if longest <= bucket:
                 return bucket
         raise ValueError(f"a prompt delta of {longest} tokens is over the largest bucket, {self.prompt_buckets[-1]}")
+
+
+def _samples(out: TurnOutputs, version: int) -> list[Sample]:
+    """The rows of a turn's outputs (numpy arrays) as Samples."""
+    return [
+        Sample(
+            ids=tuple(out.ids[row, :n].tolist()),
+            behavior_logp=tuple(out.behavior_logp[row, :n].tolist()),
+            policy_logp=tuple(out.policy_logp[row, :n].tolist()),
+            finish_reason="" if n == 0 else "stop" if out.stopped[row] else "length",
+            version=version,
+        )
+        for row, n in enumerate(out.counts.tolist())
+    ]

@@ -1,44 +1,88 @@
-"""Checkpoints: a pytree of arrays and a JSON object, written by Orbax, whole or not at all.
+"""Checkpoints: named pytrees of arrays and a JSON object, written by Orbax beside the run, whole or not at all.
 
-A checkpoint is made in a temporary folder and renamed when it is complete, so a kill leaves the last good one.
+A checkpoint is made in a temporary folder and renamed when it is complete, so a kill leaves the last good one. Shapes
+and hashes of what was saved lie in its metadata: one of another model, or whose bytes have changed, is refused.
 """
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy as keep_rules
 
-Tree = TypeVar("Tree")
+from rlef_jax.errors import ConfigError, RunError
+
+_SCORE = "score"
+_METADATA = "metadata"
+
+
+class DamagedCheckpointError(RunError):
+    """A checkpoint that cannot be read back as it was saved."""
 
 
 class Checkpoints:
-    """The checkpoints of a folder, the newest `keep` of them; use as a context manager, or `close()` it."""
+    """The checkpoints of a folder: the newest `keep` and the best. Use as a context manager, or `close()` it.
 
-    def __init__(self, folder: Path, *, keep: int = 3) -> None:
+    The best is the one saved with the highest score, the latest of equals. `read_only` leaves the folder as it is, so
+    that a run which is writing to it isn't disturbed.
+    """
+
+    def __init__(self, folder: Path, *, keep: int = 3, read_only: bool = False) -> None:
         self.folder = folder.absolute()  # Orbax takes no relative paths
-        self._manager = ocp.CheckpointManager(
+        self._keep, self._read_only = keep, read_only
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        if self._read_only:
+            return ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(read_only=True))
+        best = keep_rules.BestN(get_metric_fn=lambda m: m[_SCORE], keep_checkpoints_without_metrics=False, n=1)
+        return ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep,
+                preservation_policy=keep_rules.AnyPreservationPolicy([keep_rules.LatestN(self._keep), best]),
                 create=True,
-                # The caller donates its arrays to the next update: they must be on disk, or copied, before it goes on.
-                enable_async_checkpointing=False,
+                enable_async_checkpointing=True,
                 cleanup_tmp_directories=True,
             ),
         )
 
-    def save(self, step: int, tree: Any, metadata: Mapping[str, Any]) -> None:
-        """Writes a pytree of arrays and JSON data, and returns when they are on disk.
+    def save(
+        self, step: int, items: Mapping[str, Any], metadata: Mapping[str, Any], *, score: float | None = None
+    ) -> None:
+        """Starts to write pytrees of arrays and JSON data; the arrays may be donated once this returns.
 
-        Raises ValueError if the folder holds this step already.
+        Raises ValueError if the folder holds this step already, RunError if this or the last save can't be written.
         """
-        args = ocp.args.Composite(tree=ocp.args.StandardSave(tree), metadata=ocp.args.JsonSave(dict(metadata)))
-        self._manager.save(step, args=args, force=True)
+        if step in self.steps():
+            raise ValueError(f"{self.folder} holds checkpoint {step} already: it exists")
+        # Orbax copies from an accelerator before it returns; on a CPU it would go on reading the caller's own buffers.
+        copies = {name: jax.tree.map(_own, tree) for name, tree in items.items()}
+        shapes = {name: _shapes(tree) for name, tree in copies.items()}
+        facts = {"shapes": shapes, "hashes": {name: content_hash(tree) for name, tree in copies.items()}}
+        args = ocp.args.Composite(
+            **{name: ocp.args.StandardSave(tree) for name, tree in copies.items()},
+            **{_METADATA: ocp.args.JsonSave({**metadata, **facts})},
+        )
+        try:
+            self._manager.save(step, args=args, metrics=None if score is None else {_SCORE: score}, force=True)
+        except Exception as error:  # whatever the file system makes Orbax raise
+            raise self._unwritten(error) from error
+
+    def wait(self) -> None:
+        """Returns when everything saved is on disk. Raises RunError where it could not be written."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._unwritten(error) from error
 
     def steps(self) -> list[int]:
         """Steps that can be restored, in order."""
@@ -49,20 +93,49 @@ class Checkpoints:
         """The newest step, None where there is none."""
         return max(self.steps(), default=None)
 
-    def restore(self, step: int, like: Tree) -> Tree:
-        """The tree saved at `step`, with the structure, dtypes and shardings of `like` (arrays or ShapeDtypeStructs).
+    def restore(self, step: int, like: Mapping[str, Any]) -> dict[str, Any]:
+        """The items saved at `step` that `like` names, with its structure, dtypes and shardings (arrays or structs).
 
-        Raises ValueError for a checkpoint of another structure or other shapes, FileNotFoundError for none at `step`.
+        Raises FileNotFoundError for none at `step`, ConfigError for one of another structure, shape or dtype,
+        DamagedCheckpointError for one that is not what was saved.
         """
-        self._require(step)
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        args = ocp.args.Composite(tree=ocp.args.StandardRestore(abstract))
-        return self._manager.restore(step, args=args)["tree"]
+        saved = self.metadata(step)
+        for name, tree in like.items():
+            self._compare(step, name, saved["shapes"].get(name, {}), _shapes(tree))
+        abstract = {name: jax.tree.map(ocp.utils.to_shape_dtype_struct, tree) for name, tree in like.items()}
+        args = ocp.args.Composite(**{name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()})
+        try:
+            found = self._manager.restore(step, args=args)
+            restored = {name: found[name] for name in like}
+        except Exception as error:  # zarr, OCDBT and JSON each have their own
+            raise self._damaged(step, error) from error
+        for name, tree in restored.items():
+            if (written := saved["hashes"].get(name)) is not None and content_hash(tree) != written:
+                raise self._damaged(step, ValueError(f"the hash of {name!r} is not the one that was saved"))
+        return restored
 
     def metadata(self, step: int) -> dict[str, Any]:
-        """The JSON data saved at `step`."""
-        self._require(step)
-        return self._manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore()))["metadata"]
+        """The JSON data saved at `step`. Raises FileNotFoundError, DamagedCheckpointError."""
+        if step not in self.steps():
+            raise FileNotFoundError(f"no checkpoint {step} in {self.folder}; there are {self.steps() or 'none'}")
+        try:
+            found = self._manager.restore(step, args=ocp.args.Composite(**{_METADATA: ocp.args.JsonRestore()}))
+            if not {"shapes", "hashes"} <= set(found[_METADATA]):
+                raise ValueError("its metadata lacks shapes or hashes")
+            return found[_METADATA]
+        except Exception as error:
+            raise self._damaged(step, error) from error
+
+    def set_aside(self, step: int) -> Path:
+        """Moves a checkpoint out of the way, so that its step can be saved again. Returns where it lies now."""
+        self.wait()
+        self._manager.close()
+        target = self.folder.with_name("damaged_" + self.folder.name) / str(step)
+        shutil.rmtree(target, ignore_errors=True)
+        target.parent.mkdir(exist_ok=True)
+        shutil.move(self.folder / str(step), target)
+        self._manager = self._open()
+        return target
 
     def close(self) -> None:
         self._manager.close()
@@ -73,8 +146,52 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if kind is None:
+            self.wait()
         self.close()
 
-    def _require(self, step: int) -> None:
-        if step not in self.steps():
-            raise FileNotFoundError(f"no checkpoint {step} in {self.folder}; there are {self.steps() or 'none'}")
+    def _compare(self, step: int, name: str, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+        for leaf in sorted({*saved, *wanted}):
+            if saved.get(leaf) != wanted.get(leaf):
+                raise ConfigError(
+                    f"checkpoint {step} in {self.folder} is of another model: {name}{leaf} is"
+                    f" {saved.get(leaf, 'absent')} there, {wanted.get(leaf, 'absent')} in this config"
+                )
+
+    def _unwritten(self, error: Exception) -> RunError:
+        kept = self.steps()
+        return RunError(
+            f"a checkpoint could not be written to {self.folder}: {_first_line(error)}; "
+            f"{f'the last good one is {kept[-1]}' if kept else 'there is none yet'}. Is the disk full?"
+        )
+
+    def _damaged(self, step: int, error: Exception) -> DamagedCheckpointError:
+        return DamagedCheckpointError(f"checkpoint {step} in {self.folder} is damaged: {_first_line(error)}")
+
+
+def _own(leaf: jax.Array) -> jax.Array:
+    on_cpu = any(device.platform == "cpu" for device in leaf.devices())
+    return jnp.copy(leaf) if on_cpu else leaf
+
+
+def _shapes(tree: Any) -> dict[str, str]:
+    """Each leaf's path, shape and dtype: {"['w']": "float32[3,2]"}."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {
+        jax.tree_util.keystr(path): f"{jnp.dtype(leaf.dtype).name}[{','.join(map(str, leaf.shape))}]"
+        for path, leaf in leaves
+    }
+
+
+def content_hash(tree: Any) -> str | None:
+    """A hash of all bytes; None where parts of the arrays lie in other processes."""
+    digest = hashlib.blake2b(digest_size=16)
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return None
+        digest.update(np.ascontiguousarray(np.asarray(leaf)).tobytes())
+    return digest.hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]

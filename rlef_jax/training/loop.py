@@ -1,4 +1,4 @@
-"""One iteration of training (roll out, judge, update) and the parts that it is made of."""
+"""The learner's half of an iteration (pack, score, update) and the problems that the actor's half starts from."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import resource
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any
@@ -15,18 +15,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rlef_jax.data.sources import training_problems
-from rlef_jax.execution.pool import ExecutionPool
 from rlef_jax.model.transformer import Params
 from rlef_jax.ppo.metrics import episode_metrics
 from rlef_jax.ppo.pack import pack
 from rlef_jax.ppo.update import Learner, TrainState, prepare_iteration, split_updates
-from rlef_jax.sampling.sampler import Sampler
-from rlef_jax.training.parts import Policy
+from rlef_jax.training.actor import Rollouts
+from rlef_jax.training.interrupt import serve_parent
 from rlef_jax.training.progress import ProgressDisplay
-from rlef_jax.training.rollout import RolloutProgress, RolloutSettings, collect
 from rlef_jax.types import Episode, Problem, TokenBatch
-
-EVAL_SEED = 1_000_003  # added to the run's seed: an evaluation draws tokens of its own
 
 
 class Stopwatch:
@@ -51,15 +47,15 @@ class Stopwatch:
 class ProblemFeed:
     """The problems of each iteration, the next one's made in a process beside while this one's are in use."""
 
-    def __init__(self, name: str, split: str, seed: int, count: int) -> None:
+    def __init__(self, name: str, split: str, seed: int, count: int, *, last: int) -> None:
         self._arguments = (name, split, seed)
-        self._count = count
-        self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        self._count, self._last = count, last
+        self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=serve_parent)
         self._ahead: dict[int, Future[list[Problem]]] = {}
 
-    def get(self, step: int, last: int) -> list[Problem]:
+    def get(self, step: int) -> list[Problem]:
         """Problems of iteration `step`; starts on `step + 1` unless `step` is the last."""
-        for wanted in range(step, min(step + 1, last) + 1):
+        for wanted in range(step, min(step + 1, self._last) + 1):
             if wanted not in self._ahead:
                 self._ahead[wanted] = self._pool.submit(training_problems, *self._arguments, wanted, self._count)
         return self._ahead.pop(step).result()
@@ -94,66 +90,31 @@ class PpoSettings:
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class Actor:
-    """What makes episodes: a sampler (which holds its own weights), the chat format and the judge's pool."""
-
-    sampler: Sampler
-    policy: Policy
-    pool: ExecutionPool
-
-    def episodes(
-        self,
-        problems: Sequence[Problem],
-        *,
-        seed: int,
-        step: int,
-        settings: RolloutSettings,
-        display: ProgressDisplay | None = None,
-        stage: str = "rollouts",
-    ) -> tuple[list[Episode], RolloutProgress]:
-        """One episode per problem, and where the time went."""
-        seen: list[RolloutProgress] = []
-
-        def report(progress: RolloutProgress) -> None:
-            seen[:] = [progress]
-            if display is not None:
-                display.stage(stage, progress.ended, progress.total)
-
-        made = collect(
-            self.sampler, self.policy.chat, self.pool, problems, seed=seed, step=step, settings=settings,
-            on_progress=report,
-        )  # fmt: skip
-        return made, seen[0]
+# Called with the state after an update that was not applied (its weights are as before), the update's number within the
+# iteration, its micro-batches and metrics. It may raise to end the run.
+type OnBadUpdate = Callable[[TrainState, int, Sequence[TokenBatch], dict[str, float]], None]
 
 
-def run_iteration(
-    step: int,
+def learn(
     state: TrainState,
     reference: Params,
-    problems: Sequence[Problem],
-    actor: Actor,
+    rollouts: Rollouts,
     learner: Learner,
     *,
     seed: int,
-    settings: RolloutSettings,
     ppo: PpoSettings,
+    watch: Stopwatch,
     display: ProgressDisplay,
-) -> tuple[TrainState, list[Episode], dict[str, float]]:
-    """One iteration: rollouts under the current policy, then `ppo.updates` optimizer steps on them.
-
-    Returns (next state, episodes, metrics).
-    """
-    watch = Stopwatch()
-    with watch.part("weights"):
-        actor.sampler.set_weights(state.params["policy"], version=int(state.step))
-    episodes, progress = actor.episodes(problems, seed=seed, step=step, settings=settings, display=display)
-    watch.seconds |= {"sample": progress.sampling_s, "wait for judge": progress.waiting_s}
+    on_bad_update: OnBadUpdate,
+) -> tuple[TrainState, dict[str, float]]:
+    """`ppo.updates` optimizer steps on an iteration's rollouts. Returns (next state, metrics without times)."""
+    episodes = rollouts.episodes
+    metrics = staleness_metrics(episodes, version=int(state.step), updates=ppo.updates)
     with watch.part("pack"):
-        parts = split_updates(episodes, ppo.updates, seed=seed, step=step)
+        parts = split_updates(episodes, ppo.updates, seed=seed, step=rollouts.step)
         batches = [_packed(part, ppo) for part in parts]
     with watch.part("score"):
-        batches, metrics = prepare_iteration(
+        batches, scores = prepare_iteration(
             learner, state.params, reference, batches, kl_beta=ppo.kl_beta,
             normalize_advantages=ppo.normalize_advantages,
         )  # fmt: skip
@@ -162,15 +123,51 @@ def run_iteration(
         for number, microbatches in enumerate(batches):
             display.stage("updates", number, len(batches))
             state, update_metrics = learner.update(state, microbatches)
+            if not update_metrics["applied"]:
+                on_bad_update(state, number, microbatches, update_metrics)
             steps.append(update_metrics)
-    metrics |= {name: float(np.mean([s[name] for s in steps])) for name in steps[0]}
+        display.stage("updates", len(batches), len(batches))
+    metrics |= scores | {name: float(np.mean([s[name] for s in steps])) for name in steps[0]}
+    metrics["skipped_updates"] = float(sum(not s["applied"] for s in steps))
     metrics |= episode_metrics(episodes, invalid_penalty=ppo.invalid_penalty)
-    metrics |= watch.metrics()
-    tokens = sum(len(e.token_ids) for e in episodes)
-    metrics["memory_peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    metrics["tokens_per_s"] = tokens / metrics["time/total"]
-    metrics["sampled_tokens_per_s"] = progress.sampled_tokens / max(progress.sampling_s, 1e-9)
-    return state, episodes, metrics
+    return state, metrics
+
+
+def staleness_metrics(episodes: Sequence[Episode], *, version: int, updates: int) -> dict[str, float]:
+    """How old the sampled tokens' weights are, in iterations, where the learner's are `version` updates old.
+
+    `staleness_mean` and `staleness_max` over tokens; `mixed_versions`: the share of episodes that more than one version
+    of the weights had a hand in.
+    """
+    made = [[v for turn in e.turns for v in turn.policy_version] for e in episodes]
+    ages = np.array([(version - v) / updates for versions in made for v in versions] or [0.0])
+    return {
+        "staleness_mean": float(ages.mean()),
+        "staleness_max": float(ages.max()),
+        "mixed_versions": float(np.mean([len(set(versions)) > 1 for versions in made])),
+    }
+
+
+def time_metrics(rollouts: Rollouts, watch: Stopwatch, *, synchronous: bool) -> dict[str, float]:
+    """Where the time went, and each side's share of idle time.
+
+    In the synchronous run the wait for rollouts is the rollouts' own time, so it is shown as their parts.
+    """
+    progress = rollouts.progress
+    waited = watch.seconds.pop("wait for rollouts", 0.0)
+    if synchronous:
+        watch.seconds |= {"sample": progress.sampling_s, "wait for judge": progress.waiting_s}
+    else:
+        watch.seconds["wait for rollouts"] = waited
+    metrics = watch.metrics()
+    tokens = sum(len(e.token_ids) for e in rollouts.episodes)
+    return metrics | {
+        "memory_peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "tokens_per_s": tokens / metrics["time/total"],
+        "sampled_tokens_per_s": progress.sampled_tokens / max(progress.sampling_s, 1e-9),
+        "idle/learner": waited / metrics["time/total"],
+        "idle/actor": rollouts.idle_s / max(rollouts.idle_s + progress.wall_s, 1e-9),
+    }
 
 
 def _packed(episodes: Sequence[Episode], ppo: PpoSettings) -> list[TokenBatch]:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.dialog.tokenizer import Tokenizer
+from rlef_jax.errors import ConfigError
 from rlef_jax.execution.interpreter import find_python
 from rlef_jax.execution.pool import ExecutionPool
 from rlef_jax.model.sharding import make_mesh
@@ -36,7 +37,8 @@ class Policy:
 def build_policy(config: ConfigDict) -> Policy:
     """Tokenizer and weights as `config.model` names them; random weights where `init` is empty."""
     tokenizer = Tokenizer.load(resolve(config.model.tokenizer, ".model", "model.tokenizer"))
-    cfg = model_config(config.model, tokenizer.vocab_size, config.episode.context)
+    rows = max(config.episode.context, *config.ppo.buckets)  # the trainer's rows are padded to a bucket
+    cfg = model_config(config.model, tokenizer.vocab_size, rows)
     dtype = jnp.dtype(config.model.param_dtype)
     if config.model.init:
         params = load_params(resolve(config.model.init, ".npz", "model.init"), cfg, dtype)
@@ -52,7 +54,16 @@ def build_pool(execution: ConfigDict) -> ExecutionPool:
 
 
 def build_sampler(config: ConfigDict, policy: Policy, *, temperature: float, top_p: float, top_k: int) -> Sampler:
-    """A sampler without weights; prompts may be as long as the context."""
+    """A sampler without weights; prompts may be as long as the context.
+
+    Raises ConfigError where `sampling.own_device` asks for a device that isn't there.
+    """
+    mesh, devices = config.mesh, jax.devices()
+    trainer = mesh.data * mesh.fsdp * mesh.tensor
+    if config.sampling.own_device and trainer >= len(devices):
+        raise ConfigError(
+            f"config.sampling.own_device: the mesh takes {trainer} devices and jax sees {len(devices)}, none is left"
+        )
     return Sampler(
         policy.cfg,
         SamplingConfig(temperature, top_p, top_k, policy.chat.stop_ids, config.episode.max_new_tokens),
@@ -60,6 +71,7 @@ def build_sampler(config: ConfigDict, policy: Policy, *, temperature: float, top
         max_len=config.episode.context,
         prompt_buckets=tuple(config.sampling.prompt_buckets),
         compute_dtype=jnp.dtype(config.model.compute_dtype),
+        device=devices[trainer] if config.sampling.own_device else None,
     )
 
 
@@ -83,7 +95,10 @@ def rollout_settings(config: ConfigDict, feedback: str) -> RolloutSettings:
 
 
 def build_learner(config: ConfigDict, cfg: ModelConfig) -> Learner:
-    """The update's compiled functions, on a mesh of the configured shape."""
+    """The update's compiled functions, on a mesh of the configured shape.
+
+    Raises ConfigError where the devices don't match the mesh, or the mesh doesn't divide the model.
+    """
     p, m = config.ppo, config.model
     optimizer = make_optimizer(p.learning_rate, p.warmup_steps, p.weight_decay, p.clip_norm, b1=p.adam_b1, b2=p.adam_b2)
     loss = LossSettings(
@@ -95,5 +110,11 @@ def build_learner(config: ConfigDict, cfg: ModelConfig) -> Learner:
         importance_mode=p.importance_mode,
     )
     how: dict[str, Any] = dict(compute_dtype=jnp.dtype(m.compute_dtype), remat=m.remat, unroll=m.unroll)
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    return Learner(cfg, optimizer, loss=loss, separate_critic=p.separate_critic, mesh=mesh, how=ForwardSettings(**how))
+    try:
+        mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+        return Learner(
+            cfg, optimizer, loss=loss, separate_critic=p.separate_critic, mesh=mesh, how=ForwardSettings(**how),
+            max_grad_norm=p.max_grad_norm,
+        )  # fmt: skip
+    except ValueError as error:
+        raise ConfigError(f"config.mesh: {error}") from error

@@ -61,13 +61,13 @@ def time_split(metrics: Mapping[str, float]) -> str:
 
 
 class ProgressDisplay:
-    """Prints iterations; shows the stage within one as a bar where the stream is a terminal, else not at all."""
+    """Prints iterations; shows the stages under way as bars where the stream is a terminal, else not at all."""
 
     def __init__(self, *, stream: TextIO | None = None, header_every: int = 20) -> None:
         self._console = Console(file=stream or sys.stdout, highlight=False, soft_wrap=True)
         self._header_every = header_every
         self._lines = 0
-        self._task: TaskID | None = None
+        self._tasks: dict[str, TaskID] = {}
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -88,10 +88,12 @@ class ProgressDisplay:
         self._bar.stop()
 
     def stage(self, name: str, done: int, total: int) -> None:
-        """Moves the bar: `done` of `total` units of the stage `name`."""
-        if self._task is None:
-            self._task = self._bar.add_task(name, total=total)
-        self._bar.update(self._task, description=name, completed=done, total=total)
+        """Moves the bar of the stage `name`: `done` of `total` units. A stage that is complete has none."""
+        if name not in self._tasks:
+            self._tasks[name] = self._bar.add_task(name, total=total)
+        self._bar.update(self._tasks[name], completed=done, total=total, visible=done < total)
+        if done >= total:
+            self._bar.reset(self._tasks[name], start=True, visible=False)
 
     def iteration(self, step: int, metrics: Mapping[str, float]) -> None:
         """Prints an iteration's line, with the headings every now and then."""

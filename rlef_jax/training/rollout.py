@@ -14,7 +14,7 @@ import dataclasses
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol
 
 from rlef_jax import episode as machine
@@ -22,6 +22,7 @@ from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.dialog.extract import extract_code
 from rlef_jax.dialog.feedback import feedback_message
 from rlef_jax.dialog.prompts import problem_prompt
+from rlef_jax.errors import ConfigError, StoppedError
 from rlef_jax.execution.pool import ExecutionPool
 from rlef_jax.execution.verdict import limits_for, submit_hidden, submit_public
 from rlef_jax.training.random_feedback import RandomFeedback
@@ -127,6 +128,7 @@ def collect(
     first_index: int = 0,
     donors: Sequence[Problem] | None = None,
     on_progress: Callable[[RolloutProgress], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
 ) -> list[Episode]:
     """Makes one episode for each entry of `problems` (repeat a problem for several), judged and in that order.
 
@@ -140,11 +142,13 @@ def collect(
       first_index: of the first episode.
       donors: where random feedback comes from; by default `problems`. Unused otherwise.
       on_progress: called after each turn of each group, and at the end, in this thread.
+      should_stop: asked between turns and while the judge is waited for.
 
     Raises:
-      ValueError: a problem's first prompt leaves no room for a response.
+      ConfigError: a problem's first prompt leaves no room for a response.
+      StoppedError: `should_stop` said so; what was begun is dropped.
     """
-    meter = _Meter(len(problems), on_progress)
+    meter = _Meter(len(problems), on_progress, should_stop)
     random_feedback = None
     if settings.feedback == "random":
         random_feedback = RandomFeedback(
@@ -183,6 +187,7 @@ class _Driver:
             while waiting and len(active) < self.settings.groups_in_flight:
                 at = waiting.popleft()
                 active.append((at, self.run_group(episodes[at : at + size], prompts[at : at + size])))
+            self.meter.check()
             at, group = active.popleft()
             try:
                 next(group)
@@ -193,13 +198,16 @@ class _Driver:
         return [episode for at in sorted(finished) for episode in finished[at]]
 
     def first_prompts(self, episodes: Sequence[Episode]) -> list[list[int]]:
-        """Turn 1's tokens of each episode. Raises ValueError where they leave no room for a response."""
+        """Turn 1's tokens of each episode. Raises ConfigError where they leave no room for a response."""
         prompts = []
         for episode in episodes:
             user = problem_prompt(episode.problem.description)
             prompts.append(self.chat.first_prompt(user, self.settings.system_prompt))
             if self._room(episode, prompts[-1]) < 1:
-                machine.end_by_context(episode)  # refuses an episode without turns, by name
+                raise ConfigError(
+                    f"problem {episode.problem.name!r}: its prompt of {len(prompts[-1])} tokens leaves no room for a"
+                    f" response; raise config.episode.context, which is {self.settings.context}"
+                )
         return prompts
 
     def run_group(self, episodes: list[Episode], prompts: list[list[int]]) -> _Coroutine:
@@ -311,11 +319,20 @@ def _turn(prompt: Sequence[int], sample: SampleLike) -> Turn:
     )
 
 
-class _Meter:
-    """Counts and seconds of one collection."""
+_ASK_EVERY_S = 0.5  # how often a collection that waits for the judge asks whether to stop
 
-    def __init__(self, total: int, on_progress: Callable[[RolloutProgress], None] | None) -> None:
+
+class _Meter:
+    """Counts and seconds of one collection, and whether it should stop."""
+
+    def __init__(
+        self,
+        total: int,
+        on_progress: Callable[[RolloutProgress], None] | None,
+        should_stop: Callable[[], bool] | None,
+    ) -> None:
         self._total = total
+        self._should_stop = should_stop
         self._on_progress = on_progress
         self._began = time.perf_counter()
         self._ended = self._tokens = 0
@@ -335,7 +352,14 @@ class _Meter:
 
     def wait(self, future: Future[Verdict]) -> Verdict:
         with self.waiting():
+            while not wait([future], timeout=_ASK_EVERY_S).done:
+                self.check()
             return future.result()
+
+    def check(self) -> None:
+        """Raises StoppedError if the collection should stop."""
+        if self._should_stop is not None and self._should_stop():
+            raise StoppedError("during rollouts")
 
     def count_tokens(self, count: int) -> None:
         self._tokens += count

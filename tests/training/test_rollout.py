@@ -174,7 +174,7 @@ def test_a_response_cut_by_length_is_closed_by_the_next_prompt(pool):
 
 
 def test_first_prompt_too_long_is_refused_by_name(pool):
-    with pytest.raises(ValueError, match=r"first prompt of episode 1 of step 2 \(long\)"):
+    with pytest.raises(ValueError, match=r"problem 'long': its prompt of \d+ tokens .*config.episode.context"):
         run(pool, [ADD], [add_problem(), dataclasses.replace(add_problem("long"), description="y" * 3000)])
 
 

@@ -1,0 +1,126 @@
+"""What a configuration must satisfy to run. Each check names the key, what is wrong with its value, and the fix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from rlef_jax.errors import ConfigError
+
+_ABOVE_0 = (
+    "model.rope_theta", "model.norm_eps", "sampling.temperature", "execution.wall_s", "ppo.learning_rate",
+    "ppo.clip_eps", "ppo.value_clip", "ppo.importance_cap", "sft.learning_rate",
+)  # fmt: skip
+_AT_LEAST_1 = (
+    "model.d_model", "model.n_layers", "model.n_heads", "model.n_kv_heads", "model.d_head", "model.d_ff",
+    "episode.max_turns", "episode.context", "episode.max_new_tokens",
+    "sampling.group_size", "sampling.groups_in_flight", "sampling.threads",
+    "execution.memory_mb", "execution.output_kb",
+    "ppo.rollouts", "ppo.updates", "ppo.microbatch_rows", "mesh.data", "mesh.fsdp", "mesh.tensor",
+    "train.checkpoint_every", "train.keep_checkpoints", "train.log_every", "eval.bootstrap_samples",
+    "sft.dialogues", "sft.batch_rows", "sft.checkpoint_every", "sft.log_every",
+)  # fmt: skip
+_AT_LEAST_0 = (
+    "seed", "episode.max_failures_shown", "episode.max_text_chars", "sampling.top_k", "execution.workers",
+    "execution.max_wall_s", "ppo.warmup_steps", "ppo.weight_decay", "ppo.clip_norm", "ppo.max_grad_norm",
+    "ppo.kl_beta", "ppo.value_coef", "train.iterations", "train.max_staleness",
+    "eval.temperature", "eval.problems", "eval.every", "eval.patience",
+    "sft.steps", "sft.warmup_steps", "sft.weight_decay", "sft.clip_norm",
+)  # fmt: skip
+_SHARES = ("sft.marked_share", "sft.unmarked_right_repairs", "sft.unmarked_habit")
+_CHOICES = {
+    "model.param_dtype": ("float32", "bfloat16"),
+    "model.compute_dtype": ("float32", "bfloat16"),
+    "episode.feedback": ("true", "random", "none"),
+    "ppo.importance": ("paper", "decoupled", "none"),
+    "ppo.importance_mode": ("cap", "mask"),
+    "train.bad_update": ("stop", "skip"),
+}
+_MOST_WORKERS = 4096
+_MOST_SEEDS = 2**31  # seeds are folded into 32 bits, and evaluations add to them
+
+Faults = Iterator[tuple[bool, str, str]]
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises ConfigError naming every key whose value cannot run, and how to mend it."""
+    faults = [f"config.{key}: {fault}" for bad, key, fault in _check_each(config) if bad]
+    if not faults:  # what follows computes with the values
+        faults = [f"config.{key}: {fault}" for check in _TOGETHER for bad, key, fault in check(config) if bad]
+    if faults:
+        raise ConfigError("\n".join(faults))
+
+
+def _at(config: ConfigDict, key: str) -> Any:
+    for part in key.split("."):
+        config = config[part]
+    return config
+
+
+def _check_each(config: ConfigDict) -> Faults:
+    for keys, low in ((_AT_LEAST_1, 1), (_AT_LEAST_0, 0)):
+        for key in keys:
+            value = _at(config, key)
+            yield not low <= value < math.inf, key, f"{low} or more; it is {value}"
+    for key in _ABOVE_0:
+        yield not 0 < _at(config, key) < math.inf, key, f"above 0; it is {_at(config, key)}"
+    for key in _SHARES:
+        yield not 0 <= _at(config, key) <= 1, key, f"a share from 0 to 1; it is {_at(config, key)}"
+    for key in ("sampling.top_p", "eval.top_p"):
+        yield not 0 < _at(config, key) <= 1, key, f"above 0, at most 1; it is {_at(config, key)}"
+    for key in ("ppo.adam_b1", "ppo.adam_b2"):
+        yield not 0 <= _at(config, key) < 1, key, f"from 0 to below 1; it is {_at(config, key)}"
+    for key, choices in _CHOICES.items():
+        known = " or ".join(f'"{choice}"' for choice in choices)
+        yield _at(config, key) not in choices, key, f"{known}, not {_at(config, key)!r}"
+    penalty = config.reward.invalid_penalty
+    yield not math.isfinite(penalty), "reward.invalid_penalty", f"a number; it is {penalty}"
+    many = f"at most {_MOST_WORKERS}; it is {config.execution.workers}"
+    yield config.execution.workers > _MOST_WORKERS, "execution.workers", many
+    yield config.seed >= _MOST_SEEDS, "seed", f"below {_MOST_SEEDS}; it is {config.seed}"
+
+
+def _check_model(config: ConfigDict) -> Faults:
+    m = config.model
+    yield m.n_heads % m.n_kv_heads != 0, "model.n_kv_heads", f"must divide n_heads={m.n_heads}; it is {m.n_kv_heads}"
+    yield m.d_head % 2 != 0, "model.d_head", f"must be even (rotary pairs); it is {m.d_head}"
+    too_coarse = m.param_dtype != "float32" and min(config.ppo.learning_rate, config.sft.learning_rate) < 1e-5
+    still = f'{m.param_dtype} weights do not move at a learning rate below 1e-5: use "float32" master weights'
+    yield too_coarse, "model.param_dtype", still
+
+
+def _check_episode(config: ConfigDict) -> Faults:
+    e = config.episode
+    no_room = f"must leave room for a prompt in context={e.context}; it is {e.max_new_tokens}"
+    yield e.max_new_tokens >= e.context, "episode.max_new_tokens", no_room
+    yield from _check_buckets("sampling.prompt_buckets", config.sampling.prompt_buckets, e.context)
+    yield from _check_buckets("ppo.buckets", config.ppo.buckets, e.context)
+
+
+def _check_buckets(key: str, buckets: Sequence[int], context: int) -> Faults:
+    numbers = tuple(buckets)
+    whole = all(isinstance(n, int) and n > 0 for n in numbers)
+    increase = whole and bool(numbers) and all(a < b for a, b in zip(numbers, numbers[1:]))
+    yield not increase, key, f"whole numbers above 0 that increase; they are {numbers}"
+    short = f"the longest must hold a whole episode of config.episode.context={context}; they are {numbers}"
+    yield increase and numbers[-1] < context, key, short
+
+
+def _check_ppo(config: ConfigDict) -> Faults:
+    p = config.ppo
+    uneven = f"must be a multiple of updates={p.updates}, so that all updates have as many; it is {p.rollouts}"
+    yield p.rollouts % p.updates != 0, "ppo.rollouts", uneven
+    shards = config.mesh.data * config.mesh.fsdp
+    unshared = f"must be a multiple of mesh.data * mesh.fsdp = {shards}; it is {p.microbatch_rows}"
+    yield p.microbatch_rows % shards != 0, "ppo.microbatch_rows", unshared
+
+
+def _check_schedule(config: ConfigDict) -> Faults:
+    needless = "needs evaluations to count: set config.eval.every too"
+    yield config.eval.patience > 0 and config.eval.every == 0, "eval.patience", needless
+
+
+_TOGETHER = (_check_model, _check_episode, _check_ppo, _check_schedule)

@@ -1,0 +1,49 @@
+"""Runs a bad update again, to find out why: python -m rlef_jax.replay_batch --workdir=runs/x [--update=12]
+
+A gradient that isn't finite (or is over ppo.max_grad_norm) stops a run, or is skipped; its weights and batch lie in
+bad_updates/. This computes the gradient once more and prints where it is not finite or large: in the weights, the
+batch, the log-probabilities and values of a micro-batch, or the gradient of one parameter.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import jax
+
+from rlef_jax import config as config_lib
+from rlef_jax.command_line import errors_as_lines
+from rlef_jax.errors import ConfigError
+from rlef_jax.training.bad_update import describe, load_bad_update, saved_updates
+from rlef_jax.training.parts import build_learner, build_policy
+
+
+def main() -> None:
+    """Prints the findings."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", type=Path, required=True, help="a run of rlef_jax.train")
+    parser.add_argument("--update", type=int, help="which one (default: the last that was kept)")
+    args = parser.parse_args()
+    with errors_as_lines():
+        print(replay(args.workdir, args.update))
+
+
+def replay(workdir: Path, update: int | None = None) -> str:
+    """The findings as text. Raises ConfigError where there is no such run or update."""
+    config = config_lib.load_saved(workdir)
+    known = saved_updates(workdir)
+    if not known:
+        raise ConfigError(f"--workdir: {workdir} has no bad updates")
+    number = known[-1] if update is None else update
+    policy = build_policy(config)
+    learner = build_learner(config, policy.cfg)
+    state = learner.init(jax.random.PRNGKey(config.seed), policy.params)
+    params, microbatches, metrics = load_bad_update(workdir, number, state.params)
+    state = state.replace(params=jax.device_put(params, learner.param_shardings))  # type: ignore[attr-defined]
+    told = ", ".join(f"{k} {metrics[k]}" for k in ("loss", "grad_norm", "action_tokens", "turns"))
+    return "\n".join([f"update {number} of {workdir}; then: {told}", *describe(learner, state, microbatches)])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""Evaluations within a run: fixed splits, random numbers of their own, kept so that a resumed run repeats none."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from rlef_jax.data.sources import evaluation_problems
+from rlef_jax.evaluation.report import summarise
+from rlef_jax.model.transformer import Params
+from rlef_jax.training import episode_io
+from rlef_jax.training.actor import Actor
+from rlef_jax.training.parts import rollout_settings
+from rlef_jax.training.progress import ProgressDisplay
+
+EVAL_SEED = 1_000_003  # added to the run's seed: an evaluation draws tokens of its own ...
+VALID_SEED = 2_000_003  # ... and model selection others than the final score
+FOLDER = "evaluations"
+
+
+class Evaluator:
+    """Evaluates weights on a fixed split: one rollout a problem, at the evaluation's temperature.
+
+    Every evaluation draws the same random numbers, whatever the weights: what differs between two is their doing.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        actor: Actor,
+        workdir: Path,
+        display: ProgressDisplay,
+        should_stop: Callable[[], bool],
+    ) -> None:
+        self._config, self._actor, self._workdir, self._display = config, actor, workdir, display
+        self._should_stop = should_stop
+
+    def __call__(
+        self, name: str, params: Params, split: str, *, feedback: str = "true", version: int, seed: int = EVAL_SEED
+    ) -> dict[str, Any]:
+        """The split's summary in percent. Episodes go to episodes/NAME.jsonl.gz, the summary to evaluations/NAME.json.
+
+        A summary that was made of the same `version` (updates) is read back. Raises StoppedError if asked to stop.
+        """
+        path = self._workdir / FOLDER / f"{name}.json"
+        if path.is_file() and (known := json.loads(path.read_text()))["version"] == version:
+            return known["summary"]
+        e, began = self._config.eval, time.perf_counter()
+        problems = evaluation_problems(self._config.data.name, split, e.problems)
+        self._actor.sampler.set_weights(params, version=version)
+        episodes, _ = self._actor.episodes(
+            problems,
+            seed=self._config.seed + seed,
+            step=0,
+            settings=rollout_settings(self._config, feedback),
+            display=self._display,
+            stage=name,
+            should_stop=self._should_stop,
+        )
+        episode_io.write_episodes(self._workdir / "episodes" / f"{name}.jsonl.gz", episodes)
+        found = summarise(episodes, max_turns=self._config.episode.max_turns, bootstrap_samples=e.bootstrap_samples)
+        path.parent.mkdir(exist_ok=True)
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps({"version": version, "split": split, "summary": found}, indent=2) + "\n")
+        os.replace(part, path)
+        rates = "  ".join(f"{k} {v:.1f}" for k, v in found.items() if "@" in k and isinstance(v, float))
+        self._display.message(
+            f"{name}: {len(episodes)} problems of {split}, {rates} ({time.perf_counter() - began:.0f} s)"
+        )
+        return found
+
+    def under_both_feedbacks(self, prefix: str, params: Params, version: int) -> dict[str, dict[str, Any]]:
+        """The summary's entries for some weights: under true feedback and, if asked for, under random feedback."""
+        e = self._config.eval
+        kinds = {prefix: "true"} | ({f"{prefix}_random_feedback": "random"} if e.random_feedback else {})
+        return {name: self(name, params, e.split, feedback=kind, version=version) for name, kind in kinds.items()}

@@ -1,0 +1,63 @@
+"""Stopping on request: the first SIGINT or SIGTERM asks, the second one ends the process at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequest:
+    """Turns the first SIGINT or SIGTERM into a question that the run answers when it can: use as a context manager.
+
+    A second signal exits with 128 + its number, saving nothing. Outside the main thread, where Python allows no
+    handlers, signals keep their meaning.
+    """
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __call__(self) -> bool:
+        """Whether somebody has asked."""
+        return self.signal is not None
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            os._exit(128 + number)
+        self.signal = signal.Signals(number)
+        text = f"\n{self.signal.name}: saving, then stopping; once more to stop at once\n"
+        os.write(2, text.encode())  # print may be in the middle of a line
+
+
+def serve_parent() -> None:
+    """For helper processes: leaves signals to the run that they serve, and ends with it however it ends.
+
+    Ctrl-C and schedulers signal the whole process group, but only the run can answer; and a run that is killed cannot
+    tell anybody.
+    """
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(0)

@@ -1,0 +1,158 @@
+"""A run from where it stands to its end: iterations, validation, checkpoints, and what happens when it must stop."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from rlef_jax.errors import RunError, StoppedError
+from rlef_jax.model.transformer import Params
+from rlef_jax.ppo.update import Learner, TrainState
+from rlef_jax.training import episode_io
+from rlef_jax.training.actor import Actor, ActorThread, Rollouts
+from rlef_jax.training.bad_update import save_bad_update
+from rlef_jax.training.checkpoint import Checkpoints
+from rlef_jax.training.evaluator import VALID_SEED, Evaluator
+from rlef_jax.training.interrupt import StopRequest
+from rlef_jax.training.loop import PpoSettings, ProblemFeed, Stopwatch, learn, pool_metrics, time_metrics
+from rlef_jax.training.metrics_writer import MetricsWriter
+from rlef_jax.training.parts import rollout_settings
+from rlef_jax.training.progress import ProgressDisplay
+from rlef_jax.training.rollout import RolloutProgress
+from rlef_jax.training.workdir import Progress, items_of
+from rlef_jax.types import Episode, TokenBatch
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Everything that an iteration works with."""
+
+    config: ConfigDict
+    workdir: Path
+    actor: Actor
+    learner: Learner
+    reference: Params
+    evaluate: Evaluator
+    feed: ProblemFeed
+    writer: MetricsWriter
+    checkpoints: Checkpoints
+    display: ProgressDisplay
+    stop: StopRequest
+
+    def iterate(self, state: TrainState, progress: Progress) -> tuple[TrainState, Progress]:
+        """All iterations that are left. Returns the last state.
+
+        Raises StoppedError after a signal, RunError after a bad update, with a checkpoint to go on from.
+        """
+        first, last = progress.iteration, self.config.train.iterations - 1
+        with ActorThread(
+            self._make, self.actor.sampler, first=first, last=last, max_staleness=self.config.train.max_staleness
+        ) as thread:
+            for step in range(first, last + 1):
+                if self._ended_early(progress):
+                    break
+                try:
+                    state, progress = self._iteration(step, state, progress, thread)
+                except StoppedError as error:
+                    self._save(state, progress)
+                    raise StoppedError(self._stopped_line(progress)) from error
+                if self.stop() and step < last:
+                    self._save(state, progress)
+                    raise StoppedError(self._stopped_line(progress))
+        return state, progress
+
+    def _make(self, step: int, should_stop: Callable[[], bool]) -> tuple[list[Episode], RolloutProgress]:
+        """The rollouts of an iteration; in the actor's thread."""
+        return self.actor.episodes(
+            self.feed.get(step),
+            seed=self.config.seed,
+            step=step,
+            settings=rollout_settings(self.config, self.config.episode.feedback),
+            display=self.display,
+            should_stop=should_stop,
+        )
+
+    def _iteration(
+        self, step: int, state: TrainState, progress: Progress, thread: ActorThread
+    ) -> tuple[TrainState, Progress]:
+        """One iteration, written down; where they are due, a validation and a checkpoint."""
+        watch, pool_before = Stopwatch(), self.actor.pool.stats()
+        with watch.part("weights"):
+            thread.publish(step, state.params["policy"], int(state.step))
+        with watch.part("wait for rollouts"):
+            rollouts = thread.get(step, self.stop)
+        state, metrics = learn(
+            state, self.reference, rollouts, self.learner, seed=self.config.seed, ppo=PpoSettings.of(self.config),
+            watch=watch, display=self.display, on_bad_update=self._on_bad_update,
+        )  # fmt: skip
+        metrics |= time_metrics(rollouts, watch, synchronous=self.config.train.max_staleness == 0)
+        metrics |= pool_metrics(pool_before, self.actor.pool.stats())
+        progress = dataclasses.replace(
+            progress,
+            iteration=step + 1,
+            skipped_updates=progress.skipped_updates + int(metrics["skipped_updates"]),
+        )
+        score = None
+        if self.config.eval.every and progress.iteration % self.config.eval.every == 0:
+            found = self._validate(state, progress)
+            score = found[f"1@{self.config.episode.max_turns}"]
+            progress = progress.after_validation(score)
+            metrics |= {f"valid/{k}": v for k, v in found.items() if isinstance(v, float)}
+        self._write(step, rollouts, metrics)
+        if score is not None or self._checkpoint_due(progress):
+            self._save(state, progress, score=score)
+        return state, progress
+
+    def _write(self, step: int, rollouts: Rollouts, metrics: dict[str, float]) -> None:
+        if self.config.train.save_episodes:
+            episode_io.write_episodes(episode_io.episodes_path(self.workdir, step), rollouts.episodes)
+        self.writer.write(step, metrics)
+        if step % self.config.train.log_every == 0 or step == self.config.train.iterations - 1:
+            self.display.iteration(step, metrics)
+
+    def _validate(self, state: TrainState, progress: Progress) -> dict[str, Any]:
+        name, split = f"valid_{progress.iteration:06d}", self.config.eval.valid_split
+        return self.evaluate(name, state.params["policy"], split, version=int(state.step), seed=VALID_SEED)
+
+    def _checkpoint_due(self, progress: Progress) -> bool:
+        done = progress.iteration
+        return done % self.config.train.checkpoint_every == 0 or done == self.config.train.iterations
+
+    def _save(self, state: TrainState, progress: Progress, *, score: float | None = None) -> None:
+        if progress.iteration and progress.iteration not in self.checkpoints.steps():
+            metadata = {**dataclasses.asdict(progress), "seed": self.config.seed}
+            self.checkpoints.save(progress.iteration, items_of(state), metadata, score=score)
+
+    def _ended_early(self, progress: Progress) -> bool:
+        patience = self.config.eval.patience
+        if not 0 < patience <= progress.since_best:
+            return False
+        self.display.message(
+            f"no better validation in {patience} after iteration {progress.best_iteration}: training ends"
+        )
+        return True
+
+    def _stopped_line(self, progress: Progress) -> str:
+        self.checkpoints.wait()
+        name = self.stop.signal.name if self.stop.signal is not None else "a signal"
+        where = f"saved after {progress.iteration} iterations" if progress.iteration else "nothing to save yet"
+        return f"{name}, {where}; the same command goes on from there"
+
+    def _on_bad_update(
+        self, state: TrainState, number: int, microbatches: Sequence[TokenBatch], metrics: dict[str, float]
+    ) -> None:
+        update = int(state.step) - 1
+        folder = save_bad_update(self.workdir, update, state.params, microbatches, metrics)
+        line = f"update {update} was not applied: its gradient's norm is {metrics['grad_norm']:.4g}; kept in {folder}"
+        if self.config.train.bad_update == "skip":
+            self.display.message(line)
+            return
+        self.checkpoints.wait()
+        raise RunError(
+            f"{line}. See python -m rlef_jax.replay_batch --workdir={self.workdir} --update={update}; "
+            "to go on without such updates: --config.train.bad_update=skip"
+        )

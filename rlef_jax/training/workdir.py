@@ -1,0 +1,179 @@
+"""A run's folder: is it this run's, from which iteration does it go on, and what lies past that point."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from rlef_jax import config as config_lib
+from rlef_jax.errors import ConfigError, RunError
+from rlef_jax.ppo.update import TrainState
+from rlef_jax.training import episode_io
+from rlef_jax.training.checkpoint import Checkpoints, DamagedCheckpointError
+from rlef_jax.training.metrics_writer import read_metrics
+
+CHECKPOINTS = "checkpoints"
+
+# Keys that may change when a run goes on: none of them changes a number that the run computes.
+FREE_KEYS = (
+    "train.iterations", "train.checkpoint_every", "train.keep_checkpoints", "train.log_every", "train.save_episodes",
+    "sampling.groups_in_flight", "sampling.threads", "execution.workers", "eval.patience",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """Where a run stands between two iterations. All of it is in the checkpoint's metadata, as JSON.
+
+    Attributes:
+      iteration: iterations done.
+      reference: content hash of the reference policy's weights.
+      best_iteration, best_score: the validation with the highest score so far (percent), None before the first.
+      since_best: validations since then.
+      skipped_updates: updates that were not applied.
+    """
+
+    iteration: int
+    reference: str | None
+    best_iteration: int | None = None
+    best_score: float | None = None
+    since_best: int = 0
+    skipped_updates: int = 0
+
+    def after_validation(self, score: float) -> Progress:
+        """With one more validation of the weights after `iteration`; of equal scores the later is the best."""
+        if self.best_score is None or score >= self.best_score:
+            return dataclasses.replace(self, best_iteration=self.iteration, best_score=score, since_best=0)
+        return dataclasses.replace(self, since_best=self.since_best + 1)
+
+
+def open_workdir(workdir: Path, config: ConfigDict, *, resume: bool) -> None:
+    """Makes the folder, or checks that the run in it is this one, and writes config.json.
+
+    Raises ConfigError for a run with other values (naming each), or for any run where `resume` is False; OSError where
+    the folder can't be written.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    if (workdir / config_lib.SAVED_NAME).exists():
+        if not resume:
+            raise ConfigError(f"{workdir} holds a run already, and --resume=never: give another --workdir")
+        differing = _differences(config_lib.read_saved(workdir), config)
+        if differing:
+            raise ConfigError(
+                f"{workdir} holds a run with another config; give another --workdir, or the same values:\n"
+                + "\n".join(f"  config.{key}: {there!r} there, {here!r} here" for key, there, here in differing)
+            )
+    elif any((workdir / name).exists() for name in (CHECKPOINTS, "metrics.jsonl")):
+        raise ConfigError(f"{workdir} holds a run without its {config_lib.SAVED_NAME}: give another --workdir")
+    config_lib.save(config, workdir)
+
+
+def _differences(saved: Mapping[str, Any], config: ConfigDict) -> list[tuple[str, Any, Any]]:
+    """(key, value there, value here) of every key that matters. A key that is new since then has its default there."""
+    defaults = config_lib.flat(config_lib.base_config())
+    here = {key: _plain(value) for key, value in config_lib.flat(config).items()}
+    there = {key: _plain(saved.get(key, defaults[key])) for key in here}
+    return [(key, there[key], here[key]) for key in here if key not in FREE_KEYS and there[key] != here[key]]
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+def items_of(state: TrainState) -> dict[str, Any]:
+    """What a checkpoint holds: the policy by itself, so that an evaluation needs to read nothing else, and the rest."""
+    return {
+        "policy": state.params["policy"],
+        "learner": {"critic": state.params["critic"], "opt_state": state.opt_state, "step": state.step},
+    }
+
+
+def state_of(items: Mapping[str, Any]) -> TrainState:
+    """The state that `items_of` took apart."""
+    learner = items["learner"]
+    params = {"policy": items["policy"], "critic": learner["critic"]}
+    return TrainState(params=params, opt_state=learner["opt_state"], step=learner["step"])
+
+
+def resume(
+    workdir: Path,
+    checkpoints: Checkpoints,
+    fresh: TrainState,
+    start: Progress,
+    *,
+    checkpoint_every: int,
+    tell: Callable[[str], None],
+) -> tuple[TrainState, Progress]:
+    """The newest state that can be read, or `fresh` where the run has none yet; drops what was written past it.
+
+    Args:
+      workdir: the run's folder.
+      checkpoints: its checkpoints. A damaged one is moved aside, and the one before it is used.
+      fresh: the state at iteration 0, on its devices.
+      start: the progress at iteration 0.
+      checkpoint_every: iterations between checkpoints.
+      tell: prints a line.
+
+    Raises:
+      RunError: there are checkpoints, and none can be read; or iterations are recorded and their checkpoints are gone.
+      ConfigError: the newest checkpoint is of another model or another reference policy.
+    """
+    found = _newest(checkpoints, fresh, start, tell)
+    if found is None:
+        lost = _recorded(workdir)
+        # A save waits for the one before it: so many records mean that a first checkpoint was complete.
+        saved_once = lost > 2 * checkpoint_every
+        if (workdir / ("damaged_" + CHECKPOINTS)).exists() or saved_once:
+            raise RunError(
+                f"{workdir} has records of {lost} iterations and no checkpoint that can be read; "
+                "start again with another --workdir"
+            )
+        state, progress = fresh, start
+    else:
+        state, progress = found
+        tell(f"going on from iteration {progress.iteration} ({checkpoints.folder})")
+    drop_after(workdir, progress.iteration)
+    return state, progress
+
+
+def _newest(
+    checkpoints: Checkpoints, fresh: TrainState, start: Progress, tell: Callable[[str], None]
+) -> tuple[TrainState, Progress] | None:
+    for step in reversed(checkpoints.steps()):
+        try:
+            told = checkpoints.metadata(step)
+            if told.get("reference") != start.reference:
+                raise ConfigError(
+                    f"checkpoint {step} in {checkpoints.folder} belongs to a run with another reference policy "
+                    f"({told.get('reference')}); config.model.init now gives {start.reference}"
+                )
+            state = state_of(checkpoints.restore(step, items_of(fresh)))
+            return state, Progress(**{field.name: told[field.name] for field in dataclasses.fields(Progress)})
+        except DamagedCheckpointError as error:
+            tell(f"{error}; moved to {checkpoints.set_aside(step)}, trying the one before it")
+    return None
+
+
+def _recorded(workdir: Path) -> int:
+    """Iterations that metrics.jsonl tells of."""
+    try:
+        return len(read_metrics(workdir))
+    except FileNotFoundError:
+        return 0
+
+
+def drop_after(workdir: Path, iteration: int) -> None:
+    """Removes episodes and validations of later iterations: the run makes them again. Metrics: see MetricsWriter."""
+    for step in episode_io.saved_steps(workdir):
+        if step >= iteration:
+            episode_io.episodes_path(workdir, step).unlink()
+    for folder, suffix in (("episodes", ".jsonl.gz"), ("evaluations", ".json")):
+        for path in (workdir / folder).glob(f"valid_*{suffix}"):
+            number = path.name.removeprefix("valid_").removesuffix(suffix)
+            if number.isdigit() and int(number) > iteration:
+                path.unlink()
