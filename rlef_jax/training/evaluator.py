@@ -42,11 +42,20 @@ class Evaluator:
         self._should_stop = should_stop
 
     def __call__(
-        self, name: str, params: Params, split: str, *, feedback: str = "true", version: int, seed: int = EVAL_SEED
+        self,
+        name: str,
+        params: Params,
+        split: str,
+        *,
+        feedback: str = "true",
+        version: int,
+        seed: int = EVAL_SEED,
+        may_stop: bool = True,
     ) -> dict[str, Any]:
         """The split's summary in percent. Episodes go to episodes/NAME.jsonl.gz, the summary to evaluations/NAME.json.
 
-        A summary that was made of the same `version` (updates) is read back. Raises StoppedError if asked to stop.
+        A summary that was made of the same `version` (updates) is read back. Raises StoppedError if the run is asked to
+        stop, where it `may_stop`.
         """
         path = self._workdir / FOLDER / f"{name}.json"
         if path.is_file() and (known := json.loads(path.read_text()))["version"] == version:
@@ -61,7 +70,7 @@ class Evaluator:
             settings=rollout_settings(self._config, feedback),
             display=self._display,
             stage=name,
-            should_stop=self._should_stop,
+            should_stop=self._should_stop if may_stop else None,
         )
         episode_io.write_episodes(self._workdir / "episodes" / f"{name}.jsonl.gz", episodes)
         found = summarise(episodes, max_turns=self._config.episode.max_turns, bootstrap_samples=e.bootstrap_samples)

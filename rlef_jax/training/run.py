@@ -116,7 +116,10 @@ class Run:
 
     def _validate(self, state: TrainState, progress: Progress) -> dict[str, Any]:
         name, split = f"valid_{progress.iteration:06d}", self.config.eval.valid_split
-        return self.evaluate(name, state.params["policy"], split, version=int(state.step), seed=VALID_SEED)
+        # It belongs to the iteration, whose weights can't be saved without its score: a signal waits for it.
+        return self.evaluate(
+            name, state.params["policy"], split, version=int(state.step), seed=VALID_SEED, may_stop=False
+        )
 
     def _checkpoint_due(self, progress: Progress) -> bool:
         done = progress.iteration

@@ -1,0 +1,131 @@
+"""The whole training job at its smallest, started as a process, and the comparison of two finished runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlef_jax.training.checkpoint import Checkpoints
+from rlef_jax.training.episode_io import read_episodes
+from rlef_jax.training.metrics_writer import read_metrics
+from rlef_jax.types import Episode
+
+OVERRIDES: dict[str, Any] = {
+    "model.init": "",
+    "model.d_model": 16,
+    "model.n_layers": 1,
+    "model.n_heads": 2,
+    "model.n_kv_heads": 1,
+    "model.d_head": 8,
+    "model.d_ff": 32,
+    "episode.max_new_tokens": 8,
+    "sampling.group_size": 4,
+    "sampling.prompt_buckets": (256,),
+    "ppo.rollouts": 8,
+    "ppo.updates": 2,
+    "ppo.microbatch_rows": 4,
+    "ppo.buckets": (256,),
+    "train.iterations": 10,
+    "train.checkpoint_every": 2,
+    "eval.split": "",
+    "eval.problems": 4,
+    "eval.bootstrap_samples": 20,
+}
+
+
+def command(workdir: Path, overrides: dict[str, Any] | None = None, *flags: str) -> list[str]:
+    """The command line of `rlef_jax.train` on a tiny run."""
+    values = OVERRIDES | (overrides or {})
+    given = [f"--config.{key}={value}" for key, value in values.items()]
+    return [
+        sys.executable, "-m", "rlef_jax.train", "--config=configs/tiny.py", f"--workdir={workdir}", *given, *flags,
+    ]  # fmt: skip
+
+
+def environment(cache: Path, **extra: str) -> dict[str, str]:
+    """Little optimisation and a cache of compiled programs, which all processes of a test share."""
+    return os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        **extra,
+    }
+
+
+def start(workdir: Path, cache: Path, overrides: dict[str, Any] | None = None, *flags: str) -> subprocess.Popen[str]:
+    """Starts a run in a process group of its own."""
+    return subprocess.Popen(
+        command(workdir, overrides, *flags),
+        env=environment(cache),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(workdir: Path, cache: Path, overrides: dict[str, Any] | None = None, *flags: str) -> str:
+    """Runs to the end; the output. Fails if the run does."""
+    done = subprocess.run(
+        command(workdir, overrides, *flags), env=environment(cache), capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def timeless(record: dict[str, Any]) -> dict[str, Any]:
+    """A record of metrics.jsonl without what a clock or the machine decides."""
+    return {
+        name: value
+        for name, value in record.items()
+        if not name.startswith(("time", "idle/", "pool/busy", "pool/retries", "memory")) and "per_s" not in name
+    }
+
+
+def untimed(episode: Episode) -> Episode:
+    """An episode without what a clock or the machine decides."""
+
+    def results(part: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(dataclasses.replace(r, cpu_s=0.0, wall_s=0.0, memory_bytes=0) for r in part)
+
+    def verdict(v: Any) -> Any:
+        return v and dataclasses.replace(v, public=results(v.public), hidden=results(v.hidden))
+
+    turns = tuple(dataclasses.replace(t, verdict=verdict(t.verdict)) for t in episode.turns)
+    return dataclasses.replace(episode, turns=turns)
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Weights, optimizer, metrics and episodes are equal bit for bit, times apart."""
+    with np.load(one / "policy.npz") as a, np.load(other / "policy.npz") as b:
+        assert set(a.files) == set(b.files)
+        for name in a.files:
+            np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+    with Checkpoints(one / "checkpoints", read_only=True) as a, Checkpoints(other / "checkpoints", read_only=True) as b:
+        assert a.latest is not None and a.latest == b.latest
+        # The hashes are of every byte: policy, critic, both moments, step.
+        assert a.metadata(a.latest) == b.metadata(b.latest)
+    assert [timeless(r) for r in read_metrics(one)] == [timeless(r) for r in read_metrics(other)]
+    names = sorted(p.name for p in (one / "episodes").iterdir())
+    assert names == sorted(p.name for p in (other / "episodes").iterdir())
+    for name in names:
+        first, second = read_episodes(one / "episodes" / name), read_episodes(other / "episodes" / name)
+        assert [untimed(e) for e in first] == [untimed(e) for e in second], name
+    for name in sorted(p.name for p in (one / "evaluations").glob("*.json")):
+        assert json.loads((one / "evaluations" / name).read_text()) == json.loads(
+            (other / "evaluations" / name).read_text()
+        )
+
+
+def leftovers(workdir: Path) -> list[str]:
+    """What a run must not leave behind: half-written files."""
+    return [str(p) for p in workdir.rglob("*") if p.name.endswith((".part", ".partial")) or "checkpoint-tmp" in p.name]

@@ -1,0 +1,211 @@
+"""A run that is killed and started again ends exactly as one that never stopped; signals stop it where it can go on."""
+
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from rlef_jax.errors import EXIT_STOPPED
+from rlef_jax.training.metrics_writer import read_metrics
+from tests.helpers.small_run import assert_same_run, command, environment, finish, leftovers, start
+
+OVERRIDES = {"eval.every": 4}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, cache):
+    """A run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    finish(folder, cache, OVERRIDES)
+    return folder
+
+
+def rows(workdir: Path) -> int:
+    try:
+        return len(read_metrics(workdir))
+    except FileNotFoundError:
+        return 0
+
+
+def wait_until(process, condition, seconds=300.0):
+    """Whether the condition came true while the process ran."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            return False
+        if condition():
+            return True
+        time.sleep(0.002)
+    raise AssertionError("nothing happened")
+
+
+def kill(process):
+    os.kill(process.pid, signal.SIGKILL)  # it alone: what it started must notice by itself
+    process.wait()
+    process.stdout.close()
+
+
+def processes_of(workdir: Path) -> list[int]:
+    """Processes whose command line or environment names the run."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                if str(workdir) in (entry / "cmdline").read_bytes().decode("utf-8", "replace"):
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found
+
+
+def group_members(group: int) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                stat = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(stat[2]) == group and stat[0] != "Z":  # stat[2]: the session's process group
+                found.append(int(entry.name))
+    return found
+
+
+def killed_and_resumed(folder, cache, moments):
+    """Starts the run, kills it when each of `moments(folder)` says so, and lets the last start end. Counts kills."""
+    kills = 0
+    for moment in moments:
+        process = start(folder, cache, OVERRIDES)
+        if wait_until(process, moment(folder)):
+            kill(process)
+            kills += 1
+        else:
+            process.communicate()
+    finish(folder, cache, OVERRIDES)
+    return kills
+
+
+def after(row_count, delay):
+    """A moment: so many iterations are recorded, and `delay` seconds more have passed."""
+
+    def of(folder):
+        seen = []
+
+        def condition():
+            if not seen and rows(folder) >= row_count:
+                seen.append(time.monotonic())
+            return bool(seen) and time.monotonic() - seen[0] >= delay
+
+        return condition
+
+    return of
+
+
+def while_writing(number):
+    """A moment: the `number`-th checkpoint of this start is half-written."""
+
+    def of(folder):
+        names = set()
+
+        def condition():
+            names.update(p.name.split(".")[0] for p in (folder / "checkpoints").glob("*checkpoint-tmp*"))
+            return len(names) >= number
+
+        return condition
+
+    return of
+
+
+def test_kills_change_nothing(whole, cache, tmp_path):
+    """Between two checkpoints, in a checkpoint's write, and before the first one."""
+    folder = tmp_path / "run"
+    moments = [after(1, 0.0), while_writing(1)]
+    assert killed_and_resumed(folder, cache, moments) == 2
+    assert_same_run(whole, folder)
+    assert leftovers(folder) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_twenty_kills_change_nothing(whole, cache, tmp_path, seed):
+    """Five runs, killed four times each at random moments, one of them inside the write of a checkpoint."""
+    rng = random.Random(seed)
+    folder = tmp_path / "run"
+    counts = sorted(rng.sample(range(9), 3))
+    moments = [after(count, rng.uniform(0.0, 0.4)) for count in counts]
+    moments.insert(rng.randrange(3), while_writing(1))
+    assert killed_and_resumed(folder, cache, moments) == 4
+    assert_same_run(whole, folder)
+    assert leftovers(folder) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_signal_saves_and_the_same_command_goes_on(whole, cache, tmp_path, number):
+    """The signal goes to the whole process group, as Ctrl-C and schedulers send it."""
+    folder = tmp_path / "run"
+    process = start(folder, cache, OVERRIDES)
+    assert wait_until(process, after(3, 0.01)(folder))
+    os.killpg(process.pid, number)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == EXIT_STOPPED, output
+    assert "Traceback" not in output
+    done = rows(folder)
+    assert f"stopped: {number.name}, saved after {done} iterations; the same command goes on from there" in output
+    assert wait_until_gone(process.pid)
+    assert f"going on from iteration {done}" in finish(folder, cache, OVERRIDES)
+    assert_same_run(whole, folder)
+
+
+def wait_until_gone(group, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if not group_members(group):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_a_second_signal_ends_it_at_once_and_a_kill_leaves_no_process(cache, tmp_path):
+    folder = tmp_path / "run"
+    process = start(folder, cache, OVERRIDES)
+    assert wait_until(process, after(1, 0.0)(folder))
+    os.kill(process.pid, signal.SIGTERM)
+    os.kill(process.pid, signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert process.returncode in (128 + signal.SIGTERM, EXIT_STOPPED)  # the first may have been answered already
+    assert wait_until_gone(process.pid)
+    process = start(folder, cache, OVERRIDES)
+    assert wait_until(process, lambda: len(group_members(process.pid)) >= 3)
+    kill(process)
+    assert wait_until_gone(process.pid)
+
+
+def test_a_finished_run_is_told_again_and_never_refuses(whole, cache):
+    before = {p: p.stat().st_mtime_ns for p in whole.rglob("*.jsonl.gz")}
+    assert "going on from iteration 10" in finish(whole, cache, OVERRIDES)
+    assert before == {p: p.stat().st_mtime_ns for p in whole.rglob("*.jsonl.gz")}
+    for overrides, flags, message in (
+        (OVERRIDES, ["--resume=never"], "holds a run already, and --resume=never: give another --workdir"),
+        (OVERRIDES | {"ppo.kl_beta": 0.5}, [], "config.ppo.kl_beta: 0.02 there, 0.5 here"),
+    ):
+        done = subprocess.run(
+            command(whole, overrides, *flags), env=environment(cache), capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_longer_run_goes_on_from_a_shorter_one(whole, cache, tmp_path):
+    folder = tmp_path / "run"
+    finish(folder, cache, OVERRIDES | {"train.iterations": 5})
+    finish(folder, cache, OVERRIDES)
+    assert_same_run(whole, folder)
