@@ -92,7 +92,7 @@ class ActorThread:
         self._make, self._sampler = make, sampler
         self._steps, self._max_staleness = range(first, last + 1), max_staleness
         self._changed = threading.Condition()
-        self._published = first - 1
+        self._published: int | None = None
         self._ready: collections.deque[Rollouts] = collections.deque()
         self._error: BaseException | None = None
         self._closing = False
@@ -157,6 +157,10 @@ class ActorThread:
 
     def _admitted(self, step: int) -> bool:
         """Waits until the weights are new enough for `step`; False if the thread should end instead."""
+
+        def new_enough() -> bool:
+            return self._published is not None and self._published >= step - self._max_staleness
+
         with self._changed:
-            self._changed.wait_for(lambda: self._closing or self._published >= step - self._max_staleness)
+            self._changed.wait_for(lambda: self._closing or new_enough())
             return not self._closing

@@ -1,0 +1,75 @@
+"""Signals: the first asks, the second ends, helpers leave both to the run and end with it."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+from rlef_jax.training.interrupt import StopRequest
+
+
+def test_the_first_signal_asks_and_the_old_meaning_comes_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequest() as stop:
+        assert not stop()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop() and stop.signal is signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def run(program):
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_the_second_signal_ends_the_process_at_once():
+    process = run("""
+        import time
+        from rlef_jax.training.interrupt import StopRequest
+        with StopRequest() as stop:
+            print("ready", flush=True)
+            while True:
+                time.sleep(0.01)
+        """)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=10)
+    assert process.returncode == 128 + signal.SIGINT
+    assert errors.strip() == "SIGINT: saving, then stopping; once more to stop at once"
+
+
+def test_a_helper_ignores_signals_and_ends_with_its_parent():
+    parent = run("""
+        import subprocess, sys, time
+        child = subprocess.Popen([sys.executable, "-c",
+            "import time; from rlef_jax.training.interrupt import serve_parent; serve_parent();"
+            "print('up', flush=True); time.sleep(60)"], stdout=subprocess.PIPE)
+        child.stdout.readline()
+        print(child.pid, flush=True)
+        time.sleep(60)
+        """)
+    child = int(parent.stdout.readline())
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(child, number)
+    time.sleep(0.2)
+    os.kill(child, 0)  # still there
+    parent.kill()
+    parent.communicate()
+    deadline = time.monotonic() + 10
+    while alive(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(child)
+
+
+def alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -1,0 +1,144 @@
+"""Whose run is this, from where does it go on, and what is refused rather than started afresh in silence."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rlef_jax import config as config_lib
+from rlef_jax.errors import ConfigError, RunError
+from rlef_jax.ppo.train_state import TrainState
+from rlef_jax.training.checkpoint import Checkpoints, content_hash
+from rlef_jax.training.episode_io import episodes_path, saved_steps, write_episodes
+from rlef_jax.training.metrics_writer import MetricsWriter
+from rlef_jax.training.workdir import CHECKPOINTS, FREE_KEYS, Progress, items_of, open_workdir, resume
+
+
+def make_state(fill, width=3):
+    params = {
+        "policy": {"w": jnp.full((width, 2), fill, jnp.float32)},
+        "critic": {"head": {"w": jnp.full((2,), fill), "b": jnp.float32(0)}},
+    }
+    return TrainState(params=params, opt_state=optax.adamw(1e-3).init(params), step=jnp.int32(int(fill)))
+
+
+FRESH = make_state(0.0)
+START = Progress(iteration=0, reference=content_hash(FRESH.params["policy"]))
+
+
+def save(folder, *iterations, reference=START.reference):
+    with Checkpoints(folder / CHECKPOINTS, keep=9) as checkpoints:
+        for number in iterations:
+            progress = dataclasses.replace(START, iteration=number, reference=reference, skipped_updates=number)
+            checkpoints.save(number, items_of(make_state(float(number))), dataclasses.asdict(progress))
+
+
+def go_on(folder, fresh=FRESH, start=START, **kwargs):
+    told = []
+    with Checkpoints(folder / CHECKPOINTS, keep=9) as checkpoints:
+        state, progress = resume(folder, checkpoints, fresh, start, checkpoint_every=2, tell=told.append, **kwargs)
+    return state, progress, told
+
+
+def record(folder, iterations):
+    with MetricsWriter(folder) as writer:
+        for step in range(iterations):
+            writer.write(step, {"x": 1.0})
+            write_episodes(episodes_path(folder, step), [])
+
+
+def damage(folder, step):
+    for path in (folder / CHECKPOINTS / str(step) / "policy").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_the_newest_is_used_whole_and_what_lies_past_it_goes(tmp_path):
+    save(tmp_path, 2, 4)
+    record(tmp_path, 7)
+    for number in (4, 6):
+        write_episodes(tmp_path / "episodes" / f"valid_{number:06d}.jsonl.gz", [])
+    state, progress, told = go_on(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, state, make_state(4.0))
+    assert progress == dataclasses.replace(START, iteration=4, skipped_updates=4)
+    assert "going on from iteration 4" in told[0]
+    assert saved_steps(tmp_path) == [0, 1, 2, 3]
+    assert sorted(p.name for p in (tmp_path / "episodes").glob("valid*")) == ["valid_000004.jsonl.gz"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # reads that Orbax gave up
+def test_a_damaged_one_is_moved_aside_and_the_one_before_is_used(tmp_path):
+    save(tmp_path, 2, 4)
+    damage(tmp_path, 4)
+    state, progress, told = go_on(tmp_path)
+    assert progress.iteration == 2 and int(state.step) == 2
+    assert "checkpoint 4" in told[0] and "is damaged" in told[0] and "trying the one before" in told[0]
+    assert (tmp_path / "damaged_checkpoints" / "4").is_dir()
+    save(tmp_path, 4)  # its place is free again
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_no_silent_fresh_start(tmp_path):
+    save(tmp_path / "damaged", 2)
+    damage(tmp_path / "damaged", 2)
+    record(tmp_path / "damaged", 3)
+    record(tmp_path / "removed", 5)  # the first checkpoint, after 2, was complete before the fifth iteration's end
+    for name, count in (("damaged", 3), ("removed", 5)):
+        with pytest.raises(RunError, match=f"records of {count} iterations and no checkpoint"):
+            go_on(tmp_path / name)
+        assert len(saved_steps(tmp_path / name)) == count
+
+
+def test_killed_before_its_first_checkpoint_it_starts_again(tmp_path):
+    record(tmp_path, 3)
+    state, progress, _ = go_on(tmp_path)
+    assert progress == START and state is FRESH and saved_steps(tmp_path) == []
+
+
+def test_another_model_or_reference_is_refused(tmp_path):
+    save(tmp_path / "a", 2)
+    with pytest.raises(ConfigError, match=r"policy\['w'\] is float32\[3,2\] there, float32\[5,2\] in this config"):
+        go_on(tmp_path / "a", fresh=make_state(0.0, width=5))
+    save(tmp_path / "b", 2, reference="0123")
+    with pytest.raises(ConfigError, match=r"another reference policy \(0123\); config.model.init now gives"):
+        go_on(tmp_path / "b")
+
+
+def tiny(**overrides):
+    return config_lib.load("configs/tiny.py", overrides={k.replace("__", "."): v for k, v in overrides.items()})
+
+
+def test_a_workdir_belongs_to_one_config(tmp_path):
+    open_workdir(tmp_path, tiny(), resume=True)
+    open_workdir(tmp_path, tiny(), resume=True)
+    with pytest.raises(ConfigError, match="--resume=never"):
+        open_workdir(tmp_path, tiny(), resume=False)
+    with pytest.raises(ConfigError) as refused:
+        open_workdir(tmp_path, tiny(seed=3, ppo__buckets=(256,)), resume=True)
+    assert "config.seed: 0 there, 3 here" in str(refused.value)
+    assert "config.ppo.buckets: [128, 192, 256] there, [256] here" in str(refused.value)
+    open_workdir(tmp_path, tiny(train__iterations=99, execution__workers=1), resume=True)
+    assert json.loads((tmp_path / "config.json").read_text())["train"]["iterations"] == 99
+
+
+def test_free_keys_exist():
+    assert set(FREE_KEYS) <= set(config_lib.leaf_keys(config_lib.base_config()))
+
+
+def test_a_folder_with_a_run_but_no_config_is_refused(tmp_path):
+    record(tmp_path, 1)
+    with pytest.raises(ConfigError, match="a run without its config.json"):
+        open_workdir(tmp_path, tiny(), resume=True)
+
+
+def test_the_best_is_the_highest_and_of_equals_the_later():
+    progress = START
+    seen = []
+    for number, score in enumerate([20.0, 30.0, 25.0, 30.0, 10.0], start=1):
+        progress = dataclasses.replace(progress, iteration=number).after_validation(score)
+        seen.append((progress.best_iteration, progress.best_score, progress.since_best))
+    assert seen == [(1, 20.0, 0), (2, 30.0, 0), (2, 30.0, 1), (4, 30.0, 0), (4, 30.0, 1)]
