@@ -14,8 +14,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from rlef_jax.config import leaf_keys, load, nearest_key
-from rlef_jax.config_checks import validate
+from rlef_jax.config import check, leaf_keys, load, nearest_key
 from rlef_jax.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_STOPPED, ConfigError, RunError, StoppedError
 
 TRACEBACK = "RLEF_JAX_TRACEBACK"  # set it in the environment to see where an error came from
@@ -77,7 +76,7 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
                 raise ConfigError(f"--{name} is needed, e.g. --config=configs/tiny.py --workdir=runs/x")
         if len(rest) > 1:
             raise ConfigError(f"unexpected argument {rest[1]!r}")
-        validate(flags.FLAGS.config)
+        check(flags.FLAGS.config)
     except (ConfigError, flags.Error) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)

@@ -200,6 +200,23 @@ def apply_overrides(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigD
     return config
 
 
+def check(config: ConfigDict) -> None:
+    """Raises ConfigError, naming every key, for values of another type than the default's or that cannot run."""
+    defaults = flat(base_config())
+    faults = [
+        f"config.{key}: takes a value of type {type(default).__name__}, not {value!r:.80}"
+        for key, default in defaults.items()
+        if not _of_type(value := _value_at(config, key), default)
+    ]
+    if faults:
+        raise ConfigError("\n".join(faults))
+    validate(config)
+
+
+def _of_type(value: Any, default: Any) -> bool:
+    return type(value) is type(default) or (type(default) is float and type(value) is int)
+
+
 def load(path: str, variant: str = "", overrides: Mapping[str, Any] | None = None) -> ConfigDict:
     """The locked, validated configuration of a file ("configs/tiny.py", "configs/tiny.py:single_turn") or module.
 
@@ -210,27 +227,38 @@ def load(path: str, variant: str = "", overrides: Mapping[str, Any] | None = Non
     module = _import_config(path)
     try:
         config = module.get_config(variant)
-    except AttributeError as error:
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever a user's file may raise
         match = re.search(r'Key "(\w+)" does not exist', str(error))
         if match is None:
-            raise
+            raise ConfigError(f"{path}: get_config({variant!r}) failed: {type(error).__name__}: {error}") from error
         raise ConfigError(
             f"{path} sets an unknown config key {match[1]!r}; did you mean {nearest_key(match[1], base_config())!r}?"
         ) from error
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"{path}: get_config must return a ConfigDict, not {type(config).__name__}")
     config.lock()
-    validate(apply_overrides(config, overrides or {}))
+    check(apply_overrides(config, overrides or {}))
     return config
 
 
 def _import_config(path: str) -> Any:
-    if not path.endswith(".py"):
-        try:
-            return importlib.import_module(path)
-        except ModuleNotFoundError as error:
-            raise ConfigError(f"no config module {path!r}; give a file such as configs/tiny.py") from error
-    if not Path(path).is_file():
+    module = _load_file(path) if path.endswith(".py") else _load_module(path)
+    if not callable(getattr(module, "get_config", None)):
+        raise ConfigError(f"{path} defines no get_config(variant); give a file such as configs/tiny.py")
+    return module
+
+
+def _load_module(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # an empty or relative name, no such module, or what its code raises
+        raise ConfigError(f"no config module {name!r} ({error}); give a file such as configs/tiny.py") from error
+
+
+def _load_file(path: str) -> Any:
+    if "\0" in path or not Path(path).is_file():
         raise ConfigError(f"no config file {path!r} (from {Path.cwd()})")
     spec = importlib.util.spec_from_file_location("rlef_jax_config_file", path)
     assert spec is not None and spec.loader is not None
@@ -239,8 +267,6 @@ def _import_config(path: str) -> Any:
         spec.loader.exec_module(module)
     except Exception as error:  # whatever a user's file may raise
         raise ConfigError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
-    if not callable(getattr(module, "get_config", None)):
-        raise ConfigError(f"{path} defines no get_config(variant)")
     return module
 
 
@@ -297,5 +323,5 @@ def load_saved(workdir: Path) -> ConfigDict:
     config = base_config()
     known = set(leaf_keys(config))
     kept = {k: tuple(v) if isinstance(v, list) else v for k, v in read_saved(workdir).items() if k in known}
-    validate(apply_overrides(config, kept))
+    check(apply_overrides(config, kept))
     return config

@@ -93,6 +93,8 @@ def find_episode(workdir: Path, index: int, step: int | None = None) -> Episode:
     for episode in episodes:
         if episode.index == index:
             return episode
+    if not episodes:
+        raise ConfigError(f"no episodes in the file of this step in {workdir}")
     low, high = min(e.index for e in episodes), max(e.index for e in episodes)
     raise ConfigError(f"no episode with index {index} in this step; indices go from {low} to {high}")
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import sentencepiece
 
+from rlef_jax.errors import ConfigError
+
 BOS = "<s>"
 SYSTEM, USER, ASSISTANT, END = "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"
 CONTROL_SYMBOLS = (SYSTEM, USER, ASSISTANT, END)
@@ -56,7 +58,12 @@ class Tokenizer:
         return self._processor.decode([int(i) for i in ids])
 
     def show(self, ids: Sequence[int]) -> str:
-        """Like `decode`, with special tokens spelled out. For people only: never encoded again."""
+        """Like `decode`, with special tokens spelled out. For people only: never encoded again.
+
+        Raises ConfigError for an id that this vocabulary doesn't have.
+        """
+        if odd := [i for i in ids if not 0 <= i < self.vocab_size]:
+            raise ConfigError(f"token {odd[0]} is not in this tokenizer's vocabulary of {self.vocab_size}")
         pieces: list[str] = []
         run: list[int] = []
         for i in map(int, ids):

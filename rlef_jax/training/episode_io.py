@@ -6,14 +6,19 @@ One file an iteration, `episodes/000012.jsonl.gz`: one JSON object a line, in th
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gzip
 import json
 import os
+import types
+import typing
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rlef_jax.types import Episode, Problem, Status, TestCase, TestResult, Turn, Verdict
+from rlef_jax.errors import ConfigError
+from rlef_jax.types import Episode, Status
 
 
 def episodes_path(workdir: Path, step: int) -> Path:
@@ -37,9 +42,17 @@ def write_episodes(path: Path, episodes: Iterable[Episode]) -> None:
 
 
 def read_episodes(path: Path) -> list[Episode]:
-    """The episodes that `write_episodes` wrote: equal in every field. Lists inside `tags` come back as tuples."""
-    with gzip.open(path, "rt", encoding="ascii") as lines:
-        return [_episode(json.loads(line)) for line in lines]
+    """The episodes that `write_episodes` wrote: equal in every field. Lists inside `tags` come back as tuples.
+
+    Raises ConfigError for a file that it didn't write, or that has changed since; FileNotFoundError for none.
+    """
+    try:
+        with gzip.open(path, "rt", encoding="ascii") as lines:
+            return [decode(Episode, json.loads(line)) for line in lines]
+    except FileNotFoundError:
+        raise
+    except (OSError, EOFError, zlib.error, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} cannot be read as episodes: {type(error).__name__}: {error}") from error
 
 
 def _plain(value: Any) -> Any:
@@ -51,32 +64,41 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"cannot save {type(value).__name__} in an episode")
 
 
-def _episode(d: dict[str, Any]) -> Episode:
-    return Episode(**{**d, "problem": _problem(d["problem"]), "turns": tuple(map(_turn, d["turns"]))})
+def decode(kind: Any, value: Any) -> Any:
+    """A value of type `kind` (a dataclass of `rlef_jax.types` or what its fields are made of) from its JSON form.
+
+    Raises ValueError or TypeError where the JSON is of another kind.
+    """
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        hints = _hints(kind)
+        if not isinstance(value, dict) or set(value) != set(hints):
+            raise ValueError(f"not the fields of {kind.__name__}")
+        return kind(**{name: decode(hint, value[name]) for name, hint in hints.items()})
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is tuple:
+        return tuple(decode(arguments[0], item) for item in _instance(value, list))
+    if origin is types.UnionType:  # X | None
+        return None if value is None else decode(arguments[0], value)
+    if origin is Mapping:
+        return {name: _frozen(item) for name, item in _instance(value, dict).items()}
+    if kind is float:
+        return _instance(value, int, float)
+    return Status(value) if kind is Status else _instance(value, kind)
 
 
-def _problem(d: dict[str, Any]) -> Problem:
-    tests = {k: tuple(TestCase(**t) for t in d[k]) for k in ("public_tests", "private_tests", "generated_tests")}
-    programs = {k: tuple(d[k]) for k in ("solutions", "incorrect_solutions")}
-    return Problem(**{**d, **tests, **programs, "tags": {k: _frozen(v) for k, v in d["tags"].items()}})
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    hints = typing.get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+def _instance(value: Any, *kinds: type) -> Any:
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        raise TypeError(f"{value!r:.40} is no {kinds[-1].__name__}")
+    return value
 
 
 def _frozen(value: Any) -> Any:
     if isinstance(value, list):
         return tuple(map(_frozen, value))
     return {k: _frozen(v) for k, v in value.items()} if isinstance(value, dict) else value
-
-
-def _turn(d: dict[str, Any]) -> Turn:
-    ids = ("prompt_delta_ids", "response_ids", "behavior_logp", "policy_version")
-    verdict = None if d["verdict"] is None else _verdict(d["verdict"])
-    return Turn(**{**d, **{k: tuple(d[k]) for k in ids}, "verdict": verdict})
-
-
-def _verdict(d: dict[str, Any]) -> Verdict:
-    public, hidden = (tuple(map(_result, d[k])) for k in ("public", "hidden"))
-    return Verdict(status=Status(d["status"]), public=public, hidden=hidden)
-
-
-def _result(d: dict[str, Any]) -> TestResult:
-    return TestResult(**{**d, "status": Status(d["status"])})

@@ -58,8 +58,8 @@ class Evaluator:
         stop, where it `may_stop`.
         """
         path = self._workdir / FOLDER / f"{name}.json"
-        if path.is_file() and (known := json.loads(path.read_text()))["version"] == version:
-            return known["summary"]
+        if (known := _known(path, version)) is not None:
+            return known
         e, began = self._config.eval, time.perf_counter()
         problems = evaluation_problems(self._config.data.name, split, e.problems)
         self._actor.sampler.set_weights(params, version=version)
@@ -89,3 +89,12 @@ class Evaluator:
         e = self._config.eval
         kinds = {prefix: "true"} | ({f"{prefix}_random_feedback": "random"} if e.random_feedback else {})
         return {name: self(name, params, e.split, feedback=kind, version=version) for name, kind in kinds.items()}
+
+
+def _known(path: Path, version: int) -> dict[str, Any] | None:
+    """The summary that was kept for these weights; None where it must be made (again)."""
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        return kept["summary"] if kept["version"] == version else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None

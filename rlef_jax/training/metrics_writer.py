@@ -20,6 +20,8 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from rlef_jax.errors import ConfigError
+
 FILE_NAME = "metrics.jsonl"
 
 
@@ -81,10 +83,16 @@ def flatten(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def _records(path: Path) -> Iterator[dict[str, Any]]:
-    with open(path, encoding="utf-8") as lines:
-        for line in lines:
-            if line.endswith("\n"):
-                yield json.loads(line)
+    try:
+        with open(path, encoding="utf-8") as lines:
+            for line in lines:
+                if line.endswith("\n"):
+                    record = json.loads(line)
+                    if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+                        raise ValueError("a line without a step")
+                    yield record
+    except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are
+        raise ConfigError(f"{path} is not what a run wrote: {error}") from error
 
 
 def _keep_before(path: Path, step: int) -> None:
