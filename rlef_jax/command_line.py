@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import jax
 from absl import app, flags, logging
@@ -57,7 +58,10 @@ def define_flags() -> None:
 def main(fn: Callable[[ConfigDict, Path], None]) -> None:
     """Runs `fn(config, workdir)` with the command line's configuration; see `errors_as_lines` for the exit codes."""
     if "config" not in flags.FLAGS:
-        define_flags()
+        try:
+            define_flags()
+        except flags.Error as error:  # it looks into --flagfile already
+            _refuse(error)
 
     def run(_: Sequence[str]) -> None:
         logging.set_verbosity(logging.FATAL)  # or JAX and Orbax talk of every backend and folder they look at
@@ -78,9 +82,13 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
             raise ConfigError(f"unexpected argument {rest[1]!r}")
         check(flags.FLAGS.config)
     except (ConfigError, flags.Error) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_BAD_INPUT)
+        _refuse(error)
     return rest
+
+
+def _refuse(error: Exception) -> NoReturn:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(EXIT_BAD_INPUT)
 
 
 def _check_override_names(argv: Sequence[str]) -> None:
