@@ -13,12 +13,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from absl import logging
 from ml_collections import ConfigDict
 
 from rlef_jax import config as config_lib
 from rlef_jax.command_line import errors_as_lines
 from rlef_jax.config_checks import validate
-from rlef_jax.data.sources import evaluation_problems
+from rlef_jax.data.sources import check_splits, evaluation_problems
 from rlef_jax.errors import ConfigError, RunError
 from rlef_jax.evaluation.n_at_k import rollouts_for
 from rlef_jax.evaluation.report import n_at_k_percent, summarise
@@ -100,6 +101,7 @@ def _changed_config(args: argparse.Namespace) -> ConfigDict:
     config.eval.split = config.eval.split or config_lib.base_config().eval.split
     try:
         validate(config)
+        check_splits(config.data.name, train=config.data.train_split, evaluated={"eval.split": config.eval.split})
     except ConfigError as error:
         line = "; ".join(str(error).splitlines())
         for name, key in _FLAGS.items():
@@ -143,6 +145,7 @@ def _checkpoint(workdir: Path, name: str, like: Params) -> Params:
 def main() -> None:
     """Prints the numbers as JSON."""
     args = _arguments()
+    logging.set_verbosity(logging.FATAL)  # or Orbax talks of every folder that it looks at
     with errors_as_lines():
         print(json.dumps(evaluate(args), indent=2))
 

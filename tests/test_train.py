@@ -129,7 +129,7 @@ def test_evaluation_counts_responses(runs, tmp_path):
         (dict(turns=0, samples=0), "--turns: 1 or more"),
         (dict(temperature=float("nan")), "--temperature: 0 or more; it is nan"),
         (dict(top_p=7.0, problems=-1), "--problems: 0 or more; it is -1; --top-p: above 0, at most 1; it is 7.0"),
-        (dict(split="nowhere"), "'nowhere' is none of"),
+        (dict(split="nowhere"), "--split: 'nowhere' is none of"),
     ],
 )
 def test_bad_arguments_of_an_evaluation_are_one_line(runs, changes, message):
