@@ -3,48 +3,26 @@
 Source: Gehring et al. (ICML 2025), section 3 and appendix A.1: as for 8B, with 8,000 updates.
 Command: python -m rlef_jax.train --config=configs/llama31_70b.py --workdir=runs/70b     (1024 H100s train, 1280 sample)
 Expected: 1@3 of 37.5 on valid and 40.1 on test, from 25.9 and 27.5, in about 20 hours.
+
+What isn't set here is as in `llama31_8b.py`, beside this file.
 """
+
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from rlef_jax.config import base_config, unknown_variant
+from rlef_jax.config import load, unknown_variant
 
 
 def get_config(variant: str = "") -> ConfigDict:
     if variant:
         raise unknown_variant(variant, ("",))
-    config = base_config()
+    config = load(str(Path(__file__).resolve().with_name("llama31_8b.py")))
 
     m = config.model
     m.d_model, m.n_layers, m.n_heads, m.n_kv_heads, m.d_head, m.d_ff = 8192, 80, 64, 8, 128, 28672
-    m.rope_theta, m.norm_eps, m.tie_embeddings = 500_000.0, 1e-5, False
     m.tokenizer = "weights/llama31_70b_instruct/tokenizer.json"
     m.init = "weights/llama31_70b_instruct"
-    # At a learning rate of 2e-7 a bfloat16 weight never moves: float32 masters, bfloat16 arithmetic.
-    m.param_dtype, m.compute_dtype, m.remat, m.unroll = "float32", "bfloat16", True, False
-
-    config.data.name = "code_contests"
-    config.episode.max_turns = 3
-    config.episode.context = 8192  # ours
-    config.episode.max_new_tokens = 2048  # ours
-    config.episode.max_text_chars = 1000  # ours
-    config.sampling.temperature, config.sampling.top_p, config.sampling.top_k = 1.0, 1.0, 0
-    config.sampling.prompt_buckets = (512, 1024, 2048, 4096, 8192)  # ours
-    config.execution.require_python = True
-    config.execution.wall_s, config.execution.memory_mb = 10.0, 1024
-
-    p = config.ppo
-    p.rollouts, p.updates = 1024, 4
-    p.learning_rate, p.warmup_steps, p.weight_decay = 2e-7, 50, 0.1
-    p.kl_beta, p.clip_eps, p.value_clip = 0.05, 0.2, 0.2
-    p.importance, p.separate_critic = "paper", True
-    p.microbatch_rows = 128
-    p.buckets = (1024, 2048, 4096, 8192)  # ours
-
     config.mesh.data, config.mesh.fsdp, config.mesh.tensor = 16, 8, 8  # 1024 GPUs
     config.train.iterations = 2000  # 8,000 updates
-    config.train.checkpoint_every = 200  # with each evaluation
-    config.eval.split, config.eval.valid_split = "test", "valid"
-    config.eval.every = 200  # 800 updates
-    config.eval.temperature, config.eval.top_p = 0.2, 0.95
     return config

@@ -27,6 +27,7 @@ from rlef_jax import config as config_lib
 from rlef_jax.data.dialogues import Dialogue, dialogues
 from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.dialog.tokenizer import Tokenizer
+from rlef_jax.errors import ConfigError
 from rlef_jax.model.transformer import ModelConfig, Params, forward, init_params, unembed
 from rlef_jax.model.weights import load_params, model_config, resolve, save_params
 
@@ -153,17 +154,33 @@ def _spans(mask: tuple[int, ...]) -> list[tuple[int, int]]:
     return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
 
 
+def schedule(sft: ConfigDict) -> tuple[int, int]:
+    """(chunks, steps) of one pass over the dialogues. Raises ConfigError where there is nothing to train on or with."""
+    per_chunk = CHUNK_PROBLEMS * PER_PROBLEM
+    chunks = sft.dialogues // per_chunk
+    steps = chunks * (per_chunk // sft.batch_rows)
+    made = f"{steps} steps, all that config.sft.dialogues={sft.dialogues} gives"
+    faults = {
+        "dialogues": (chunks < 1, f"at least one chunk of {per_chunk}; it is {sft.dialogues}"),
+        "batch_rows": (sft.batch_rows > per_chunk, f"at most a chunk of {per_chunk}; it is {sft.batch_rows}"),
+        "warmup_steps": (sft.warmup_steps >= steps, f"below {made}; it is {sft.warmup_steps}"),
+        "steps": (sft.steps > steps, f"at most {made}; it is {sft.steps}"),
+    }
+    for key, (wrong, told) in faults.items():
+        if wrong:
+            raise ConfigError(f"config.sft.{key}: {told}")
+    return chunks, steps
+
+
 def train(config: ConfigDict, workdir: Path) -> None:
-    """Runs the recipe; writes metrics.jsonl and warm_start.npz."""
+    """Runs the recipe; writes metrics.jsonl and warm_start.npz. Raises ConfigError where it can't be run."""
+    chunks, steps = schedule(config.sft)
     workdir.mkdir(parents=True, exist_ok=True)
     config_lib.save(config, workdir)
     sft = config.sft
     tokenizer_path = resolve(config.model.tokenizer, ".model", "model.tokenizer")
     chat = _chat(str(tokenizer_path))
     cfg = model_config(config.model, chat.tokenizer.vocab_size, config.episode.context)
-    per_chunk = CHUNK_PROBLEMS * PER_PROBLEM
-    chunks = sft.dialogues // per_chunk
-    steps = chunks * (per_chunk // sft.batch_rows)
     limit = sft.steps or steps
     settings = {
         "marked_share": sft.marked_share,

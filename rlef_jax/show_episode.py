@@ -1,4 +1,8 @@
-"""Prints one episode in full: `python -m rlef_jax.show_episode runs/x --index 3 [--step 12]`."""
+"""Prints one episode in full: `python -m rlef_jax.show_episode runs/x --index 3 [--step 12 | --evaluation rlef]`.
+
+In the texts of tests, what a terminal would lose is marked: · a space and → a tab at the end of a line, ↵ a newline at
+the end of the text; other unprintable characters are written as Python escapes.
+"""
 
 from __future__ import annotations
 
@@ -7,47 +11,55 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from rlef_jax import config
+from rlef_jax.analysis.saved import evaluation_path, saved_evaluations
 from rlef_jax.command_line import errors_as_lines
 from rlef_jax.dialog.tokenizer import Tokenizer
 from rlef_jax.errors import ConfigError
 from rlef_jax.model.weights import resolve
+from rlef_jax.reward import counts, turn_rewards
 from rlef_jax.training.episode_io import episodes_path, read_episodes, saved_steps
 from rlef_jax.types import Episode, Status, TestCase, TestResult, Turn
 
 WIDTH = 100
 
 
-def format_episode(episode: Episode, show: Callable[[Sequence[int]], str]) -> str:
-    """The dialogue as the model saw it, each response followed by its verdict test by test.
+def format_episode(episode: Episode, show: Callable[[Sequence[int]], str], *, invalid_penalty: float = -0.2) -> str:
+    """The dialogue as the model saw it, each response followed by its reward and its verdict test by test.
 
     Args:
       episode: any episode, finished or not.
       show: token ids to text, special tokens spelled out (`Tokenizer.show`).
+      invalid_penalty: the reward of a response that isn't the last and holds no valid code (`reward.py`).
     """
     outcome = "solved" if episode.solved else "not solved"
     lines = [
         f"problem {episode.problem.name}: {outcome}, end: {episode.end or 'unfinished'}",
         f"seed {episode.seed}, step {episode.step}, index {episode.index}, {len(episode.token_ids)} tokens",
     ]
+    rewards = turn_rewards(episode, invalid_penalty=invalid_penalty) if episode.end else ()
+    if rewards:
+        ignored = "" if counts(episode) else ": the judge broke, so the episode has weight 0"
+        lines.append(f"reward {sum(rewards):+.1f}, before the KL penalty{ignored}")
     short = {k: v for k, v in episode.problem.tags.items() if isinstance(v, str | int | float)}
     if short:
         lines.append(", ".join(f"{k}: {v}" for k, v in short.items()))
     for number, turn in enumerate(episode.turns, start=1):
+        gained = f", reward {rewards[number - 1]:+.1f}" if rewards else ""
         lines += [
             _rule(f"turn {number}: prompt, {len(turn.prompt_delta_ids)} tokens"),
             show(turn.prompt_delta_ids),
             _rule(f"turn {number}: response, {len(turn.response_ids)} tokens, ended by {turn.finish_reason}"),
             show(turn.response_ids),
-            *_verdict_lines(episode, turn, number),
+            *_verdict_lines(episode, turn, number, gained),
         ]
     return "\n".join(lines)
 
 
-def _verdict_lines(episode: Episode, turn: Turn, number: int) -> Iterator[str]:
+def _verdict_lines(episode: Episode, turn: Turn, number: int, gained: str) -> Iterator[str]:
     if turn.verdict is None:
         yield _rule(f"turn {number}: not judged")
         return
-    yield _rule(f"turn {number}: {turn.verdict.status}")
+    yield _rule(f"turn {number}: {turn.verdict.status}{gained}")
     problem = episode.problem
     for kind, tests, results in (
         ("public", problem.public_tests, turn.verdict.public),
@@ -71,46 +83,75 @@ def _test_lines(name: str, test: TestCase, result: TestResult) -> Iterator[str]:
 
 
 def _indented(label: str, text: str) -> str:
-    first, *rest = text.splitlines() or ["(empty)"]
+    first, *rest = _visible_lines(text) or ["(empty)"]
     return "\n".join([f"    {label + ':':<10}{first}", *(" " * 14 + line for line in rest)])
+
+
+def _visible_lines(text: str) -> list[str]:
+    """The lines of a text, with marks for what a terminal would lose (see the module's docstring)."""
+    if not text:
+        return []
+    *lines, last = text.split("\n")
+    shown = [_visible(line) for line in lines]
+    return [*shown, _visible(last)] if last else [*shown[:-1], shown[-1] + "↵"]
+
+
+def _visible(line: str) -> str:
+    kept = line.rstrip(" \t")
+    escaped = (c if c.isprintable() or c == "\t" else c.encode("unicode_escape").decode("ascii") for c in kept)
+    return "".join(escaped) + line[len(kept) :].translate({ord(" "): "·", ord("\t"): "→"})
 
 
 def _rule(title: str) -> str:
     return f"--- {title} ".ljust(WIDTH, "-")
 
 
-def find_episode(workdir: Path, index: int, step: int | None = None) -> Episode:
-    """The saved episode of an iteration (the last by default) with that index.
+def find_episode(workdir: Path, index: int, step: int | None = None, evaluation: str | None = None) -> Episode:
+    """The saved episode of an evaluation, or else of an iteration (the last by default), with that index.
 
-    Raises ConfigError, saying what there is, for no such run, iteration or index.
+    Raises ConfigError, saying what there is, for no such run, evaluation, iteration or index.
     """
-    steps = saved_steps(workdir)
-    if not steps:
-        raise ConfigError(f"no saved episodes in {workdir}: is it the --workdir of a run?")
-    if step is not None and step not in steps:
-        raise ConfigError(f"no episodes of step {step} in {workdir}; there are steps {steps[0]} to {steps[-1]}")
-    episodes = read_episodes(episodes_path(workdir, steps[-1] if step is None else step))
+    path = _saved_file(workdir, step, evaluation)
+    episodes = read_episodes(path)
     for episode in episodes:
         if episode.index == index:
             return episode
     if not episodes:
-        raise ConfigError(f"no episodes in the file of this step in {workdir}")
+        raise ConfigError(f"{path} holds no episodes")
     low, high = min(e.index for e in episodes), max(e.index for e in episodes)
-    raise ConfigError(f"no episode with index {index} in this step; indices go from {low} to {high}")
+    raise ConfigError(f"no episode with index {index} in {path}; indices go from {low} to {high}")
+
+
+def _saved_file(workdir: Path, step: int | None, evaluation: str | None) -> Path:
+    steps, evaluations = saved_steps(workdir), saved_evaluations(workdir)
+    known = [f"steps {steps[0]} to {steps[-1]}"] if steps else []
+    known += [f"evaluations {', '.join(evaluations)}"] if evaluations else []
+    there = f"there are {' and '.join(known)}"
+    if not known:
+        raise ConfigError(f"no saved episodes in {workdir}: is it the --workdir of a run?")
+    if evaluation is not None:
+        if evaluation not in evaluations:
+            raise ConfigError(f"no evaluation {evaluation!r} in {workdir}; {there}")
+        return evaluation_path(workdir, evaluation)
+    if not steps or step not in (None, *steps):
+        raise ConfigError(f"no episodes of {'an iteration' if step is None else f'step {step}'} in {workdir}; {there}")
+    return episodes_path(workdir, steps[-1] if step is None else step)
 
 
 def main() -> None:
     """Prints the episode that the command line names."""
-    parser = argparse.ArgumentParser(description="Prints one episode of a run in full.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workdir", type=Path)
-    parser.add_argument("--index", type=int, default=0, help="which episode of the iteration")
-    parser.add_argument("--step", type=int, help="which iteration (default: the last)")
+    parser.add_argument("--index", type=int, default=0, help="which episode of the iteration or evaluation")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--step", type=int, help="which iteration (default: the last)")
+    which.add_argument("--evaluation", help="which evaluation instead: warm_start, rlef, valid_000005, ...")
     args = parser.parse_args()
     with errors_as_lines():
-        episode = find_episode(args.workdir, args.index, args.step)
-        name = config.load_saved(args.workdir).model.tokenizer
-        tokenizer = Tokenizer.load(resolve(name, ".model", "model.tokenizer"))
-        print(format_episode(episode, tokenizer.show))
+        episode = find_episode(args.workdir, args.index, args.step, args.evaluation)
+        saved = config.load_saved(args.workdir)
+        tokenizer = Tokenizer.load(resolve(saved.model.tokenizer, ".model", "model.tokenizer"))
+        print(format_episode(episode, tokenizer.show, invalid_penalty=saved.reward.invalid_penalty))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Configs load, refuse what cannot run, name the nearest key, and have no key that nothing reads."""
 
 import ast
+import dataclasses
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 from rlef_jax import config
 from rlef_jax.config import base_config
 from rlef_jax.errors import ConfigError
+from rlef_jax.model.transformer import ModelConfig
 
 REPOSITORY = Path(__file__).parent.parent
 ALL = [
@@ -62,6 +64,14 @@ def test_the_papers_values(name, iterations, devices):
     assert (c.execution.wall_s, c.execution.memory_mb) == (10.0, 1024)
     assert c.model.param_dtype == "float32"
     assert c.mesh.data * c.mesh.fsdp * c.mesh.tensor == devices
+
+
+def test_70b_differs_from_8b_where_it_must(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # it finds the file that it builds on from anywhere
+    small, large = config.flat(load("llama31_8b.py")), config.flat(load("llama31_70b.py"))
+    differing = {key for key in small if small[key] != large[key]}
+    sizes = {"model.d_model", "model.n_layers", "model.n_heads", "model.d_ff", "mesh.tensor"}
+    assert differing == sizes | {"model.tokenizer", "model.init", "train.iterations"}
 
 
 def test_single_turn_makes_as_many_responses():
@@ -227,4 +237,5 @@ def test_keys_read_tells_reading_from_writing():
 def test_every_key_is_read_somewhere():
     sources = [p for p in (REPOSITORY / "rlef_jax").rglob("*.py") if p.name not in ("config.py", "config_checks.py")]
     read = set().union(*(keys_read(p.read_text()) for p in sources))
+    read |= {f"model.{field.name}" for field in dataclasses.fields(ModelConfig)}  # by `weights.model_config`
     assert [key for key in config.leaf_keys(base_config()) if key not in read] == []

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -114,12 +115,48 @@ def test_evaluating_a_run_gives_its_own_numbers(runs, tmp_path):
 
 
 def test_evaluation_counts_responses(runs, tmp_path):
-    evaluate(arguments(runs[0], turns=1, samples=3, problems=2, episodes=tmp_path / "x.jsonl.gz"))
+    found = evaluate(arguments(runs[0], turns=1, samples=3, problems=2, episodes=tmp_path / "x.jsonl.gz"))
+    assert (found["problems"], found["left_out"]) == (2, 0)
     episodes = read_episodes(tmp_path / "x.jsonl.gz")
     assert len(episodes) == 6
     assert all(len(e.turns) == 1 for e in episodes)
-    with pytest.raises(ConfigError, match="--samples=1"):
-        evaluate(arguments(runs[0], turns=3, samples=1))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(turns=3, samples=1), "--samples=1 must be at least --turns=3"),
+        (dict(turns=0, samples=0), "--turns: 1 or more"),
+        (dict(temperature=float("nan")), "--temperature: 0 or more; it is nan"),
+        (dict(top_p=7.0, problems=-1), "--problems: 0 or more; it is -1; --top-p: above 0, at most 1; it is 7.0"),
+        (dict(split="nowhere"), "--split: 'nowhere' is none of"),
+    ],
+)
+def test_bad_arguments_of_an_evaluation_are_one_line(runs, changes, message):
+    with pytest.raises(ConfigError, match=re.escape(message)) as raised:
+        evaluate(arguments(runs[0], **changes))
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_episodes_that_cannot_be_written_are_found_before_the_evaluation(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr("rlef_jax.evaluate.build_pool", lambda *_: pytest.fail("the evaluation has begun"))
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path, tmp_path / "file" / "x.jsonl.gz"):
+        with pytest.raises(ConfigError, match="--episodes: cannot be written"):
+            evaluate(arguments(runs[0], episodes=path))
+
+
+def test_a_run_that_evaluated_nothing_is_evaluated_on_the_default_split(runs, tmp_path, monkeypatch):
+    saved = json.loads((runs[0] / "config.json").read_text())
+    saved["eval"]["split"] = ""
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+
+    def asked(name, split, count):
+        raise ConfigError(f"{count} of {split}")
+
+    monkeypatch.setattr("rlef_jax.evaluate.evaluation_problems", asked)
+    with pytest.raises(ConfigError, match=f"4 of {config_lib.base_config().eval.split}"):
+        evaluate(arguments(tmp_path, warm_start=True))
 
 
 def test_bad_command_lines_are_one_line():

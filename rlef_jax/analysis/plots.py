@@ -33,42 +33,57 @@ STATUS_COLOURS = {
     Status.INFRA_ERROR: "#000000",
 }
 STATUS_LABELS = {status: status.value.replace("_", " ").lower() for status in Status}
+_VISIBLE = 0.005  # a smaller share of a bar can't be seen
+_ON_WHITE = dict(facecolor="white", edgecolor="none", pad=0.8)  # so that no line crosses a number
+_SIDE_BY_SIDE = ("staleness_mean", "idle/learner", "idle/actor")
 
 
 def plot_learning(records: Sequence[Record], path: Path) -> Path:
-    """Curves over iterations: solve rates, reward, KL, mismatch, clipping, explained variance, speed, time."""
-    figure = Figure(figsize=(15, 7), layout="constrained")
-    axes = figure.subplots(2, 4)
-    _solve_rates(axes[0, 0], records)
-    _curve(axes[0, 1], records, "reward", "Reward per episode")
-    _curve(axes[0, 2], records, "kl_to_ref", "KL to the reference policy (per token)")
-    _curve(axes[0, 3], records, "explained_variance", "Value: explained variance")
-    _curve(axes[1, 0], records, "clip_fraction", "Tokens clipped by PPO", percent=True)
-    _mismatch(axes[1, 1], records)
-    _curve(axes[1, 2], records, "tokens_per_s", "Tokens per second")
-    _time_split(axes[1, 3], records)
-    axes[0, 2].set_ylim(bottom=min(0.0, axes[0, 2].get_ylim()[0]))
-    axes[1, 2].set_ylim(bottom=0)
+    """Curves over iterations: solve rates, reward, KL, mismatch, clipping, explained variance, speed, time.
+
+    Where the records tell of the actor and the learner side by side, a ninth panel shows staleness and idle time.
+    """
+    side_by_side = any(r.get(name) is not None for r in records for name in _SIDE_BY_SIDE)
+    rows, columns = (3, 3) if side_by_side else (2, 4)
+    figure = Figure(figsize=(3.75 * columns, 3.6 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns).ravel()
+    _solve_rates(axes[0], records)
+    _curve(axes[1], records, "reward", "Reward per episode")
+    _curve(axes[2], records, "kl_to_ref", "KL to the reference policy (mean over turns)")
+    _curve(axes[3], records, "explained_variance", "Value: explained variance")
+    _curve(axes[4], records, "clip_fraction", "Tokens clipped by PPO", percent=True)
+    _mismatch(axes[5], records)
+    _curve(axes[6], records, "tokens_per_s", "Tokens per second")
+    _time_split(axes[7], records)
+    axes[2].set_ylim(bottom=min(0.0, axes[2].get_ylim()[0]))
+    axes[6].set_ylim(bottom=0)
+    if side_by_side:
+        _staleness(axes[8], records)
     return _save(figure, path)
 
 
 def plot_error_kinds(records: Sequence[Record], path: Path, *, window: int = 3) -> Path:
-    """For each turn, what became of its responses: in the first `window` iterations and in the last."""
+    """For each turn, what became of its responses: in the first iteration, whose weights are the initial ones, and
+    in the last `window`. Statuses that are nowhere above half a percent are drawn as one."""
     turns = sorted({int(m[1]) for r in records for name in r if (m := re.match(r"turn(\d+)/", name))})
-    window = max(1, min(window, len(records) // 2))
-    spans = {"first": records[:window], "last": records[-window:]} if len(records) > 1 else {"only": records}
+    window = max(1, min(window, len(records) - 1))
+    spans = {"first": records[:1], "last": records[-window:]} if len(records) > 1 else {"only": records}
     rows = [(turn, when, part) for turn in turns for when, part in spans.items()]
+    shares = [{s: _share(part, turn, s) for s in Status} for turn, _, part in rows]
+    visible = [s for s in Status if any(found[s] >= _VISIBLE for found in shares)]
     figure = Figure(figsize=(9, 1.4 + 0.5 * len(rows)), layout="constrained")
     axis = figure.subplots()
-    shown: dict[Status, Any] = {}
-    for y, (turn, _, part) in enumerate(rows):
+    bars: dict[str, Any] = {}
+    for y, found in enumerate(shares):
         left = 0.0
-        for status in Status:
-            share = _mean([r.get(f"turn{turn}/{status.value}") or 0.0 for r in part if _reached(r, turn)])
-            if share > 0:
-                shown[status] = axis.barh(y, share, left=left, color=STATUS_COLOURS[status], edgecolor="white")
+        parts = [(STATUS_LABELS[s], found[s], STATUS_COLOURS[s]) for s in visible]
+        rest = sum(found.values()) - sum(found[s] for s in visible)
+        for label, share, colour in [*parts, (f"others, each below {_VISIBLE:.1%}", rest, "#444444")]:
+            if share > 1e-9:
+                bars[label] = axis.barh(y, share, left=left, color=colour, edgecolor="white")
                 left += share
-    labels = [f"turn {turn}, {when} {len(part)} iteration{'s' * (len(part) > 1)}" for turn, when, part in rows]
+    spoken = {1: "iteration"} | {n: f"{n} iterations" for n in range(2, window + 1)}
+    labels = [f"turn {turn}, {when} {spoken[len(part)]}" for turn, when, part in rows]
     axis.set_yticks(range(len(rows)), labels)
     axis.invert_yaxis()
     axis.set_xlim(0, 1)
@@ -76,10 +91,9 @@ def plot_error_kinds(records: Sequence[Record], path: Path, *, window: int = 3) 
     axis.set_title("What became of the responses that reached a turn", loc="left")
     axis.spines[["top", "right", "left"]].set_visible(False)
     axis.tick_params(axis="y", length=0)
-    order = [s for s in Status if s in shown]
-    if order:
-        handles, names = [shown[s] for s in order], [STATUS_LABELS[s] for s in order]
-        figure.legend(handles, names, loc="outside lower center", ncols=5, frameon=False)
+    names = [name for name in dict.fromkeys((*STATUS_LABELS.values(), *bars)) if name in bars]
+    if names:
+        figure.legend([bars[n] for n in names], names, loc="outside lower center", ncols=4, frameon=False)
     return _save(figure, path)
 
 
@@ -95,7 +109,7 @@ def plot_summary(summary: Mapping[str, Mapping[str, Any]], path: Path) -> Path:
             axis.plot(summary[key]["1@1"], y, "o", mfc="white", mec=BLUE, ms=8, label="1@1" if y == 0 else None)
         axis.plot(summary[key]["1@3"], y, "o", color=BLUE, ms=9, label="1@3, 95 % interval" if y == 0 else None)
         axis.annotate(f"{summary[key]['1@3']:.1f}", (summary[key]["1@3"], y), (0, 9), textcoords="offset points",
-                      ha="center", fontsize=9)  # fmt: skip
+                      ha="center", fontsize=9, bbox=_ON_WHITE)  # fmt: skip
     for (key, label), style in zip(BOUNDS.items(), (":", "--", "-")):
         if key in summary.get("bounds", {}):
             value = summary["bounds"][key]
@@ -111,7 +125,7 @@ def plot_summary(summary: Mapping[str, Mapping[str, Any]], path: Path) -> Path:
 
 def _solve_rates(axis: Axes, records: Sequence[Record]) -> None:
     _frame(axis, "Training problems solved")
-    for name, label, colour in (("solved", "in all turns", BLUE), ("solved_turn1", "at turn 1", ORANGE)):
+    for name, label, colour in (("solved", "at the last turn", BLUE), ("solved_turn1", "at turn 1", ORANGE)):
         steps, values = series(records, name)
         axis.plot(steps, values, color=colour, marker=_marker(steps), ms=4, label=label)
     axis.set_ylim(0, 1)
@@ -139,25 +153,53 @@ def _mismatch(axis: Axes, records: Sequence[Record]) -> None:
 
 
 def _time_split(axis: Axes, records: Sequence[Record]) -> None:
-    """Seconds by stage, stacked; what no stage claims of the total is "other"."""
+    """Seconds by stage, stacked; "other" is what no stage claims, and stages below a hundredth of the total.
+
+    The first iteration compiles. A bar beyond 1.6 times the others' median is cut there and says what it is.
+    """
     _frame(axis, "Seconds per iteration")
     timed = [r for r in records if r.get("time/total")]
     names = sorted({n for r in timed for n in r if n.startswith("time/") and n != "time/total"})
     if not timed or not names:
         return
     parts = {n.removeprefix("time/"): np.array([r.get(n) or 0.0 for r in timed]) for n in names}
-    rest = np.array([r["time/total"] for r in timed]) - sum(parts.values())
+    total = np.array([r["time/total"] for r in timed])
+    parts = {n: s for n, s in parts.items() if s.sum() >= 0.01 * total.sum()}
     parts = dict(sorted(parts.items(), key=lambda item: -item[1].sum()))
-    if rest.mean() > 0.01 * np.mean([r["time/total"] for r in timed]):
-        parts["other"] = np.maximum(rest, 0.0)
+    rest = np.maximum(total - sum(parts.values()), 0.0)
+    if rest.sum() >= 0.01 * total.sum():
+        parts["other"] = rest
     colours = (BLUE, ORANGE, GREEN, PURPLE, SKY, RED, YELLOW)
     steps, bottom = [r["step"] for r in timed], np.zeros(len(timed))
     for i, (name, seconds) in enumerate(parts.items()):
         colour = GREY if name == "other" else colours[i % len(colours)]
         axis.bar(steps, seconds, bottom=bottom, width=1.0, color=colour, label=name)
         bottom = bottom + seconds
-    axis.set_ylim(top=1.35 * bottom.max())  # room for the legend above the bars
-    axis.legend(frameon=False, fontsize=8, reverse=True, ncols=2, loc="upper left")
+    top = 1.6 * float(np.median(total[1:])) if len(total) > 1 else 1.05 * float(bottom.max())
+    axis.set_ylim(top=top)
+    for step, height in zip(steps, bottom):
+        if height > top:
+            axis.annotate(f"{height:.0f}", (step, top), (0, -3), textcoords="offset points", ha="center", va="top",
+                          fontsize=8, bbox=_ON_WHITE)  # fmt: skip
+    axis.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+
+
+def _staleness(axis: Axes, records: Sequence[Record]) -> None:
+    """How old the sampled tokens' weights are, and how long learner and actor wait for each other."""
+    _frame(axis, "Staleness (left), idle time (right)")
+    steps, values = series(records, "staleness_mean")
+    axis.plot(steps, values, color=GREEN, marker=_marker(steps), ms=4, label="staleness, iterations")
+    axis.set_ylim(bottom=0, top=max([1.0, *values]) * 1.1)
+    right = axis.twinx()
+    for name, label, colour in (("idle/learner", "learner idle", BLUE), ("idle/actor", "actor idle", ORANGE)):
+        steps, values = series(records, name)
+        right.plot(steps, values, color=colour, marker=_marker(steps), ms=4, label=label)
+    right.set_ylim(0, 1.05)
+    right.yaxis.set_major_formatter(PercentFormatter(1.0))
+    right.spines[["top", "left"]].set_visible(False)
+    lines = [*axis.get_lines(), *right.get_lines()]
+    axis.legend(lines, [str(line.get_label()) for line in lines], frameon=False, fontsize=8, ncols=3,
+                loc="upper center", bbox_to_anchor=(0.5, -0.16))  # fmt: skip
 
 
 def series(records: Sequence[Record], name: str) -> tuple[list[int], list[float]]:
@@ -169,7 +211,7 @@ def series(records: Sequence[Record], name: str) -> tuple[list[int], list[float]
 def _frame(axis: Axes, title: str) -> None:
     axis.set_title(title, loc="left", fontsize=10)
     axis.set_xlabel("iteration")
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axis.grid(alpha=0.25)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
@@ -178,6 +220,11 @@ def _frame(axis: Axes, title: str) -> None:
 def _marker(steps: Sequence[int]) -> str:
     """Points where there are few enough to tell apart."""
     return "o" if len(steps) <= 40 else ""
+
+
+def _share(records: Sequence[Record], turn: int, status: Status) -> float:
+    """Mean over the records that reached a turn of a status's share there."""
+    return _mean([r.get(f"turn{turn}/{status.value}") or 0.0 for r in records if _reached(r, turn)])
 
 
 def _reached(record: Record, turn: int) -> bool:

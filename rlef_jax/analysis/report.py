@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from rlef_jax import config
 from rlef_jax.analysis import plots
 from rlef_jax.analysis.summary import FILE_NAME, read_summary, summary_table
 from rlef_jax.command_line import errors_as_lines
@@ -14,19 +15,28 @@ from rlef_jax.training.metrics_writer import read_metrics
 def write_report(workdir: Path) -> str:
     """Draws what the workdir's files allow into `plots/`; returns the table and the names of the plots.
 
-    Raises FileNotFoundError if the folder holds no run.
+    Raises FileNotFoundError or ConfigError if the folder holds no run.
     """
     records = [r for r in read_metrics(workdir) if r.get("solved") is not None]
     drawn = []
     if records:
         drawn.append(plots.plot_learning(records, workdir / "plots" / "learning.png"))
         drawn.append(plots.plot_error_kinds(records, workdir / "plots" / "error_kinds.png"))
-    text = "no summary yet: the run writes it when it ends"
+    text = _why_no_table(workdir)
     if (workdir / FILE_NAME).exists():
         summary = read_summary(workdir)
         drawn.append(plots.plot_summary(summary, workdir / "plots" / "summary.png"))
         text = summary_table(summary)
     return "\n".join([text, *(f"plot: {path}" for path in drawn)])
+
+
+def _why_no_table(workdir: Path) -> str:
+    if config.read_saved(workdir)["eval.split"]:
+        return "no table yet: the run evaluates when it ends"
+    return (
+        "no table: this run evaluates nothing (eval.split is empty); "
+        f"python -m rlef_jax.evaluate --workdir={workdir} evaluates its policy"
+    )
 
 
 def main() -> None:

@@ -26,10 +26,12 @@ EVALUATIONS = {
     "warm_start_random_feedback": "warm start, random feedback",
     "rlef_random_feedback": "after RLEF, random feedback",
 }
+# What the best player of three responses reaches (data/mini_contests/bounds.py). Without feedback its last response is
+# judged whatever the others were; a policy that stops at a pass, as all evaluations above do, may do better than that.
 BOUNDS = {
-    "no_feedback": "best without feedback",
-    "pass_fail": "best knowing pass or fail only",
-    "full": "best with the feedback",
+    "no_feedback": "best 1@3, no feedback, no early stop",
+    "pass_fail": "best 1@3, pass or fail known",
+    "full": "best 1@3, feedback read",
 }
 
 
@@ -74,16 +76,16 @@ def gains(summary: Summary) -> dict[str, float]:
 
 def summary_table(summary: Summary) -> str:
     """The summary as text: evaluations, bounds, and what training changed."""
-    lines = [f"{'percent of problems':<32}{'1@1':>7}{'1@3':>7}   {'95 % interval':<15}{'repaired at turn 2':>19}"]
+    lines = [f"{'percent of problems':<38}{'1@1':>7}{'1@3':>7}   {'95 % interval':<15}{'repaired at turn 2':>19}"]
     for key, label in EVALUATIONS.items():
         if key in summary:
             e = summary[key]
             interval = "{:.1f} to {:.1f}".format(*e["1@3_ci"]) if e.get("1@3_ci") else "-"
             numbers = f"{_cell(e.get('1@1')):>7}{_cell(e.get('1@3')):>7}"
-            lines.append(f"{label:<32}{numbers}   {interval:<15}{_cell(e.get('repaired_at_2')):>19}")
+            lines.append(f"{label:<38}{numbers}   {interval:<15}{_cell(e.get('repaired_at_2')):>19}")
     for key, label in BOUNDS.items():
         if key in summary.get("bounds", {}):
-            lines.append(f"{label:<32}{'':7}{summary['bounds'][key]:7.1f}")
+            lines.append(f"{label:<38}{'':7}{summary['bounds'][key]:7.1f}")
     return "\n".join([*lines, *_gain_lines(gains(summary))])
 
 

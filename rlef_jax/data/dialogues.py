@@ -10,6 +10,7 @@ Everything is a function of (seed, index). Our own generated programs are run in
 from __future__ import annotations
 
 import dataclasses
+from typing import Protocol
 
 import numpy as np
 
@@ -101,8 +102,16 @@ def with_reading(problem: Problem, reading: int) -> Problem:
     )
 
 
+class ChatLike(Protocol):
+    """What a dialogue's writer needs of a chat format: messages to token ids (`rlef_jax.dialog.chat.ChatFormat`)."""
+
+    def first_prompt(self, user: str, system: str = "") -> list[int]: ...
+    def next_prompt(self, user: str, *, closed: bool) -> list[int]: ...
+    def response(self, text: str) -> list[int]: ...
+
+
 def write_dialogue(
-    problem: Problem, author: Author, system: str, chat: ChatFormat, rng: np.random.Generator, max_turns: int = 3
+    problem: Problem, author: Author, system: str, chat: ChatLike, rng: np.random.Generator, max_turns: int = 3
 ) -> Dialogue:
     """One dialogue, ended by a program that passes the public tests or by the turn limit."""
     ids = chat.first_prompt(problem_prompt(problem.description), system)

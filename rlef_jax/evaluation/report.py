@@ -78,13 +78,21 @@ def solved_at_second(episode: Episode) -> bool:
     return len(episode.turns) == 2 and episode.solved
 
 
-def n_at_k_percent(episodes: Sequence[Episode], n: int, k: int, *, turns: int) -> float:
-    """n@k in percent, k counted in responses: each rollout of up to `turns` of them costs `turns`."""
+def n_at_k_percent(episodes: Sequence[Episode], n: int, k: int, *, turns: int) -> tuple[float, int]:
+    """n@k in percent, and how many problems are left out of it: the judge broke on too many of their rollouts.
+
+    `k` counts responses: each rollout of up to `turns` of them costs `turns`. Raises ValueError if no problem is left.
+    """
+    rollouts, groups = rollouts_for(k, turns), _by_problem(episodes)
+    judged = [[e for e in group if e.end != "infra"] for group in groups]
     counts = [
         (len(group), sum(_last_passed_public(e) for e in group), sum(e.solved for e in group))
-        for group in _by_problem([e for e in episodes if e.end != "infra"])
+        for group in judged
+        if len(group) >= rollouts
     ]
-    return 100.0 * mean_n_at_k(counts, n, rollouts_for(k, turns))
+    if not counts:
+        raise ValueError(f"none of {len(groups)} problems has {rollouts} judged rollouts")
+    return 100.0 * mean_n_at_k(counts, n, rollouts), len(groups) - len(counts)
 
 
 def error_kinds(episodes: Sequence[Episode]) -> list[dict[str, int]]:
@@ -126,10 +134,10 @@ def _add_rate(
         summary[name] = summary[f"{name}_ci"] = None
         return
     totals = trials[draws].sum(axis=1)
-    rates = hits[draws].sum(axis=1)[totals > 0] / totals[totals > 0]
-    low, high = np.percentile(100.0 * rates, [2.5, 97.5])
+    rates = 100.0 * hits[draws].sum(axis=1)[totals > 0] / totals[totals > 0]
     summary[name] = float(100.0 * hits.sum() / trials.sum())
-    summary[f"{name}_ci"] = [float(low), float(high)]
+    # Few resamplings may all miss the few problems that count.
+    summary[f"{name}_ci"] = [float(x) for x in np.percentile(rates, [2.5, 97.5])] if rates.size else None
 
 
 def _has_second(episode: Episode) -> bool:

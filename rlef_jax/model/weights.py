@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.resources
 import os
 from pathlib import Path
@@ -60,17 +61,7 @@ def load_params(path: Path, cfg: ModelConfig, dtype: Any = jnp.float32) -> Param
 
 
 def model_config(model: Any, vocab_size: int, max_positions: int) -> ModelConfig:
-    """The ModelConfig of a config's `model` section and its tokenizer's vocabulary."""
-    return ModelConfig(
-        vocab_size=vocab_size,
-        d_model=model.d_model,
-        n_layers=model.n_layers,
-        n_heads=model.n_heads,
-        n_kv_heads=model.n_kv_heads,
-        d_head=model.d_head,
-        d_ff=model.d_ff,
-        rope_theta=model.rope_theta,
-        norm_eps=model.norm_eps,
-        tie_embeddings=model.tie_embeddings,
-        max_positions=max_positions,
-    )
+    """The ModelConfig of a vocabulary and a config's `model` section, which has a key for each other field."""
+    given: dict[str, Any] = {"vocab_size": vocab_size, "max_positions": max_positions}
+    names = (field.name for field in dataclasses.fields(ModelConfig))
+    return ModelConfig(**given, **{name: getattr(model, name) for name in names if name not in given})

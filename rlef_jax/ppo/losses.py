@@ -9,6 +9,10 @@ policy at the iteration's start and pi_b the behaviour policy that sampled, per 
     none        u as above, w = 1
 
 The paper's form squares the ratio where it is below 1, even if pi_b = pi_old.
+
+`truncated` counts the tokens whose importance weight was cut: pi / pi_b above 1 ("paper"), pi_old / pi_b above c
+("decoupled"). For "paper" it counts from a log ratio of 1e-3: on-policy, where both are the same but for rounding (some
+1e-6), every other token lies above 1 by chance.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ import jax.numpy as jnp
 
 IMPORTANCE = ("paper", "decoupled", "none")
 IMPORTANCE_MODES = ("cap", "mask")
+TRUNCATED_FROM = 1e-3  # of log(pi / pi_b): see `truncated` above; the loss itself cuts from 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +89,7 @@ def policy_loss(
     truncated = jnp.zeros_like(inside)
     if settings.importance == "paper":
         off_policy = jnp.where(inside, current - behavior_logp, 0.0)
-        truncated = off_policy > 0
+        truncated = off_policy > TRUNCATED_FROM
         ratio = ratio * jnp.exp(jnp.minimum(off_policy, 0.0))
     elif settings.importance == "decoupled":
         weight = jnp.exp(jnp.where(inside, old_logp - behavior_logp, 0.0))

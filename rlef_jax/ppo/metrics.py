@@ -32,7 +32,7 @@ def iteration_metrics(batches: Sequence[TokenBatch]) -> dict[str, float]:
       explained_variance: of the returns by the old values.
       entropy: estimated by the mean of -log pi_old over sampled tokens.
       return_mean, advantage_std (before normalization), reward_mean (r_t summed over an episode).
-      action_tokens, turns, rows (that count) and padding_share (of all token slots).
+      action_tokens, turns, rows: totals of the iteration, of what counts; padding_share (of all token slots).
     """
     if not batches:
         return {}
@@ -68,7 +68,8 @@ def episode_metrics(episodes: Sequence[Episode], *, invalid_penalty: float = -0.
     Returns:
       solved_turn1, solved: share of episodes whose first / last response passed all tests.
       reward: mean over episodes of the sum of r_t.
-      turns, response_tokens (per response), episode_tokens: means. cut_share: responses that ended by length.
+      turns_per_episode, response_tokens (per response), episode_tokens: means.
+      cut_share: responses that ended by length.
       valid_share: responses with code that parses.
       infra_episodes: how many episodes have weight zero.
       turnK/STATUS for each turn K and status met there: share of the episodes that reached turn K.
@@ -80,7 +81,7 @@ def episode_metrics(episodes: Sequence[Episode], *, invalid_penalty: float = -0.
         "solved_turn1": _mean([bool(e.turns[0].verdict and e.turns[0].verdict.passed) for e in good]),
         "solved": _mean([e.solved for e in good]),
         "reward": _mean([sum(turn_rewards(e, invalid_penalty=invalid_penalty)) for e in good]),
-        "turns": _mean([len(e.turns) for e in good]),
+        "turns_per_episode": _mean([len(e.turns) for e in good]),
         "response_tokens": _mean([len(t.response_ids) for t in turns]),
         "episode_tokens": _mean([len(e.token_ids) for e in good]),
         "cut_share": _mean([t.finish_reason == "length" for t in turns]),

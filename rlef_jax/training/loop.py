@@ -95,6 +95,10 @@ class PpoSettings:
 type OnBadUpdate = Callable[[TrainState, int, Sequence[TokenBatch], dict[str, float]], None]
 
 
+# An update's own denominators. `iteration_metrics` gives the iteration's totals under these names.
+_UPDATE_COUNTS = ("action_tokens", "turns")
+
+
 def learn(
     state: TrainState,
     reference: Params,
@@ -127,7 +131,8 @@ def learn(
                 on_bad_update(state, number, microbatches, update_metrics)
             steps.append(update_metrics)
         display.stage("updates", len(batches), len(batches))
-    metrics |= scores | {name: float(np.mean([s[name] for s in steps])) for name in steps[0]}
+    averaged = [name for name in steps[0] if name not in _UPDATE_COUNTS]
+    metrics |= scores | {name: float(np.mean([s[name] for s in steps])) for name in averaged}
     metrics["skipped_updates"] = float(sum(not s["applied"] for s in steps))
     metrics |= episode_metrics(episodes, invalid_penalty=ppo.invalid_penalty)
     return state, metrics

@@ -3,10 +3,12 @@
 import pytest
 from matplotlib import image
 
+from rlef_jax import config as config_lib
+from rlef_jax.analysis import plots
 from rlef_jax.analysis.plots import series
 from rlef_jax.analysis.report import write_report
 from rlef_jax.analysis.summary import gains, read_summary, summary_table, write_summary
-from rlef_jax.training.metrics_writer import MetricsWriter
+from rlef_jax.training.metrics_writer import MetricsWriter, flatten
 
 
 def evaluation(at_1, at_3, low, high, repaired):
@@ -44,14 +46,14 @@ def test_intervals_are_apart_in_either_order():
 
 def test_the_table():
     assert summary_table(SUMMARY).splitlines() == [
-        "percent of problems                 1@1    1@3   95 % interval   repaired at turn 2",
-        "warm start                         20.0   42.0   38.0 to 46.0                  15.0",
-        "after RLEF                         30.5   82.2   78.0 to 86.0                  61.0",
-        "warm start, random feedback        20.0   36.0   32.0 to 40.0                   9.0",
-        "after RLEF, random feedback        30.5   79.2   75.0 to 83.0                  12.0",
-        "best without feedback                     55.0",
-        "best knowing pass or fail only            72.0",
-        "best with the feedback                    96.5",
+        "percent of problems                       1@1    1@3   95 % interval   repaired at turn 2",
+        "warm start                               20.0   42.0   38.0 to 46.0                  15.0",
+        "after RLEF                               30.5   82.2   78.0 to 86.0                  61.0",
+        "warm start, random feedback              20.0   36.0   32.0 to 40.0                   9.0",
+        "after RLEF, random feedback              30.5   79.2   75.0 to 83.0                  12.0",
+        "best 1@3, no feedback, no early stop            55.0",
+        "best 1@3, pass or fail known                    72.0",
+        "best 1@3, feedback read                         96.5",
         "RLEF: 1@3 +40.2 (intervals apart), 1@3 minus 1@1 +29.8, repaired at turn 2 +46.0",
         "random instead of true feedback: 1@3 -3.0 (intervals overlap); warm start -6.0",
     ]
@@ -87,18 +89,71 @@ def record(step):
 @pytest.mark.parametrize("iterations, finished", [(1, False), (5, True)])
 def test_a_report_draws_what_there_is(tmp_path, iterations, finished):
     """Warnings are errors in tests: a curve without points or a log axis without positive values would fail."""
+    config_lib.save(config_lib.base_config(), tmp_path)
     with MetricsWriter(tmp_path) as writer:
         for step in range(iterations):
             writer.write(step, record(step))
     if finished:
         write_summary(tmp_path, SUMMARY)
     report = write_report(tmp_path)
-    assert ("after RLEF" in report, "no summary yet" in report) == (finished, not finished)
+    assert ("after RLEF" in report, "no table yet: the run evaluates when it ends" in report) == (
+        finished,
+        not finished,
+    )
     names = {"learning", "error_kinds"} | ({"summary"} if finished else set())
     assert {p.stem for p in (tmp_path / "plots").iterdir()} == names
     for name in names:
         picture = image.imread(tmp_path / "plots" / f"{name}.png")
         assert picture.std() > 0.05, f"{name} is blank"
+
+
+def test_a_run_without_evaluations_says_so(tmp_path):
+    config_lib.save(config_lib.load("configs/tiny.py:single_turn"), tmp_path)
+    with MetricsWriter(tmp_path) as writer:
+        writer.write(0, record(0))
+    first = write_report(tmp_path).splitlines()[0]
+    assert first.startswith("no table: this run evaluates nothing") and f"--workdir={tmp_path}" in first
+
+
+@pytest.fixture
+def drawn(monkeypatch, tmp_path):
+    """Draws a plot and gives its figure instead of a file."""
+    monkeypatch.setattr(plots, "_save", lambda figure, path: figure)
+    return lambda plot, records: plot(records, tmp_path)
+
+
+def flat(step, **more):
+    return {"step": step, **dict(flatten(record(step)))} | more
+
+
+def test_a_slow_first_iteration_does_not_squeeze_the_others(drawn):
+    seconds = [90.0, 10.0, 12.0, 11.0, 18.0]
+    axes = drawn(plots.plot_learning, [flat(i, **{"time/total": s}) for i, s in enumerate(seconds)]).axes
+    assert len(axes) == 8 and axes[7].get_ylim()[1] == pytest.approx(1.6 * 11.5)
+    assert [text.get_text() for text in axes[7].texts] == ["90"]
+
+
+def test_actor_and_learner_have_a_panel_where_the_records_tell_of_them(drawn):
+    told = {"staleness_mean": 0.5, "idle/learner": 0.25, "idle/actor": 0.125}
+    axes = drawn(plots.plot_learning, [flat(i, **told) for i in range(3)]).axes
+    assert len(axes) == 10  # the ninth panel has two scales
+    assert [list(line.get_ydata()) for axis in axes[8:] for line in axis.get_lines()] == [
+        [0.5] * 3,
+        [0.25] * 3,
+        [0.125] * 3,
+    ]
+
+
+def test_statuses_that_cannot_be_seen_have_no_name_in_the_legend(drawn):
+    kinds = {"turn1/PASSED": 0.5, "turn1/WRONG_ANSWER": 0.492, "turn1/TIME_LIMIT": 0.004, "turn1/NO_CODE": 0.004}
+    records = [{"step": 0, "turn1/PASSED": 0.1, "turn1/WRONG_ANSWER": 0.9}] + [{"step": i, **kinds} for i in (1, 2)]
+    figure = drawn(plots.plot_error_kinds, records)
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ["passed", "wrong answer", "others, each below 0.5%"]
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == ["turn 1, first iteration", "turn 1, last 2 iterations"]
+    ends = [bar.get_x() + bar.get_width() for bar in figure.axes[0].patches]
+    assert max(ends) == pytest.approx(1.0)
 
 
 def test_series_leaves_out_what_a_record_lacks():

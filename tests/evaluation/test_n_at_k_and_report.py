@@ -130,9 +130,29 @@ def test_unfinished_or_unjudged_is_refused():
         summarise([episode("f", "infra")])
 
 
+def test_resamplings_that_miss_what_counts_give_no_interval():
+    episodes = [episode("fr", "public_passed", name="z")]
+    episodes += [episode("r", "public_passed", name=str(i)) for i in range(20)]
+    found = [summarise(episodes, bootstrap_samples=1, seed=seed) for seed in range(10)]
+    assert all(s["repaired_at_2"] == 100.0 for s in found)
+    intervals = [s["repaired_at_2_ci"] for s in found]
+    assert None in intervals and [100.0, 100.0] in intervals
+
+
 def test_n_at_k_of_rollouts():
     rollouts = [episode("r", "public_passed"), episode("ffr", "public_passed"), episode("h", "public_passed")]
     rollouts += [episode("fff", "turn_limit")]
-    assert n_at_k_percent(rollouts, 1, 3, turns=3) == pytest.approx(50.0)
-    assert n_at_k_percent(rollouts, 1, 12, turns=3) == pytest.approx(100 * 2 / 3)
-    assert n_at_k_percent(rollouts, 2, 12, turns=3) == pytest.approx(100.0)
+    assert n_at_k_percent(rollouts, 1, 3, turns=3) == (pytest.approx(50.0), 0)
+    assert n_at_k_percent(rollouts, 1, 12, turns=3) == (pytest.approx(100 * 2 / 3), 0)
+    assert n_at_k_percent(rollouts, 2, 12, turns=3) == (pytest.approx(100.0), 0)
+
+
+def test_an_infra_error_leaves_its_problem_out_of_n_at_k():
+    broken = episode("f", "infra", name="a")
+    rollouts = [episode("r", "public_passed", name="a"), broken]
+    rollouts += [episode("fff", "turn_limit", name="b"), episode("r", "public_passed", name="b")]
+    assert n_at_k_percent(rollouts, 1, 6, turns=3) == (pytest.approx(100.0), 1)  # a has one judged rollout of two
+    assert n_at_k_percent(rollouts, 1, 3, turns=3) == (pytest.approx(75.0), 0)  # of one: nobody is left out
+    assert n_at_k_percent([broken, *rollouts[2:]], 1, 3, turns=3)[1] == 1  # a has none at all
+    with pytest.raises(ValueError, match="none of 1 problems has 2 judged rollouts"):
+        n_at_k_percent(rollouts[:2], 1, 6, turns=3)

@@ -39,7 +39,7 @@ def loop_policy_loss(logp, old, behavior, advantages, mask, s):
         ratio, weight = pi / pi_old, 1.0
         if s.importance == "paper":
             ratio *= min(pi / pi_b, 1.0)
-            truncated += pi > pi_b
+            truncated += math.log(pi / pi_b) > 1e-3
         elif s.importance == "decoupled":
             weight = pi_old / pi_b
             if weight > s.importance_cap:
@@ -62,6 +62,15 @@ def test_policy_loss_matches_the_loop(settings, compiled):
     np.testing.assert_allclose(loss, expected, rtol=1e-12)
     assert statistics["clipped"] == clipped and 0 < clipped < inputs[-1].sum()
     assert statistics["truncated"] == truncated and (truncated > 0 or settings.importance == "none")
+
+
+def test_rounding_between_sampler_and_trainer_is_not_truncation():
+    """Half of on-policy tokens lie above pi_b by a rounding error; only a real difference is counted."""
+    log_ratio = jnp.asarray([[1e-6, -1e-6, 9e-4, 2e-3, -2e-3, 0.5]])
+    old = jnp.full(log_ratio.shape, -1.0)
+    ones = jnp.ones_like(old)
+    _, statistics = policy_loss(old, old, old - log_ratio, ones, ones, LossSettings())
+    assert statistics["truncated"] == 2
 
 
 def test_policy_loss_by_hand():

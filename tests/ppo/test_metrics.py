@@ -57,7 +57,7 @@ def test_episode_metrics(make_episode):
     assert metrics["solved_turn1"] == pytest.approx(1 / 3)
     assert metrics["solved"] == pytest.approx(2 / 3)
     assert metrics["reward"] == pytest.approx((1 + 1 - 1.2) / 3)
-    assert metrics["turns"] == 2.0
+    assert metrics["turns_per_episode"] == 2.0
     assert metrics["response_tokens"] == pytest.approx(7 / 6)
     assert metrics["valid_share"] == pytest.approx(5 / 6)
     assert metrics["infra_episodes"] == 1

@@ -43,7 +43,7 @@ def corpus(problems: int = PROBLEMS, seed: int = SEED) -> list[str]:
         problem = problem_at("train", seed, i)
         for marked, author in authors(0.15).items():
             reading = int(rng.integers(len(problem.tags["readings"])))
-            write_dialogue(with_reading(problem, reading), author, CAREFUL if marked else "", sink, rng)  # type: ignore[arg-type]
+            write_dialogue(with_reading(problem, reading), author, CAREFUL if marked else "", sink, rng)
     return sink.texts
 
 

@@ -1,0 +1,66 @@
+"""An iteration's metrics: what updates, batches and episodes say stays apart, each under a name of its own."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from rlef_jax.ppo.metrics import episode_metrics, iteration_metrics
+from rlef_jax.ppo.pack import pack
+from rlef_jax.training.actor import Rollouts
+from rlef_jax.training.loop import PpoSettings, Stopwatch, learn
+from rlef_jax.training.progress import ProgressDisplay
+from rlef_jax.training.rollout import RolloutProgress
+from rlef_jax.types import Episode, Problem, Status, TestCase, TestResult, Turn, Verdict
+
+CASE = TestCase("1", "1")
+PPO = PpoSettings(2, 4, (16,), kl_beta=0.05, normalize_advantages=True, invalid_penalty=-0.2, max_turns=3)
+OF_UPDATE = {"loss": 1.0, "action_tokens": 7.0, "turns": 5.0, "applied": 1.0}
+
+
+class Learner:
+    """Scores nothing and moves nothing; gives each update's metrics as `rlef_jax.ppo.update.Learner` names them."""
+
+    def score(self, params, batch):
+        return np.zeros_like(batch.old_logp), np.zeros_like(batch.old_values)
+
+    def ref_logp(self, params, batch):
+        return np.zeros_like(batch.ref_logp)
+
+    def update(self, state, microbatches):
+        return state, dict(OF_UPDATE)
+
+
+@dataclasses.dataclass
+class State:
+    step: int = 0
+    params: object = None
+
+
+def episode(index, turns):
+    """`turns` responses of two tokens each, all wrong."""
+    verdict = Verdict(Status.WRONG_ANSWER, (TestResult(Status.WRONG_ANSWER),))
+    turn = Turn((1,), (2, 3), (-1.0, -1.0), (0, 0), "stop", verdict)
+    return Episode(Problem("p", "", (CASE,), (CASE,)), 0, 0, index, (turn,) * turns, "turn_limit")
+
+
+@pytest.fixture
+def episodes():
+    return [episode(index, turns) for index, turns in enumerate((1, 2, 3, 3))]
+
+
+def test_totals_of_the_iteration_and_means_of_an_episode(episodes):
+    rollouts = Rollouts(0, episodes, RolloutProgress(4, 4, 18, 1.0, 0.0, 1.0), idle_s=0.0)
+    with ProgressDisplay() as display:
+        _, metrics = learn(
+            State(), None, rollouts, Learner(), seed=0, ppo=PPO, watch=Stopwatch(), display=display,
+            on_bad_update=lambda *_: None,
+        )  # fmt: skip
+    assert (metrics["turns"], metrics["action_tokens"], metrics["rows"]) == (9, 18, 4)
+    assert metrics["turns_per_episode"] == pytest.approx(9 / 4)
+    assert metrics["loss"] == 1.0
+
+
+def test_no_name_means_two_things(episodes):
+    batches, _ = pack(episodes, buckets=(16,), rows=4, max_turns=3)
+    assert not iteration_metrics(batches).keys() & episode_metrics(episodes).keys()
