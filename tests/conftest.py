@@ -22,9 +22,26 @@ hypothesis.settings.load_profile("default")
 
 
 @pytest.fixture(scope="session")
-def compiled(tmp_path_factory):
+def compile_cache(tmp_path_factory):
     """Where the runs that tests start as processes keep their compiled programs: one folder for all of them."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "compiled"
     folder.mkdir(exist_ok=True)
     return folder
+
+
+@pytest.fixture(scope="module")
+def quick_compilation(compile_cache):
+    """For tests that compile much and compute little: XLA's costly passes would take two thirds of their time."""
+    wanted = {
+        "jax_disable_most_optimizations": True,
+        "jax_compilation_cache_dir": str(compile_cache),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: jax.config.values[name] for name in wanted}
+    for name, value in wanted.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)

@@ -43,7 +43,7 @@ SMALL = {
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(tmp_path_factory, quick_compilation):
     config = config_lib.load("configs/tiny.py", overrides=SMALL)
     folders = [tmp_path_factory.mktemp("runs") / name for name in ("a", "b")]
     for folder in folders:

@@ -1,6 +1,5 @@
 """Episodes and batches for the tests of the update, built from the production vocabulary."""
 
-import jax
 import numpy as np
 import pytest
 
@@ -48,12 +47,8 @@ def random_episodes(count, *, vocab=11, seed=0, longest=14):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """These tests compile much and compute little: XLA's costly passes would take two thirds of their time."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+def quickly(quick_compilation):
+    """All tests here compile much and compute little."""
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from rlef_jax.model.transformer import ModelConfig, init_params
 from rlef_jax.ppo.pack import pack
 from rlef_jax.ppo.update import Learner, make_optimizer, prepare_iteration
 from rlef_jax.training.bad_update import describe, load_bad_update, save_bad_update, saved_updates
-from tests.ppo.conftest import quick_compilation, random_episodes  # noqa: F401 (a fixture)
+from tests.ppo.conftest import random_episodes
 
 CFG = ModelConfig(vocab_size=11, d_model=8, n_layers=1, n_heads=2, n_kv_heads=1, d_head=4, d_ff=16)
 
@@ -24,7 +24,7 @@ def make(**kwargs):
 
 
 @pytest.fixture(scope="module")
-def made():
+def made(quick_compilation):
     return make()
 
 
