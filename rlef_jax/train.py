@@ -20,6 +20,7 @@ from rlef_jax.analysis.report import write_report
 from rlef_jax.analysis.summary import write_summary
 from rlef_jax.data.sources import check_splits, evaluation_problems, split_bounds
 from rlef_jax.errors import StoppedError
+from rlef_jax.execution.pool import ExecutionPool
 from rlef_jax.model.transformer import Params
 from rlef_jax.model.weights import save_params
 from rlef_jax.ppo.update import TrainState
@@ -35,8 +36,10 @@ from rlef_jax.training.run import Run
 from rlef_jax.training.workdir import CHECKPOINTS, Progress, open_workdir, resume
 
 
-def train(config: ConfigDict, workdir: Path, *, go_on: bool = True) -> None:
+def train(config: ConfigDict, workdir: Path, *, go_on: bool = True, judge: ExecutionPool | None = None) -> None:
     """Runs the whole job, or what is left of it; `go_on=False` refuses a workdir that holds a run.
+
+    `judge`, if given, stays open afterwards; otherwise the config's own is made.
 
     Raises ConfigError, RunError, StoppedError: see `rlef_jax.errors`.
     """
@@ -47,7 +50,7 @@ def train(config: ConfigDict, workdir: Path, *, go_on: bool = True) -> None:
     learner = build_learner(config, policy.cfg)
     with contextlib.ExitStack() as stack:
         samplers = _build_samplers(config, policy)
-        pool = stack.enter_context(build_pool(config.execution))
+        pool = stack.enter_context(build_pool(config.execution)) if judge is None else judge
         open_workdir(workdir, config, resume=go_on)
         stop = stack.enter_context(StopRequest())
         checkpoints = stack.enter_context(Checkpoints(workdir / CHECKPOINTS, keep=config.train.keep_checkpoints))
