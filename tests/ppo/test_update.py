@@ -169,7 +169,7 @@ def test_value_is_read_at_the_last_token_of_the_turns_prompt(learners, tiny_mode
 def test_donated_buffers_leave_the_callers_weights_alone(learners, policy, make_episodes):
     learner = learners[True]
     policy = learner.place_policy(policy)  # where the state's own arrays will lie: nothing else would force a copy
-    before = jax.device_get(policy)
+    before = jax.device_get(jax.tree.map(jnp.copy, policy))  # a view of its own buffers would forbid their donation
     state = learner.init(jax.random.PRNGKey(0), policy)
     filled, _ = prepared(learner, state.params, policy, make_episodes(6), 12)
     after, _ = learner.update(state, filled)
