@@ -1,17 +1,23 @@
 """A run that is killed and started again ends exactly as one that never stopped; signals stop it where it can go on."""
 
+import json
 import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from rlef_jax.config import load_saved
 from rlef_jax.errors import EXIT_STOPPED
+from rlef_jax.training.checkpoint import Checkpoints
 from rlef_jax.training.metrics_writer import read_metrics
-from tests.helpers.small_run import assert_same_run, command, environment, finish, leftovers, start
+from rlef_jax.training.parts import build_policy
+from tests.helpers.small_run import assert_same_run, command, environment, finish, leftovers, start, timeless
 
 OVERRIDES = {"eval.every": 4}
 
@@ -208,3 +214,42 @@ def test_a_longer_run_goes_on_from_a_shorter_one(whole, compile_cache, tmp_path)
     finish(folder, compile_cache, OVERRIDES | {"train.iterations": 5})
     finish(folder, compile_cache, OVERRIDES)
     assert_same_run(whole, folder)
+
+
+def test_the_best_by_validation_is_kept_and_is_the_result(whole):
+    """The tiny random model solves nothing, so all validations are equal, and the latest, after 8, is the best."""
+    assert [r["step"] for r in read_metrics(whole) if "valid/1@3" in r] == [3, 7]
+    with Checkpoints(whole / "checkpoints", read_only=True) as checkpoints:
+        assert checkpoints.metadata(10)["best_iteration"] == 8
+        kept = checkpoints.restore(8, {"policy": build_policy(load_saved(whole)).params})["policy"]
+    with np.load(whole / "policy.npz") as result:
+        np.testing.assert_array_equal(result["embed"], kept["embed"])
+
+
+@pytest.mark.slow
+def test_validation_disturbs_nothing_and_patience_ends_training(whole, compile_cache, tmp_path):
+    finish(tmp_path / "never", compile_cache)
+    unvalidated = [timeless(r) for r in read_metrics(tmp_path / "never")]
+    validated = [timeless(r) for r in read_metrics(whole)]
+    assert unvalidated == [{k: v for k, v in r.items() if not k.startswith("valid/")} for r in validated]
+    output = finish(tmp_path / "patient", compile_cache, {"eval.every": 1, "eval.patience": 2})
+    assert "no better validation in 2 after iteration 3: training ends" in output
+    assert len(read_metrics(tmp_path / "patient")) == 3
+    assert "training ends" in finish(tmp_path / "patient", compile_cache, {"eval.every": 1, "eval.patience": 2})
+    assert len(read_metrics(tmp_path / "patient")) == 3
+
+
+@pytest.mark.slow
+def test_an_evaluation_of_any_kept_checkpoint(whole, compile_cache):
+    def evaluate(checkpoint):
+        return subprocess.run(
+            [sys.executable, "-m", "rlef_jax.evaluate", f"--workdir={whole}", "--split=valid", "--problems=4",
+             f"--checkpoint={checkpoint}"],
+            env=environment(compile_cache), capture_output=True, text=True,
+        )  # fmt: skip
+
+    for checkpoint in ("best", "last", "8"):
+        done = evaluate(checkpoint)
+        assert done.returncode == 0 and json.loads(done.stdout)["1@3"] == 0.0, done.stderr
+    done = evaluate("3")
+    assert done.returncode == 2 and "--checkpoint=3: give best, last or one of" in done.stderr

@@ -34,7 +34,7 @@ class Progress:
       iteration: iterations done.
       reference: content hash of the reference policy's weights.
       best_iteration, best_score: the validation with the highest score so far (percent), None before the first.
-      since_best: validations since then.
+      since_best: validations since one was better than all before it.
       skipped_updates: updates that were not applied.
     """
 
@@ -47,9 +47,11 @@ class Progress:
 
     def after_validation(self, score: float) -> Progress:
         """With one more validation of the weights after `iteration`; of equal scores the later is the best."""
-        if self.best_score is None or score >= self.best_score:
-            return dataclasses.replace(self, best_iteration=self.iteration, best_score=score, since_best=0)
-        return dataclasses.replace(self, since_best=self.since_best + 1)
+        better = self.best_score is None or score > self.best_score
+        since = 0 if better else self.since_best + 1
+        if better or score == self.best_score:
+            return dataclasses.replace(self, best_iteration=self.iteration, best_score=score, since_best=since)
+        return dataclasses.replace(self, since_best=since)
 
 
 def open_workdir(workdir: Path, config: ConfigDict, *, resume: bool) -> None:

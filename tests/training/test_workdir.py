@@ -141,4 +141,4 @@ def test_the_best_is_the_highest_and_of_equals_the_later():
     for number, score in enumerate([20.0, 30.0, 25.0, 30.0, 10.0], start=1):
         progress = dataclasses.replace(progress, iteration=number).after_validation(score)
         seen.append((progress.best_iteration, progress.best_score, progress.since_best))
-    assert seen == [(1, 20.0, 0), (2, 30.0, 0), (2, 30.0, 1), (4, 30.0, 0), (4, 30.0, 1)]
+    assert seen == [(1, 20.0, 0), (2, 30.0, 0), (2, 30.0, 1), (4, 30.0, 2), (4, 30.0, 3)]
