@@ -1,5 +1,10 @@
 """The sampler against the trainer's model, and against itself under other schedules."""
 
+import os
+import subprocess
+import sys
+import textwrap
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -150,6 +155,49 @@ def test_the_samplers_weights_are_its_own():
     sampler.set_weights(changed, version=8)
     after = rollout(sampler, episodes=(0, 5, 9), turns=1)
     assert all(s.version == 8 and s.ids != before[key][1].ids for key, (_, s) in after.items())
+
+
+def test_weights_that_come_during_a_turn_wait_for_the_next_one():
+    """A turn ends with the weights that it began with; the next one goes on over the same cache with the new."""
+    other = jax.tree.map(lambda a: a * -2.0, PARAMS)
+    quiet, disturbed = make_sampler(), make_sampler()
+    before = rollout(quiet, episodes=(0, 5, 9), turns=1)
+    read = disturbed._read
+
+    def read_and_publish(*args):
+        found = read(*args)
+        disturbed.set_weights(other, version=8)  # as another thread would
+        return found
+
+    disturbed._read = read_and_publish
+    made = rollout(disturbed, episodes=(0, 5, 9), turns=2)
+    first, second = ({e: pair for (e, t), pair in made.items() if t == turn} for turn in (0, 1))
+    assert first == {e: pair for (e, _), pair in before.items()}
+    assert all(s.version == 7 for _, s in first.values()) and all(s.version == 8 for _, s in second.values())
+
+
+def test_it_works_on_the_device_that_it_is_given():
+    """In a process of two devices: weights, cache and samples lie on the second, and are the first's."""
+    program = """
+        import jax
+        from tests.sampling.test_sampler import CFG, PARAMS, STOP, Sampler, SamplingConfig, rollout
+        first, second = jax.devices()
+        made = []
+        for device in (None, second):
+            sampler = Sampler(CFG, SamplingConfig(1.0, 1.0, 0, (STOP,), 6), 3, 64, (8, 16), device=device)
+            sampler.set_weights(jax.device_put(PARAMS, first), version=7)
+            state, _ = sampler.generate(
+                sampler.start_group(), [[4, 5], [6], [7]], seed=0, step=0, episode_indices=(0, 1, 2), turn=0)
+            assert {d for a in jax.tree.leaves(state.cache) for d in a.devices()} == {device or first}
+            made.append(rollout(sampler, (0, 5, 9)))
+        assert made[0] == made[1]
+        print("same")
+        """
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, env=environment
+    )
+    assert done.stdout == "same\n", done.stderr
 
 
 def test_modified_distribution_gives_behaviour_and_unmodified_gives_policy():
