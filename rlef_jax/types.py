@@ -25,6 +25,23 @@ class TestCase:
 
 
 @dataclasses.dataclass(frozen=True)
+class FunctionTest:
+    """One test of a function problem: calls of `entry_point`, made in one process, and the result expected of each.
+
+    Arguments and results are plain data (None, numbers, str, bytes, list, tuple, set, frozenset, dict). `compare` is
+    "equal", or one of the other ways that `execution.functions` knows; `atol` is the absolute tolerance for floats.
+    `text` is the assert as a prompt or feedback shows it.
+    """
+
+    entry_point: str
+    calls: tuple[tuple[Any, ...], ...]
+    expected: tuple[Any, ...]
+    atol: float = 0.0
+    compare: str = "equal"
+    text: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Problem:
     """A contest problem in the form of CodeContests (Li et al., 2022).
 
@@ -86,6 +103,7 @@ class TestResult:
     cpu_s: float = 0.0
     wall_s: float = 0.0
     memory_bytes: int = 0
+    stderr: str = ""  # its end, if it is long: the cut is marked
 
 
 @dataclasses.dataclass(frozen=True)
