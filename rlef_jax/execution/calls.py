@@ -135,5 +135,7 @@ def _leaf(tag, body):
 def answer(names, data, limit):
     """The results of the calls in `data` (`[entry point, [arguments, ...]]`), made with a program's names, as bytes."""
     entry_point, calls = decode(data)
+    if entry_point not in names:
+        raise NameError(f"name '{entry_point}' is not defined")
     function = names[entry_point]
     return encode([function(*arguments) for arguments in calls], limit)

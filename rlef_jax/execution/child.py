@@ -6,6 +6,7 @@ is trusted once it runs: a report can only explain a failure, or hold a function
 """
 
 import builtins
+import gc
 import io
 import os
 import resource
@@ -28,6 +29,7 @@ class Start:
         self.main = main
         self.format_exception = modules["traceback_text"].format_exception
         self.calls = modules["calls"]
+        self.collector = gc
         self.kernel = modules["kernel"]
         self.last_fd = modules["protocol"].LAST_FD
         self.teardown = any(word in source for word in TEARDOWN_WORDS)
@@ -58,9 +60,8 @@ def be_test(start, settings, request, seed):
         restrict(settings, request, start.last_fd)
         if settings["child_filter"]:
             filter_calls(settings, start.kernel)
-        import gc
-
-        gc.enable()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        start.collector.enable()
         for hook in start.fork_hooks:
             os.register_at_fork(**hook)
         if "random" in sys.modules:
@@ -127,11 +128,9 @@ def finish(start, exit_code):
             sys.modules["atexit"]._run_exitfuncs()
         flush(sys.stdout, sys.stderr)
         if start.teardown:
-            import gc
-
             streams = sys.__stdout__, sys.__stderr__
             start.main.__dict__.clear()  # files that the program opened on descriptor 1 are flushed when they go
-            gc.collect()
+            start.collector.collect()
             flush(*streams)
     except MemoryError:
         tell(OUT_OF_MEMORY + b"MemoryError")

@@ -1,5 +1,6 @@
 """What tests of the executor see on the host while programs run: processes, by name and by descent."""
 
+import contextlib
 import os
 import pathlib
 import time
@@ -50,4 +51,16 @@ def descendants():
     while new:
         new = {pid for pid, parent in parents.items() if parent in new}
         found |= new
+    return found
+
+
+def tree(pids):
+    """The processes and all that descend from them."""
+    found, todo = set(), list(pids)
+    while todo:
+        pid = todo.pop()
+        found.add(pid)
+        for task in pathlib.Path(f"/proc/{pid}/task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                todo += [int(child) for child in task.read_text().split()]
     return found
