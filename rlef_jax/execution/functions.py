@@ -101,7 +101,9 @@ def _presence(result: Any, expected: Any, atol: float, arguments: tuple[Any, ...
 
 
 def _root(result: Any, expected: Any, atol: float, arguments: tuple[Any, ...]) -> bool:
-    """Any root of the polynomial with the coefficients given (HumanEval/32) counts."""
+    """Any root of the polynomial with the coefficients given (HumanEval/32) counts, and so does the reference's own."""
+    if _equal(result, expected, 0.0, arguments):
+        return True
     value = math.fsum(c * math.pow(result, i) for i, c in enumerate(arguments[0]))
     return abs(value) <= atol
 

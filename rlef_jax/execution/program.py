@@ -104,7 +104,7 @@ class Program:
         self.replies, self.waiting_bytes = [], 0
         self.poll = select.poll()
         self.poll.register(self.worker.CONTROL_FD, select.POLLIN)
-        self.ooms, self.compiling_s = 0, 0.0
+        self.ooms, self.compiling_s = b"", 0.0
         self.pausing = False
 
     def run(self, first):
@@ -254,8 +254,8 @@ class Program:
         return report
 
     def count_ooms(self):
-        """How many processes the kernel has killed so far for the memory of this worker's cgroup."""
-        return self.worker.count_ooms() if self.settings["cgroup"] else 0
+        """What tells whether the kernel has killed a process for the memory of this worker's cgroup."""
+        return self.worker.count_ooms() if self.settings["cgroup"] else b""
 
     def flush(self):
         """Sends the replies that wait."""
@@ -264,13 +264,14 @@ class Program:
             self.replies, self.waiting_bytes = [], 0
 
     def box_is_dirty(self):
-        """Whether anything was done to the scratch folder that the next test could see."""
+        """Whether anything was done to the scratch folder that the next test could see.
+
+        Whatever is made or removed in it sets its time of change, which began as 0; programs can't set it back.
+        """
         if not self.settings["box_bytes"]:
             return False
-        try:
-            return bool(os.listdir(self.worker.BOX)) or os.stat(self.worker.BOX).st_mode & 0o7777 != 0o1777
-        except OSError:
-            return True
+        box = os.stat(self.worker.BOX)
+        return box.st_mtime != 0 or box.st_mode & 0o7777 != 0o1777
 
 
 def fresh_file(number):

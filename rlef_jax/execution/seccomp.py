@@ -89,11 +89,11 @@ def single_process_filter(machine: str, *, files: bool, signals: bool) -> bytes:
     them inside); if not, only to the process whose id the installer puts in the place of `OWN_PID`. Raises
     UnknownMachineError.
     """
-    refused = ["memfd_create", "fork", "vfork"]
+    refused = ["memfd_create", "fork", "vfork", "utime", "utimes", "utimensat", "futimesat"]
     rules = {"clone": _require_bits(0, _THREAD)}
     if not files:
         refused += "creat mkdir mkdirat link linkat symlink symlinkat rename renameat renameat2 unlink unlinkat".split()
-        refused += "rmdir truncate chmod fchmodat utime utimes utimensat futimesat".split()
+        refused += "rmdir truncate chmod fchmodat".split()
         writing = 0o1 | 0o2 | 0o100  # O_WRONLY, O_RDWR, O_CREAT
         rules |= {"open": _refuse_bits(1, writing), "openat": _refuse_bits(2, writing)}
     if not signals:
