@@ -163,8 +163,10 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--quick", action="store_true", help="a smoke run with small sizes")
     parser.add_argument("--level", default="", help="the level of isolation; the best by default")
     parser.add_argument("--workers", type=int, default=0, help="0 = as execution.workers=0")
+    parser.add_argument("--repeats", type=int, default=0, help="0 = 7, or 2 with --quick")
     args = parser.parse_args(argv)
     programs, per_program, trivial, repeats = (12, 3, 100, 2) if args.quick else (60, 10, 2000, 7)
+    repeats = args.repeats or repeats
     workers = args.workers or auto_workers()
     interpreter = find_python()
     mixed = [(f"# {i}\n{MIXED[i % len(MIXED)]}", tests_of(per_program, i)) for i in range(programs)]

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from rlef_jax.execution.isolation import Level
 from rlef_jax.types import Limits, Status
 
 FAST = Limits(wall_s=0.5, memory_bytes=64 << 20, output_bytes=1 << 16, processes=8)
@@ -116,6 +117,31 @@ def test_sets_and_random_numbers_come_out_the_same_in_every_worker(run):
     outputs = {run(program, ("3", ""))[0].stdout for _ in range(6)}
     assert len(outputs) == 1
     assert run(program, ("4", ""))[0].stdout not in outputs  # seeded by the input
+
+
+SHARED_OUT = """
+import os, time
+r, w = os.pipe()
+for _ in range(4):
+    if os.fork() == 0:
+        os.close(r)
+        x = bytearray(60 << 20)
+        x[::4096] = b'1' * len(x[::4096])
+        os.write(w, b'1')
+        time.sleep(3)
+        os._exit(0)
+os.close(w)
+held = 0
+while os.read(r, 1): held += 1
+print(held)
+"""
+
+
+def test_memory_is_counted_for_the_program_as_a_whole(pool, run):
+    if pool.level is not Level.FULL:
+        pytest.skip("no cgroup here: a program is a single process, whose own limit is the program's")
+    (result,) = run(SHARED_OUT, ("", "4"), limits=dataclasses.replace(FAST, memory_bytes=128 << 20, wall_s=60.0))
+    assert result.status is Status.MEMORY_LIMIT and result.stdout != "4\n"
 
 
 def test_hostile_reports_change_no_failure_into_a_pass_or_an_infrastructure_error(run):

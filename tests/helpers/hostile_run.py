@@ -23,7 +23,7 @@ from rlef_jax.types import Limits, Status, TestCase
 from tests.helpers.host import call_itself, processes_called, tree
 from tests.helpers.hostile_programs import ATTEMPTS, BOMBS, LIARS
 
-LIMITS = Limits(wall_s=1.0, memory_bytes=256 << 20, output_bytes=1 << 16, processes=16)
+LIMITS = Limits(wall_s=1.0, memory_bytes=128 << 20, output_bytes=1 << 16, processes=16)
 HONEST_LIMITS = Limits(wall_s=10.0, memory_bytes=256 << 20)
 HONEST = (
     "import collections, heapq, math\nassert collections.deque([1]).pop() == 1 and math.pi > 3.1\n"
