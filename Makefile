@@ -8,7 +8,7 @@ FLAGS ?=
 # Bytecode is written when a module is first imported; compiling all of it at installation costs more than it saves.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
 
-.PHONY: help demo test test-slow lint format warm-start clean
+.PHONY: help demo test test-slow soak lint format warm-start clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -49,6 +49,9 @@ test: lint ## lint, types and the tests (15 minutes at most)
 
 test-slow: $(VENV)/.installed-dev ## the tests that take minutes each
 	@$(BIN)/python -m pytest -q -m slow
+
+soak: $(VENV)/.installed ## 200,000 tests on the executor, some hostile, workers killed meanwhile (an hour at most)
+	@$(BIN)/python benchmarks/soak.py
 
 warm-start: $(VENV)/.installed ## train the shipped warm start anew (90 minutes at most)
 	@$(MALLOC) $(BIN)/python -m rlef_jax.sft --config=configs/tiny_sft.py --workdir=runs/warm_start

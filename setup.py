@@ -38,6 +38,7 @@ setup(
             "jaxtyping>=0.3",
             "mypy>=1.13",
             "pre-commit>=4.0",
+            "pyarrow>=18.0",
             "pytest>=8.3",
             "pytest-xdist>=3.6",
             "ruff>=0.8",

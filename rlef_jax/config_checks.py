@@ -11,14 +11,14 @@ from ml_collections import ConfigDict
 from rlef_jax.errors import ConfigError
 
 _ABOVE_0 = (
-    "model.rope_theta", "model.norm_eps", "sampling.temperature", "execution.wall_s", "ppo.learning_rate",
-    "ppo.clip_eps", "ppo.value_clip", "ppo.importance_cap", "sft.learning_rate",
+    "model.rope_theta", "model.norm_eps", "sampling.temperature", "execution.wall_s", "execution.wall_scale",
+    "ppo.learning_rate", "ppo.clip_eps", "ppo.value_clip", "ppo.importance_cap", "sft.learning_rate",
 )  # fmt: skip
 _AT_LEAST_1 = (
     "model.d_model", "model.n_layers", "model.n_heads", "model.n_kv_heads", "model.d_head", "model.d_ff",
     "episode.max_turns", "episode.context", "episode.max_new_tokens",
     "sampling.group_size", "sampling.groups_in_flight", "sampling.threads",
-    "execution.memory_mb", "execution.output_kb",
+    "execution.memory_mb", "execution.output_kb", "execution.wall_patience",
     "ppo.rollouts", "ppo.updates", "ppo.microbatch_rows", "mesh.data", "mesh.fsdp", "mesh.tensor",
     "train.checkpoint_every", "train.keep_checkpoints", "train.log_every", "eval.bootstrap_samples",
     "sft.dialogues", "sft.batch_rows", "sft.checkpoint_every", "sft.log_every",
@@ -38,6 +38,7 @@ _CHOICES = {
     "ppo.importance": ("paper", "decoupled", "none"),
     "ppo.importance_mode": ("cap", "mask"),
     "train.bad_update": ("stop", "skip"),
+    "execution.require_isolation": ("", "full", "namespaces", "user", "process"),
 }
 _MOST_WORKERS = 4096
 _MOST_SEEDS = 2**31  # seeds are folded into 32 bits, and evaluations add to them

@@ -25,6 +25,23 @@ class TestCase:
 
 
 @dataclasses.dataclass(frozen=True)
+class FunctionTest:
+    """One test of a function problem: calls of `entry_point`, made in one process, and the result expected of each.
+
+    Arguments and results are plain data (None, numbers, str, bytes, list, tuple, set, frozenset, dict). `compare` is
+    "equal", or one of the other ways that `execution.functions` knows; `atol` is the absolute tolerance for floats.
+    `text` is the assert as a prompt or feedback shows it.
+    """
+
+    entry_point: str
+    calls: tuple[tuple[Any, ...], ...]
+    expected: tuple[Any, ...]
+    atol: float = 0.0
+    compare: str = "equal"
+    text: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Problem:
     """A contest problem in the form of CodeContests (Li et al., 2022).
 
@@ -65,12 +82,22 @@ class Status(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What one run of a program on one test may use (the paper's defaults: A.2)."""
+    """What one run of a program on one test may use (the paper's defaults: A.2).
+
+    With `patience` 1 the wall clock alone decides. Above 1 a test is out of time once it has used `wall_s` seconds of
+    the processor, or `patience * wall_s` by the wall clock: a machine that is busy with other things fails nobody.
+    """
 
     wall_s: float = 10.0
     memory_bytes: int = 1 << 30
     output_bytes: int = 1 << 20
     processes: int = 16
+    patience: float = 1.0
+
+    @property
+    def longest_s(self) -> float:
+        """Seconds by the wall clock after which a test is out of time whatever it did."""
+        return self.wall_s * max(1.0, self.patience)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +113,7 @@ class TestResult:
     cpu_s: float = 0.0
     wall_s: float = 0.0
     memory_bytes: int = 0
+    stderr: str = ""  # its end, if it is long: the cut is marked
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,123 +1,112 @@
 # mypy: allow-untyped-defs
-"""What happens in the forked child of one test: limits, fresh streams, the program, the end of an interpreter.
+"""What happens in the forked process of one test: streams, the program, the end of an interpreter.
 
-Loaded by the worker from this file, under the judge's Python (3.8+); imports nothing of the package. The program
-can reach whatever is in this process, so nothing here is trusted once it runs: a report can only explain a failure.
+Runs in the worker, under the judge's Python (3.8+). The program can reach whatever is in this process, so nothing here
+is trusted once it runs: a report can only explain a failure, or hold a function's results, which are compared outside.
 """
 
-import atexit
 import builtins
 import gc
-import marshal
+import io
 import os
 import resource
 import signal
 import sys
-import zlib
 
-REPORT_FD = 3  # where the program's own exception is told
-READY_FD = 4  # closed before the program starts: how far the child came, and the compiled code
-EXCEPTION, OUT_OF_MEMORY = b"E", b"M"  # of the report
-SET_UP, COMPILED, REFUSED, END = b"S", b"C", b"R", b"."  # of the ready file
-PR_SET_PDEATHSIG = 1
+EXCEPTION, OUT_OF_MEMORY, VALUES = b"E", b"M", b"V"  # kinds of a report
+# What a program needs the interpreter's last breath for: files left open, finalizers. Where none of these words is in
+# its text, its objects go with the process, unvisited.
+TEARDOWN_WORDS = ("open", "__del__", "IO", "Wrap", "Write", "weakref", "finalize", "exec", "eval", "import(", "getattr")
 
 
-def be_child(body, files, limits, scratch, libc):
-    """Takes the limits and the descriptors, runs `body`, exits with the code that it returns. Never returns."""
-    code = 1
-    try:
-        signal.set_wakeup_fd(-1)
-        for number in (signal.SIGCHLD, signal.SIGXFSZ):
-            signal.signal(number, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        os.setsid()
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        os.chdir(scratch)
-        take_descriptors(files)
-        set_limits(limits)
-        open_streams()
-        os.write(READY_FD, SET_UP)
-        code = body()
-    except BaseException as exc:
-        try:
-            os.write(2, repr(exc).encode("utf-8", "backslashreplace"))
-        finally:
-            os._exit(1)
-    os._exit(code)
+class Start:
+    """What all tests of a program begin with, made once."""
+
+    def __init__(self, modules, code, source, fork_hooks, main):
+        self.code = code
+        self.source = source
+        self.fork_hooks = fork_hooks
+        self.main = main
+        self.format_exception = modules["traceback_text"].format_exception
+        self.calls = modules["calls"]
+        self.collector = gc
+        self.kernel = modules["kernel"]
+        self.last_fd = modules["protocol"].LAST_FD
+        self.teardown = any(word in source for word in TEARDOWN_WORDS)
 
 
-def take_descriptors(files):
-    """stdin, stdout, stderr, report, ready to 0-4, and nothing else left open."""
-    high = [os.dup2(fd, 64 + i) for i, fd in enumerate(files)]  # out of each other's way first
-    for target, fd in enumerate(high):
-        os.dup2(fd, target, inheritable=target <= 2)
-    os.closerange(len(files), 256)
-
-
-def set_limits(limits):
-    """Resource limits of the child. The wall clock is the worker's; CPU time is only a second line behind it."""
-    seconds = int(limits.wall_s) + 2
-    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-    if hard == resource.RLIM_INFINITY or hard > seconds:
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
-    for name, value in (
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_AS, limits.memory_bytes),
-    ):
-        lower(name, value)
-
-
-def lower(name, value):
-    """Sets a resource's soft and hard limit, as far as the hard one allows."""
-    hard = resource.getrlimit(name)[1]
-    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    resource.setrlimit(name, (value, value))
-
-
-def open_streams():
-    """Fresh standard streams on descriptors 0-2, made as the interpreter makes them."""
+def prepare(modules, code, source, fork_hooks, request):
+    """Makes the streams' objects and the main module, in the program's process: a test's fork copies them unused."""
     for fd, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         errors = "backslashreplace" if name == "stderr" else "surrogateescape"
         buffering = 1 if name == "stderr" else -1
         stream = open(fd, mode, buffering, encoding="utf-8", errors=errors, closefd=False)
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     sys.argv[:] = ["solution.py"]
-
-
-def compile_program(source, format_exception):
-    """The code of a program; None if it doesn't compile. Tells the worker either way, for the tests to come."""
-    try:
-        code = compile(source, "solution.py", "exec", dont_inherit=True)
-    except BaseException as exc:
-        write_all(READY_FD, REFUSED + format_exception(exc, source).encode("utf-8", "backslashreplace"))
-        return None
-    write_all(READY_FD, COMPILED + marshal.dumps(code) + END)
-    return code
-
-
-def run_program(marshalled, source, data, output_bytes, format_exception):
-    """Runs a program as `python solution.py` would; compiles it unless its code is given. Returns the exit code."""
-    code = marshal.loads(marshalled) if marshalled else compile_program(source, format_exception)
-    if code is None:
-        return 1
-    os.close(READY_FD)
-    lower(resource.RLIMIT_FSIZE, output_bytes + 1)
-    main = type(sys)("__main__")
+    main = type(sys)("__main__" if not request.functions else "solution")
     main.__dict__.update(__builtins__=builtins, __file__="solution.py")
-    sys.modules["__main__"] = main
-    sys.modules["random"].seed(zlib.crc32(data))  # differs by input, yet the same in every worker
+    sys.modules[main.__name__] = main
+    if "random" in source and "random" not in sys.modules:
+        import random  # noqa: F401  (seeded per test, wherever the program imports it)
+    return Start(modules, code, source, fork_hooks, main)
+
+
+def be_test(start, settings, request, seed):
+    """Runs the program on what descriptor 0 holds and exits as it does. Never returns."""
+    code = 1
+    try:
+        restrict(settings, request, start.last_fd)
+        if settings["child_filter"]:
+            filter_calls(settings, start.kernel)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        start.collector.enable()
+        for hook in start.fork_hooks:
+            os.register_at_fork(**hook)
+        if "random" in sys.modules:
+            sys.modules["random"].seed(seed)  # differs by input, yet the same in every worker
+        code = run(start, request)
+    finally:
+        os._exit(code)
+
+
+def restrict(settings, request, last_fd):
+    """The limits that only a test's process takes, and no descriptor but its streams' and the report's."""
+    os.closerange(4, last_fd + 1)
+    seconds = int(request.wall_s) + 2  # a second line: the wall clock is watched from outside
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    if hard == resource.RLIM_INFINITY or hard > seconds:
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+    if not request.functions:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request.output + 1,) * 2)
+    else:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request.output + 65,) * 2)
+
+
+def filter_calls(settings, kernel):
+    """A second filter: a single process, which may signal no other."""
+    if not settings["namespaces"]:
+        kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+    own = settings["own_pid_mark"].to_bytes(4, sys.byteorder)
+    kernel.install_filter(settings["child_filter"].replace(own, os.getpid().to_bytes(4, sys.byteorder)))
+
+
+def run(start, request):
+    """Runs the program as `python solution.py` would, or calls its function. Returns the exit code."""
     exit_code = 1
     try:
-        exec(code, main.__dict__)
+        exec(start.code, start.main.__dict__)
+        if request.functions:
+            tell(VALUES + start.calls.answer(start.main.__dict__, os.pread(0, os.fstat(0).st_size, 0), request.output))
         exit_code = 0
     except SystemExit as exc:
         exit_code = code_of(exc)
     except MemoryError:
-        write_all(REPORT_FD, OUT_OF_MEMORY + b"MemoryError")
+        tell(OUT_OF_MEMORY + b"MemoryError")
     except BaseException as exc:
-        write_all(REPORT_FD, EXCEPTION + format_exception(exc, source).encode("utf-8", "backslashreplace"))
-    return finish(main, exit_code)
+        tell(EXCEPTION + start.format_exception(exc, start.source).encode("utf-8", "backslashreplace"))
+    return finish(start, exit_code)
 
 
 def code_of(exc):
@@ -130,18 +119,21 @@ def code_of(exc):
     return 1
 
 
-def finish(main, exit_code):
+def finish(start, exit_code):
     """What programs rely on at the interpreter's end: threads joined, exit functions run, buffers flushed (twice)."""
     try:
-        sys.modules["threading"]._shutdown()
-        atexit._run_exitfuncs()
+        if "threading" in sys.modules:
+            sys.modules["threading"]._shutdown()
+        if "atexit" in sys.modules:
+            sys.modules["atexit"]._run_exitfuncs()
         flush(sys.stdout, sys.stderr)
-        streams = sys.__stdout__, sys.__stderr__
-        main.__dict__.clear()  # files that the program opened on descriptor 1 are flushed when they go
-        gc.collect()
-        flush(*streams)
+        if start.teardown:
+            streams = sys.__stdout__, sys.__stderr__
+            start.main.__dict__.clear()  # files that the program opened on descriptor 1 are flushed when they go
+            start.collector.collect()
+            flush(*streams)
     except MemoryError:
-        write_all(REPORT_FD, OUT_OF_MEMORY + b"MemoryError")
+        tell(OUT_OF_MEMORY + b"MemoryError")
         return 1
     except BaseException:
         return 120  # CPython's code for a failed flush
@@ -155,8 +147,11 @@ def flush(*streams):
             stream.flush()
 
 
-def write_all(fd, data):
-    """Writes every byte of `data`."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
+def tell(report):
+    """Writes the report; one that can't be written says nothing."""
+    view = memoryview(report)
+    try:
+        while view:
+            view = view[os.write(3, view) :]
+    except (OSError, io.UnsupportedOperation):
+        pass

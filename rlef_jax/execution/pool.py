@@ -8,56 +8,100 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
-import queue
-import signal
+import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rlef_jax.execution import worker as protocol
+from rlef_jax.execution.functions import encode_calls
 from rlef_jax.execution.interpreter import Interpreter
-from rlef_jax.execution.judge import outputs_match
-from rlef_jax.execution.supervisor import BrokenWorkerError, Outcome, WorkerProcess
-from rlef_jax.types import Limits, Status, TestCase, TestResult
+from rlef_jax.execution.isolation import Level
+from rlef_jax.execution.results import JudgeOptions, judged
+from rlef_jax.execution.supervisor import BrokenWorkerError, WorkerProcess
+from rlef_jax.execution.workshop import Workshop
+from rlef_jax.types import FunctionTest, Limits, Status, TestCase, TestResult
 
 RETRIES = 3  # of a request whose worker broke, before its unfinished tests are INFRA_ERROR
-KEPT_CHARS = 20_000  # of a test's standard output, in its result; the whole of it is judged
-_REQUEST_CHARS = 8 << 20  # inputs that go to a worker in one message
+SLICE_S = 2.0  # a program that has run for so long lets a waiting one go first, after the test that runs
+MAX_QUEUE = 8192  # programs that wait, before `run` does
+_REQUEST_CHARS = 64 << 20  # inputs that go to a worker at once
 
 
 class PoolClosedError(RuntimeError):
     """The pool was closed before the program had run."""
 
 
-@dataclasses.dataclass(frozen=True)
+type Test = TestCase | FunctionTest
+
+
+@dataclasses.dataclass
 class _Job:
+    """A program on its way. Only the thread that runs it changes it; `cancelled` is set from outside."""
+
     program: str
-    tests: tuple[TestCase, ...]
+    tests: tuple[Test, ...]
     limits: Limits
     stop_at_first_failure: bool
     future: concurrent.futures.Future[tuple[TestResult, ...]]
+    results: list[TestResult] = dataclasses.field(default_factory=list)
+    started: bool = False
+    cancelled: bool = False
+    failures: int = 0  # of workers
+    careful: bool = False  # after the program's process died: one reply at a time, to know which test did it
+
+    @property
+    def done(self) -> bool:
+        failed = bool(self.results) and self.results[-1].status is not Status.PASSED
+        return len(self.results) >= len(self.tests) or (self.stop_at_first_failure and failed)
 
 
 class ExecutionPool:
     """Runs programs on tests in `workers` processes of `interpreter`. A context manager; all methods are thread-safe.
 
-    `scratch` is the folder in which programs get their (empty) working directories, the system's own by default.
+    Args:
+      workers: how many programs run at a time.
+      interpreter: the Python that they run under.
+      require: the level of isolation that it takes at least ("full", "namespaces", "user" or "process";
+        docs/executor.md). Empty: the best that there is. IsolationError, with the reason, where it can't be had.
+      level: exactly this level, though there may be better (to test it). Empty: the best.
+      options: where we judge otherwise than the paper's judge.
+      wall_scale: factor on every wall clock limit, for slower machines.
+      max_queue: how many programs may wait before `run` blocks.
     """
 
-    def __init__(self, workers: int, interpreter: Interpreter, scratch: str | None = None):
+    def __init__(
+        self,
+        workers: int,
+        interpreter: Interpreter,
+        *,
+        require: str = "",
+        level: str = "",
+        options: JudgeOptions | None = None,
+        wall_scale: float = 1.0,
+        max_queue: int = MAX_QUEUE,
+    ):
         if workers < 1:
             raise ValueError(f"workers must be at least 1, got {workers}")
-        self._interpreter = interpreter
-        self._scratch = scratch
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()
+        if wall_scale <= 0 or max_queue < 1:
+            raise ValueError(f"wall_scale and max_queue must be above 0, got {wall_scale} and {max_queue}")
+        self._workshop = Workshop(interpreter, require, level)
+        self._options = options or JudgeOptions()
+        self._wall_scale = wall_scale
+        self._max_queue = max_queue
+        self._queue: collections.deque[_Job] = collections.deque()
+        self._changed = threading.Condition()
         self._closed = False
         self._workers: dict[int, WorkerProcess] = {}  # by supervisor
+        self._running: dict[int, _Job] = {}
         self._counts: collections.Counter[Status] = collections.Counter()
-        self._retries = 0
+        self._status_s: collections.defaultdict[Status, float] = collections.defaultdict(float)
+        self._retries = self._cancellations = 0
         self._busy_s = 0.0
+        self._began = time.monotonic()
         self._threads = [
             threading.Thread(target=self._supervise, args=(i,), name=f"execution-{i}", daemon=True)
             for i in range(workers)
@@ -71,163 +115,257 @@ class ExecutionPool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def level(self) -> Level | None:
+        """The level of isolation that programs run at; None where no worker can be started at all."""
+        return self._workshop.level
+
     def run(
-        self, program: str, tests: Sequence[TestCase], limits: Limits, *, stop_at_first_failure: bool = False
+        self, program: str, tests: Sequence[Test], limits: Limits, *, stop_at_first_failure: bool = False
     ) -> concurrent.futures.Future[tuple[TestResult, ...]]:
         """Queues a program; the future holds one result per test, in order (up to the first failure if so asked).
 
-        A program that doesn't compile is a SYNTAX_ERROR on every test. A broken worker is replaced and what it
-        left unfinished run again, `RETRIES` times; then the rest is INFRA_ERROR. PoolClosedError after `close`.
+        Blocks while `max_queue` programs wait (never a thread of the pool's own). A program that doesn't compile is a
+        SYNTAX_ERROR on every test. A broken worker is replaced and what it left unfinished run again, `RETRIES` times;
+        then the rest is INFRA_ERROR. PoolClosedError after `close`.
         """
+        limits = dataclasses.replace(limits, wall_s=limits.wall_s * self._wall_scale)
         job = _Job(program, tuple(tests), limits, stop_at_first_failure, concurrent.futures.Future())
-        with self._lock:
+        with self._changed:
+            own = threading.current_thread() in self._threads  # a callback's: it must not wait for itself
+            while len(self._queue) >= self._max_queue and not self._closed and not own:
+                self._changed.wait()
             if self._closed:
                 raise PoolClosedError("the pool is closed")
-            self._jobs.put(job)
+            self._queue.append(job)
+            self._changed.notify_all()
         return job.future
 
+    def cancel(self, future: concurrent.futures.Future[Any]) -> bool:
+        """Gives up a program of this pool's, waiting or running (its future then raises CancelledError).
+
+        False if it has ended already, or isn't here.
+        """
+        with self._changed:
+            if future.cancel():
+                return True
+            for index, job in self._running.items():
+                if job.future is future and not job.cancelled:
+                    job.cancelled = True
+                    if index in self._workers:
+                        self._workers[index].stop(self._workers[index].number)
+                    return True
+            for job in self._queue:  # between two slices
+                if job.future is future:
+                    job.cancelled = True
+                    return True
+        return False
+
     def stats(self) -> dict[str, Any]:
-        """What the pool has done so far: tests, retries, busy worker seconds, jobs waiting, tests per status."""
-        with self._lock:
+        """What the pool has done so far.
+
+        `tests` and `statuses` count judged tests, `status_s` their wall seconds by status, `tests_per_s` since the
+        pool's start; `retries` of broken workers, `cancelled` programs; `busy_s` worker seconds; `queue_length` now.
+        """
+        with self._changed:
+            tests = sum(self._counts.values())
             return {
                 "workers": len(self._threads),
-                "tests": sum(self._counts.values()),
+                "level": str(self.level or ""),
+                "tests": tests,
+                "tests_per_s": tests / max(time.monotonic() - self._began, 1e-9),
                 "retries": self._retries,
+                "cancelled": self._cancellations,
                 "busy_s": self._busy_s,
-                "queue_length": self._jobs.qsize(),
+                "queue_length": len(self._queue),
                 "statuses": {status.value: count for status, count in sorted(self._counts.items())},
+                "status_s": {status.value: seconds for status, seconds in sorted(self._status_s.items())},
             }
 
     def worker_pids(self) -> tuple[int, ...]:
         """Process ids of the workers that are running now."""
-        with self._lock:
+        with self._changed:
             return tuple(worker.pid for worker in self._workers.values())
 
     def close(self) -> None:
         """Ends all workers. Waiting jobs are cancelled; running ones end with PoolClosedError. May be called twice."""
-        with self._lock:
-            already, self._closed = self._closed, True
-            if not already:
-                while not self._jobs.empty():
-                    job = self._jobs.get()
-                    if job is not None:
-                        job.future.cancel()
-                for _ in self._threads:
-                    self._jobs.put(None)
+        with self._changed:
+            self._closed = True
+            waiting, self._queue = self._queue, collections.deque()
             for worker in self._workers.values():
                 worker.kill()
+            self._changed.notify_all()
+        for job in waiting:
+            if not job.future.cancel():  # it had its first slice
+                job.future.set_exception(PoolClosedError("the pool was closed"))
         for thread in self._threads:
             thread.join()
+        self._workshop.close()
 
     def _supervise(self, index: int) -> None:
         """One worker's thread."""
-        try:
-            self._worker(index)  # warm before the first job comes
-        except (BrokenWorkerError, PoolClosedError):
-            pass  # the first job will try again and say so
-        while (job := self._jobs.get()) is not None:
-            if not job.future.set_running_or_notify_cancel():
-                continue
+        with contextlib.suppress(BrokenWorkerError, PoolClosedError):
+            self._worker(index)  # warm before the first job comes; the first job will try again and say so
+        while (job := self._take(index)) is not None:
             start = time.monotonic()
+            finished = False
             try:
-                results = self._run(index, job)
+                finished = self._run(index, job)
             except BaseException as exc:
+                self._leave(index, start)
                 job.future.set_exception(exc)
                 continue
-            with self._lock:
-                self._busy_s += time.monotonic() - start
-                self._counts.update(result.status for result in results)
-            job.future.set_result(results)
+            self._leave(index, start)
+            if finished:
+                self._count(job)
+                job.future.set_result(tuple(job.results))
+            else:
+                self._requeue(job)
         self._discard(index)
 
-    def _run(self, index: int, job: _Job) -> tuple[TestResult, ...]:
-        results: list[TestResult] = []
-        for attempt in range(1 + RETRIES):
+    def _take(self, index: int) -> _Job | None:
+        """The next job, marked as running. None once the pool is closed."""
+        with self._changed:
+            while True:
+                while not self._queue and not self._closed:
+                    self._changed.wait()
+                if self._closed:
+                    return None
+                job = self._queue.popleft()
+                self._changed.notify_all()
+                if job.started or job.future.set_running_or_notify_cancel():
+                    job.started = True
+                    self._running[index] = job
+                    return job
+                self._cancellations += 1
+
+    def _leave(self, index: int, start: float) -> None:
+        with self._changed:
+            self._running.pop(index, None)
+            self._busy_s += time.monotonic() - start
+
+    def _requeue(self, job: _Job) -> None:
+        """Back to the end of the queue: others have waited."""
+        with self._changed:
+            if not self._closed:
+                self._queue.append(job)
+                self._changed.notify_all()
+                return
+        job.future.set_exception(PoolClosedError("the pool was closed"))
+
+    def _count(self, job: _Job) -> None:
+        with self._changed:
+            for result in job.results:
+                self._counts[result.status] += 1
+                self._status_s[result.status] += result.wall_s
+
+    def _run(self, index: int, job: _Job) -> bool:
+        """A job's tests from where it stands, until they are done (True) or others shall have their turn."""
+        until = time.monotonic() + SLICE_S
+        while not job.done:
+            if job.cancelled:
+                with self._changed:
+                    self._cancellations += 1
+                raise concurrent.futures.CancelledError
+            if time.monotonic() > until and self._others_wait():
+                return False
             try:
-                for result in self._results(self._worker(index), job, len(results)):
-                    results.append(result)
-                    if job.stop_at_first_failure and result.status is not Status.PASSED:
-                        break
-                return tuple(results)
+                self._advance(self._worker(index), job, until)
             except BrokenWorkerError as exc:
                 self._discard(index)
-                reason = str(exc)
-                with self._lock:
-                    self._retries += attempt < RETRIES
-        unfinished = 1 if job.stop_at_first_failure else len(job.tests) - len(results)
-        return (*results, *[TestResult(Status.INFRA_ERROR, error=reason)] * unfinished)
+                job.failures += 1
+                with self._changed:
+                    self._retries += job.failures <= RETRIES
+                if job.failures > RETRIES:
+                    count = 1 if job.stop_at_first_failure else len(job.tests) - len(job.results)
+                    job.results += [TestResult(Status.INFRA_ERROR, error=str(exc))] * count
+        return True
 
-    def _results(self, worker: WorkerProcess, job: _Job, done: int) -> Iterator[TestResult]:
-        """Judged results of the tests from number `done` on."""
-        while done < len(job.tests):
-            chunk = 1 if job.stop_at_first_failure else _chunk(job.tests, done)
-            tests = job.tests[done : done + chunk]
-            outcomes = worker.run(job.program, [test.input for test in tests], job.limits)
-            for test, outcome in zip(tests, outcomes):  # a program that doesn't compile has a single outcome
-                if outcome.kind == protocol.NOT_COMPILED:
-                    error = outcome.error.decode("utf-8", "replace")
-                    yield from [TestResult(Status.SYNTAX_ERROR, error=error)] * (len(job.tests) - done)
-                    return
-                yield judged(outcome, test.output, job.limits)
-                done += 1
+    def _advance(self, worker: WorkerProcess, job: _Job, until: float) -> None:
+        """One request: as many of a job's tests as fit in a message, judged as they come."""
+        first = len(job.results)
+        tests = job.tests[first : first + _chunk(job.tests, first)]
+        functions = isinstance(tests[0], FunctionTest)
+        eager = job.careful or job.stop_at_first_failure
+        told = False  # to stop or pause
+        outcomes = worker.run(job.program, list(map(_bytes, tests)), job.limits, eager=eager, functions=functions)
+        for test, outcome in zip(_endless(tests), outcomes):
+            if outcome.kind == protocol.NOT_COMPILED:
+                error = outcome.error.decode("utf-8", "replace")
+                job.results += [TestResult(Status.SYNTAX_ERROR, error=error)] * (len(job.tests) - len(job.results))
+                if job.stop_at_first_failure:
+                    del job.results[first + 1 :]
+            elif outcome.kind == protocol.DIED:
+                self._bury(job, eager, outcome.out_of_memory)
+            elif outcome.kind != protocol.STOPPED and not job.done:
+                job.results.append(judged(outcome, test, job.limits, self._options))
+            if told or outcome.kind == protocol.STOPPED:
+                continue
+            if job.done and len(job.results) < len(job.tests):
+                worker.stop(worker.number)
+                told = True
+            elif time.monotonic() > until and self._others_wait():
+                worker.pause(worker.number)
+                told = True
+
+    def _bury(self, job: _Job, known: bool, out_of_memory: bool) -> None:
+        """The program's own process has died: of memory, or it is the judge's failure. BrokenWorkerError for that."""
+        if not known:  # replies may have been lost: once more, one at a time
+            job.careful = True
+        elif out_of_memory:
+            job.results.append(TestResult(Status.MEMORY_LIMIT))
+        else:
+            raise BrokenWorkerError("the program's process was killed from outside")
+
+    def _others_wait(self) -> bool:
+        with self._changed:
+            return bool(self._queue)
 
     def _worker(self, index: int) -> WorkerProcess:
-        with self._lock:
+        with self._changed:
             if self._closed:
                 raise PoolClosedError("the pool was closed")
-            if index not in self._workers:
-                self._workers[index] = WorkerProcess(self._interpreter, self._scratch)
-            return self._workers[index]
+            if index in self._workers:
+                return self._workers[index]
+        worker = self._workshop.make(index)
+        with self._changed:
+            if not self._closed:
+                self._workers[index] = worker
+                return worker
+        self._workshop.dispose(worker)
+        raise PoolClosedError("the pool was closed")
 
     def _discard(self, index: int) -> None:
-        with self._lock:
+        with self._changed:
             worker = self._workers.pop(index, None)
         if worker is not None:
             worker.kill()
-            worker.close()
+            self._workshop.dispose(worker)
 
 
-def judged(outcome: Outcome, expected: str, limits: Limits) -> TestResult:
-    """What a program did on one test. Passing takes a clean exit within all limits, and the right output."""
-    stdout = outcome.stdout.decode("utf-8", "replace")
-    status, error = _status(outcome, limits)
-    if status is Status.PASSED and not outputs_match(expected, stdout):
-        status = Status.WRONG_ANSWER
-    if len(stdout) > KEPT_CHARS:
-        stdout = f"{stdout[:KEPT_CHARS]}...[{len(stdout) - KEPT_CHARS} characters cut]"
-    return TestResult(status, stdout, error, outcome.exit_code, outcome.cpu_s, outcome.wall_s, outcome.memory_bytes)
+def auto_workers() -> int:
+    """As many workers as leave a quarter of the cores that this process may use, at least one, to JAX."""
+    cores = len(os.sched_getaffinity(0))
+    return max(1, cores - max(1, cores // 4))
 
 
-def _status(outcome: Outcome, limits: Limits) -> tuple[Status, str]:
-    """The status before the output is compared (PASSED: nothing but the output decides), and the error's text."""
-    killed_by = -outcome.exit_code if outcome.exit_code < 0 else 0
-    text = outcome.error.decode("utf-8", "replace")
-    if outcome.kind == protocol.TIMED_OUT or killed_by == signal.SIGXCPU:
-        return Status.TIME_LIMIT, ""
-    if outcome.kind == protocol.TOO_MANY_PROCESSES:
-        return Status.RUNTIME_ERROR, f"More than {limits.processes} processes."
-    if killed_by == signal.SIGXFSZ or len(outcome.stdout) > limits.output_bytes:
-        return Status.OUTPUT_LIMIT, ""
-    if outcome.report == protocol.OUT_OF_MEMORY:
-        return Status.MEMORY_LIMIT, text
-    if killed_by == signal.SIGKILL and outcome.memory_bytes > 0.9 * limits.memory_bytes:
-        return Status.MEMORY_LIMIT, ""
-    if outcome.report == protocol.EXCEPTION:
-        return Status.RUNTIME_ERROR, text
-    text += "\n" if text and not text.endswith("\n") else ""  # what it wrote to stderr
-    if killed_by:
-        return Status.RUNTIME_ERROR, f"{text}Killed by {signal.Signals(killed_by).name}."
-    if outcome.exit_code != 0:
-        return Status.RUNTIME_ERROR, f"{text}Exited with code {outcome.exit_code}."
-    return Status.PASSED, ""
+def _endless(tests: Sequence[Test]) -> Iterator[Test]:
+    """The tests, then the last one over and over: after the last result a STOPPED may still come."""
+    yield from tests
+    while True:
+        yield tests[-1]
 
 
-def _chunk(tests: Sequence[TestCase], start: int) -> int:
-    """How many tests from `start` on go to the worker at once."""
+def _bytes(test: Test) -> bytes:
+    return encode_calls(test) if isinstance(test, FunctionTest) else test.input.encode("utf-8", "surrogateescape")
+
+
+def _chunk(tests: Sequence[Test], start: int) -> int:
+    """How many tests from `start` on go to the worker at once: all, unless their inputs are huge."""
     count = chars = 0
     for test in tests[start:]:
-        chars += len(test.input)
-        if count and chars > _REQUEST_CHARS:
+        chars += len(test.input) if isinstance(test, TestCase) else 0
+        if count and (chars > _REQUEST_CHARS or type(test) is not type(tests[start])):
             break
         count += 1
     return count

@@ -1,25 +1,29 @@
-"""One worker process as the pool sees it: started, asked, killed. No judging here."""
+"""One worker process as the pool sees it: started at a level of isolation, asked, stopped, killed. No judging here."""
 
 from __future__ import annotations
 
 import dataclasses
+import marshal
 import os
 import pathlib
-import shutil
 import socket
 import subprocess
-import tempfile
+import sys
+import threading
+import zlib
 from collections.abc import Iterator, Sequence
 
-from rlef_jax.execution import worker as protocol
-from rlef_jax.execution.interpreter import Interpreter
+from rlef_jax.execution import launch, worker
+from rlef_jax.execution.cgroups import Cgroup, NoCgroupError
+from rlef_jax.execution.isolation import Plan, user_ids
 from rlef_jax.types import Limits
 
-_SCRIPT = pathlib.Path(protocol.__file__).resolve()
+_HERE = pathlib.Path(worker.__file__).resolve().parent
+_SOURCES = ("kernel", "program", "child", "traceback_text", "calls")
 _START_S = 60.0  # a worker's start, on a machine that is busy with other things
 _GRACE_S = 30.0  # beyond the wall limit of a test, before a worker that says nothing counts as broken
 _EXIT_S = 5.0
-_ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C.UTF-8", "PYTHONHASHSEED": "0"}
+_SPACE_BYTES = 4 << 20  # of a cgroup's limit, for the kernel's own bookkeeping of a program
 
 
 class BrokenWorkerError(RuntimeError):
@@ -32,82 +36,173 @@ class Outcome:
 
     kind: bytes
     report: bytes
+    out_of_memory: bool
     exit_code: int
     cpu_s: float
     wall_s: float
     memory_bytes: int
     stdout: bytes
+    stderr: bytes
     error: bytes
 
 
 class WorkerProcess:
-    """A worker and its scratch folder. Used by one thread; only `kill` may be called from another."""
+    """A worker. Used by one thread; only `stop` and `kill` may be called from others."""
 
-    def __init__(self, interpreter: Interpreter, scratch: str | None):
-        """Starts the process; it warms up while the caller goes on. BrokenWorkerError if it can't be started."""
-        self._scratch = tempfile.mkdtemp(prefix="rlef-execution-", dir=scratch)
+    def __init__(self, plan: Plan, index: int):
+        """Starts the process and waits until it is warm. BrokenWorkerError, with the reason, if it doesn't start.
+
+        `index` is the worker's number, which no other one of this process has at the same time.
+        """
+        self._plan = plan
+        self.index = index
+        self._number = 0
+        self._sending = threading.Lock()
+        self._cgroup: Cgroup | None = None
+        self._idle_bytes = 0
+        self._payload = os.memfd_create("rlef-payload", os.MFD_CLOEXEC)
         self._socket, theirs = socket.socketpair()
-        self._loaded: str | None = None
-        command = [interpreter.path, "-S", "-s", "-B", str(_SCRIPT), os.path.join(self._scratch, "cwd")]
         try:
-            self._process = subprocess.Popen(
-                command,
-                stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env=_ENVIRONMENT,
-                cwd=self._scratch,
-                start_new_session=True,  # the terminal's Ctrl-C is for us: we close the workers
-            )
-        except OSError as exc:
-            self._socket.close()
-            shutil.rmtree(self._scratch, ignore_errors=True)
-            raise BrokenWorkerError(f"the worker could not be started: {exc}") from exc
+            self._process = self._launch(theirs)
+        except BaseException:
+            self._release()
+            raise
         finally:
             theirs.close()
+        try:
+            self._shake_hands()
+        except (OSError, NoCgroupError, BrokenWorkerError) as exc:
+            self.kill()
+            self.close()
+            raise BrokenWorkerError(f"the worker could not be started: {exc}") from exc
 
     @property
     def pid(self) -> int:
         """The process that the pool started (the worker proper may be its child, in a process namespace)."""
         return self._process.pid
 
-    def run(self, program: str, inputs: Sequence[str], limits: Limits) -> Iterator[Outcome]:
-        """One Outcome per input, each as its test ends; a single one of kind NOT_COMPILED for all of them.
+    def _launch(self, theirs: socket.socket) -> subprocess.Popen[bytes]:
+        bundle = os.memfd_create("rlef-bundle", os.MFD_CLOEXEC)
+        events = -1
+        try:
+            if self._plan.cgroup:
+                self._cgroup = Cgroup(self.index)
+                events = self._cgroup.events()
+            os.write(bundle, _bundle(self._plan))
+            fds = [theirs.fileno(), self._payload, bundle, events]
+            return subprocess.Popen(
+                [sys.executable, "-I", "-S", "-B", launch.__file__, *map(str, fds)],
+                pass_fds=[fd for fd in fds if fd >= 0],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env={},
+                cwd="/",
+                start_new_session=True,  # the terminal's Ctrl-C is for us: we close the workers
+            )
+        except (OSError, NoCgroupError) as exc:
+            raise BrokenWorkerError(f"the worker could not be started: {exc}") from exc
+        finally:
+            os.close(bundle)
+            if events >= 0:
+                os.close(events)
 
-        The iterator must be used up before the next call. BrokenWorkerError if the worker doesn't answer rightly.
+    def _shake_hands(self) -> None:
+        self._socket.settimeout(_START_S)
+        if self._cgroup is not None:
+            self._cgroup.add(self._process.pid)
+        self._socket.sendall(launch.GO)
+        if self._plan.room["mapped_by_pool"]:
+            self._expect(launch.MAPPED)
+            server, program = user_ids(os.getpid() * 64 + self.index)
+            for name in ("uid_map", "gid_map"):
+                pathlib.Path(f"/proc/{self.pid}/{name}").write_text(f"0 {server} 1\n1 {program} 1\n")
+            self._socket.sendall(launch.GO)
+        self._expect(worker.READY)
+        if self._cgroup is not None:
+            self._idle_bytes = self._cgroup.used() + _SPACE_BYTES
+
+    def _expect(self, wanted: bytes) -> None:
+        got = bytes(self._read(1))
+        if got != wanted:
+            with self._socket.makefile("rb") as rest:
+                raise BrokenWorkerError((got[1:] + rest.read()).decode("utf-8", "replace") or "it said nothing")
+
+    def run(
+        self, program: str, inputs: Sequence[bytes], limits: Limits, *, eager: bool = False, functions: bool = False
+    ) -> Iterator[Outcome]:
+        """One Outcome per input, each soon after its test ends; a NOT_COMPILED or DIED one stands for all the rest.
+
+        `eager` has each come at once; a STOPPED one is the last after `stop`. With `functions`, inputs are calls
+        (`calls.py`). The iterator must be used up before the next call. BrokenWorkerError if the worker doesn't answer
+        rightly.
         """
         try:
-            self._socket.settimeout(_START_S + limits.wall_s)
-            self._socket.sendall(self._request(program, inputs, limits))
-            for _ in inputs:
+            if self._cgroup is not None:
+                self._cgroup.limit_memory(self._idle_bytes + limits.memory_bytes)
+            size = self._write_payload(program, inputs)
+            with self._sending:
+                self._number += 1
+            flags = worker.EAGER * eager | worker.FUNCTIONS * functions
+            self._send(worker.REQUEST, self._number, limits, flags, size, len(inputs))
+            self._socket.settimeout(limits.longest_s + _GRACE_S)
+            for _ in range(len(inputs)):
                 outcome = self._reply()
-                if outcome.kind == protocol.FAILED:
+                if outcome.kind == worker.FAILED:
                     raise BrokenWorkerError(outcome.error.decode("utf-8", "replace"))
-                self._loaded = program
                 yield outcome
-                if outcome.kind == protocol.NOT_COMPILED:
+                if outcome.kind in (worker.NOT_COMPILED, worker.DIED, worker.STOPPED):
                     return
-                self._socket.settimeout(limits.wall_s + _GRACE_S)
         except OSError as exc:
             raise BrokenWorkerError(f"the worker broke off: {exc!r}") from exc
 
-    def _request(self, program: str, inputs: Sequence[str], limits: Limits) -> bytes:
-        # An empty text means the program before, so an empty program goes as an empty line.
-        text = b"" if program == self._loaded else (program or "\n").encode("utf-8", "surrogatepass")
-        header = protocol.REQUEST.pack(
-            len(text), limits.wall_s, limits.memory_bytes, limits.output_bytes, limits.processes, len(inputs)
-        )
-        parts = [header, text]
+    def _write_payload(self, program: str, inputs: Sequence[bytes]) -> int:
+        """Program, table of tests and inputs, into the file shared with the worker. Returns the program's size."""
+        text = program.encode("utf-8", "surrogatepass")
+        at = len(text) + worker.TEST.size * len(inputs)
+        table = bytearray()
         for data in inputs:
-            encoded = data.encode("utf-8", "surrogateescape")
-            parts += [protocol.LENGTH.pack(len(encoded)), encoded]
-        return b"".join(parts)
+            table += worker.TEST.pack(at, len(data), zlib.crc32(data))
+            at += len(data)
+        os.ftruncate(self._payload, 0)
+        view = memoryview(b"".join((text, table, *inputs)))
+        written = 0
+        while written < len(view):
+            written += os.pwrite(self._payload, view[written:], written)
+        return len(text)
+
+    def _send(self, kind: bytes, number: int, limits: Limits, flags: int = 0, size: int = 0, tests: int = 0) -> None:
+        message = worker.MESSAGE.pack(
+            kind, number, limits.wall_s, limits.patience, limits.memory_bytes, limits.output_bytes, limits.processes,
+            flags, size, tests,
+        )  # fmt: skip
+        with self._sending:
+            self._socket.sendall(message)
+
+    @property
+    def number(self) -> int:
+        """Of the request last sent: what `stop` takes."""
+        return self._number
+
+    def stop(self, number: int) -> None:
+        """Has the worker end request `number` now, if it still runs: a STOPPED outcome will be its last."""
+        self._tell(worker.STOP, number)
+
+    def pause(self, number: int) -> None:
+        """The same after the test that runs."""
+        self._tell(worker.PAUSE, number)
+
+    def _tell(self, kind: bytes, number: int) -> None:
+        try:
+            self._send(kind, number, Limits())
+        except OSError:  # it has just died; its own thread will see
+            pass
 
     def _reply(self) -> Outcome:
-        header = protocol.REPLY.unpack(self._read(protocol.REPLY.size))
-        kind, report, code, cpu_s, wall_s, memory, stdout_size, error_size = header
-        stdout, error = self._read(stdout_size), self._read(error_size)
-        return Outcome(kind, report, code, cpu_s, wall_s, memory, stdout, error)
+        header = worker.REPLY.unpack(self._read(worker.REPLY.size))
+        kind, report, out_of_memory, code, cpu_s, wall_s, memory, *sizes = header
+        stdout, stderr, error = (self._read(size) for size in sizes)
+        return Outcome(kind, report, out_of_memory, code, cpu_s, wall_s, memory, stdout, stderr, error)
 
     def _read(self, count: int) -> bytes:
         data = bytearray(count)
@@ -124,11 +219,31 @@ class WorkerProcess:
         self._process.kill()
 
     def close(self) -> None:
-        """Ends the worker, gently if it still listens, and removes its scratch folder. May be called twice."""
+        """Ends the worker, gently if it still listens. May be called twice."""
         self._socket.close()  # its sign to kill what runs and to exit
         try:
             self._process.wait(_EXIT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        self._release()
+
+    def _release(self) -> None:
+        self._socket.close()
+        if self._payload >= 0:
+            os.close(self._payload)
+            self._payload = -1
+        if self._cgroup is not None:
+            self._cgroup.remove()
+
+
+def _bundle(plan: Plan) -> bytes:
+    """All that launcher and worker need to know, in a form that any Python reads."""
+    texts = {name: (_HERE / f"{name}.py").read_text() for name in _SOURCES}
+    content = {
+        "worker": (_HERE / "worker.py").read_text(),
+        "sources": texts,
+        "settings": dict(plan.settings),
+        "room": dict(plan.room),
+    }
+    return marshal.dumps(content, 2)

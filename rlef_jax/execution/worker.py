@@ -1,275 +1,171 @@
 # mypy: allow-untyped-defs
-"""The judge's worker: a warm Python process that forks once per test. Runs alone, under the judge's Python (3.8+).
+"""The judge's worker: a lean Python that forks one process per program, which forks one per test.
 
-The pool starts it as `python -S -s -B worker.py SCRATCH` with a clean environment (PYTHONHASHSEED fixed, so that the
-order of sets is the same in every worker) and a socket as standard input. It never imports the package and never
-sees an expected output: it runs programs and reports what they did; the pool judges. Everything a program does
-happens in a forked child that leads its own session, holds no descriptor of the worker's, and is killed with all
-its descendants once its test is over.
+Runs alone, under the judge's Python (3.8+), as the launcher left it: confined, with a clean environment
+(PYTHONHASHSEED fixed, so that the order of sets is the same in every worker). It never imports the package and never
+sees an expected output. Its memory is every fork's cost, so it imports next to nothing.
 
-Messages, big-endian (`REQUEST`, `REPLY` below): a request is its header, the program's text (empty: the one sent
-before), then each test's length and input. Replies come one per test as each ends; a program that doesn't compile
-has a single reply of kind C instead, and kind X says that the worker itself failed.
+Messages are big-endian structs on a socket. The pool writes a program and its inputs into a memory file that it shares
+with the worker, then sends a `REQUEST`; the program's process answers with one `REPLY` per test as tests end. Kind C
+stands for all tests (the program doesn't compile), kind D for the program's process having died, kind X for the
+worker having failed, kind S for what a `STOP` or `PAUSE` has cut short.
 """
 
-import sys
-
-if __name__ == "__main__":
-    sys.path.pop(0)  # this file's folder: programs must not import the judge's modules
-
-import _sitebuiltins
-import _thread
-import builtins
-import ctypes
-import gc
+import fcntl
 import os
-import resource
 import select
-import shutil
 import signal
 import struct
+import sys
 import time
 
-REQUEST = struct.Struct("!IdQQII")  # program bytes, wall_s, memory_bytes, output_bytes, processes, tests
-LENGTH = struct.Struct("!Q")
-REPLY = struct.Struct("!cciddQII")  # kind, report, exit code (< 0: signal), cpu_s, wall_s, rss, stdout, error bytes
-ENDED, TIMED_OUT, TOO_MANY_PROCESSES, NOT_COMPILED, FAILED = b"E", b"T", b"P", b"C", b"X"
-NO_REPORT, EXCEPTION, OUT_OF_MEMORY = b"-", b"E", b"M"  # the last two as in child.py
+# kind, number of the request, wall_s, patience, memory, output bytes, processes, flags, program bytes, tests
+MESSAGE = struct.Struct("!cIddQQIIQI")
+REQUEST, STOP, PAUSE = b"R", b"S", b"P"  # PAUSE: as STOP, but the test that runs may end
+EAGER, FUNCTIONS = 1, 2  # flags: answer after each test; inputs are calls of functions, not standard input
+TEST = struct.Struct("!QQI")  # where an input begins in the file, its bytes, the seed of its random numbers
+# kind, report's kind, out of memory, exit code (< 0: signal), cpu_s, wall_s, peak bytes; stdout, stderr, report bytes
+REPLY = struct.Struct("!cc?iddQIII")
+ENDED, TIMED_OUT, NOT_COMPILED, DIED, FAILED, STOPPED = b"E", b"T", b"C", b"D", b"X", b"S"
+NO_REPORT = b"-"
+READY = b"R"  # before any request: here I am
 
-CONTROL_FD = 10  # where the worker moves the pool's socket
-STACK_BYTES = 256 << 20  # deep recursion is common in contest solutions
-THREAD_STACK_BYTES = 8 << 20  # glibc's default would be the whole of the above per thread
-REPORT_BYTES, CODE_BYTES = 1 << 16, 1 << 28  # at most so much is read of either
-WATCH_S = 0.05  # how often a running program's processes are counted
-STDERR_TAIL_BYTES = 2000
-PRELOADED = (
-    "array bisect collections copy decimal fractions functools heapq io itertools math operator queue random re "
-    "string threading typing"
-).split()
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER, CLONE_NEWUSER, CLONE_NEWPID = 1, 36, 0x10000000, 0x20000000
-
-
-class Limits:
-    """What the child of one test may use."""
-
-    def __init__(self, wall_s, memory_bytes, output_bytes, processes):
-        self.wall_s = wall_s
-        self.memory_bytes = memory_bytes
-        self.output_bytes = output_bytes
-        self.processes = processes
-
-
-class Outcome:
-    """What became of one child."""
-
-    def __init__(self, kind, code, usage, wall_s, stdout, stderr, report, ready):
-        self.kind = kind
-        self.code = code
-        self.usage = usage
-        self.wall_s = wall_s
-        self.stdout = stdout
-        self.stderr = stderr
-        self.report = report
-        self.ready = ready
+REPORT_FD, CONTROL_FD, PAYLOAD_FD, NAMESPACE_FD, LANDLOCK_FD, OOM_FD, STAGE_FD, STAGE_END_FD = range(3, 11)
+LAST_FD = 31  # a program's process closes all from CONTROL_FD on to here
+BOX = "/box/cwd"  # a mount below the folder that Landlock lets be written: its rules are blind to mount points
+DIRTY = 17  # exit code of a program's process: the scratch folder must be made anew
+INDEX = struct.Struct("!I")
+COMPILED = b"G"
+COMPILE_SLACK_S = 0.5  # beyond a test's wall limit, for starting a program's process
+CLONE_NEWPID = 0x20000000
+PRELOADED = ("_collections_abc", "functools", "heapq", "math", "collections", "itertools", "bisect")
+THREAD_STACK_BYTES = 8 << 20  # glibc's default would be all of the stack's limit per thread
 
 
 class PoolGoneError(Exception):
     """The other end of the control socket was closed."""
 
 
-class Worker:
-    """One worker's state: where programs run, the last compiled program, and the child's code."""
+class Server:
+    """Forks a program's process per request, waits for it, cleans up after it."""
 
-    def __init__(self, scratch, libc, namespaced):
-        self.namespaced = namespaced
-        self.scratch = scratch
-        self.libc = libc
-        self.child = load_sibling("child")
-        self.format_exception = load_sibling("traceback_text").format_exception
-        self.source = ""
-        self.code = b""
-        self.compile_error = b""
-        self.wakeup = self._wake_on_child()
-
-    @staticmethod
-    def _wake_on_child():
-        """A pipe that becomes readable when a child ends, so that one poll waits for that and for the pool."""
-        reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        return reader
+    def __init__(self, settings, modules):
+        self.settings = settings
+        self.kernel = modules["kernel"]
+        self.program = modules["program"]
+        self.modules = modules
+        ends = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, LAST_FD + 1) for fd in ends]  # out of each other's way
+        for fd, number in zip(high, (STAGE_FD, STAGE_END_FD)):
+            os.dup2(fd, number, inheritable=False)
+        for fd in (*high, *(fd for fd in ends if fd not in (STAGE_FD, STAGE_END_FD))):
+            os.close(fd)
+        self.stage = STAGE_FD
 
     def serve(self):
         """Answers requests until the pool closes the socket."""
         while True:
-            size, wall_s, memory, output, processes, count = REQUEST.unpack(read_exactly(REQUEST.size))
-            program = read_exactly(size)
-            inputs = [read_exactly(LENGTH.unpack(read_exactly(LENGTH.size))[0]) for _ in range(count)]
-            limits = Limits(wall_s, memory + virtual_memory(), output, processes)
-            if program:
-                self.source, self.code, self.compile_error = program.decode("utf-8", "surrogatepass"), b"", b""
-            for data in inputs:
-                if not self.compile_error:
-                    self.test(data, limits)
-                if self.compile_error:  # one reply for all of the request
-                    reply(NOT_COMPILED, error=self.compile_error)
-                    break
+            message = MESSAGE.unpack(read_exactly(CONTROL_FD, MESSAGE.size))
+            if message[0] == REQUEST:  # else a STOP that came when all was done
+                self.run(Request(message))
 
-    def test(self, data, limits):
-        """Runs the program on one input and replies, unless it doesn't compile: then only `compile_error` is set.
+    def run(self, request):
+        """All tests of a program: in one process, unless files left behind by a test call for a new one."""
+        first, ooms = 0, self.count_ooms()
+        while first < request.tests or not request.tests:
+            pid = self.fork(request, first)
+            compiled = self.wait_for_compiler(pid, request)
+            status = os.waitpid(pid, 0)[1]
+            told = self.told()
+            if not compiled:
+                compiled = told[:1] == COMPILED
+            clean = os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0
+            if clean:
+                return
+            self.clean_box()
+            if not (os.WIFEXITED(status) and os.WEXITSTATUS(status) == DIRTY):
+                code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+                answer_died(compiled, code, self.count_ooms() != ooms)
+                return
+            first = INDEX.unpack(told[-INDEX.size :])[0]
 
-        The child of the first test compiles it, under that test's limits: hostile source can crash a compiler.
-        """
+    def fork(self, request, first):
+        """Starts the program's process: process 1 of a process namespace, where there are namespaces."""
+        spaces = self.settings["namespaces"]
+        if spaces:
+            self.kernel.call("unshare", CLONE_NEWPID)
+        pid = os.fork()
+        if pid == 0:
+            self.program.be_program(self.settings, self.modules, request, first)
+        if spaces:
+            self.kernel.call("setns", NAMESPACE_FD, CLONE_NEWPID)
+        return pid
 
-        def body():
-            return self.child.run_program(self.code, self.source, data, limits.output_bytes, self.format_exception)
-
-        outcome = self.run_child(body, data, limits)
-        if not outcome.ready:
-            reply(FAILED, error=b"the child could not be set up: " + outcome.stderr)
-            return
-        compiled = bool(self.code) or (outcome.ready[1:2], outcome.ready[-1:]) == (self.child.COMPILED, self.child.END)
-        if not compiled and outcome.kind == ENDED:  # refused, or the compiler itself crashed
-            self.compile_error = outcome.ready[2:] or b"SyntaxError: the program could not be compiled"
-            return
-        if compiled and not self.code:
-            self.code = outcome.ready[2:]
-        report, error = outcome.report[:1] or NO_REPORT, outcome.report[1:]
-        if report not in (EXCEPTION, OUT_OF_MEMORY) or outcome.code == 0:
-            report, error = NO_REPORT, outcome.stderr[-STDERR_TAIL_BYTES:]
-        reply(outcome.kind, report, outcome.code, outcome.usage, outcome.wall_s, outcome.stdout, error)
-
-    def run_child(self, body, data, limits):
-        """Forks, runs `body` in the child under the limits, kills whatever is left of it. Returns an Outcome."""
-        files = [scratch_file(name) for name in ("stdin", "stdout", "stderr", "report", "ready")]
-        stdin, stdout, stderr, report, ready = files
-        try:
-            write_all(stdin, data)
-            os.lseek(stdin, 0, os.SEEK_SET)
-            self.empty_scratch()
-            start = time.monotonic()
-            pid = os.fork()
-            if pid == 0:
-                self.child.be_child(body, files, limits, self.scratch, self.libc)
-            kind = self.wait(pid, start + limits.wall_s, limits.processes)
-            wall_s = time.monotonic() - start
-            kill_group(pid)  # before it is reaped: its id is still its own
-            _, status, usage = os.wait4(pid, 0)
-            self.kill_orphans()
-            out, err = (read_file(fd, limits.output_bytes + 1) for fd in (stdout, stderr))
-            code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-            told, came = read_file(report, REPORT_BYTES), read_file(ready, CODE_BYTES)
-            return Outcome(kind, code, usage, wall_s, out, err, told, came)
-        finally:
-            for fd in files:
-                os.close(fd)
-
-    def wait(self, pid, deadline, processes):
-        """Until the child ends by itself (not reaped), or has to be killed: says which."""
-        while True:
-            if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
-                return ENDED
-            left = deadline - time.monotonic()
-            if left <= 0:
-                return TIMED_OUT
-            self.doze(min(left, WATCH_S))
-            if count_descendants(processes) > processes:
-                return TOO_MANY_PROCESSES
-
-    def doze(self, seconds):
-        """Sleeps until a child ends, the pool goes away (PoolGoneError) or the time is over."""
+    def wait_for_compiler(self, pid, request):
+        """Until the program has been compiled (True), or its process has ended or been killed for taking too long."""
+        pidfd = os.pidfd_open(pid)
         poll = select.poll()
-        poll.register(self.wakeup, select.POLLIN)
-        poll.register(CONTROL_FD, select.POLLIN)
-        for fd, _ in poll.poll(max(1, int(seconds * 1000 + 1))):
-            if fd == CONTROL_FD:  # between a request and its last reply the pool has nothing to say
-                raise PoolGoneError
-            os.read(self.wakeup, 4096)
+        poll.register(pidfd, select.POLLIN)
+        poll.register(self.stage, select.POLLIN)
+        ready = poll.poll((request.longest_s + COMPILE_SLACK_S) * 1000)
+        os.close(pidfd)
+        if not ready:
+            os.kill(pid, signal.SIGKILL)
+        return any(fd == self.stage for fd, _ in ready) and os.read(self.stage, 1) == COMPILED
 
-    def kill_orphans(self):
-        """Kills and reaps every process that a program left behind; they become this process's children."""
-        give_up = time.monotonic() + 2.0
-        while True:
-            try:
-                if os.waitpid(-1, os.WNOHANG)[0] != 0:
-                    continue
-            except ChildProcessError:
-                return
-            if time.monotonic() > give_up:
-                raise RuntimeError("a program's processes could not be killed")
-            self.kill_all()
-            time.sleep(0.001)
+    def count_ooms(self):
+        """What tells whether the kernel has killed a process for the memory of this worker's cgroup."""
+        return count_ooms() if self.settings["cgroup"] else b""
 
-    def kill_all(self):
-        """SIGKILL to all descendants."""
-        # In a namespace of its own, everything but itself; outside of one, -1 would be the whole machine.
-        for pid in [-1] if self.namespaced else children("/proc/thread-self"):
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-
-    def empty_scratch(self):
-        """The working directory of the next test: there, ours, and empty."""
-        if os.path.islink(self.scratch):
-            os.unlink(self.scratch)
+    def told(self):
+        """What else a program's process has written before it ended."""
         try:
-            if not os.listdir(self.scratch):
-                return
-            os.chmod(self.scratch, 0o700)
-            shutil.rmtree(self.scratch)
-        except FileNotFoundError:
-            pass
-        os.mkdir(self.scratch, 0o700)
+            return os.read(self.stage, 64)
+        except BlockingIOError:
+            return b""
+
+    def clean_box(self):
+        """A new scratch folder in the place of the old one."""
+        if self.settings["box_bytes"]:
+            self.kernel.umount(BOX)
+            mount_box(self.kernel, self.settings)
 
 
-def count_descendants(enough):
-    """How many processes descend from this one (stops counting beyond `enough`)."""
-    todo, seen = list(children("/proc/thread-self")), 0
-    while todo and seen <= enough:
-        seen += 1
-        task = f"/proc/{todo.pop()}/task"
-        try:
-            for thread in os.listdir(task):
-                todo.extend(children(f"{task}/{thread}"))
-        except OSError:  # it has ended meanwhile
-            continue
-    return seen
+class Request:
+    """What to run: the message's fields by name."""
+
+    def __init__(self, message):
+        _, self.number, self.wall_s, patience, self.memory, self.output, self.processes, *rest = message
+        flags, self.size, self.tests = rest
+        self.longest_s = self.wall_s * max(1.0, patience)
+        self.eager = bool(flags & EAGER)
+        self.functions = bool(flags & FUNCTIONS)
 
 
-def children(task):
-    """Process ids of the children of a /proc task folder; none where the kernel doesn't tell."""
-    try:
-        with open(task + "/children") as f:
-            return [int(pid) for pid in f.read().split()]
-    except OSError:
-        return []
+def mount_box(kernel, settings):
+    """The scratch folder: in memory, small, the only place that can be written."""
+    options = f"size={settings['box_bytes']},nr_inodes={settings['box_inodes']},mode=1777"
+    kernel.mount("box", BOX, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC, options)
+    os.utime(BOX, (0, 0))  # what `Program.box_is_dirty` looks at
 
 
-def kill_group(pid):
-    """SIGKILL to the child and its process group."""
-    for kill in (os.kill, os.killpg):
-        try:
-            kill(pid, signal.SIGKILL)
-        except OSError:  # no group yet (killed before its setsid)
-            pass
+def answer_died(compiled, code, out_of_memory):
+    """A reply for the program's process itself: its compiler crashed or took too long, or something killed it."""
+    if compiled:
+        reply(DIED, code=code, out_of_memory=out_of_memory)
+    else:
+        reply(NOT_COMPILED, report=b"SyntaxError: the program could not be compiled")
 
 
-def virtual_memory():
-    """Bytes of address space this process has: the interpreter's share of RLIMIT_AS, on top of the program's."""
-    with open("/proc/self/statm") as f:
-        return int(f.read().split()[0]) * resource.getpagesize()
+def count_ooms():
+    """The count in this worker's cgroup's file, as text: all that matters is whether it changes."""
+    text = os.pread(OOM_FD, 4096, 0)
+    return text[text.find(b"oom_kill ") :]
 
 
-def scratch_file(name):
-    """A file without a name in any folder. Programs may fstat their standard input: a pipe would not do."""
-    return os.memfd_create(name)
-
-
-def read_file(fd, limit):
-    """The first `limit` bytes of a file, whatever its offset."""
-    size = min(os.fstat(fd).st_size, limit)
-    return os.pread(fd, size, 0) if size else b""
+def reply(kind, code=0, report=b"", out_of_memory=False):
+    """Sends one reply to the pool that is not about a test."""
+    write_all(CONTROL_FD, REPLY.pack(kind, NO_REPORT, out_of_memory, code, 0.0, 0.0, 0, 0, 0, len(report)) + report)
 
 
 def write_all(fd, data):
@@ -279,11 +175,11 @@ def write_all(fd, data):
         view = view[os.write(fd, view) :]
 
 
-def read_exactly(count):
+def read_exactly(fd, count):
     """`count` bytes from the pool. PoolGoneError at the end of the stream."""
     parts = []
     while count:
-        part = os.read(CONTROL_FD, min(count, 1 << 20))
+        part = os.read(fd, count)
         if not part:
             raise PoolGoneError
         parts.append(part)
@@ -291,90 +187,42 @@ def read_exactly(count):
     return b"".join(parts)
 
 
-def reply(kind, report=NO_REPORT, code=0, usage=None, wall_s=0.0, stdout=b"", error=b""):
-    """Sends one reply to the pool."""
-    cpu_s = usage.ru_utime + usage.ru_stime if usage else 0.0
-    rss = usage.ru_maxrss * 1024 if usage else 0
-    header = REPLY.pack(kind, report, code, cpu_s, wall_s, rss, len(stdout), len(error))
-    write_all(CONTROL_FD, header + stdout + error)
+def warm_up():
+    """What every program needs: common modules, small thread stacks, `exit` and `quit` (site is not loaded)."""
+    import _sitebuiltins
+    import _thread
+    import builtins
+    import gc
 
-
-def raise_stack_limit():
-    """Starts this process anew under a larger stack limit: the kernel lays memory out by it at exec."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
-    wanted = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_STACK, (wanted, hard))
-        if resource.getrlimit(resource.RLIMIT_STACK)[0] == wanted:
-            os.execv(sys.executable, [sys.executable, "-S", "-s", "-B", *sys.argv])
-
-
-def enter_namespace(libc):
-    """Where the system allows it, goes on as process 1 of a process namespace; else stays as it is.
-
-    Inside, a program can signal neither the worker nor anything outside, and nothing of it outlives the worker.
-    The outer process only waits: killing it kills the inner one, and with it the namespace. Returns whether it is so.
-    """
-    if libc.unshare(CLONE_NEWPID) != 0 and not enter_user_namespace(libc):
-        libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
-        return False
-    inner = os.fork()
-    if inner:
-        os.close(CONTROL_FD)
-        _, status = os.waitpid(inner, 0)
-        os._exit(1 if status else 0)
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    os.setsid()
-    return os.getpid() == 1
-
-
-def enter_user_namespace(libc):
-    """An ordinary user's way to a process namespace: inside a user namespace, under the same ids. Whether it worked."""
-    ids = os.getuid(), os.getgid()
-    if libc.unshare(CLONE_NEWUSER | CLONE_NEWPID) != 0:
-        return False
-    for name, text in zip(("setgroups", "uid_map", "gid_map"), ("deny", "{0} {0} 1", "{1} {1} 1")):
-        with open("/proc/self/" + name, "w") as f:
-            f.write(text.format(*ids))
-    return True
-
-
-def load_sibling(name):
-    """A module from the file of that name beside this one, out of reach of a program's `import`."""
-    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), name + ".py")
-    module = type(sys)(name)
-    with open(path) as f:
-        exec(compile(f.read(), path, "exec"), module.__dict__)
-    return module
-
-
-def main():
-    raise_stack_limit()
-    scratch = sys.argv[1]
-    libc = ctypes.CDLL(None, use_errno=True)
-    os.dup2(0, CONTROL_FD, inheritable=False)
-    null = os.open(os.devnull, os.O_RDWR)
-    for fd in (0, 1):
-        os.dup2(null, fd)
-    namespaced = enter_namespace(libc)
     for name in PRELOADED:
         __import__(name)
     _thread.stack_size(THREAD_STACK_BYTES)
-    builtins.exit = _sitebuiltins.Quitter("exit", "Ctrl-D (i.e. EOF)")  # site is not loaded
+    builtins.exit = _sitebuiltins.Quitter("exit", "Ctrl-D (i.e. EOF)")
     builtins.quit = _sitebuiltins.Quitter("quit", "Ctrl-D (i.e. EOF)")
-    worker = Worker(scratch, libc, namespaced)
     gc.collect()
-    gc.freeze()  # what is here now is no garbage of any program's
+    gc.freeze()
+
+
+def main(bundle):
+    """Serves until the pool closes the socket. `bundle`: "settings" and "sources", the other files' texts by name."""
+    modules = {"protocol": sys.modules.pop(__name__)}  # not for programs to import
+    for name, text in bundle["sources"].items():
+        modules[name] = type(sys)(name)
+        exec(compile(text, name + ".py", "exec"), modules[name].__dict__)
+    settings = bundle["settings"]
+    if settings["landlock"]:
+        ruleset = modules["kernel"].landlock_ruleset(*settings["landlock"])
+        os.dup2(ruleset, LANDLOCK_FD, inheritable=False)
+        if ruleset != LANDLOCK_FD:
+            os.close(ruleset)
+    if settings["box_bytes"]:
+        mount_box(modules["kernel"], settings)
+    warm_up()
+    write_all(CONTROL_FD, READY)
     try:
-        worker.serve()
+        Server(settings, modules).serve()
     except PoolGoneError:
         pass
     except Exception as exc:
-        reply(FAILED, error=repr(exc).encode("utf-8", "backslashreplace"))
-    finally:
-        worker.kill_all()
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-if __name__ == "__main__":
-    main()
+        reply(FAILED, report=repr(exc).encode("utf-8", "backslashreplace"))
+        time.sleep(0.1)  # the pool reads it before it sees the end of the stream

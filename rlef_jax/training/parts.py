@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from typing import Any
 
 import jax
@@ -14,7 +13,9 @@ from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.dialog.tokenizer import Tokenizer
 from rlef_jax.errors import ConfigError
 from rlef_jax.execution.interpreter import find_python
-from rlef_jax.execution.pool import ExecutionPool
+from rlef_jax.execution.isolation import IsolationError
+from rlef_jax.execution.pool import ExecutionPool, auto_workers
+from rlef_jax.execution.results import JudgeOptions
 from rlef_jax.model.sharding import make_mesh
 from rlef_jax.model.transformer import ModelConfig, Params, init_params
 from rlef_jax.model.weights import load_params, model_config, resolve
@@ -48,9 +49,18 @@ def build_policy(config: ConfigDict) -> Policy:
 
 
 def build_pool(execution: ConfigDict) -> ExecutionPool:
-    """The judge's workers: `workers` of them, or one per core."""
+    """The judge's workers: `workers` of them, or as many as leave cores to JAX. ConfigError without the isolation."""
     interpreter = find_python(execution.python, required=execution.require_python)
-    return ExecutionPool(execution.workers or os.cpu_count() or 1, interpreter)
+    try:
+        return ExecutionPool(
+            execution.workers or auto_workers(),
+            interpreter,
+            require=execution.require_isolation,
+            options=JudgeOptions(execution.clean_exit, execution.exact_integers),
+            wall_scale=execution.wall_scale,
+        )
+    except IsolationError as exc:
+        raise ConfigError(f"execution.require_isolation: {exc}") from exc
 
 
 def build_sampler(config: ConfigDict, policy: Policy, *, temperature: float, top_p: float, top_k: int) -> Sampler:
@@ -86,7 +96,9 @@ def rollout_settings(config: ConfigDict, feedback: str) -> RolloutSettings:
         max_failures=e.max_failures_shown,
         max_chars=e.max_text_chars,
         system_prompt=e.system_prompt,
-        limits=Limits(wall_s=x.wall_s, memory_bytes=x.memory_mb << 20, output_bytes=x.output_kb << 10),
+        limits=Limits(
+            wall_s=x.wall_s, memory_bytes=x.memory_mb << 20, output_bytes=x.output_kb << 10, patience=x.wall_patience
+        ),
         max_wall_s=x.max_wall_s or None,
         stop_hidden_at_first_failure=x.stop_hidden_at_first_failure,
         groups_in_flight=config.sampling.groups_in_flight,

@@ -1,12 +1,10 @@
 """What becomes of programs: every status, the interpreter's own manners, and hostile ones."""
 
 import dataclasses
-import subprocess
-import sys
-import time
 
 import pytest
 
+from rlef_jax.execution.isolation import Level
 from rlef_jax.types import Limits, Status
 
 FAST = Limits(wall_s=0.5, memory_bytes=64 << 20, output_bytes=1 << 16, processes=8)
@@ -59,7 +57,6 @@ def test_status(run, program, status):
         ("import os; os.kill(os.getpid(), 11)", "Killed by SIGSEGV."),
         ("import sys; print('oops', file=sys.stderr); sys.exit(3)", "oops\nExited with code 3."),
         ("exit('no')", "no\nExited with code 1."),
-        ("import os\nwhile True: os.fork()", "More than 8 processes."),
     ],
 )
 def test_failures_without_an_exception_say_what_happened(run, program, text):
@@ -96,11 +93,8 @@ PASSING = {
         "import threading\nts = [threading.Thread(target=int) for _ in range(4)]\n"
         "[t.start() for t in ts]; [t.join() for t in ts]\nprint(7)"
     ),
-    "subprocess": "import subprocess\nassert subprocess.run(['/bin/true']).returncode == 0\nprint(7)",
     "empty folder": "import os\nassert os.listdir('.') == []\nopen('x', 'w').write('y')\nprint(7)",
     "empty folder again": "import os\nassert os.listdir('.') == []\nprint(7)",
-    "removes its folder": "import os\nos.rmdir(os.getcwd())\nprint(7)",
-    "replaces its folder": "import os\nd = os.getcwd()\nos.rmdir(d); os.symlink('/', d)\nprint(7)",
     "no descriptors": "import os\nfds = os.listdir('/proc/self/fd')\nassert set(fds) <= set('01234'), fds\nprint(7)",
     "no judge to import": "try:\n    import worker\nexcept ImportError:\n    print(7)",
 }
@@ -125,34 +119,29 @@ def test_sets_and_random_numbers_come_out_the_same_in_every_worker(run):
     assert run(program, ("4", ""))[0].stdout not in outputs  # seeded by the input
 
 
-def test_leftover_processes_are_killed(run, tmp_path):
-    mark = tmp_path / "alive"
-    program = (
-        "import os, time\npid = os.fork()\nif pid == 0:\n    os.setsid()\n    if os.fork() == 0:\n"
-        "        time.sleep(0.6)\n"
-        f"        open({str(mark)!r}, 'w').close()\n    os._exit(0)\nos.waitpid(pid, 0)\nprint(7)"
-    )
-    (result,) = run(program, ("", "7"))
-    assert result.status is Status.PASSED
-    time.sleep(1.0)
-    assert not mark.exists()
+SHARED_OUT = """
+import os, time
+r, w = os.pipe()
+for _ in range(4):
+    if os.fork() == 0:
+        os.close(r)
+        x = bytearray(60 << 20)
+        x[::4096] = b'1' * len(x[::4096])
+        os.write(w, b'1')
+        time.sleep(3)
+        os._exit(0)
+os.close(w)
+held = 0
+while os.read(r, 1): held += 1
+print(held)
+"""
 
 
-def namespaces_allowed():
-    """Whether this system lets us have a process namespace, by a user namespace if need be."""
-    either = (
-        "import os\ntry: os.unshare(os.CLONE_NEWPID)\nexcept OSError: os.unshare(os.CLONE_NEWUSER | os.CLONE_NEWPID)"
-    )
-    return subprocess.run([sys.executable, "-S", "-c", either], capture_output=True).returncode == 0
-
-
-def test_a_program_cannot_kill_its_judge(pool, run):
-    # Only ever signal process 1 of a namespace: a wider kill in a test would be the machine's end where there is none.
-    before = pool.stats()["retries"]
-    program = "import os\nif os.getppid() == 1:\n    os.kill(1, 9)\nprint(os.getppid() == 1)"
-    (result,) = run(program, ("", str(namespaces_allowed())))
-    assert result.status is Status.PASSED, result
-    assert pool.stats()["retries"] == before
+def test_memory_is_counted_for_the_program_as_a_whole(pool, run):
+    if pool.level is not Level.FULL:
+        pytest.skip("no cgroup here: a program is a single process, whose own limit is the program's")
+    (result,) = run(SHARED_OUT, ("", "4"), limits=dataclasses.replace(FAST, memory_bytes=128 << 20, wall_s=60.0))
+    assert result.status is Status.MEMORY_LIMIT and result.stdout != "4\n"
 
 
 def test_hostile_reports_change_no_failure_into_a_pass_or_an_infrastructure_error(run):

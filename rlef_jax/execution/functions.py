@@ -1,0 +1,116 @@
+"""Function problems (HumanEval+, MBPP+): calls as bytes for the worker, results compared here, outside.
+
+The comparison is the plus tests' own: equal, or close where floats are expected. It needs numpy, which the judge's
+Python lacks, and the expected results, which no program's process may hold.
+"""
+
+from __future__ import annotations
+
+import math
+import unittest
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rlef_jax.execution import calls, child
+from rlef_jax.types import FunctionTest
+
+if TYPE_CHECKING:
+    from rlef_jax.execution.supervisor import Outcome
+
+_ARGUMENT_BYTES = 64 << 20
+_DEFAULT_ATOL = 1e-6  # of the plus tests, where floats are expected and no tolerance is given
+
+
+def encode_calls(test: FunctionTest) -> bytes:
+    """What the worker is sent: entry point and arguments. ValueError (`calls.CodecError`) if they aren't plain data."""
+    return calls.encode([test.entry_point, [list(arguments) for arguments in test.calls]], _ARGUMENT_BYTES)
+
+
+def function_failure(test: FunctionTest, outcome: Outcome, limit: int) -> str | None:
+    """What is wrong with a clean run's results: the first failure as `unittest` prints it. None if nothing is."""
+    if outcome.report != child.VALUES:
+        return "The program ended before its function was called."
+    try:
+        results = calls.decode(outcome.error)
+    except calls.CodecError as exc:
+        return f"No results: {exc}."
+    if not isinstance(results, list) or len(results) != len(test.calls):
+        return "No results: the program wrote them itself."
+    for arguments, result, expected in zip(test.calls, results, test.expected):
+        failure = compare(result, expected, test, arguments)
+        if failure is not None:
+            return failure
+    return None
+
+
+def compare(result: Any, expected: Any, test: FunctionTest, arguments: tuple[Any, ...]) -> str | None:
+    """None if a result counts as the expected one, else the message of `unittest`'s assertion, with both values."""
+    try:
+        right = _COMPARISONS[test.compare](result, expected, test.atol, arguments)
+    except Exception:  # values of other types and shapes than the comparison was made for
+        right = False
+    if right:
+        return None
+    case = unittest.TestCase()
+    case.maxDiff = 640
+    try:
+        if isinstance(expected, bool):
+            (case.assertTrue if expected else case.assertFalse)(result)
+        case.assertEqual(result, expected)
+    except AssertionError as exc:
+        return f"AssertionError: {exc}"
+    except Exception:  # a result that can't be shown
+        pass
+    return f"AssertionError: {_shown(result)} != {_shown(expected)}"
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)[:500]
+    except Exception:
+        return f"<{type(value).__name__}>"
+
+
+def _equal(result: Any, expected: Any, atol: float, arguments: tuple[Any, ...]) -> bool:
+    """The plus tests' `assertion`: equal, or all close (relative 1e-7) where floats are expected or `atol` is given."""
+    if bool(result == expected):
+        return True
+    if atol == 0 and _is_floats(expected):
+        atol = _DEFAULT_ATOL
+    if atol == 0 or np.shape(result) != np.shape(expected):  # the original lets shapes broadcast
+        return False
+    return bool(np.allclose(result, expected, rtol=1e-07, atol=atol))
+
+
+def _is_floats(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(isinstance(item, float) for item in value)
+    return isinstance(value, float)
+
+
+def _same_set(result: Any, expected: Any, atol: float, arguments: tuple[Any, ...]) -> bool:
+    """Order and repetition don't matter."""
+    return _equal(set(result), set(expected), atol, arguments)
+
+
+def _presence(result: Any, expected: Any, atol: float, arguments: tuple[Any, ...]) -> bool:
+    """The function says yes by True or by any other value but None."""
+    return bool((result if isinstance(result, bool) else result is not None) == expected)
+
+
+def _root(result: Any, expected: Any, atol: float, arguments: tuple[Any, ...]) -> bool:
+    """Any root of the polynomial with the coefficients given (HumanEval/32) counts, and so does the reference's own."""
+    if _equal(result, expected, 0.0, arguments):
+        return True
+    value = math.fsum(c * math.pow(result, i) for i, c in enumerate(arguments[0]))
+    return abs(value) <= atol
+
+
+_COMPARISONS: dict[str, Callable[[Any, Any, float, tuple[Any, ...]], bool]] = {
+    "equal": _equal,
+    "set": _same_set,
+    "presence": _presence,
+    "root": _root,
+}

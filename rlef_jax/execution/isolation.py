@@ -1,0 +1,151 @@
+"""Levels of isolation, strongest first: which are available here, and what a worker needs to be started at one."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+import os
+import subprocess
+from collections.abc import Mapping
+from typing import Any
+
+from rlef_jax.execution import kernel, seccomp
+from rlef_jax.execution.interpreter import Interpreter
+
+BOX_BYTES, BOX_INODES = 64 << 20, 1024  # a test's scratch folder
+_FIRST_UID = 0x70000000  # of the users that root's workers and their programs become: far from any account's
+_DEVICES = ("null", "zero", "full", "random", "urandom")
+# What the interpreter maps once all its extension modules are loaded, and where its library is.
+_PROBE = """
+import ctypes, glob, os, sys
+print(os.path.realpath(sys.executable)); print(os.path.dirname(os.path.realpath(os.__file__)))
+for path in glob.glob(os.path.join(os.path.dirname(os.__file__), "lib-dynload", "*.so")):
+    try: "tkinter" in path or ctypes.CDLL(path)
+    except OSError: pass
+for line in open("/proc/self/maps"):
+    path = line.split(None, 5)[-1].strip()
+    if ".so" in path and path.startswith("/"): print(path)
+"""
+_LOADERS = ("/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1")
+
+
+class Level(enum.StrEnum):
+    """What stands between a program and the machine; docs/executor.md says what each level stops."""
+
+    FULL = "full"  # namespaces, users of their own for server and program, cgroup, seccomp, Landlock
+    NAMESPACES = "namespaces"  # the same without a cgroup: one process per program
+    USER = "user"  # what an ordinary user can have: namespaces with a single user, seccomp, Landlock
+    PROCESS = "process"  # no namespaces: limits, seccomp and Landlock around one process
+
+
+LEVELS = tuple(Level)
+
+
+class IsolationError(RuntimeError):
+    """A required level of isolation isn't available; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How to start workers at a level. `room` is for the launcher, `settings` for the worker; both are plain data."""
+
+    level: Level
+    room: Mapping[str, Any]
+    settings: Mapping[str, Any]
+
+    @property
+    def cgroup(self) -> bool:
+        """Whether each worker gets a control group."""
+        return bool(self.settings["cgroup"])
+
+
+def plan(level: Level, interpreter: Interpreter) -> Plan:
+    """What workers at a level need. IsolationError if that can't be made here (it isn't tried yet)."""
+    spaces = level is not Level.PROCESS
+    root = os.geteuid() == 0
+    if level in (Level.FULL, Level.NAMESPACES) and not root:
+        raise IsolationError("users other than one's own take root")
+    machine = os.uname().machine
+    try:
+        program_filter = seccomp.program_filter(machine)
+        child_filter = b""
+        if level is not Level.FULL:
+            child_filter = seccomp.single_process_filter(machine, files=spaces, signals=spaces)
+    except seccomp.UnknownMachineError as exc:
+        raise IsolationError(str(exc)) from exc
+    files = interpreter_files(interpreter)
+    landlock = _landlock(files, spaces)
+    if landlock is None and not spaces and root:
+        raise IsolationError("as root, without namespaces and without Landlock, programs could write anywhere")
+    users = level in (Level.FULL, Level.NAMESPACES)
+    settings = dict(
+        namespaces=spaces,
+        cgroup=level is Level.FULL,
+        program_uid=1 if users else None,
+        oom_score=500 if level is Level.FULL else 0,  # a program goes before its worker
+        own_processes=1 if users else 3,  # that share the program's user: its own process; launcher and server too
+        box_bytes=BOX_BYTES if spaces else 0,
+        box_inodes=BOX_INODES,
+        filter=program_filter,
+        child_filter=child_filter,
+        own_pid_mark=seccomp.OWN_PID,
+        landlock=landlock,
+    )
+    room = dict(python=files.python, mapped_by_pool=users, binds=files.binds, links=dict(files.links))
+    return Plan(level, room, settings)
+
+
+def _landlock(files: InterpreterFiles, spaces: bool) -> tuple[list[str], list[str], list[str]] | None:
+    """Readable, writable paths and device files for the rule set; None where the kernel has no Landlock."""
+    try:
+        kernel.landlock_version()
+    except OSError:
+        return None
+    devices = [f"/dev/{name}" for name in _DEVICES]
+    return (["/"], ["/box"], devices) if spaces else (list(files.binds), [], devices)
+
+
+@dataclasses.dataclass(frozen=True)
+class InterpreterFiles:
+    """What an interpreter reads: its executable, the files and folders to show, symbolic links to make beside them."""
+
+    python: str
+    binds: tuple[str, ...]
+    links: tuple[tuple[str, str], ...]
+
+
+@functools.cache
+def interpreter_files(interpreter: Interpreter) -> InterpreterFiles:
+    """Asks the interpreter. IsolationError if it doesn't run."""
+    command = [interpreter.path, "-I", "-S", "-B", "-c", _PROBE]
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        raise IsolationError(f"the worker could not be started: {exc}") from exc
+    if done.returncode != 0:
+        raise IsolationError(f"the worker could not be started: {done.stderr[-500:]}")
+    python, library, *objects = done.stdout.splitlines()
+    binds = {python, library}
+    binds |= {f"/dev/{name}" for name in _DEVICES}
+    binds |= {path for path in ("/etc/ld.so.cache", *_LOADERS) if os.path.exists(path)}
+    links = {"/dev/stdin": "/proc/self/fd/0", "/dev/stdout": "/proc/self/fd/1", "/dev/stderr": "/proc/self/fd/2"}
+    links |= {"/dev/fd": "/proc/self/fd", "/tmp": "/box/cwd", "/dev/shm": "/box/cwd"}
+    for name in ("/bin", "/sbin", "/lib", "/lib32", "/lib64"):  # merged into /usr on most systems
+        if os.path.islink(name):
+            links[name] = os.readlink(name)
+    shown = {path for path in objects if not path.startswith(library + "/")}
+    for folder in {os.path.dirname(path) for path in shown}:  # a library is looked for by its short name, a link
+        for entry in os.scandir(folder):
+            if ".so" in entry.name and entry.is_symlink() and os.path.realpath(entry.path) in shown:
+                links[entry.path] = os.path.realpath(entry.path)
+    binds |= shown
+    merged = {path for path in binds if os.path.realpath(os.path.dirname(path)) == os.path.dirname(path)}
+    merged |= {os.path.realpath(os.path.dirname(p)) + "/" + os.path.basename(p) for p in binds - merged}
+    return InterpreterFiles(python, tuple(sorted(merged)), tuple(sorted(links.items())))
+
+
+def user_ids(slot: int) -> tuple[int, int]:
+    """Outer numbers of a worker's two users: the server's and its programs'. They differ between workers."""
+    first = _FIRST_UID + 2 * (slot % (1 << 24))
+    return first, first + 1

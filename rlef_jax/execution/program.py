@@ -1,0 +1,335 @@
+# mypy: allow-untyped-defs
+"""A program's process: takes on the program's rights, compiles it once, forks per test, watches, kills, reports.
+
+Runs in the worker, under the judge's Python (3.8+). In a process namespace it is process 1: the program can neither
+signal nor trace it, everything that the program starts becomes its child in the end, and all of it ends with it.
+"""
+
+import gc
+import os
+import resource
+import select
+import signal
+import time
+
+REPORT_BYTES = 1 << 16
+STDERR_BYTES = 2000  # of a test's standard error, its end is kept
+OPEN_FILES = 64
+INTERPRETER_BYTES = 64 << 20  # address space, where it can't be read
+BATCH_BYTES, BATCH_MS = 1 << 16, 5  # replies wait for company, but not for long
+PROCESS_CPU_CLOCK = 2  # beside a process's number: the kernel's clock of the processor time it has used
+# What programs may find loaded already: importing these has no effect but that they are there.
+IMPORTABLE = frozenset(
+    "array bisect calendar cmath collections copy dataclasses datetime decimal enum fractions functools heapq io "
+    "itertools json math numbers operator queue random re statistics string struct textwrap threading time types "
+    "typing".split()
+)
+
+
+def be_program(settings, modules, request, first):
+    """The whole life of a program's process, from test number `first` on. Never returns."""
+    code = 1
+    try:
+        os.setsid()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Python's handler would let a program interrupt this process
+        confine(settings, modules, request)
+        code = Program(settings, modules, request).run(first)
+    except BaseException as exc:
+        try:
+            worker = modules["protocol"]
+            worker.reply(worker.FAILED, report=describe(exc))
+        finally:
+            os._exit(1)
+    os._exit(code)
+
+
+def confine(settings, modules, request):
+    """Gives up every right that a program must not have; its tests inherit the rest."""
+    kernel, worker = modules["kernel"], modules["protocol"]
+    if settings["box_bytes"]:
+        os.chdir(worker.BOX)
+    set_limits(settings, request)
+    if settings["oom_score"]:
+        with open("/proc/self/oom_score_adj", "w") as f:
+            f.write(str(settings["oom_score"]))
+    if settings["program_uid"] is not None:
+        os.setresgid(*[settings["program_uid"]] * 3)
+        os.setresuid(*[settings["program_uid"]] * 3)
+    kernel.drop_capabilities()
+    kernel.no_new_privileges()
+    kernel.prctl(kernel.PR_SET_DUMPABLE, 0)  # no tracing, and /proc/PID belongs to no program
+    if not settings["namespaces"]:
+        kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+    if settings["landlock"]:
+        kernel.landlock_restrict(worker.LANDLOCK_FD)
+    if settings["filter"]:
+        kernel.install_filter(settings["filter"])
+
+
+def set_limits(settings, request):
+    """Resource limits that tests inherit; those that would hinder this process are set in each test's own."""
+    try:
+        with open("/proc/self/statm") as f:
+            pages = int(f.read().split()[0])  # the interpreter's share comes on top of the program's
+    except OSError:  # no /proc here
+        pages = INTERPRETER_BYTES // resource.getpagesize()
+    wanted = {
+        resource.RLIMIT_AS: request.memory + pages * resource.getpagesize(),
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_NOFILE: OPEN_FILES,
+        resource.RLIMIT_MSGQUEUE: 0,
+    }
+    if settings["namespaces"]:  # elsewhere the limit counts all processes of the user
+        wanted[resource.RLIMIT_NPROC] = request.processes + settings["own_processes"]
+    for name, value in wanted.items():
+        lower(name, value)
+
+
+def lower(name, value):
+    """Sets a resource's soft and hard limit, as far as the hard one allows."""
+    hard = resource.getrlimit(name)[1]
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(name, (value, value))
+
+
+class Program:
+    """A compiled program and its tests."""
+
+    def __init__(self, settings, modules, request):
+        self.worker = modules["protocol"]
+        self.child = modules["child"]
+        self.settings, self.modules, self.request = settings, modules, request
+        self.source = os.pread(self.worker.PAYLOAD_FD, request.size, 0).decode("utf-8", "surrogatepass")
+        table = os.pread(self.worker.PAYLOAD_FD, self.worker.TEST.size * request.tests, request.size)
+        self.tests = list(self.worker.TEST.iter_unpack(table))
+        self.replies, self.waiting_bytes = [], 0
+        self.poll = select.poll()
+        self.poll.register(self.worker.CONTROL_FD, select.POLLIN)
+        self.ooms, self.compiling_s = b"", 0.0
+        self.pausing = False
+
+    def run(self, first):
+        """Compiles the program and runs the tests from number `first` on. Returns the process's exit code."""
+        began = time.monotonic()
+        code = self.compile()
+        if code is None:
+            return 0
+        self.compiling_s = time.monotonic() - began
+        os.write(self.worker.STAGE_END_FD, self.worker.COMPILED)
+        fork_hooks = preload(code)
+        start = self.child.prepare(self.modules, code, self.source, fork_hooks, self.request)
+        fresh_file(self.worker.REPORT_FD)
+        self.ooms = self.count_ooms()
+        gc.disable()
+        gc.freeze()
+        for index in range(first, self.request.tests):
+            if not self.test(index, start) or (self.pausing and index + 1 < self.request.tests):
+                self.flush()
+                self.worker.reply(self.worker.STOPPED)
+                return 0
+            if self.box_is_dirty():
+                self.flush()  # before anything else can run
+                os.write(self.worker.STAGE_END_FD, self.worker.INDEX.pack(index + 1))
+                return self.worker.DIRTY
+        self.flush()
+        return 0
+
+    def compile(self):
+        """The program's code; None if there is none, which the pool is told."""
+        try:
+            return compile(self.source, "solution.py", "exec", dont_inherit=True)
+        except BaseException as exc:
+            text = self.modules["traceback_text"].format_exception(exc, self.source)
+            report = text.encode("utf-8", "backslashreplace")
+            self.worker.reply(self.worker.NOT_COMPILED, report=report)
+            return None
+
+    def test(self, index, start):
+        """Runs one test and files its reply. False if the pool wants no more of this program."""
+        offset, size, seed = self.tests[index]
+        fresh_streams()
+        copy_input(self.worker.PAYLOAD_FD, offset, size)
+        began, self.compiling_s = time.monotonic() - self.compiling_s, 0.0  # the first test pays for the compiler
+        pid = os.fork()
+        if pid == 0:
+            self.child.be_test(start, self.settings, self.request, seed)
+        pidfd = os.pidfd_open(pid)
+        kind = self.wait(pidfd, pid, began)
+        wall_s = time.monotonic() - began
+        if kind != self.worker.ENDED:
+            os.kill(pid, signal.SIGKILL)
+        _, status, usage = os.wait4(pid, 0)
+        os.close(pidfd)
+        self.kill_rest()
+        if kind == self.worker.STOPPED:
+            return False
+        self.file(kind, status, usage, wall_s)
+        return True
+
+    def wait(self, pidfd, pid, began):
+        """Until the test ends by itself (not reaped), or has to be killed: says which."""
+        deadline = began + self.request.wall_s
+        poll, ended, control = self.poll, pidfd, self.worker.CONTROL_FD
+        poll.register(ended, select.POLLIN)
+        try:
+            if self.replies:
+                ready = poll.poll(BATCH_MS)
+                if not ready:
+                    self.flush()
+            else:
+                ready = []
+            while not ready:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    left = self.seconds_more(pid, began)
+                    if left <= 0:
+                        return self.worker.TIMED_OUT
+                    deadline = time.monotonic() + left
+                ready = poll.poll(left * 1000 + 1)
+        finally:
+            poll.unregister(ended)
+        if any(fd == control for fd, _ in ready) and self.listen() == self.worker.STOP:
+            return self.worker.STOPPED
+        return self.worker.ENDED if any(fd == ended for fd, _ in ready) else self.wait(pidfd, pid, began)
+
+    def seconds_more(self, pid, began):
+        """For a test past its limit by the wall clock: how long it may go on, having had little of the processor."""
+        patience = began + self.request.longest_s - time.monotonic()
+        if patience <= 0:
+            return 0
+        used = time.clock_gettime((~pid << 3) | PROCESS_CPU_CLOCK)
+        return min(patience, max(self.request.wall_s - used, 0))
+
+    def listen(self):
+        """Reads a message and returns its kind if it is about this request. This process ends with the stream."""
+        try:
+            data = self.worker.read_exactly(self.worker.CONTROL_FD, self.worker.MESSAGE.size)
+        except Exception:
+            os._exit(1)
+        kind, number = self.worker.MESSAGE.unpack(data)[:2]
+        if number != self.request.number:
+            return None
+        self.pausing = self.pausing or kind == self.worker.PAUSE
+        return kind
+
+    def kill_rest(self):
+        """Kills and reaps what the test's process has left behind; all of it has become this process's children."""
+        while True:
+            try:
+                pid = os.waitpid(-1, os.WNOHANG)[0]
+            except ChildProcessError:
+                return
+            if pid == 0:
+                if self.settings["namespaces"]:  # -1 would be the whole machine elsewhere
+                    os.kill(-1, signal.SIGKILL)
+                os.waitpid(-1, 0)
+
+    def file(self, kind, status, usage, wall_s):
+        """Adds a test's reply to those that wait, and sends them if it is time."""
+        worker, output = self.worker, self.request.output
+        code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+        size = os.lseek(1, 0, os.SEEK_END)
+        stdout = os.pread(1, min(size, output + 1), 0) if size else b""
+        size = os.lseek(2, 0, os.SEEK_END)
+        stderr = os.pread(2, STDERR_BYTES, max(0, size - STDERR_BYTES)) if size else b""
+        if size > STDERR_BYTES:
+            stderr = b"[%d bytes cut]..." % (size - STDERR_BYTES) + stderr
+        report = self.take_report()
+        ooms = self.count_ooms()
+        oom, self.ooms = ooms != self.ooms, ooms
+        header = worker.REPLY.pack(
+            kind,
+            report[:1] or worker.NO_REPORT,
+            oom,
+            code,
+            usage.ru_utime + usage.ru_stime,
+            wall_s,
+            usage.ru_maxrss * 1024,
+            len(stdout),
+            len(stderr),
+            max(0, len(report) - 1),
+        )
+        self.replies += (header, stdout, stderr, report[1:])
+        self.waiting_bytes += len(stdout)
+        if self.request.eager or self.waiting_bytes > BATCH_BYTES or len(self.replies) > 256:
+            self.flush()
+
+    def take_report(self):
+        """What the test's process told of its own end (kind, then text), or its results; the file is empty again."""
+        fd = self.worker.REPORT_FD
+        size = os.lseek(fd, 0, os.SEEK_END)
+        if not size:
+            return b""
+        limit = self.request.output if self.request.functions else REPORT_BYTES
+        report = os.pread(fd, min(size, limit + 1), 0)
+        os.close(fd)
+        fresh_file(fd)
+        return report
+
+    def count_ooms(self):
+        """What tells whether the kernel has killed a process for the memory of this worker's cgroup."""
+        return self.worker.count_ooms() if self.settings["cgroup"] else b""
+
+    def flush(self):
+        """Sends the replies that wait."""
+        if self.replies:
+            self.worker.write_all(self.worker.CONTROL_FD, b"".join(self.replies))
+            self.replies, self.waiting_bytes = [], 0
+
+    def box_is_dirty(self):
+        """Whether anything was done to the scratch folder that the next test could see.
+
+        Whatever is made or removed in it sets its time of change, which began as 0; programs can't set it back.
+        """
+        if not self.settings["box_bytes"]:
+            return False
+        box = os.stat(self.worker.BOX)
+        return box.st_mtime != 0 or box.st_mode & 0o7777 != 0o1777
+
+
+def fresh_file(number):
+    """A new file without a name in any folder, on the lowest free descriptor, which must be `number`."""
+    if os.memfd_create("judge", 0) != number:  # no close-on-exec: there is no exec
+        raise RuntimeError("a descriptor is out of its place")
+
+
+def fresh_streams():
+    """New files on descriptors 0 to 2: nothing of one test's streams reaches the next."""
+    os.closerange(0, 3)
+    for number in range(3):
+        fresh_file(number)
+
+
+def copy_input(source, offset, size):
+    """Puts a test's input into standard input's file without bringing it into this process's memory."""
+    while size:
+        copied = os.sendfile(0, source, offset, size)
+        if copied <= 0:
+            raise RuntimeError("the input is shorter than announced")
+        offset, size = offset + copied, size - copied
+    os.lseek(0, 0, os.SEEK_SET)
+
+
+def preload(code):
+    """Imports here, once for all tests, what the program's top level imports. Returns the fork hooks they asked for.
+
+    The hooks (of `random` and `threading`) would run after each fork of this process, at a cost, for nothing; tests
+    register them for forks of their own.
+    """
+    hooks, register = [], os.register_at_fork
+    os.register_at_fork = lambda **functions: hooks.append(functions)
+    try:
+        for name in IMPORTABLE.intersection(code.co_names):
+            __import__(name)
+    finally:
+        os.register_at_fork = register
+    return hooks
+
+
+def describe(exc):
+    """An exception of the judge's own, and the line it came from."""
+    tb = exc.__traceback__
+    while tb is not None and tb.tb_next is not None:
+        tb = tb.tb_next
+    place = f"{tb.tb_frame.f_code.co_name}, line {tb.tb_lineno}: " if tb is not None else ""
+    return (place + repr(exc)).encode("utf-8", "backslashreplace")

@@ -1,0 +1,80 @@
+"""From what a program did on a test to a TestResult: statuses, cuts, and the judge's named options. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+
+from rlef_jax.execution import child, worker
+from rlef_jax.execution.functions import function_failure
+from rlef_jax.execution.judge import outputs_match
+from rlef_jax.execution.supervisor import Outcome
+from rlef_jax.types import FunctionTest, Limits, Status, TestCase, TestResult
+
+KEPT_CHARS = 20_000  # of a test's standard output, in its result; the whole of it is judged
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeOptions:
+    """Where we judge otherwise than the paper's judge (CodeContests). False restores its way.
+
+    Attributes:
+      clean_exit: a program that prints the right answer and then crashes, exits with a code other than 0 or runs out
+        of a limit fails. The original looks at standard output alone; a reward for programs that end badly teaches
+        them, and their feedback would hide it.
+      exact_integers: two integers match if they are equal. The original compares them as doubles, so that neighbours
+        above 2**53 match: an exact answer and a rounded one are not the same program.
+    """
+
+    clean_exit: bool = True
+    exact_integers: bool = True
+
+
+def judged(outcome: Outcome, test: TestCase | FunctionTest, limits: Limits, options: JudgeOptions) -> TestResult:
+    """A test's result. Passing takes the right output and, by `options.clean_exit`, a clean end within all limits."""
+    stdout = outcome.stdout.decode("utf-8", "replace")
+    status, error = _status(outcome, limits)
+    if isinstance(test, FunctionTest):
+        if status is Status.PASSED and (failure := function_failure(test, outcome, limits.output_bytes)) is not None:
+            status, error = Status.WRONG_ANSWER, failure
+    elif status is Status.PASSED or not options.clean_exit:
+        if outputs_match(test.output, stdout, exact_integers=options.exact_integers):
+            status, error = Status.PASSED, ""
+        elif status is Status.PASSED:
+            status = Status.WRONG_ANSWER
+    if len(stdout) > KEPT_CHARS:
+        stdout = f"{stdout[:KEPT_CHARS]}...[{len(stdout) - KEPT_CHARS} characters cut]"
+    return TestResult(
+        status,
+        stdout,
+        error,
+        outcome.exit_code,
+        outcome.cpu_s,
+        outcome.wall_s,
+        outcome.memory_bytes,
+        outcome.stderr.decode("utf-8", "replace"),
+    )
+
+
+def _status(outcome: Outcome, limits: Limits) -> tuple[Status, str]:
+    """The status before the output is compared (PASSED: nothing but the output decides), and the error's text."""
+    killed_by = -outcome.exit_code if outcome.exit_code < 0 else 0
+    text = outcome.error.decode("utf-8", "replace")
+    if outcome.out_of_memory:  # some process of the program's was killed for it, not always the first
+        return Status.MEMORY_LIMIT, ""
+    late = outcome.wall_s > limits.longest_s or (limits.patience > 1 and outcome.cpu_s > limits.wall_s)
+    if outcome.kind == worker.TIMED_OUT or killed_by == signal.SIGXCPU or late:  # late: it ended before it was killed
+        return Status.TIME_LIMIT, ""
+    if killed_by == signal.SIGXFSZ or len(outcome.stdout) > limits.output_bytes:
+        return Status.OUTPUT_LIMIT, ""
+    if outcome.exit_code != 0 and outcome.report == child.OUT_OF_MEMORY:
+        return Status.MEMORY_LIMIT, text
+    if outcome.exit_code != 0 and outcome.report == child.EXCEPTION:
+        return Status.RUNTIME_ERROR, text
+    text = outcome.stderr.decode("utf-8", "replace")
+    text += "\n" if text and not text.endswith("\n") else ""
+    if killed_by:
+        return Status.RUNTIME_ERROR, f"{text}Killed by {signal.Signals(killed_by).name}."
+    if outcome.exit_code != 0:
+        return Status.RUNTIME_ERROR, f"{text}Exited with code {outcome.exit_code}."
+    return Status.PASSED, ""

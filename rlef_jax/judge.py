@@ -1,0 +1,180 @@
+"""Judges programs by hand: `python -m rlef_jax.judge PROGRAM --problem SOURCE [--name NAME]`.
+
+PROGRAM is a Python file, or a folder whose `*.py` files are judged one by one. SOURCE is a CodeContests parquet shard,
+an EvalPlus OriginFmt file (.jsonl.gz), a JSON file of a problem, or mini_contests:SPLIT. Prints one table per program
+(test, status, time, memory, expected and got) or, with --json, one line of JSON per program.
+
+Exit code: 0 all programs passed all tests, 1 some failed, 2 wrong usage or data, 3 the judge itself broke.
+
+`python -m rlef_jax.judge --isolation-report` says which levels of isolation are available here, and why others aren't.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rlef_jax.data.evalplus import FunctionTask
+from rlef_jax.data.problem_files import ProblemFileError, find_problem
+from rlef_jax.execution import kernel
+from rlef_jax.execution.interpreter import InterpreterNotFoundError, find_python
+from rlef_jax.execution.isolation import LEVELS, IsolationError
+from rlef_jax.execution.pool import ExecutionPool, Test, auto_workers
+from rlef_jax.execution.results import JudgeOptions
+from rlef_jax.execution.verdict import limits_for
+from rlef_jax.execution.workshop import trial
+from rlef_jax.types import FunctionTest, Limits, Problem, Status, TestResult
+
+PASSED, FAILED, USAGE, BROKEN = range(4)  # exit codes
+_SHOWN_CHARS = 60  # of an expected and an observed output in the table
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
+    args = _parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the pool is closed
+    try:
+        if args.isolation_report:
+            print(isolation_report(args.python))
+            return PASSED
+        if args.program is None or args.problem is None:
+            raise ProblemFileError("PROGRAM and --problem are needed; --help says more")
+        return _judge(args)
+    except (ProblemFileError, InterpreterNotFoundError, IsolationError, OSError) as exc:
+        print(f"error: {exc}", file=sys.stderr)
+        return USAGE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m rlef_jax.judge", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("program", type=pathlib.Path, nargs="?", help="a Python file, or a folder of them")
+    parser.add_argument("--problem", help="where the problem is")
+    parser.add_argument("--name", default="", help="its name, or EvalPlus task id, where the source holds several")
+    parser.add_argument("--tests", choices=("all", "public", "hidden"), default="all")
+    parser.add_argument("--stop-at-first-failure", action="store_true")
+    parser.add_argument("--json", action="store_true", help="one line of JSON per program")
+    parser.add_argument("--python", default="3.10", help="version of Python that programs run under (default: 3.10)")
+    parser.add_argument("--wall-s", type=float, default=10.0, help="where the problem has no time limit (default: 10)")
+    parser.add_argument("--memory-mb", type=int, default=1024, help="where it has no memory limit (default: 1024)")
+    parser.add_argument("--workers", type=int, default=0, help="programs at a time; 0 leaves a core free")
+    parser.add_argument("--require-isolation", default="", choices=("", *(level.value for level in LEVELS)))
+    parser.add_argument("--stdout-only", action="store_true", help="the paper's way: crashes after the answer pass")
+    parser.add_argument("--doubles", action="store_true", help="the paper's way: integers compare as doubles")
+    parser.add_argument("--isolation-report", action="store_true", help="which levels are available here")
+    return parser
+
+
+def isolation_report(python: str = "3.10") -> str:
+    """Each level, tried, with the reason where it can't be had; what the kernel offers; what would be used."""
+    interpreter = find_python(python)
+    found = {level: trial(level, interpreter) for level in LEVELS}
+    best = next((level for level in LEVELS if not isinstance(found[level], str)), None)
+    lines = [f"user {os.geteuid()}, Linux {os.uname().release}, {interpreter.path} ({interpreter.version})"]
+    for level in LEVELS:
+        reason = found[level]
+        mark = "used     " if level is best else "available" if not isinstance(reason, str) else "no       "
+        lines.append(f"  {level.value:11} {mark} {reason if isinstance(reason, str) else _parts(reason.settings)}")
+    if best is None:
+        lines.append("programs can't be run here")
+    return "\n".join(lines)
+
+
+def _parts(settings: Any) -> str:
+    """What a level consists of, in words."""
+    parts = ["user, mount, pid, net, ipc and uts namespaces, read-only root"] if settings["namespaces"] else []
+    parts += ["users of their own"] if settings["program_uid"] is not None else []
+    parts += ["cgroup for memory"] if settings["cgroup"] else ["one process per program"]
+    parts += ["seccomp"] if settings["filter"] else []
+    parts += [f"Landlock {kernel.landlock_version()}"] if settings["landlock"] else ["no Landlock in this kernel"]
+    return ", ".join([*parts, "rlimits"])
+
+
+def _judge(args: argparse.Namespace) -> int:
+    problem = find_problem(args.problem, args.name)
+    tests = _tests(problem, args.tests)
+    limits = Limits(wall_s=args.wall_s, memory_bytes=args.memory_mb << 20)
+    if isinstance(problem, Problem):
+        limits = limits_for(problem, limits)
+    else:
+        limits = dataclasses.replace(limits, output_bytes=64 << 20)  # results of thousands of calls
+    files = sorted(args.program.glob("*.py")) if args.program.is_dir() else [args.program]
+    if not files or not tests:
+        raise ProblemFileError(f"no {'programs in ' + str(args.program) if not files else 'tests to run'}")
+    codes = [PASSED]
+    with ExecutionPool(
+        args.workers or auto_workers(),
+        find_python(args.python),
+        require=args.require_isolation,
+        options=JudgeOptions(clean_exit=not args.stdout_only, exact_integers=not args.doubles),
+    ) as pool:
+        texts = [(file, file.read_text(encoding="utf-8", errors="surrogateescape")) for file in files]
+        futures = [
+            (file, pool.run(text, tests, limits, stop_at_first_failure=args.stop_at_first_failure))
+            for file, text in texts
+        ]
+        for file, future in futures:
+            results = future.result()
+            print(_as_json(file, problem.name, results) if args.json else _as_table(file, problem.name, tests, results))
+            statuses = {result.status for result in results}
+            codes.append(
+                BROKEN if Status.INFRA_ERROR in statuses else FAILED if statuses != {Status.PASSED} else PASSED
+            )
+    return max(codes)
+
+
+def _tests(problem: Problem | FunctionTask, which: str) -> tuple[Test, ...]:
+    public: tuple[Test, ...]
+    hidden: tuple[Test, ...]
+    if isinstance(problem, FunctionTask):
+        public, hidden = problem.public, (problem.plus,)
+    else:
+        public, hidden = problem.public_tests, problem.hidden_tests
+    return (public if which != "hidden" else ()) + (hidden if which != "public" else ())
+
+
+def _as_json(file: pathlib.Path, name: str, results: Sequence[TestResult]) -> str:
+    passed = all(result.status is Status.PASSED for result in results)
+    rows = [dataclasses.asdict(result) for result in results]
+    return json.dumps({"program": str(file), "problem": name, "passed": passed, "tests": rows})
+
+
+def _as_table(file: pathlib.Path, name: str, tests: Sequence[Test], results: Sequence[TestResult]) -> str:
+    passed = sum(result.status is Status.PASSED for result in results)
+    lines = [f"{file}: {passed} of {len(results)} tests passed ({name})"]
+    lines.append(f"{'test':>5}  {'status':13} {'exit':>5} {'wall s':>7} {'cpu s':>7} {'MB':>5}")
+    for number, (test, result) in enumerate(zip(tests, results), start=1):
+        code = "" if result.exit_code is None else result.exit_code
+        measured = f"{code:>5} {result.wall_s:7.3f} {result.cpu_s:7.3f} {result.memory_bytes >> 20:5}"
+        lines.append(f"{number:5}  {result.status.value:13} {measured}")
+        lines += [f"       {line}" for line in _difference(test, result)]
+    return "\n".join(lines)
+
+
+def _difference(test: Test, result: TestResult) -> Iterator[str]:
+    """What was expected and what came, from the first line that differs; or the end of the error's text."""
+    if result.status is Status.PASSED:
+        return
+    if isinstance(test, FunctionTest) or result.status is not Status.WRONG_ANSWER:
+        yield from result.error.splitlines()[-8:]
+        return
+    expected, got = test.output.splitlines(), result.stdout.splitlines()
+    at = next(
+        (i for i, (a, b) in enumerate(zip(expected, got)) if a.split() != b.split()), min(len(expected), len(got))
+    )
+    for label, lines in (("expected", expected), ("got", got)):
+        line = lines[at] if at < len(lines) else "(nothing)"
+        cut = f"...[{len(line) - _SHOWN_CHARS} characters cut]" if len(line) > _SHOWN_CHARS else ""
+        yield f"line {at + 1} {label:8} {line[:_SHOWN_CHARS]}{cut}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,260 @@
+"""Function problems: calls go in, results come out as plain data, and the comparison happens here."""
+
+import ast
+import concurrent.futures
+import gzip
+import json
+import math
+import pathlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlef_jax.data import evalplus
+from rlef_jax.execution import calls
+from rlef_jax.execution.functions import compare
+from rlef_jax.types import FunctionTest, Limits, Status
+
+DATA = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data" / "evalplus"
+LIMITS = Limits(wall_s=300.0, memory_bytes=4 << 30, output_bytes=512 << 20)  # some results are long
+ADD = FunctionTest("add", ((1, 2), (3, 4)), (3, 7))
+
+leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
+plain = st.recursive(
+    leaves | st.complex_numbers(allow_nan=False) | st.frozensets(st.integers()) | st.sets(st.text()),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.tuples(inner, inner)
+        | st.dictionaries(st.text() | st.integers(), inner, max_size=3)
+    ),
+    max_leaves=12,
+)
+
+
+def same(a, b):
+    """Equal, and of the same types throughout (the order in a set's text is its own matter)."""
+    if type(a) is not type(b) or a != b:
+        return False
+    if isinstance(a, dict):
+        return list(map(type, a)) == list(map(type, b)) and all(same(a[k], b[k]) for k in a)
+    return not isinstance(a, (list, tuple)) or all(map(same, a, b))
+
+
+@given(plain)
+def test_plain_data_arrives_as_it_was(value):
+    there = calls.decode(calls.encode(value, 1 << 20))
+    assert same(there, value)
+
+
+@given(st.binary(max_size=60))
+def test_other_bytes_are_an_error_and_no_crash(data):
+    try:
+        value = calls.decode(data)
+    except calls.CodecError:
+        return
+    assert calls.encode(value, 1 << 20) is not None or isinstance(value, calls.Opaque)
+
+
+def test_what_is_too_large_or_too_deep_is_refused():
+    deep = []
+    for _ in range(300):
+        deep = [deep]
+    for value in (deep, "x" * 1000):
+        with pytest.raises(calls.CodecError):
+            calls.encode(value, 500)
+    with pytest.raises(calls.CodecError, match="nested"):
+        calls.decode(b"L\0\0\0\1" * 300 + b"N")
+
+
+def judge(pool, program, test=ADD, limits=LIMITS):
+    (result,) = pool.run(program, [test], limits).result(120)
+    return result
+
+
+def test_right_and_wrong_functions(pool):
+    assert judge(pool, "def add(a, b): return a + b").status is Status.PASSED
+    wrong = judge(pool, "def add(a, b): return a - b")
+    assert wrong.status is Status.WRONG_ANSWER and wrong.error == "AssertionError: -1 != 3"
+    crash = judge(pool, "def add(a, b): return a / 0")
+    assert crash.status is Status.RUNTIME_ERROR and crash.error.endswith("ZeroDivisionError: division by zero")
+    assert judge(pool, "def sub(a, b): return a").error.endswith("NameError: name 'add' is not defined")
+    assert judge(pool, "def add(a, b: return").status is Status.SYNTAX_ERROR
+    assert judge(pool, "def add(a, b):\n  while True: pass", limits=Limits(wall_s=1.0)).status is Status.TIME_LIMIT
+    assert (
+        judge(pool, "if __name__ == '__main__': input()\ndef add(a, b): print('x'); return a + b").status
+        is Status.PASSED
+    )
+
+
+def test_failures_are_shown_as_unittest_shows_them(pool):
+    lists = FunctionTest("f", ((),), ([1, 2, 3],))
+    assert judge(pool, "def f(): return [1, 2, 4]", lists).error == (
+        "AssertionError: Lists differ: [1, 2, 4] != [1, 2, 3]\n\nFirst differing element 2:\n4\n3\n\n"
+        "- [1, 2, 4]\n?        ^\n\n+ [1, 2, 3]\n?        ^\n"
+    )
+    assert judge(pool, "def f(): return 0", FunctionTest("f", ((),), (True,))).error == "AssertionError: 0 is not true"
+
+
+EQUAL_TO_ALL = """
+class E(BASE):
+    def __eq__(self, o): return True
+    def __ne__(self, o): return False
+    def __iter__(self): return iter([7391])
+    def __len__(self): return 1 << 62
+    __hash__ = None
+def add(a, b): return E()
+"""
+FORGERIES = {
+    "equal to all": EQUAL_TO_ALL.replace("BASE", "object"),
+    "an int equal to all": EQUAL_TO_ALL.replace("BASE", "int"),
+    "a list equal to all": EQUAL_TO_ALL.replace("BASE", "list"),
+    "a dict equal to all": EQUAL_TO_ALL.replace("BASE", "dict"),
+    "exits at once": "import os\nos._exit(0)",
+    "exits in the call": "import sys\ndef add(a, b): sys.exit(0)",
+    "exits in the call at once": "import os\ndef add(a, b): os._exit(0)",
+    "writes results": "import os\nos.write(3, b'VL\\0\\0\\0\\1I\\0\\0\\0\\1\\3')\nos._exit(0)",
+    "writes garbage": "import os\nos.write(3, b'V' + bytes(100))\nos._exit(0)",
+    "writes before the judge": "import os\nos.write(3, b'V')\ndef add(a, b): return a + b",
+    "replaces builtins": """
+import builtins
+builtins.len = lambda x: 2
+builtins.type = lambda x: int
+builtins.isinstance = lambda *a: True
+def add(a, b): return 9
+""",
+    "looks for what is expected": """
+import gc, sys
+def add(a, b):
+    f = sys._getframe(1)
+    while f:
+        for v in list(f.f_locals.values()) + list(f.f_globals.values()):
+            if isinstance(v, (list, tuple)) and 7391 in v: return 7391
+        f = f.f_back
+    return 7391 if any(7391 in o for o in gc.get_objects() if type(o) in (list, tuple, dict) and len(o) < 9) else 0
+""",
+}
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_results_cannot_be_forged(pool, name):
+    test = FunctionTest("add", ((1, 2), (3, 4)), (7391, 7391))
+    result = judge(pool, FORGERIES[name], test, Limits(wall_s=10.0))
+    assert result.status not in (Status.PASSED, Status.INFRA_ERROR), result
+    assert judge(pool, "def add(a, b): return a + b").status is Status.PASSED
+
+
+@pytest.mark.parametrize(
+    ("result", "expected", "how", "right"),
+    [
+        (1.0000001, 1.0, {}, True),
+        (1.001, 1.0, {}, False),
+        (1.001, 1.0, {"atol": 0.01}, True),
+        ([1.0, 2.0], [1.0], {}, False),
+        ([1.0], 1.0, {}, False),
+        ("a", 1.0, {}, False),
+        ((1.0,), [1.0], {}, True),
+        ((1,), [1], {}, False),
+        ([1, 2], (2, 1, 1), {"compare": "set"}, True),
+        ([1, 3], (2, 1), {"compare": "set"}, False),
+        (5, [1], {"compare": "set"}, False),
+        ("match", True, {"compare": "presence"}, True),
+        (None, True, {"compare": "presence"}, False),
+        (False, False, {"compare": "presence"}, True),
+        (math.nan, 1.0, {}, False),
+        (True, 1, {}, True),
+    ],
+)
+def test_comparisons(result, expected, how, right):
+    test = FunctionTest("f", ((),), (expected,), **how)
+    assert (compare(result, expected, test, ()) is None) == right
+
+
+def tasks(name, step):
+    """Every `step`-th task (reading one takes as long as judging it)."""
+    path = DATA / f"{name}-OriginFmt.jsonl.gz"
+    if not path.is_file():
+        pytest.skip(f"no {path}")
+    with gzip.open(path, "rt") as lines:
+        return [evalplus.task(json.loads(line)) for i, line in enumerate(lines) if i % step == 0]
+
+
+def mutants(task):
+    """Versions of the solution with one thing changed: constants, comparisons, arithmetic, at last the result."""
+    tree = ast.parse(task.solution)
+    swaps = {ast.Lt: ast.GtE, ast.GtE: ast.Lt, ast.Gt: ast.LtE, ast.LtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq}
+    swaps |= {
+        ast.In: ast.NotIn,
+        ast.NotIn: ast.In,
+        ast.Add: ast.Sub,
+        ast.Sub: ast.Add,
+        ast.Mult: ast.Add,
+        ast.Mod: ast.Mult,
+    }
+    functions = [n for n in tree.body if isinstance(n, ast.FunctionDef)]
+    for node in [n for function in reversed(functions) for n in ast.walk(function)]:
+        if isinstance(node, ast.Compare) and type(node.ops[0]) in swaps:
+            old, node.ops[0] = node.ops[0], swaps[type(node.ops[0])]()
+            yield ast.unparse(tree)
+            node.ops[0] = old
+        elif isinstance(node, ast.BinOp) and type(node.op) in swaps:
+            old, node.op = node.op, swaps[type(node.op)]()
+            yield ast.unparse(tree)
+            node.op = old
+        elif isinstance(node, ast.Return) and node.value is not None:
+            old, node.value = node.value, ast.List([node.value], ast.Load())
+            yield ast.unparse(tree)
+            node.value = old
+
+
+def check_references(pool, found):
+    """Reference solutions pass all their tests; of each, some version with one thing changed fails."""
+    wrong = {}
+    futures = {task.name: pool.run(task.solution, [*task.public, task.plus], LIMITS) for task in found}
+    for task in found:
+        if any(r.status is not Status.PASSED for r in futures[task.name].result(300)):
+            wrong[task.name] = [(r.status, r.error[-300:]) for r in futures[task.name].result()]
+    assert not wrong
+    quick = Limits(wall_s=5.0, memory_bytes=1 << 30, output_bytes=64 << 20)
+
+    def survives(task):
+        """Whether none of the first mutants fails. Some change nothing: each task needs but one that does."""
+        for mutant, _ in zip(mutants(task), range(12)):
+            if pool.run(mutant, [task.plus], quick).result(300)[0].status is not Status.PASSED:
+                return False
+        return True
+
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        survivors = [task.name for task, lives in zip(found, threads.map(survives, found)) if lives]
+    assert not survivors
+
+
+@pytest.mark.parametrize("name", ["HumanEvalPlus", "MbppPlus"])
+def test_some_reference_solutions_pass_and_mutants_fail(pool, name):
+    check_references(pool, tasks(name, 16))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "count"), [("HumanEvalPlus", 164), ("MbppPlus", 378)])
+def test_all_reference_solutions_pass_and_mutants_fail(pool, name, count):
+    found = tasks(name, 1)
+    assert len(found) == count
+    check_references(pool, found)
+
+
+def test_every_stored_solution_that_is_known_to_pass_passes_its_public_tests(pool):
+    folder = DATA.parent / "code_contests"
+    if not folder.is_dir():
+        pytest.skip(f"no {folder}")
+    pytest.importorskip("pyarrow")
+    from rlef_jax.data.problem_files import problems
+    from rlef_jax.execution.verdict import limits_for
+
+    known = json.loads((folder / "solution_check.json").read_text())
+    stored = [
+        p for path in sorted(folder.glob("*.parquet")) for p in problems(str(path)) if known.get(p.name) == "pass"
+    ]
+    assert len(stored) > 150
+    futures = [(p, pool.run(p.solutions[0], p.public_tests, limits_for(p, Limits(wall_s=60.0)))) for p in stored]
+    wrong = {p.name: f.result(600) for p, f in futures if any(r.status is not Status.PASSED for r in f.result(600))}
+    assert not wrong

@@ -1,0 +1,65 @@
+"""Programs that attack the judge: as root at the best level of isolation here, and as an ordinary user.
+
+Each is tried on a worker of its own pool, and the host is looked at after it: the verdict in time, the next program's
+verdict right, canary files and listeners untouched, no process left. `tests/helpers/hostile_programs.py` has them.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from rlef_jax.execution.interpreter import find_python
+from rlef_jax.execution.isolation import Level
+from rlef_jax.execution.workshop import trial
+from tests.helpers.hostile_programs import ATTEMPTS, BOMBS, LIARS
+from tests.helpers.hostile_run import Range
+
+NAMES = (*ATTEMPTS, *BOMBS, *LIARS)
+NOBODY = 65534
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    range_ = Range(tmp_path_factory.mktemp("hostile"), "")
+    yield range_
+    range_.close()
+
+
+def test_there_are_enough_of_them():
+    assert len(NAMES) >= 60 and len(set(NAMES)) == len(ATTEMPTS) + len(BOMBS) + len(LIARS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_does_no_harm(place, name):
+    assert place.try_program(name) == ""
+
+
+def run_suite(level, uid):
+    """The whole suite in a process of its own, as user `uid`: what was wrong, by program."""
+    command = [sys.executable, "-m", "tests.helpers.hostile_run", level]
+    if uid:
+        command = [sys.executable, "-m", "tests.helpers.as_user", str(uid), *command]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_does_no_harm_as_an_ordinary_user():
+    wrong = run_suite("", NOBODY)
+    assert set(wrong) == set(NAMES)
+    assert not {name: what for name, what in wrong.items() if what}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("uid", [0, NOBODY])
+@pytest.mark.parametrize("level", ["namespaces", "user", "process"])
+def test_does_no_harm_at_lower_levels(level, uid):
+    if os.geteuid() != 0 or (uid and level == "namespaces"):
+        pytest.skip("takes root")
+    if isinstance(reason := trial(Level(level), find_python("3.10")), str):
+        pytest.skip(f"level {level} is not available here: {reason}")
+    assert not {name: what for name, what in run_suite(level, uid).items() if what}

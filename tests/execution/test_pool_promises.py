@@ -1,0 +1,228 @@
+"""What the pool promises beyond right results: back-pressure, fairness, cancellation, nothing left behind."""
+
+import concurrent.futures
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from rlef_jax.execution.interpreter import find_python
+from rlef_jax.execution.isolation import IsolationError, Level
+from rlef_jax.execution.pool import ExecutionPool, auto_workers
+from rlef_jax.execution.workshop import trial
+from rlef_jax.types import Limits, Status, TestCase
+from tests.helpers.host import call_itself, is_running, processes_called, tree, wait_until
+
+LIMITS = Limits(wall_s=30.0, memory_bytes=256 << 20)
+ECHO = "print(input())"
+SLEEP = "import time\ntime.sleep(float(input()))\nprint('woke')"
+
+
+def cases(*inputs, output=None):
+    return [TestCase(str(i), str(i) if output is None else output) for i in inputs]
+
+
+def test_run_waits_while_the_queue_is_full(interpreter):
+    with ExecutionPool(1, interpreter, max_queue=2) as own:
+        first = own.run(SLEEP, cases(1.5, output="woke"), LIMITS)
+        assert wait_until(first.running)
+        rest = []
+
+        def submit():
+            rest.extend(own.run(ECHO, cases(i), LIMITS) for i in range(4))
+
+        thread = threading.Thread(target=submit)
+        thread.start()
+        assert wait_until(lambda: own.stats()["queue_length"] == 2)
+        assert thread.is_alive() and len(rest) == 2  # the third waits for room
+        thread.join(60)
+        assert [f.result(60)[0].status for f in (first, *rest)] == [Status.PASSED] * 5
+
+
+def test_a_callback_may_submit_to_a_full_queue(interpreter):
+    with ExecutionPool(1, interpreter, max_queue=1) as own:
+        after = concurrent.futures.Future()
+        first = own.run(SLEEP, cases(0.5, output="woke"), LIMITS)
+        assert wait_until(first.running)
+        waiting = own.run(ECHO, cases(1), LIMITS)  # the queue is full
+        first.add_done_callback(lambda _: after.set_result(own.run(ECHO, cases(2), LIMITS)))
+        assert after.result(60).result(60)[0].status is Status.PASSED
+        assert waiting.result(60)[0].status is Status.PASSED
+
+
+def test_a_long_program_lets_others_go_first(interpreter):
+    with ExecutionPool(1, interpreter) as own:
+        long = own.run(SLEEP.replace("woke", "{i}"), cases(*[0.25] * 24, output="{i}"), LIMITS)
+        assert wait_until(long.running)
+        short = own.run(ECHO, cases(7), LIMITS)
+        assert short.result(60)[0].status is Status.PASSED
+        assert not long.done()
+        assert [r.status for r in long.result(60)] == [Status.PASSED] * 24
+        assert own.stats()["tests"] == 25 and own.stats()["retries"] == 0
+
+
+def test_a_test_longer_than_a_slice_is_not_begun_again(interpreter):
+    with ExecutionPool(1, interpreter) as own:
+        long = own.run(SLEEP, cases(3, 0, output="woke"), LIMITS)
+        assert wait_until(long.running)
+        shorts = [own.run(ECHO, cases(i), LIMITS) for i in range(3)]
+        results = long.result(60)
+        assert [r.status for r in results] == [Status.PASSED] * 2
+        assert results[0].wall_s >= 3
+        assert all(s.result(60)[0].status is Status.PASSED for s in shorts)
+
+
+def test_cancelling_a_waiting_and_a_running_program(interpreter):
+    with ExecutionPool(1, interpreter) as own:
+        running = own.run(call_itself("rlef-cancel") + SLEEP, cases(60, output="woke"), Limits(wall_s=70.0))
+        waiting = own.run(ECHO, cases(1), LIMITS)
+        other = own.run(ECHO, cases(2), LIMITS)
+        assert is_running("rlef-cancel")
+        assert own.cancel(waiting) and waiting.cancelled()
+        pid = own.worker_pids()
+        assert own.cancel(running)
+        with pytest.raises(concurrent.futures.CancelledError):
+            running.result(30)
+        assert other.result(60)[0].status is Status.PASSED
+        assert not processes_called("rlef-cancel") and own.worker_pids() == pid  # the same worker goes on
+        assert not own.cancel(other)
+        assert own.stats()["cancelled"] == 2
+
+
+def test_stopping_at_the_first_failure_does_not_wait_for_the_tests_after_it(interpreter):
+    with ExecutionPool(1, interpreter) as own:
+        results = own.run(SLEEP, cases(0, output="x") + cases(20), LIMITS, stop_at_first_failure=True).result(15)
+        assert [r.status for r in results] == [Status.WRONG_ANSWER]
+        assert own.run(ECHO, cases(1), LIMITS).result(60)[0].status is Status.PASSED
+
+
+def test_time_per_status_is_counted(interpreter):
+    with ExecutionPool(1, interpreter) as own:
+        own.run(SLEEP, cases(0.3, 60, output="woke"), Limits(wall_s=1.0)).result(60)
+        stats = own.stats()
+    assert stats["statuses"] == {"PASSED": 1, "TIME_LIMIT": 1}
+    assert stats["status_s"]["PASSED"] >= 0.3 and stats["status_s"]["TIME_LIMIT"] >= 1.0
+    assert stats["tests_per_s"] > 0 and stats["queue_length"] == 0
+
+
+def test_a_scale_stretches_the_wall_clock_limit(interpreter):
+    with ExecutionPool(1, interpreter, wall_scale=20.0) as own:
+        assert own.run(SLEEP, cases(1, output="woke"), Limits(wall_s=0.5)).result(60)[0].status is Status.PASSED
+
+
+def cgroups_of(pid):
+    return [p for p in pathlib.Path("/sys/fs/cgroup").glob("**/rlef-*") if p.name.startswith(f"rlef-{pid}-")]
+
+
+KEEPER = """
+import sys, time
+from rlef_jax.execution.interpreter import find_python
+from rlef_jax.execution.pool import ExecutionPool
+from rlef_jax.types import Limits, TestCase
+if __name__ == "__main__":
+    pool = ExecutionPool(2, find_python("3.10"))
+    program = sys.argv[1] + "import os, time\\ntry: os.fork()\\nexcept OSError: pass\\ntime.sleep(60)"
+    futures = [pool.run(program, [TestCase("", "")], Limits(wall_s=70.0)) for _ in range(3)]
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def tree_alive(pids):
+    return [pid for pid in pids if os.path.exists(f"/proc/{pid}")]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_nothing_is_left_when_the_pools_process_ends(number):
+    name = f"rlef-k{int(number)}-{os.getpid()}"[:15]
+    command = [sys.executable, "-c", KEEPER, call_itself(name)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": os.getcwd()}
+    ) as p:
+        try:
+            assert p.stdout.readline() == "ready\n"
+            assert wait_until(lambda: len(processes_called(name)) >= 2)
+            family = tree([p.pid])
+            made = cgroups_of(p.pid)
+            if isinstance(trial(Level.FULL, find_python("3.10")), str):
+                assert not made
+            else:
+                assert made
+        finally:
+            p.send_signal(number)
+    assert wait_until(lambda: not processes_called(name), 10)
+    assert wait_until(lambda: not cgroups_of(p.pid), 10)
+    assert wait_until(lambda: not tree_alive(family), 10)  # workers, launchers, the janitor
+
+
+def test_close_leaves_no_descriptor_and_no_cgroup(interpreter):
+    ExecutionPool(1, interpreter).close()  # what the first one loads and caches
+    before = len(os.listdir("/proc/self/fd"))
+    with ExecutionPool(2, interpreter) as own:
+        own.run(ECHO, cases(1), LIMITS).result(60)
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert not cgroups_of(os.getpid())
+
+
+def test_a_pool_sweeps_what_a_killed_janitor_could_not(interpreter):
+    if isinstance(found := trial(Level.FULL, interpreter), str):
+        pytest.skip(f"no cgroups here: {found}")
+    from rlef_jax.execution import cgroups
+
+    made = [
+        pathlib.Path(f).parent / "rlef-1-0-5" for f in cgroups.folders(5)
+    ]  # of process 1, but not of this one's start
+    for folder in made:
+        folder.mkdir()
+    ExecutionPool(1, interpreter).close()
+    assert not any(folder.exists() for folder in made)
+
+
+def test_a_level_can_be_required(interpreter):
+    with pytest.raises(ValueError, match="not a valid Level"):
+        ExecutionPool(1, interpreter, require="strong")
+    with ExecutionPool(1, interpreter, require="process") as own:
+        assert own.level is not None
+    best = own.level
+    if best is not Level.FULL:
+        with pytest.raises(IsolationError, match="full: "):
+            ExecutionPool(1, interpreter, require="full")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_level_that_cannot_be_had_is_refused_with_the_reason():
+    code = (
+        "from rlef_jax.execution.interpreter import find_python\nfrom rlef_jax.execution.pool import ExecutionPool\n"
+        "ExecutionPool(1, find_python('3.10'), require='namespaces')"
+    )
+    command = [sys.executable, "-m", "tests.helpers.as_user", "65534", sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert "isolation 'namespaces' is not available: full: users other than one's own take root" in done.stderr
+
+
+@pytest.mark.parametrize("level", list(Level))
+def test_every_level_judges_alike(level, interpreter):
+    if isinstance(reason := trial(level, interpreter), str):
+        pytest.skip(f"level {level} is not available here: {reason}")
+    program = "import random\nn = int(input())\nif n == 2: 1 / 0\nprint(n, random.random())"
+    with ExecutionPool(1, interpreter, level=level.value) as own:
+        assert own.level is level
+        results = own.run(program, cases(1, 2, 3), LIMITS).result(60)
+        big = own.run("x = bytearray(1 << 30)", cases(1), LIMITS).result(60)
+        loop = own.run("while True: pass", cases(1), Limits(wall_s=1.0)).result(60)
+    with ExecutionPool(1, interpreter) as best:
+        expected = best.run(program, cases(1, 2, 3), LIMITS).result(60)
+    assert [(r.status, r.stdout, r.error) for r in results] == [(r.status, r.stdout, r.error) for r in expected]
+    assert results[1].status is Status.RUNTIME_ERROR and results[1].error.endswith(
+        "ZeroDivisionError: division by zero"
+    )
+    assert big[0].status is Status.MEMORY_LIMIT and loop[0].status is Status.TIME_LIMIT
+
+
+def test_auto_leaves_cores_to_the_model():
+    assert 1 <= auto_workers() <= max(1, len(os.sched_getaffinity(0)) - 1)
