@@ -23,7 +23,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.episode.max_text_chars = 120
     config.episode.max_new_tokens = 80
     config.sampling.prompt_buckets = (64, 128, 256)
-    # Problems bring limits of their own (0.5 s, 256 MB). On a busy laptop the wall clock alone would fail right programs.
+    # Problems bring limits of their own (0.5 s, 256 MB). By the wall clock alone, a busy laptop would fail right ones.
     config.execution.wall_patience = 10.0
     config.ppo.rollouts = 256
     config.ppo.updates = 4
