@@ -36,7 +36,8 @@ def format_episode(episode: Episode, show: Callable[[Sequence[int]], str], *, in
         f"problem {episode.problem.name}: {outcome}, end: {episode.end or 'unfinished'}",
         f"seed {episode.seed}, step {episode.step}, index {episode.index}, {len(episode.token_ids)} tokens",
     ]
-    rewards = turn_rewards(episode, invalid_penalty=invalid_penalty) if episode.end else ()
+    complete = episode.end and episode.turns and all(turn.verdict is not None for turn in episode.turns)
+    rewards = turn_rewards(episode, invalid_penalty=invalid_penalty) if complete else ()
     if rewards:
         ignored = "" if counts(episode) else ": the judge broke, so the episode has weight 0"
         lines.append(f"reward {sum(rewards):+.1f}, before the KL penalty{ignored}")

@@ -1,5 +1,6 @@
 """Settings that every test runs under: CPU, no silent broadcasting of ranks, reproducible property tests."""
 
+import gc
 import os
 
 # Before jax is imported: tests state what they need of devices themselves, in subprocesses where it is more than one.
@@ -45,3 +46,10 @@ def quick_compilation(compile_cache):
     yield
     for name, value in before.items():
         jax.config.update(name, value)
+
+
+@pytest.fixture
+def abandoned_reads():
+    """Orbax leaves reads of a damaged checkpoint unended: they are collected in the test that caused them."""
+    yield
+    gc.collect()

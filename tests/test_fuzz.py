@@ -184,7 +184,8 @@ def good_run(tmp_path_factory):
     return folder
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # reads that Orbax gave up
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("abandoned_reads")
 @MANY(max_examples=250)
 @given(st.lists(DAMAGE, min_size=1, max_size=3))
 def test_any_damage_to_checkpoints_gives_a_saved_state_or_one_line(good_run, tmp_path_factory, damage):

@@ -78,13 +78,13 @@ def test_an_explosion_stops_the_run_and_can_be_replayed(compile_cache, tmp_path)
 
 
 def workers_of(process):
-    """The judge's workers that a run has now."""
+    """The judge's workers that a run has now: with the launcher of one, all below it ends."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 stat = (entry / "stat").read_text().rpartition(")")[2].split()
-                if int(stat[1]) == process.pid and b"worker.py" in (entry / "cmdline").read_bytes():
+                if int(stat[1]) == process.pid and b"execution/launch.py" in (entry / "cmdline").read_bytes():
                     found.append(int(entry.name))
             except OSError:
                 continue

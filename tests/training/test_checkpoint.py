@@ -96,7 +96,8 @@ def test_keeps_the_best_beside_the_newest(tmp_path):
         assert checkpoints.steps() == [3, 6, 7]  # of equals the later is the best
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # reads that Orbax gave up
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("abandoned_reads")
 @pytest.mark.parametrize("seed", range(12))
 def test_a_changed_byte_never_comes_back_as_weights(tmp_path, seed):
     """Whichever file of a checkpoint is cut, emptied, removed or changed in a byte: the right weights or an error."""

@@ -70,7 +70,8 @@ def test_the_newest_is_used_whole_and_what_lies_past_it_goes(tmp_path):
     assert sorted(p.name for p in (tmp_path / "episodes").glob("valid*")) == ["valid_000004.jsonl.gz"]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # reads that Orbax gave up
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("abandoned_reads")
 def test_a_damaged_one_is_moved_aside_and_the_one_before_is_used(tmp_path):
     save(tmp_path, 2, 4)
     damage(tmp_path, 4)
@@ -82,6 +83,7 @@ def test_a_damaged_one_is_moved_aside_and_the_one_before_is_used(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("abandoned_reads")
 def test_no_silent_fresh_start(tmp_path):
     save(tmp_path / "damaged", 2)
     damage(tmp_path / "damaged", 2)
