@@ -2,8 +2,10 @@
 
 import dataclasses
 import itertools
+import os
 import subprocess
 import sys
+import textwrap
 
 import pytest
 
@@ -173,3 +175,26 @@ def test_structure_of_a_family_that_is_not_composed_is_never_held_out():
     rng = np.random.default_rng(0)
     plain = [f for f in FAMILIES if not f.composed]
     assert not any(structure_held_out(draw_spec(rng, plain)) for _ in range(200))
+
+
+def test_problems_are_the_same_in_every_process():
+    """Whatever the order of its sets: each family's problems, all their parts, under two hash seeds."""
+    program = """
+        import hashlib
+        import numpy as np
+        from rlef_jax.data.mini_contests.build import FAMILIES, build_problem, draw_spec
+        digest = hashlib.blake2b()
+        for family in FAMILIES:
+            rng = np.random.default_rng(7)
+            for _ in range(25):
+                digest.update(repr(build_problem(draw_spec(rng, (family,)), rng, lambda text: True)).encode())
+        print(digest.hexdigest())
+        """
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(program)],
+            env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }  # fmt: skip
+    assert len(digests) == 1

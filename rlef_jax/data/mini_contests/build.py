@@ -155,6 +155,8 @@ def slip(spec: Spec, rng: Rng, tests: Sequence[TestCase], reading: int) -> str |
         if old not in body:
             continue
         program = spec.program(reading, tuple(body.replace(old, new, 1).split("\n")))
+        if "list(set(s))" in program:  # letters in the order of their hashes, which differ from process to process
+            continue
         guard = "while" in program or ".append" in program  # only these can have become endless
         results = [run_trusted(program, t.input, guard=guard) for t in tests]
         if any("Endless" in r.error for r in results):
