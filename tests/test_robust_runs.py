@@ -97,14 +97,14 @@ def test_a_worker_storm_changes_nothing(whole, compile_cache, tmp_path):
     process = start(folder, compile_cache, SHORT)
     storms = 0
     while process.poll() is None:
-        victims = workers_of(process) if storms < 5 else []
+        victims = workers_of(process) if storms < 3 else []  # a program is run again three times at most
         for pid in victims:
             os.kill(pid, signal.SIGKILL)
         storms += bool(victims)
-        time.sleep(1.5)
+        time.sleep(0.7)
     output, _ = process.communicate()
     assert process.returncode == 0, output
-    assert storms >= 3
+    assert storms >= 2
     assert_same_run(whole, folder)
 
 
