@@ -3,13 +3,13 @@
 import gc
 import os
 
-# Before jax is imported: tests state what they need of devices themselves, in subprocesses where it is more than one.
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
+import hypothesis
+import jax
+import pytest
 
-import hypothesis  # noqa: E402
-import jax  # noqa: E402
-import pytest  # noqa: E402
-
+# Tests state what they need of devices themselves, in subprocesses where it is more than one.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # theirs
+jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])  # this one's
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 hypothesis.settings.register_profile(

@@ -17,29 +17,9 @@ from rlef_jax.train import train
 from rlef_jax.training.checkpoint import Checkpoints
 from rlef_jax.training.episode_io import read_episodes, saved_steps
 from rlef_jax.training.metrics_writer import read_metrics
+from tests.helpers.small_run import OVERRIDES, assert_same_run
 
-SMALL = {
-    "model.init": "",
-    "model.d_model": 16,
-    "model.n_layers": 1,
-    "model.n_heads": 2,
-    "model.n_kv_heads": 1,
-    "model.d_head": 8,
-    "model.d_ff": 32,
-    "episode.max_new_tokens": 8,
-    "sampling.group_size": 4,
-    "sampling.prompt_buckets": (256,),
-    "ppo.rollouts": 8,
-    "ppo.updates": 2,
-    "ppo.microbatch_rows": 4,
-    "ppo.buckets": (256,),
-    "train.iterations": 2,
-    "train.checkpoint_every": 1,
-    "eval.split": "valid",
-    "eval.problems": 4,
-    "eval.bootstrap_samples": 20,
-    "eval.every": 2,
-}
+SMALL = OVERRIDES | {"train.iterations": 2, "train.checkpoint_every": 1, "eval.split": "valid", "eval.every": 2}
 
 
 @pytest.fixture(scope="module")
@@ -73,23 +53,7 @@ def test_a_run_leaves_everything_it_promises(runs):
 
 
 def test_the_same_seed_makes_the_same_run(runs):
-    def content(run: Path):
-        episodes = [read_episodes(p) for p in sorted((run / "episodes").iterdir())]
-        return [[(e.token_ids, e.end, [t.behavior_logp for t in e.turns]) for e in group] for group in episodes]
-
-    assert content(runs[0]) == content(runs[1])
-    timeless = [
-        [
-            {
-                k: v
-                for k, v in r.items()
-                if not k.startswith(("time", "pool/busy", "memory", "idle")) and "per_s" not in k
-            }
-            for r in read_metrics(run)
-        ]
-        for run in runs
-    ]
-    assert timeless[0] == timeless[1]
+    assert_same_run(*runs)
 
 
 def test_an_episode_can_be_shown(runs):

@@ -106,19 +106,23 @@ def _assert_test(text: str, entry_point: str) -> FunctionTest | None:
     if not isinstance(statement, ast.Assert) or not isinstance(statement.test, ast.Compare):
         return None
     left, right, compare = statement.test.left, statement.test.comparators[0], "equal"
-    if _is_call(left, "set") and _is_call(right, "set"):
-        left, right, compare = left.args[0], right.args[0], "set"  # type: ignore[attr-defined]
-    if not _is_call(left, entry_point) or not isinstance(statement.test.ops[0], ast.Eq):
+    sets = _arguments(left, "set"), _arguments(right, "set")
+    if all(sets):
+        left, right, compare = sets[0][0], sets[1][0], "set"
+    called_with = _arguments(left, entry_point)
+    if not called_with or not isinstance(statement.test.ops[0], ast.Eq):
         return None
     try:
-        arguments = tuple(_value(argument) for argument in left.args)  # type: ignore[attr-defined]
+        arguments = tuple(map(_value, called_with))
         return FunctionTest(entry_point, (arguments,), (_value(right),), compare=compare, text=text)
     except NameError:
         return None
 
 
-def _is_call(node: ast.expr, name: str) -> bool:
-    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name and bool(node.args)
+def _arguments(node: ast.expr, name: str) -> list[ast.expr]:
+    """Those of a call of `name`; none if it is something else."""
+    called = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name
+    return node.args if called and isinstance(node, ast.Call) else []
 
 
 def _reference(solution: str, entry_point: str, inputs: list[tuple[Any, ...]]) -> list[Any]:

@@ -12,6 +12,7 @@ import time
 
 
 def main():
+    """Reads until the pool is gone, then removes what it left; gives up after half a minute."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # it goes when the pool is gone, no sooner
     folders: set[str] = set()

@@ -34,6 +34,7 @@ ROOTS = (
 
 
 def main():
+    """Waits for the pool's word, builds the room, and becomes the worker in it."""
     control, payload, bundle, oom = (int(a) for a in sys.argv[1:5])
     settings = marshal.loads(os.pread(bundle, os.fstat(bundle).st_size, 0))
     kernel = type(sys)("kernel")

@@ -142,7 +142,8 @@ class Learner:
             self.param_shardings,
             transform_non_params=lambda _: self.replicated,
         )
-        return state.replace(params=self.param_shardings, opt_state=moments, step=self.replicated)  # type: ignore[attr-defined]
+        step: Any = self.replicated
+        return TrainState(params=self.param_shardings, opt_state=moments, step=step)
 
     def place_policy(self, policy_params: Params) -> Params:
         """A copy of policy-shaped weights on the mesh, to serve as the reference policy."""
@@ -308,4 +309,5 @@ def prepare_iteration(
 
 def _with(batch: TokenBatch, **arrays: Any) -> TokenBatch:
     """The batch with some of its float fields replaced, as float32."""
-    return batch.replace(**{name: np.asarray(a, np.float32) for name, a in arrays.items()})  # type: ignore[attr-defined]
+    fields: dict[str, Any] = {name: np.asarray(a, np.float32) for name, a in arrays.items()}
+    return dataclasses.replace(batch, **fields)
