@@ -48,11 +48,14 @@ def base_config() -> ConfigDict:
                 temperature=1.0,  # A.1
                 top_p=1.0,
                 top_k=0,  # 0 = no limit
-                group_size=64,  # episodes sampled in lockstep
-                groups_in_flight=4,  # some are sampled while the others' programs run
-                threads=2,  # groups that are sampled at the same time
+                rows=256,  # dialogues that are sampled at the same time
+                lanes=2,  # rows // lanes are decoded together, each lane in a thread: more than one for CPU cores only
+                gather=0.5,  # share of a lane's dialogues that must have work before it goes on; 0 never waits
+                steps=8,  # decoding steps between two looks at what came and what ended
+                capacities=(128,),  # lengths of row that decoding is compiled for, beside episode.context
+                chunks=(32, 64),  # lengths of chunk in which prompts are prefilled
+                prefill_tokens=512,  # of the chunks that are prefilled together, about
                 own_device=False,  # work on the first device after the mesh's instead of sharing them
-                prompt_buckets=(64, 128, 256),  # a prompt is padded to the shortest of these that holds it
             ),
             execution=dict(
                 workers=0,  # 0 = as many as leave a quarter of the cores, at least one, to JAX

@@ -17,7 +17,7 @@ _ABOVE_0 = (
 _AT_LEAST_1 = (
     "model.d_model", "model.n_layers", "model.n_heads", "model.n_kv_heads", "model.d_head", "model.d_ff",
     "episode.max_turns", "episode.context", "episode.max_new_tokens",
-    "sampling.group_size", "sampling.groups_in_flight", "sampling.threads",
+    "sampling.rows", "sampling.lanes", "sampling.steps", "sampling.prefill_tokens",
     "execution.memory_mb", "execution.output_kb", "execution.wall_patience",
     "ppo.rollouts", "ppo.updates", "ppo.microbatch_rows", "mesh.data", "mesh.fsdp", "mesh.tensor",
     "train.checkpoint_every", "train.keep_checkpoints", "train.log_every", "eval.bootstrap_samples",
@@ -30,7 +30,7 @@ _AT_LEAST_0 = (
     "eval.temperature", "eval.problems", "eval.every", "eval.patience",
     "sft.steps", "sft.warmup_steps", "sft.weight_decay", "sft.clip_norm",
 )  # fmt: skip
-_SHARES = ("sft.marked_share", "sft.unmarked_right_repairs", "sft.unmarked_habit")
+_SHARES = ("sampling.gather", "sft.marked_share", "sft.unmarked_right_repairs", "sft.unmarked_habit")
 _CHOICES = {
     "model.param_dtype": ("float32", "bfloat16"),
     "model.compute_dtype": ("float32", "bfloat16"),
@@ -97,17 +97,25 @@ def _check_episode(config: ConfigDict) -> Faults:
     e = config.episode
     no_room = f"must leave room for a prompt in context={e.context}; it is {e.max_new_tokens}"
     yield e.max_new_tokens >= e.context, "episode.max_new_tokens", no_room
-    yield from _check_buckets("sampling.prompt_buckets", config.sampling.prompt_buckets, e.context)
-    yield from _check_buckets("ppo.buckets", config.ppo.buckets, e.context)
+    yield from _check_increasing("sampling.chunks", config.sampling.chunks, at_least=1)
+    yield from _check_increasing("sampling.capacities", config.sampling.capacities, at_least=0)
+    yield from _check_increasing("ppo.buckets", config.ppo.buckets, at_least=1)
+    short = (
+        f"the longest must hold a whole episode of config.episode.context={e.context}; they are {config.ppo.buckets}"
+    )
+    yield max(config.ppo.buckets, default=0) < e.context, "ppo.buckets", short
 
 
-def _check_buckets(key: str, buckets: Sequence[int], context: int) -> Faults:
-    numbers = tuple(buckets)
-    whole = all(isinstance(n, int) and n > 0 for n in numbers)
-    increase = whole and bool(numbers) and all(a < b for a, b in zip(numbers, numbers[1:]))
+def _check_sampling(config: ConfigDict) -> Faults:
+    s = config.sampling
+    yield s.rows % s.lanes != 0, "sampling.rows", f"must be a multiple of lanes={s.lanes}; it is {s.rows}"
+
+
+def _check_increasing(key: str, values: Sequence[int], *, at_least: int) -> Faults:
+    numbers = tuple(values)
+    whole = all(isinstance(n, int) and n > 0 for n in numbers) and len(numbers) >= at_least
+    increase = whole and all(a < b for a, b in zip(numbers, numbers[1:]))
     yield not increase, key, f"whole numbers above 0 that increase; they are {numbers}"
-    short = f"the longest must hold a whole episode of config.episode.context={context}; they are {numbers}"
-    yield increase and numbers[-1] < context, key, short
 
 
 def _check_ppo(config: ConfigDict) -> Faults:
@@ -124,4 +132,4 @@ def _check_schedule(config: ConfigDict) -> Faults:
     yield config.eval.patience > 0 and config.eval.every == 0, "eval.patience", needless
 
 
-_TOGETHER = (_check_model, _check_episode, _check_ppo, _check_schedule)
+_TOGETHER = (_check_model, _check_episode, _check_sampling, _check_ppo, _check_schedule)

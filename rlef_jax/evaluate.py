@@ -28,7 +28,7 @@ from rlef_jax.training import episode_io
 from rlef_jax.training.actor import Actor
 from rlef_jax.training.checkpoint import Checkpoints
 from rlef_jax.training.evaluator import EVAL_SEED
-from rlef_jax.training.parts import build_policy, build_pool, build_sampler, rollout_settings
+from rlef_jax.training.parts import build_policy, build_pool, build_samplers, rollout_settings
 from rlef_jax.training.progress import ProgressDisplay
 from rlef_jax.training.workdir import CHECKPOINTS
 
@@ -64,13 +64,13 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     problems = evaluation_problems(config.data.name, e.split, e.problems)
     rollouts = rollouts_for(args.samples, args.turns)
     with build_pool(config.execution) as pool, ProgressDisplay() as display:
-        actor = Actor(build_sampler(config, policy, temperature=e.temperature, top_p=e.top_p, top_k=0), policy, pool)
+        actor = Actor(build_samplers(config, policy, 1)[0], policy, pool)
         actor.sampler.set_weights(params, version=0)
         episodes, _ = actor.episodes(
             [p for p in problems for _ in range(rollouts)],
             seed=config.seed + EVAL_SEED,
             step=0,
-            settings=rollout_settings(config, args.feedback),
+            settings=rollout_settings(config, policy.chat, args.feedback, evaluation=True),
             display=display,
         )
     if args.episodes is not None:

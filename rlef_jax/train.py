@@ -30,7 +30,7 @@ from rlef_jax.training.evaluator import Evaluator
 from rlef_jax.training.interrupt import StopRequest
 from rlef_jax.training.loop import ProblemFeed
 from rlef_jax.training.metrics_writer import MetricsWriter
-from rlef_jax.training.parts import build_learner, build_policy, build_pool, build_sampler
+from rlef_jax.training.parts import build_learner, build_policy, build_pool, build_samplers
 from rlef_jax.training.progress import ProgressDisplay
 from rlef_jax.training.run import Run
 from rlef_jax.training.workdir import CHECKPOINTS, Progress, open_workdir, resume
@@ -49,7 +49,7 @@ def train(config: ConfigDict, workdir: Path, *, go_on: bool = True, judge: Execu
     policy = build_policy(config)
     learner = build_learner(config, policy.cfg)
     with contextlib.ExitStack() as stack:
-        samplers = _build_samplers(config, policy)
+        samplers = build_samplers(config, policy, 2)  # the training rollouts' and the evaluations'
         pool = stack.enter_context(build_pool(config.execution)) if judge is None else judge
         open_workdir(workdir, config, resume=go_on)
         stop = stack.enter_context(StopRequest())
@@ -84,15 +84,6 @@ def train(config: ConfigDict, workdir: Path, *, go_on: bool = True, judge: Execu
             summary["bounds"] = split_bounds(d.name, evaluation_problems(d.name, e.split, e.problems))
             write_summary(workdir, summary)
     print(write_report(workdir), flush=True)
-
-
-def _build_samplers(config: ConfigDict, policy: Any) -> list[Any]:
-    """The training rollouts' sampler and the evaluations'."""
-    s, e = config.sampling, config.eval
-    return [
-        build_sampler(config, policy, temperature=s.temperature, top_p=s.top_p, top_k=s.top_k),
-        build_sampler(config, policy, temperature=e.temperature, top_p=e.top_p, top_k=0),
-    ]
 
 
 def _scores(evaluate: Evaluator, prefix: str, params: Params, version: int) -> dict[str, dict[str, Any]]:

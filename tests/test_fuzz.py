@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from rlef_jax import config as config_lib
 from rlef_jax import show_episode
 from rlef_jax.data.sources import check_splits
+from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.errors import ConfigError, RunError
 from rlef_jax.training.checkpoint import Checkpoints
 from rlef_jax.training.episode_io import episodes_path, read_episodes, write_episodes
@@ -34,10 +35,12 @@ from rlef_jax.training.metrics_writer import MetricsWriter, read_metrics
 from rlef_jax.training.parts import rollout_settings
 from rlef_jax.training.workdir import CHECKPOINTS, Progress, items_of, open_workdir, resume
 from rlef_jax.types import Episode, Problem, Status, TestCase, TestResult, Turn, Verdict
+from tests.helpers.tiny_tokenizer import tiny_tokenizer
 from tests.training.test_workdir import FRESH, START, make_state
 
 REPOSITORY = Path(__file__).parents[1]
 TINY = str(REPOSITORY / "configs" / "tiny.py")
+CHAT = ChatFormat(tiny_tokenizer())
 KEYS = list(config_lib.leaf_keys(config_lib.base_config()))
 MANY = functools.partial(settings, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -73,7 +76,8 @@ def test_any_values_load_or_are_refused_by_name(overrides):
     # What was accepted must be usable by everything that reads it without a device.
     for value in config_lib.flat(config).values():
         assert not isinstance(value, float) or math.isfinite(value)
-    rollout_settings(config, config.episode.feedback)
+    for evaluation in (False, True):
+        rollout_settings(config, CHAT, config.episode.feedback, evaluation=evaluation)
     PpoSettings.of(config)
     with contextlib.suppress(ConfigError):
         check_splits(config.data.name, train=config.data.train_split, evaluated={"eval.split": config.eval.split})

@@ -1,18 +1,21 @@
-"""The key/value cache of a group of rows, and attention over it.
+"""The key/value cache of a fixed number of rows: chunks of prompts go in, decoding steps read it.
 
-Each layer's keys and values have two regions. The *tail*, slots 0 to G - 1, holds the turn being decoded: slot i is the
-row's i-th response token, the same slot in every row, so that each step writes one slice in place. The *store* behind
-it holds the token at position p of its row in slot G + p. Writing there goes row by row, so it is done once a turn.
-What a row's slots hold thus depends on nothing but its own tokens.
+The token at position p of a row lies in slot p of the row. Decoding doesn't write there: the steps of one dispatch keep
+their keys and values in a small *tail*, step i of every row in slot i, so that each step writes one slice in place and
+what lies in the cache stays as it is while they run; `flush` moves the tail behind the rows' ends afterwards. Slots at
+and behind a row's end are never looked at, so padding may be written there. What a row reads depends on nothing but
+its own tokens.
 
-Shapes: B rows, G slots of the tail, S of the store, K key/value heads, R query heads per key/value head, H head width,
-P tokens of a prompt delta.
+`params` have their layers apart here (`unstack`): decoding reads each layer's weights where they are.
+
+Shapes: B rows of the cache, S its slots, T slots of the tail, R rows of a chunk, C its tokens, K key/value heads, Q
+query heads per key/value head, H head width, D model width.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import flax.struct
@@ -20,124 +23,167 @@ import jax
 import jax.numpy as jnp
 
 from rlef_jax.model import transformer
-from rlef_jax.model.transformer import Attention, ModelConfig, Params
+from rlef_jax.model.transformer import ModelConfig, Params
 
-Write = Callable[[jax.Array, jax.Array], jax.Array]
+Pair = tuple[jax.Array, jax.Array]
+# Keys and values [B, K, S, H], and which of the S may be seen: bool, broadcastable to [B, K, Q, C, S].
+Part = tuple[jax.Array, jax.Array, jax.Array]
 
 
 @flax.struct.dataclass
 class KVCache:
-    """One (keys, values) pair of [B, K, G + S, H] per layer, in separate arrays: a stack would be copied each step."""
+    """One (keys, values) pair of [B, K, S, H] per layer, in separate arrays: a stack would be copied each step."""
 
-    layers: tuple[tuple[jax.Array, jax.Array], ...]
-    tail: int = flax.struct.field(pytree_node=False)  # G
+    layers: tuple[Pair, ...]
 
     @property
     def capacity(self) -> int:
-        """Slots of the store (S)."""
-        return self.layers[0][0].shape[2] - self.tail
+        """Slots of a row (S)."""
+        return self.layers[0][0].shape[2]
 
 
-def init_cache(cfg: ModelConfig, rows: int, capacity: int, tail: int, dtype: Any = jnp.float32) -> KVCache:
+def init_cache(cfg: ModelConfig, rows: int, capacity: int, dtype: Any = jnp.float32) -> KVCache:
     """An empty cache: zeros, since a masked slot must still be finite."""
-    shape = (rows, cfg.n_kv_heads, tail + capacity, cfg.d_head)
+    shape = (rows, cfg.n_kv_heads, capacity, cfg.d_head)
+    return KVCache(tuple((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(cfg.n_layers)))
+
+
+def unstack(params: Params) -> Params:
+    """The same parameters with a tuple of layers in place of the stack."""
+    count = jax.tree.leaves(params["layers"])[0].shape[0]
+    return {**params, "layers": tuple(transformer.layer_params(params, index) for index in range(count))}
+
+
+def first_slots(cache: KVCache, capacity: int) -> KVCache:
+    """The cache's first `capacity` slots; the cache itself, not copied, where it has no more."""
+    if capacity >= cache.capacity:
+        return cache
+    return KVCache(jax.tree.map(lambda slots: slots[:, :, :capacity], cache.layers))
+
+
+def write(cache: KVCache, new: Sequence[Pair], rows: jax.Array, starts: jax.Array) -> KVCache:
+    """Write new [R, K, C, H] into the cache's rows [R] from slots starts [R] on.
+
+    What doesn't fit, starts + C > S or a row that the cache hasn't got, is left out whole. Rows must differ.
+    """
+    numbers = jax.lax.ScatterDimensionNumbers(
+        update_window_dims=(1, 2, 3), inserted_window_dims=(0,), scatter_dims_to_operand_dims=(0, 2)
+    )
+    where = jnp.stack([rows, starts], axis=1)
+
+    def put(slots: jax.Array, piece: jax.Array) -> jax.Array:
+        return jax.lax.scatter(
+            slots, where, piece, numbers, mode=jax.lax.GatherScatterMode.FILL_OR_DROP, unique_indices=True
+        )
+
     return KVCache(
-        layers=tuple((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(cfg.n_layers)), tail=tail
+        tuple((put(k, a), put(v, b)) for (k, v), (a, b) in zip(cache.layers, new, strict=True)),
     )
 
 
-def grow(cache: KVCache, capacity: int) -> KVCache:
-    """The same cache with at least `capacity` slots in its store."""
-    padding = ((0, 0), (0, 0), (0, max(capacity - cache.capacity, 0)), (0, 0))
-    return dataclasses.replace(cache, layers=jax.tree.map(lambda a: jnp.pad(a, padding), cache.layers))
+def flush(cache: KVCache, tail: KVCache, lengths: jax.Array) -> KVCache:
+    """Move the tail behind each row's `lengths` [B] tokens. A row needs lengths + T <= S, or nothing is moved."""
+    return write(cache, tail.layers, jnp.arange(lengths.shape[0]), lengths)
 
 
-def write_rows(slots: jax.Array, new: jax.Array, starts: jax.Array) -> jax.Array:
-    """Write new [B, K, P, H] into slots [B, K, n, H] at starts[b], starts[b] + 1, ...
+def attend(queries: jax.Array, parts: Sequence[Part]) -> jax.Array:
+    """Attention of queries [B, C, K, Q, H] over several parts at once -> [B, C, K, Q, H].
 
-    Needs starts + P <= n in every row: XLA would otherwise move the slice onto slots that are in use.
+    One softmax over all parts, whose keys and values stay apart. Each query must see something.
     """
-    return jax.vmap(lambda row, piece, at: jax.lax.dynamic_update_slice(row, piece, (0, at, 0)))(slots, new, starts)
+    b, c, k, q, h = queries.shape
+    # One plain batched product per part: with five-dimensional operands XLA's CPU backend takes twice as long.
+    flat = jnp.transpose(queries, (0, 2, 3, 1, 4)).reshape(b, k, q * c, h)
 
+    def scores(keys: jax.Array, seen: jax.Array) -> jax.Array:
+        found = jnp.einsum("bkrh,bksh->bkrs", flat, keys).astype(jnp.float32)
+        return jnp.where(seen, found.reshape(b, k, q, c, -1), -jnp.inf)
 
-def flush_tail(cache: KVCache, lengths: jax.Array) -> KVCache:
-    """Copy the tail into the store behind each row's `lengths` [B] tokens. Needs lengths + G <= S."""
-    g = cache.tail
-    moved = jax.tree.map(lambda slots: write_rows(slots, slots[:, :, :g], g + lengths), cache.layers)
-    return dataclasses.replace(cache, layers=moved)
-
-
-def cached_attention(pair: tuple[jax.Array, jax.Array], write: Write, mask: jax.Array) -> Attention:
-    """Attention over a layer's slots after `write(slots, new [B, K, T, H])` has put the new keys and values there.
-
-    mask [B, T, G + S] bool: may query t look at a slot? What the attention keeps is the layer's new pair.
-    """
-
-    def attention(queries: jax.Array, keys: jax.Array, values: jax.Array) -> tuple[jax.Array, Any]:
-        keys, values = (write(slots, jnp.moveaxis(new, 1, 2)) for slots, new in zip(pair, (keys, values), strict=True))
-        scores = jnp.einsum("btkrh,bksh->bkrts", queries, keys).astype(jnp.float32)
-        weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, -jnp.inf), axis=-1).astype(values.dtype)
-        return jnp.einsum("bkrts,bksh->btkrh", weights, values), (keys, values)
-
-    return attention
-
-
-def _run(
-    params: Params,
-    layers: Sequence[Params],
-    cfg: ModelConfig,
-    cache: KVCache,
-    tokens: jax.Array,
-    positions: jax.Array,
-    mask: jax.Array,
-    write: Write,
-) -> tuple[jax.Array, KVCache]:
-    """Hidden states of tokens [B, T] at positions [B, T], and the cache after them."""
-    rope = transformer.rope_tables(cfg, positions)
-    x = transformer.embed(params, tokens, cache.layers[0][0].dtype)
-    pairs = []
-    for layer, pair in zip(layers, cache.layers, strict=True):
-        x, pair = transformer.block(layer, cfg, x, rope, cached_attention(pair, write, mask))
-        pairs.append(pair)
-    hidden = transformer.rms_norm(x, params["final_norm"], cfg.norm_eps)
-    return hidden, dataclasses.replace(cache, layers=tuple(pairs))
+    found = [scores(keys, seen) for keys, _, seen in parts]
+    largest = functools.reduce(jnp.maximum, [jnp.max(s, axis=-1, keepdims=True) for s in found])
+    shares = [jnp.exp(s - largest).reshape(b, k, q * c, -1) for s in found]
+    total = functools.reduce(jnp.add, [jnp.sum(e, axis=-1, keepdims=True) for e in shares])
+    mixed = functools.reduce(
+        jnp.add,
+        [
+            jnp.einsum("bkrs,bksh->bkrh", e.astype(values.dtype), values).astype(jnp.float32)
+            for e, (_, values, _) in zip(shares, parts, strict=True)
+        ],
+    )
+    return jnp.transpose((mixed / total).reshape(b, k, q, c, h), (0, 3, 1, 2, 4)).astype(queries.dtype)
 
 
 def prefill(
-    params: Params, cfg: ModelConfig, cache: KVCache, tokens: jax.Array, lengths: jax.Array
-) -> tuple[jax.Array, KVCache]:
-    """Run tokens [B, P] behind the `lengths` [B] tokens in the store: (hidden [B, P, D], cache with them in it).
+    params: Params,
+    cfg: ModelConfig,
+    cache: KVCache,
+    rows: jax.Array,
+    tokens: jax.Array,
+    starts: jax.Array,
+    *,
+    capacity: int,
+) -> KVCache:
+    """Put tokens [R, C] into the cache's rows [R], at positions starts [R] and after.
 
-    Rows may be padded at the right: what is written there lies behind the row's end, unseen until it is overwritten.
-    The tail isn't looked at. Needs lengths + P <= S.
+    `capacity`: slots of the cache that are looked at, at least the largest of starts. Chunks may be padded at the
+    right, and a chunk of a row that the cache hasn't got (B or more) is dropped. Needs starts + C <= S.
     """
-    positions = lengths[:, None] + jnp.arange(tokens.shape[1])[None, :]
-    place = (jnp.arange(cache.tail + cache.capacity) - cache.tail)[None, None, :]
-    mask = (place >= 0) & (place <= positions[:, :, None])
-    layers = [transformer.layer_params(params, index) for index in range(cfg.n_layers)]
-    starts = cache.tail + lengths
-    return _run(params, layers, cfg, cache, tokens, positions, mask, lambda slots, new: write_rows(slots, new, starts))
+    count, width = tokens.shape
+    positions = starts[:, None] + jnp.arange(width)[None, :]
+    before = (jnp.arange(capacity)[None, :] < starts[:, None])[:, None, None, None, :]
+    causal = jnp.tril(jnp.ones((width, width), bool))[None, None, None]
+    rope = transformer.rope_tables(cfg, positions)
+    x = transformer.embed(params, tokens, cache.layers[0][0].dtype)
+    new: list[Pair] = []
+    for layer, (keys, values) in zip(params["layers"], cache.layers, strict=True):
+
+        def attention(
+            q: jax.Array, k: jax.Array, v: jax.Array, *, old: Pair = (keys, values)
+        ) -> tuple[jax.Array, Pair]:
+            k, v = jnp.moveaxis(k, 1, 2), jnp.moveaxis(v, 1, 2)
+            parts: list[Part] = [(k, v, causal)]
+            if capacity:
+                keys, values = (jnp.take(slots, rows, axis=0, mode="clip")[:, :, :capacity] for slots in old)
+                parts.append((keys, values, before))
+            return attend(q, parts), (k, v)
+
+        x, pair = transformer.block(layer, cfg, x, rope, attention)
+        new.append(pair)
+    return write(cache, new, rows, starts)
 
 
 def decode_step(
     params: Params,
-    layers: Sequence[Params],
     cfg: ModelConfig,
-    cache: KVCache,
+    seen: KVCache,
+    tail: KVCache,
     tokens: jax.Array,
     lengths: jax.Array,
     step: jax.Array,
 ) -> tuple[jax.Array, KVCache]:
-    """Run one token a row: tokens [B] go to slot `step` of the tail, at position lengths + step.
+    """Run one token a row: tokens [B] at positions lengths + step, whose keys and values go to slot `step` of the tail.
 
-    `layers` are the layers of params, unstacked once outside the loop over steps. Returns (hidden [B, D], cache).
+    `seen` holds the `lengths` [B] tokens before this dispatch, slots 0 to step - 1 of the tail those of its steps so
+    far. Returns (hidden [B, D] after the final norm, tail).
     """
-    slot = jnp.arange(cache.tail + cache.capacity)[None, None, :]
-    mask = (slot <= step) | ((slot >= cache.tail) & (slot < cache.tail + lengths[:, None, None]))
+    see_seen = (jnp.arange(seen.capacity)[None, :] < lengths[:, None])[:, None, None, None, :]
+    see_tail = (jnp.arange(tail.capacity) <= step)[None, None, None, None, :]
+    rope = transformer.rope_tables(cfg, (lengths + step)[:, None])
+    x = transformer.embed(params, tokens[:, None], tail.layers[0][0].dtype)
+    pairs: list[Pair] = []
+    for layer, old, recent in zip(params["layers"], seen.layers, tail.layers, strict=True):
 
-    def write(slots: jax.Array, new: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_slice(slots, new, (0, 0, step, 0))
+        def attention(
+            q: jax.Array, k: jax.Array, v: jax.Array, *, old: Pair = old, recent: Pair = recent
+        ) -> tuple[jax.Array, Pair]:
+            place = (0, 0, step, 0)
+            k, v = (
+                jax.lax.dynamic_update_slice(slots, jnp.moveaxis(one, 1, 2), place)
+                for slots, one in zip(recent, (k, v), strict=True)
+            )
+            return attend(q, [(*old, see_seen), (k, v, see_tail)]), (k, v)
 
-    positions = (lengths + step)[:, None]
-    hidden, cache = _run(params, layers, cfg, cache, tokens[:, None], positions, mask, write)
-    return hidden[:, 0], cache
+        x, pair = transformer.block(layer, cfg, x, rope, attention)
+        pairs.append(pair)
+    hidden = transformer.rms_norm(x, params["final_norm"], cfg.norm_eps)
+    return hidden[:, 0], KVCache(tuple(pairs))

@@ -54,6 +54,11 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     return Mesh(np.array(devices[:needed]).reshape(data, fsdp, tensor), AXES)
 
 
+def one_device(device: jax.Device) -> Mesh:
+    """A mesh of a single device."""
+    return Mesh(np.array([device]).reshape(1, 1, 1), AXES)
+
+
 def param_specs(cfg: ModelConfig) -> dict[str, Any]:
     """The PartitionSpec of each parameter: the tree of `init_params`."""
 

@@ -1,9 +1,9 @@
 """The actor: what makes episodes, and the thread in which it works ahead of the learner.
 
 Weights have versions: the number of updates made so far. The learner publishes them at the start of each iteration; the
-sampler takes them between turns. A turn in flight ends with the weights that it began with, and the episode's next turn
-goes on with the new ones over the KV cache that the old ones filled. Behaviour log-probabilities are those of the
-distribution that each token was truly drawn from, so the importance weights are exact either way.
+sampler takes them between two dispatches of a few decoding steps: a response in flight goes on with the new ones over
+the KV cache that the old ones filled, and each of its tokens knows its version. Behaviour log-probabilities are those
+of the distribution that each token was truly drawn from, so the importance weights are exact either way.
 
 Admission is paced (`max_staleness`, in iterations): the rollouts of iteration k begin once the weights of iteration
 k - max_staleness are published. Nothing is ever thrown away for being late. With 0 each iteration's rollouts wait for
@@ -57,9 +57,13 @@ class Actor:
             if display is not None:
                 display.stage(stage, progress.ended, progress.total)
 
+        def report_compiling(done: int, programs: int) -> None:
+            if display is not None:
+                display.stage("compiling the sampler", done, programs)
+
         made = collect(
             self.sampler, self.policy.chat, self.pool, problems, seed=seed, step=step, settings=settings,
-            on_progress=report, should_stop=should_stop,
+            on_progress=report, on_compile=report_compiling, should_stop=should_stop,
         )  # fmt: skip
         return made, seen[0]
 

@@ -67,7 +67,7 @@ class Evaluator:
             problems,
             seed=self._config.seed + seed,
             step=0,
-            settings=rollout_settings(self._config, feedback),
+            settings=rollout_settings(self._config, self._actor.policy.chat, feedback, evaluation=True),
             display=self._display,
             stage=name,
             should_stop=self._should_stop if may_stop else None,

@@ -158,10 +158,10 @@ def time_metrics(rollouts: Rollouts, watch: Stopwatch, *, synchronous: bool) -> 
 
     In the synchronous run the wait for rollouts is the rollouts' own time, so it is shown as their parts.
     """
-    progress = rollouts.progress
+    sampler = rollouts.progress.sampler
     waited = watch.seconds.pop("wait for rollouts", 0.0)
     if synchronous:
-        watch.seconds |= {"sample": progress.sampling_s, "wait for judge": progress.waiting_s}
+        watch.seconds |= {"sample": sampler.busy_s, "wait for judge": sampler.wall_s - sampler.busy_s}
     else:
         watch.seconds["wait for rollouts"] = waited
     metrics = watch.metrics()
@@ -169,9 +169,12 @@ def time_metrics(rollouts: Rollouts, watch: Stopwatch, *, synchronous: bool) -> 
     return metrics | {
         "memory_peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "tokens_per_s": tokens / metrics["time/total"],
-        "sampled_tokens_per_s": progress.sampled_tokens / max(progress.sampling_s, 1e-9),
+        "sampled_tokens_per_s": sampler.tokens / max(sampler.busy_s, 1e-9),
+        "sampler/idle_rows": sampler.idle_rows,
+        "sampler/prefill_padding": 1.0 - sampler.prefilled_tokens / max(sampler.prefill_places, 1),
+        "sampler/saved_dialogues": float(sampler.saved),
         "idle/learner": waited / metrics["time/total"],
-        "idle/actor": rollouts.idle_s / max(rollouts.idle_s + progress.wall_s, 1e-9),
+        "idle/actor": rollouts.idle_s / max(rollouts.idle_s + sampler.wall_s, 1e-9),
     }
 
 

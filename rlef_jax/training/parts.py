@@ -16,12 +16,14 @@ from rlef_jax.execution.interpreter import find_python
 from rlef_jax.execution.isolation import IsolationError
 from rlef_jax.execution.pool import ExecutionPool, auto_workers
 from rlef_jax.execution.results import JudgeOptions
-from rlef_jax.model.sharding import make_mesh
+from rlef_jax.model.sharding import make_mesh, one_device
 from rlef_jax.model.transformer import ModelConfig, Params, init_params
 from rlef_jax.model.weights import load_params, model_config, resolve
 from rlef_jax.ppo.losses import LossSettings
 from rlef_jax.ppo.update import ForwardSettings, Learner, make_optimizer
-from rlef_jax.sampling.sampler import Sampler, SamplingConfig
+from rlef_jax.sampling.programs import Programs, Shapes
+from rlef_jax.sampling.request import SamplingConfig
+from rlef_jax.sampling.sampler import Sampler
 from rlef_jax.training.rollout import RolloutSettings
 from rlef_jax.types import Limits
 
@@ -63,35 +65,39 @@ def build_pool(execution: ConfigDict) -> ExecutionPool:
         raise ConfigError(f"execution.require_isolation: {exc}") from exc
 
 
-def build_sampler(config: ConfigDict, policy: Policy, *, temperature: float, top_p: float, top_k: int) -> Sampler:
-    """A sampler without weights; prompts may be as long as the context.
+def build_samplers(config: ConfigDict, policy: Policy, count: int) -> list[Sampler]:
+    """Samplers without weights that share their compiled programs.
 
-    Raises ConfigError where `sampling.own_device` asks for a device that isn't there.
+    Raises ConfigError where `sampling.own_device` asks for a device that isn't there, or the shapes can't be.
     """
-    mesh, devices = config.mesh, jax.devices()
+    s, mesh, devices = config.sampling, config.mesh, jax.devices()
     trainer = mesh.data * mesh.fsdp * mesh.tensor
-    if config.sampling.own_device and trainer >= len(devices):
+    if s.own_device and trainer >= len(devices):
         raise ConfigError(
             f"config.sampling.own_device: the mesh takes {trainer} devices and jax sees {len(devices)}, none is left"
         )
-    return Sampler(
-        policy.cfg,
-        SamplingConfig(temperature, top_p, top_k, policy.chat.stop_ids, config.episode.max_new_tokens),
-        batch_size=config.sampling.group_size,
+    shapes = Shapes(
+        rows=s.rows // s.lanes,
         max_len=config.episode.context,
-        prompt_buckets=tuple(config.sampling.prompt_buckets),
-        compute_dtype=jnp.dtype(config.model.compute_dtype),
-        device=devices[trainer] if config.sampling.own_device else None,
+        capacities=tuple(s.capacities),
+        chunks=tuple(s.chunks),
+        prefill_tokens=s.prefill_tokens,
+        steps=s.steps,
+        stop_ids=len(policy.chat.stop_ids),
     )
+    place = devices[trainer] if s.own_device else devices[0]
+    programs = Programs(policy.cfg, shapes, one_device(place), dtype=jnp.dtype(config.model.compute_dtype))
+    return [Sampler(programs, lanes=s.lanes, gather=s.gather) for _ in range(count)]
 
 
-def rollout_settings(config: ConfigDict, feedback: str) -> RolloutSettings:
-    """How episodes are made, under one kind of feedback."""
-    e, x = config.episode, config.execution
+def rollout_settings(config: ConfigDict, chat: ChatFormat, feedback: str, *, evaluation: bool) -> RolloutSettings:
+    """How episodes are made, under one kind of feedback, for training or for an evaluation."""
+    e, x, s = config.episode, config.execution, config.sampling
+    temperature, top_p = (config.eval.temperature, config.eval.top_p) if evaluation else (s.temperature, s.top_p)
     return RolloutSettings(
+        sampling=SamplingConfig(temperature, top_p, 0 if evaluation else s.top_k, chat.stop_ids, e.max_new_tokens),
         max_turns=e.max_turns,
         context=e.context,
-        max_new_tokens=e.max_new_tokens,
         feedback=feedback,
         max_failures=e.max_failures_shown,
         max_chars=e.max_text_chars,
@@ -101,8 +107,6 @@ def rollout_settings(config: ConfigDict, feedback: str) -> RolloutSettings:
         ),
         max_wall_s=x.max_wall_s or None,
         stop_hidden_at_first_failure=x.stop_hidden_at_first_failure,
-        groups_in_flight=config.sampling.groups_in_flight,
-        sampling_threads=config.sampling.threads,
     )
 
 

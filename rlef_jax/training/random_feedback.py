@@ -11,10 +11,9 @@ from concurrent.futures import Future
 
 import numpy as np
 
-from rlef_jax.dialog.feedback import feedback_message
 from rlef_jax.execution.pool import ExecutionPool
 from rlef_jax.execution.verdict import limits_for, submit_public
-from rlef_jax.types import Episode, Limits, Problem, Status, Verdict
+from rlef_jax.types import Episode, Limits, Problem, Verdict
 
 LAST_RESORT = "raise NotImplementedError()"
 _STREAM = 0xFEEDBAC  # keeps these draws apart from any other use of (seed, step, index, turn)
@@ -33,30 +32,22 @@ class RandomFeedback:
         self._donors = [p for p in donors if p.public_tests and p.incorrect_solutions]
         self._verdicts: dict[tuple[int, str], Future[Verdict]] = {}  # (donor, program): each runs once
 
-    def messages(self, episodes: Sequence[Episode], *, max_failures: int = 0, max_chars: int = 0) -> list[str | None]:
-        """The message after each episode's last turn; None where the judge broke on the donor's program.
+    def donor(self, episode: Episode) -> Problem:
+        """The other problem whose failures follow the episode's last turn. Raises ValueError where there is none."""
+        return self._donors[self._choose(episode)]
 
-        Raises:
-          ValueError: no donor is another problem than the episode's.
+    def attempts(self, episode: Episode) -> Iterator[Future[Verdict]]:
+        """Verdicts of the donor's incorrect solutions in random order, then of a program that fails for certain.
+
+        The failures of the first one that has any are shown. A program is run when it is asked for.
         """
-        donors = [self._donor(episode) for episode in episodes]
-        candidates = [self._programs(donor, episode) for donor, episode in zip(donors, episodes)]
-        failures: dict[int, Verdict] = {}
-        # In rounds: the first candidates of all episodes run side by side, then the second ones of those that passed.
-        open_rows = list(range(len(episodes)))
-        while open_rows:
-            running = [(row, self._submit(donors[row], next(candidates[row]))) for row in open_rows]
-            verdicts = {row: future.result() for row, future in running}
-            failures |= {row: verdict for row, verdict in verdicts.items() if not verdict.public_passed}
-            open_rows = [row for row in open_rows if row not in failures]
-        return [
-            None
-            if failures[row].status is Status.INFRA_ERROR
-            else feedback_message(self._donors[donor], failures[row], max_failures=max_failures, max_chars=max_chars)
-            for row, donor in enumerate(donors)
-        ]
+        donor = self._choose(episode)
+        programs = self._donors[donor].incorrect_solutions
+        for i in _generator(episode, 1).permutation(len(programs)):
+            yield self._submit(donor, programs[i])
+        yield self._submit(donor, LAST_RESORT)
 
-    def _donor(self, episode: Episode) -> int:
+    def _choose(self, episode: Episode) -> int:
         own = episode.problem
         count = len(self._donors)
         first = int(_generator(episode).integers(count)) if count else 0
@@ -64,13 +55,6 @@ class RandomFeedback:
             if (self._donors[i].name, self._donors[i].description) != (own.name, own.description):
                 return i
         raise ValueError(f"random feedback for {own.name} needs another problem with incorrect solutions")
-
-    def _programs(self, donor: int, episode: Episode) -> Iterator[str]:
-        """The donor's incorrect solutions in random order, then one that fails for certain."""
-        programs = self._donors[donor].incorrect_solutions
-        for i in _generator(episode, 1).permutation(len(programs)):
-            yield programs[i]
-        yield LAST_RESORT
 
     def _submit(self, donor: int, program: str) -> Future[Verdict]:
         if (donor, program) not in self._verdicts:

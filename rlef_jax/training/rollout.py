@@ -1,20 +1,19 @@
 """The rollout driver: sampler + judge + turn machine -> finished episodes.
 
-Episodes are sampled in groups of as many rows as the sampler has, each group in lockstep by turn with its own
-KV cache. A group is a coroutine that gives way whenever it waits, for its samples or for the judge, so that while its
-programs run, other groups are sampled (in threads: decoding one group keeps no more than one core busy). What an
-episode becomes is a function of (weights, seed, step, index) alone: the order in which groups take turns, and how long
-a program took, decide nothing but time.
+Every episode goes its own way: its prompt is sampled, its program runs on the public tests, the failures come back as
+the next prompt, until it ends and the hidden tests run. The driver is one thread that takes these events as they come,
+so that no episode waits for another; the sampler and the judge see to it that their work is shared out. What an episode
+becomes is a function of (weights, seed, step, index) alone: the order of the events decides nothing but time.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import queue
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from typing import Any, Protocol
 
 from rlef_jax import episode as machine
@@ -25,42 +24,39 @@ from rlef_jax.dialog.prompts import problem_prompt
 from rlef_jax.errors import ConfigError, StoppedError
 from rlef_jax.execution.pool import ExecutionPool
 from rlef_jax.execution.verdict import limits_for, submit_hidden, submit_public
+from rlef_jax.sampling.request import Sample, SamplingConfig
+from rlef_jax.sampling.session import SamplerStats
 from rlef_jax.training.random_feedback import RandomFeedback
-from rlef_jax.types import Episode, Limits, Problem, Turn, Verdict
+from rlef_jax.types import Episode, Limits, Problem, Status, Turn, Verdict
 
 
-class SampleLike(Protocol):
-    """One response: its ids, their log-probabilities under the distribution sampled from, and whose weights."""
+class SessionLike(Protocol):
+    """What the driver needs of a sampler at work (`rlef_jax.sampling.session.Session`)."""
 
-    @property
-    def ids(self) -> Sequence[int]: ...
-    @property
-    def behavior_logp(self) -> Sequence[float]: ...
-    @property
-    def finish_reason(self) -> str: ...
-    @property
-    def version(self) -> int: ...
+    def dialogue(self, *, seed: int, step: int, episode: int) -> Any: ...
+
+    def respond(
+        self,
+        dialogue: Any,
+        prompt: Sequence[int],
+        sampling: SamplingConfig,
+        *,
+        turn: int,
+        max_new: int,
+        last: bool,
+    ) -> Future[Sample]: ...
+
+    def end(self, dialogue: Any) -> None: ...
+
+    def stats(self) -> SamplerStats: ...
 
 
 class SamplerLike(Protocol):
     """What the driver needs of a sampler (`rlef_jax.sampling.sampler.Sampler`)."""
 
-    @property
-    def batch_size(self) -> int: ...
-
-    def start_group(self) -> Any: ...
-
-    def generate(
-        self,
-        state: Any,
-        prompts: Sequence[Sequence[int]],
-        *,
-        seed: int,
-        step: int,
-        episode_indices: Sequence[int],
-        turn: int,
-        max_new: Sequence[int],
-    ) -> tuple[Any, Sequence[SampleLike]]: ...
+    def session(
+        self, on_compile: Callable[[int, int], None] | None = None
+    ) -> contextlib.AbstractContextManager[SessionLike]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +64,9 @@ class RolloutSettings:
     """How episodes are made.
 
     Attributes:
+      sampling: how tokens are drawn, and how many at most.
       max_turns: the turn limit (3.1).
       context: tokens of a whole episode; one whose next prompt doesn't fit ends there.
-      max_new_tokens: of one response.
       feedback: "true" (C.1), "random" (C.2: failures of another problem's program), "none" (B.5: nothing is shown
         and passing the public tests ends nothing).
       max_failures: failed tests named in one message; 0 names all.
@@ -79,13 +75,11 @@ class RolloutSettings:
       limits: of one test, where the problem has none of its own.
       max_wall_s: caps the problem's own time limit (seconds); None or 0 never does.
       stop_hidden_at_first_failure: enough for the reward; off where all hidden results are wanted.
-      groups_in_flight: groups that take turns, each with a KV cache of its own.
-      sampling_threads: groups that are sampled at the same time.
     """
 
+    sampling: SamplingConfig
     max_turns: int = 3
     context: int = 256
-    max_new_tokens: int = 96
     feedback: str = "true"
     max_failures: int = 0
     max_chars: int = 0
@@ -93,27 +87,22 @@ class RolloutSettings:
     limits: Limits = Limits()
     max_wall_s: float | None = None
     stop_hidden_at_first_failure: bool = True
-    groups_in_flight: int = 2
-    sampling_threads: int = 1
 
     def __post_init__(self) -> None:
         if self.feedback not in ("true", "random", "none"):
             raise ValueError(f"feedback must be true, random or none, not {self.feedback!r}")
-        for name in ("max_turns", "context", "max_new_tokens", "groups_in_flight", "sampling_threads"):
+        for name in ("max_turns", "context"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
 
 
 @dataclasses.dataclass(frozen=True)
 class RolloutProgress:
-    """Where a collection stands. Seconds that it has waited: `sampling_s` for samples, `waiting_s` for the judge."""
+    """Where a collection stands: episodes that have ended, of how many, and what the sampler has done for them."""
 
     ended: int
     total: int
-    sampled_tokens: int
-    sampling_s: float
-    waiting_s: float
-    wall_s: float
+    sampler: SamplerStats
 
 
 def collect(
@@ -128,6 +117,7 @@ def collect(
     first_index: int = 0,
     donors: Sequence[Problem] | None = None,
     on_progress: Callable[[RolloutProgress], None] | None = None,
+    on_compile: Callable[[int, int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> list[Episode]:
     """Makes one episode for each entry of `problems` (repeat a problem for several), judged and in that order.
@@ -141,236 +131,185 @@ def collect(
       settings: see `RolloutSettings`.
       first_index: of the first episode.
       donors: where random feedback comes from; by default `problems`. Unused otherwise.
-      on_progress: called after each turn of each group, and at the end, in this thread.
-      should_stop: asked between turns and while the judge is waited for.
+      on_progress: called now and then, and at the end, in this thread.
+      on_compile: see `Sampler.session`.
+      should_stop: asked while something is waited for.
 
     Raises:
       ConfigError: a problem's first prompt leaves no room for a response.
       StoppedError: `should_stop` said so; what was begun is dropped.
     """
-    meter = _Meter(len(problems), on_progress, should_stop)
     random_feedback = None
     if settings.feedback == "random":
         random_feedback = RandomFeedback(
             pool, problems if donors is None else donors, settings.limits, settings.max_wall_s
         )
-    with ThreadPoolExecutor(settings.sampling_threads, "sampling") as threads:
-        driver = _Driver(sampler, chat, pool, settings, random_feedback, meter, threads)
-        return driver.run(problems, seed=seed, step=step, first_index=first_index)
+    episodes = [machine.start(p, seed=seed, step=step, index=first_index + i) for i, p in enumerate(problems)]
+    prompts = [_first_prompt(episode, chat, settings) for episode in episodes]
+    with sampler.session(on_compile) as session:
+        driver = _Driver(session, chat, pool, settings, random_feedback, episodes, on_progress, should_stop)
+        return driver.run(prompts)
 
 
-# Gives way where it is about to wait; returns the group's finished episodes.
-type _Coroutine = Generator[None, None, list[Episode]]
+def _first_prompt(episode: Episode, chat: ChatFormat, settings: RolloutSettings) -> list[int]:
+    """Turn 1's tokens. Raises ConfigError where they leave no room for a response."""
+    prompt = chat.first_prompt(problem_prompt(episode.problem.description), settings.system_prompt)
+    if machine.room(episode, len(prompt), settings.context) < 1:
+        raise ConfigError(
+            f"problem {episode.problem.name!r}: its prompt of {len(prompt)} tokens leaves no room for a"
+            f" response; raise config.episode.context, which is {settings.context}"
+        )
+    return prompt
 
 
-@dataclasses.dataclass(frozen=True)
+_ASK_EVERY_S = 0.5  # how often a collection that waits asks whether to stop
+_REPORT_EVERY_S = 0.1
+
+
 class _Driver:
-    """What the groups of one collection share."""
-
-    sampler: SamplerLike
-    chat: ChatFormat
-    pool: ExecutionPool
-    settings: RolloutSettings
-    random_feedback: RandomFeedback | None
-    meter: _Meter
-    threads: ThreadPoolExecutor
-
-    def run(self, problems: Sequence[Problem], *, seed: int, step: int, first_index: int) -> list[Episode]:
-        """All episodes, in order. Groups take turns round robin; a waiting group's turn comes after the others'."""
-        episodes = [machine.start(p, seed=seed, step=step, index=first_index + i) for i, p in enumerate(problems)]
-        prompts = self.first_prompts(episodes)
-        size = self.sampler.batch_size
-        waiting = deque(range(0, len(episodes), size))
-        active: deque[tuple[int, _Coroutine]] = deque()
-        finished: dict[int, list[Episode]] = {}
-        while waiting or active:
-            while waiting and len(active) < self.settings.groups_in_flight:
-                at = waiting.popleft()
-                active.append((at, self.run_group(episodes[at : at + size], prompts[at : at + size])))
-            self.meter.check()
-            at, group = active.popleft()
-            try:
-                next(group)
-                active.append((at, group))
-            except StopIteration as stop:
-                finished[at] = stop.value
-        self.meter.report()
-        return [episode for at in sorted(finished) for episode in finished[at]]
-
-    def first_prompts(self, episodes: Sequence[Episode]) -> list[list[int]]:
-        """Turn 1's tokens of each episode. Raises ConfigError where they leave no room for a response."""
-        prompts = []
-        for episode in episodes:
-            user = problem_prompt(episode.problem.description)
-            prompts.append(self.chat.first_prompt(user, self.settings.system_prompt))
-            if self._room(episode, prompts[-1]) < 1:
-                raise ConfigError(
-                    f"problem {episode.problem.name!r}: its prompt of {len(prompts[-1])} tokens leaves no room for a"
-                    f" response; raise config.episode.context, which is {self.settings.context}"
-                )
-        return prompts
-
-    def run_group(self, episodes: list[Episode], prompts: list[list[int]]) -> _Coroutine:
-        """Takes a group from its first prompts to its last verdicts. An empty prompt leaves its row idle."""
-        state = self.sampler.start_group()
-        programs: dict[int, str | None] = {}
-        hidden: dict[int, Future[Verdict]] = {}
-        while any(prompts):
-            sampling = self.threads.submit(self._sample, state, list(episodes), prompts)
-            yield
-            with self.meter.sampling():
-                state, turns = sampling.result()
-            self.meter.count_tokens(sum(len(turn.response_ids) for turn in turns.values()))
-            programs |= {row: extract_code(self.chat.response_text(turn.response_ids)) for row, turn in turns.items()}
-            public = {row: self._submit_public(programs[row], episodes[row].problem) for row in turns}
-            yield
-            for row, turn in turns.items():
-                judged = dataclasses.replace(turn, verdict=self.meter.wait(public[row]))
-                episodes[row] = self._step(episodes[row], judged)
-            prompts = self._next_prompts(episodes)
-            hidden |= {
-                row: self._submit_hidden(programs[row], episodes[row])
-                for row in turns
-                if episodes[row].end not in ("", "infra")
-            }
-            self.meter.count_ended(sum(bool(episodes[row].end) for row in turns))
-        yield
-        for row, future in hidden.items():
-            episodes[row] = machine.judge_last(episodes[row], self.meter.wait(future))
-        return episodes
-
-    def _sample(
-        self, state: Any, episodes: Sequence[Episode], prompts: Sequence[Sequence[int]]
-    ) -> tuple[Any, dict[int, Turn]]:
-        """One turn of the rows that have a prompt, not judged yet."""
-        rows = self.sampler.batch_size
-        idle = rows - len(episodes)
-        live = [row for row, prompt in enumerate(prompts) if prompt]
-        number = len(episodes[live[0]].turns)  # in lockstep: the same for every live row
-        room = [self._room(e, prompt) if prompt else 0 for e, prompt in zip(episodes, prompts)]
-        state, samples = self.sampler.generate(
-            state,
-            [*map(list, prompts), *([] for _ in range(idle))],
-            seed=episodes[0].seed,
-            step=episodes[0].step,
-            episode_indices=[*(e.index for e in episodes), *[0] * idle],
-            turn=number,
-            max_new=[*(min(self.settings.max_new_tokens, r) for r in room), *[0] * idle],
-        )
-        return state, {row: _turn(prompts[row], samples[row]) for row in live}
-
-    def _step(self, episode: Episode, turn: Turn) -> Episode:
-        return machine.step(
-            episode, turn, max_turns=self.settings.max_turns, stop_on_pass=self.settings.feedback != "none"
-        )
-
-    def _next_prompts(self, episodes: list[Episode]) -> list[list[int]]:
-        """The next tokens of each row, [] where its episode is over; ends those that can't go on, in place."""
-        live = [row for row, e in enumerate(episodes) if not e.end]
-        prompts: list[list[int]] = [[] for _ in episodes]
-        for row, message in zip(live, self._messages([episodes[row] for row in live])):
-            episode = episodes[row]
-            if message is None:
-                episodes[row] = machine.end_by_infra(episode)
-                continue
-            prompt = self.chat.next_prompt(message, closed=episode.turns[-1].finish_reason == "stop")
-            if self._room(episode, prompt) < 1:
-                episodes[row] = machine.end_by_context(episode)
-            else:
-                prompts[row] = prompt
-        return prompts
-
-    def _messages(self, episodes: Sequence[Episode]) -> list[str | None]:
-        """What the user says next in each; None where the judge broke."""
-        cuts = dict(max_failures=self.settings.max_failures, max_chars=self.settings.max_chars)
-        if self.random_feedback is not None:
-            with self.meter.waiting():
-                return self.random_feedback.messages(episodes, **cuts)
-        kind = self.settings.feedback
-        return [feedback_message(e.problem, machine.last_verdict(e), kind=kind, **cuts) for e in episodes]
-
-    def _room(self, episode: Episode, prompt: Sequence[int]) -> int:
-        return machine.room(episode, len(prompt), self.settings.context)
-
-    def _limits(self, problem: Problem) -> Limits:
-        return limits_for(problem, self.settings.limits, self.settings.max_wall_s)
-
-    def _submit_public(self, program: str | None, problem: Problem) -> Future[Verdict]:
-        return submit_public(self.pool, program, problem, self._limits(problem))
-
-    def _submit_hidden(self, program: str | None, episode: Episode) -> Future[Verdict]:
-        return submit_hidden(
-            self.pool,
-            program,
-            episode.problem,
-            machine.last_verdict(episode),
-            self._limits(episode.problem),
-            stop_at_first_failure=self.settings.stop_hidden_at_first_failure,
-        )
-
-
-def _turn(prompt: Sequence[int], sample: SampleLike) -> Turn:
-    return Turn(
-        prompt_delta_ids=tuple(prompt),
-        response_ids=tuple(map(int, sample.ids)),
-        behavior_logp=tuple(map(float, sample.behavior_logp)),
-        policy_version=(int(sample.version),) * len(sample.ids),
-        finish_reason=sample.finish_reason,
-    )
-
-
-_ASK_EVERY_S = 0.5  # how often a collection that waits for the judge asks whether to stop
-
-
-class _Meter:
-    """Counts and seconds of one collection, and whether it should stop."""
+    """One collection: its episodes, and the events that take them on."""
 
     def __init__(
         self,
-        total: int,
+        session: SessionLike,
+        chat: ChatFormat,
+        pool: ExecutionPool,
+        settings: RolloutSettings,
+        random_feedback: RandomFeedback | None,
+        episodes: list[Episode],
         on_progress: Callable[[RolloutProgress], None] | None,
         should_stop: Callable[[], bool] | None,
     ) -> None:
-        self._total = total
-        self._should_stop = should_stop
-        self._on_progress = on_progress
-        self._began = time.perf_counter()
-        self._ended = self._tokens = 0
-        self._sampling_s = self._waiting_s = 0.0
+        self._session, self._chat, self._pool, self._settings = session, chat, pool, settings
+        self._random_feedback = random_feedback
+        self._on_progress, self._should_stop = on_progress, should_stop
+        self._episodes = episodes
+        self._dialogues = [session.dialogue(seed=e.seed, step=e.step, episode=e.index) for e in episodes]
+        self._programs: list[str | None] = [None] * len(episodes)
+        self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._open, self._ended, self._reported = len(episodes), 0, 0.0
 
-    @contextlib.contextmanager
-    def sampling(self) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        self._sampling_s += time.perf_counter() - began
+    def run(self, prompts: Sequence[Sequence[int]]) -> list[Episode]:
+        """Takes all episodes from their first prompts to their last verdicts."""
+        for row, prompt in enumerate(prompts):
+            self._ask(row, prompt)
+        while self._open:
+            if self._should_stop is not None and self._should_stop():
+                raise StoppedError("during rollouts")
+            try:
+                self._events.get(timeout=_ASK_EVERY_S)()
+            except queue.Empty:
+                continue
+            if time.perf_counter() - self._reported > _REPORT_EVERY_S:
+                self._report()
+        self._report()
+        return self._episodes
 
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        self._waiting_s += time.perf_counter() - began
+    def _when_done(self, future: Future[Any], act: Callable[[Any], None]) -> None:
+        """Calls `act` with the future's result, in the driver's thread, which raises the future's exception."""
+        future.add_done_callback(lambda done: self._events.put(lambda: act(done.result())))
 
-    def wait(self, future: Future[Verdict]) -> Verdict:
-        with self.waiting():
-            while not wait([future], timeout=_ASK_EVERY_S).done:
-                self.check()
-            return future.result()
+    def _ask(self, row: int, prompt: Sequence[int]) -> None:
+        """The next response of an episode."""
+        episode, number = self._episodes[row], len(self._episodes[row].turns)
+        future = self._session.respond(
+            self._dialogues[row],
+            prompt,
+            self._settings.sampling,
+            turn=number,
+            max_new=machine.room(episode, len(prompt), self._settings.context),
+            last=number + 1 == self._settings.max_turns,
+        )
+        self._when_done(future, lambda sample: self._on_sample(row, prompt, sample))
 
-    def check(self) -> None:
-        """Raises StoppedError if the collection should stop."""
-        if self._should_stop is not None and self._should_stop():
-            raise StoppedError("during rollouts")
+    def _on_sample(self, row: int, prompt: Sequence[int], sample: Sample) -> None:
+        """A response is complete: its program runs on the public tests."""
+        problem = self._episodes[row].problem
+        program = self._programs[row] = extract_code(self._chat.response_text(sample.ids))
+        turn = Turn(
+            prompt_delta_ids=tuple(prompt),
+            response_ids=tuple(map(int, sample.ids)),
+            behavior_logp=tuple(map(float, sample.behavior_logp)),
+            policy_version=tuple(map(int, sample.versions)),
+            finish_reason=sample.finish_reason,
+        )
+        public = submit_public(self._pool, program, problem, self._limits(problem))
+        self._when_done(public, lambda verdict: self._on_public(row, dataclasses.replace(turn, verdict=verdict)))
 
-    def count_tokens(self, count: int) -> None:
-        self._tokens += count
-
-    def count_ended(self, count: int) -> None:
-        self._ended += count
-        self.report()
-
-    def report(self) -> None:
-        if self._on_progress is not None:
-            wall_s = time.perf_counter() - self._began
-            self._on_progress(
-                RolloutProgress(self._ended, self._total, self._tokens, self._sampling_s, self._waiting_s, wall_s)
+    def _on_public(self, row: int, turn: Turn) -> None:
+        """The public tests have run: the episode goes on, with a message, or ends."""
+        settings = self._settings
+        episode = self._episodes[row] = machine.step(
+            self._episodes[row], turn, max_turns=settings.max_turns, stop_on_pass=settings.feedback != "none"
+        )
+        if episode.end:
+            self._end(row)
+        elif self._random_feedback is not None:
+            self._try_donor(row, self._random_feedback.donor(episode), self._random_feedback.attempts(episode))
+        else:
+            message = feedback_message(
+                episode.problem,
+                machine.last_verdict(episode),
+                kind=settings.feedback,
+                max_failures=settings.max_failures,
+                max_chars=settings.max_chars,
             )
+            self._go_on(row, message)
+
+    def _try_donor(self, row: int, donor: Problem, attempts: Iterator[Future[Verdict]]) -> None:
+        """Random feedback: the failures of the first of another problem's programs that has any."""
+
+        def on_verdict(verdict: Verdict) -> None:
+            if verdict.status is Status.INFRA_ERROR:
+                self._go_on(row, None)
+            elif verdict.public_passed:
+                self._try_donor(row, donor, attempts)
+            else:
+                cuts = self._settings
+                message = feedback_message(donor, verdict, max_failures=cuts.max_failures, max_chars=cuts.max_chars)
+                self._go_on(row, message)
+
+        self._when_done(next(attempts), on_verdict)
+
+    def _go_on(self, row: int, message: str | None) -> None:
+        """The next prompt, if the judge gave a message (None: it broke) and the prompt fits."""
+        episode = self._episodes[row]
+        if message is None:
+            self._episodes[row] = machine.end_by_infra(episode)
+            return self._end(row)
+        prompt = self._chat.next_prompt(message, closed=episode.turns[-1].finish_reason == "stop")
+        if machine.room(episode, len(prompt), self._settings.context) < 1:
+            self._episodes[row] = machine.end_by_context(episode)
+            return self._end(row)
+        self._ask(row, prompt)
+
+    def _end(self, row: int) -> None:
+        """The episode has its last turn: the hidden tests run, where the judge works."""
+        episode = self._episodes[row]
+        self._ended += 1
+        if len(episode.turns) < self._settings.max_turns:
+            self._session.end(self._dialogues[row])
+        if episode.end == "infra":
+            self._open -= 1
+            return
+        hidden = submit_hidden(
+            self._pool,
+            self._programs[row],
+            episode.problem,
+            machine.last_verdict(episode),
+            self._limits(episode.problem),
+            stop_at_first_failure=self._settings.stop_hidden_at_first_failure,
+        )
+        self._when_done(hidden, lambda verdict: self._on_hidden(row, verdict))
+
+    def _on_hidden(self, row: int, verdict: Verdict) -> None:
+        self._episodes[row] = machine.judge_last(self._episodes[row], verdict)
+        self._open -= 1
+
+    def _limits(self, problem: Problem) -> Limits:
+        return limits_for(problem, self._settings.limits, self._settings.max_wall_s)
+
+    def _report(self) -> None:
+        self._reported = time.perf_counter()
+        if self._on_progress is not None:
+            self._on_progress(RolloutProgress(self._ended, len(self._episodes), self._session.stats()))

@@ -71,7 +71,9 @@ class Run:
             self.feed.get(step),
             seed=self.config.seed,
             step=step,
-            settings=rollout_settings(self.config, self.config.episode.feedback),
+            settings=rollout_settings(
+                self.config, self.actor.policy.chat, self.config.episode.feedback, evaluation=False
+            ),
             display=self.display,
             should_stop=should_stop,
         )

@@ -22,7 +22,7 @@ CHECKPOINTS = "checkpoints"
 # Keys that may change when a run goes on: none of them changes a number that the run computes.
 FREE_KEYS = (
     "train.iterations", "train.checkpoint_every", "train.keep_checkpoints", "train.log_every", "train.save_episodes",
-    "sampling.groups_in_flight", "sampling.threads", "execution.workers", "eval.patience",
+    "execution.workers", "eval.patience",
 )  # fmt: skip
 
 

@@ -10,23 +10,23 @@ from rlef_jax.data.sources import training_problems
 from rlef_jax.model.weights import save_params
 from rlef_jax.ppo.pack import pack
 from rlef_jax.ppo.update import prepare_iteration, split_updates
-from rlef_jax.training.parts import build_learner, build_policy, build_pool, build_sampler, rollout_settings
+from rlef_jax.training.parts import build_learner, build_policy, build_pool, build_samplers, rollout_settings
 from rlef_jax.training.rollout import collect
 from tests.helpers.small_run import OVERRIDES
 
 
 def main(workdir: Path, iterations: int) -> None:
     config = config_lib.load("configs/tiny.py", overrides=OVERRIDES)
-    policy, p, s = build_policy(config), config.ppo, config.sampling
+    policy, p = build_policy(config), config.ppo
     learner = build_learner(config, policy.cfg)
     state = learner.init(jax.random.PRNGKey(config.seed), policy.params)
     reference = learner.place_policy(policy.params)
-    sampler = build_sampler(config, policy, temperature=s.temperature, top_p=s.top_p, top_k=s.top_k)
+    [sampler] = build_samplers(config, policy, 1)
     with build_pool(config.execution) as pool:
         for step in range(iterations):
             sampler.set_weights(state.params["policy"], int(state.step))
             problems = training_problems(config.data.name, config.data.train_split, config.seed, step, p.rollouts)
-            settings = rollout_settings(config, config.episode.feedback)
+            settings = rollout_settings(config, policy.chat, config.episode.feedback, evaluation=False)
             episodes = collect(sampler, policy.chat, pool, problems, seed=config.seed, step=step, settings=settings)
             shape = dict(buckets=tuple(p.buckets), rows=p.microbatch_rows, max_turns=config.episode.max_turns)
             parts = split_updates(episodes, p.updates, seed=config.seed, step=step)

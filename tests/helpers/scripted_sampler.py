@@ -3,61 +3,83 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 
 from rlef_jax.dialog.chat import ChatFormat
+from rlef_jax.sampling.request import Sample, SamplingConfig
+from rlef_jax.sampling.session import SamplerStats
 
 
-@dataclasses.dataclass(frozen=True)
-class ScriptedSample:
-    ids: tuple[int, ...]
-    behavior_logp: tuple[float, ...]
-    finish_reason: str
-    version: int
+@dataclasses.dataclass(eq=False)
+class ScriptedDialogue:
+    index: int
+    turns: int = 0
+    over: bool = False
 
 
 class ScriptedSampler:
     """`script(index, turn)` is the text of a response; texts longer than the limit are cut, as sampled ones are.
 
     Responses are spelled letter by letter: the tokenizer would never encode their text so, as with sampled ids.
+    It is its own session.
 
     Attributes:
       streams: per episode index, all tokens in the order in which they entered the row's context.
-      calls: (episode indices with a prompt, turn) of each call of `generate`.
+      calls: (episode index, turn) of each response, in the order in which they were asked for.
+      dialogues: by episode index.
     """
 
-    def __init__(self, chat: ChatFormat, script: Callable[[int, int], str], batch_size: int = 4) -> None:
-        self.batch_size = batch_size
+    def __init__(self, chat: ChatFormat, script: Callable[[int, int], str]) -> None:
         self.streams: dict[int, list[int]] = {}
-        self.calls: list[tuple[tuple[int, ...], int]] = []
+        self.calls: list[tuple[int, int]] = []
+        self.dialogues: dict[int, ScriptedDialogue] = {}
         self._chat = chat
         self._script = script
+        self._began = time.perf_counter()
+        self._tokens = 0
 
-    def start_group(self) -> int:
-        return 0
+    def session(self, on_compile: Callable[[int, int], None] | None = None) -> ScriptedSampler:
+        return self
 
-    def generate(
+    def __enter__(self) -> ScriptedSampler:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def dialogue(self, *, seed: int, step: int, episode: int) -> ScriptedDialogue:
+        return self.dialogues.setdefault(episode, ScriptedDialogue(episode))
+
+    def respond(
         self,
-        state: int,
-        prompts: Sequence[Sequence[int]],
+        dialogue: ScriptedDialogue,
+        prompt: Sequence[int],
+        sampling: SamplingConfig,
         *,
-        seed: int,
-        step: int,
-        episode_indices: Sequence[int],
         turn: int,
-        max_new: Sequence[int],
-    ) -> tuple[int, list[ScriptedSample]]:
-        assert len(prompts) == len(episode_indices) == len(max_new) == self.batch_size
-        assert state == turn  # each group comes back with its own state
-        samples = []
-        for prompt, index, limit in zip(prompts, episode_indices, max_new):
-            if not prompt:
-                samples.append(ScriptedSample((), (), "stop", 7))
-                continue
-            letters = [i for letter in self._script(index, turn) for i in self._chat.tokenizer.encode(letter)]
-            ids = [*letters, *self._chat.stop_ids][:limit]
-            finish = "stop" if ids[-1] in self._chat.stop_ids else "length"
-            self.streams.setdefault(index, []).extend([*prompt, *ids])
-            samples.append(ScriptedSample(tuple(ids), tuple(-0.5 * i for i in range(len(ids))), finish, 7))
-        self.calls.append((tuple(i for i, prompt in zip(episode_indices, prompts) if prompt), turn))
-        return state + 1, samples
+        max_new: int,
+        last: bool,
+    ) -> Future[Sample]:
+        index = dialogue.index
+        assert prompt and turn == dialogue.turns and not dialogue.over
+        dialogue.turns, dialogue.over = turn + 1, last
+        letters = [i for letter in self._script(index, turn) for i in self._chat.tokenizer.encode(letter)]
+        ids = [*letters, *self._chat.stop_ids][: min(max_new, sampling.max_new_tokens)]
+        finish = "stop" if ids[-1] in self._chat.stop_ids else "length"
+        self.streams.setdefault(index, []).extend([*prompt, *ids])
+        self.calls.append((index, turn))
+        self._tokens += len(ids)
+        logp = tuple(-0.5 * i for i in range(len(ids)))
+        future: Future[Sample] = Future()
+        future.set_result(Sample(tuple(ids), logp, logp, finish, (7,) * len(ids)))
+        return future
+
+    def end(self, dialogue: ScriptedDialogue) -> None:
+        assert not dialogue.over
+        dialogue.over = True
+
+    def stats(self) -> SamplerStats:
+        wall_s = time.perf_counter() - self._began
+        return SamplerStats(self._tokens, self._tokens, 0, 0, 0, 0, 0, busy_s=0.0, wall_s=wall_s)

@@ -26,8 +26,10 @@ OVERRIDES: dict[str, Any] = {
     "model.d_head": 8,
     "model.d_ff": 32,
     "episode.max_new_tokens": 8,
-    "sampling.group_size": 4,
-    "sampling.prompt_buckets": (256,),
+    "sampling.rows": 4,
+    "sampling.lanes": 1,
+    "sampling.capacities": (),
+    "sampling.chunks": (64,),
     "ppo.rollouts": 8,
     "ppo.updates": 2,
     "ppo.microbatch_rows": 4,
@@ -87,7 +89,8 @@ def timeless(record: dict[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in record.items()
-        if not name.startswith(("time", "idle/", "pool/busy", "pool/retries", "memory")) and "per_s" not in name
+        if not name.startswith(("time", "idle/", "sampler/", "pool/busy", "pool/retries", "memory"))
+        and "per_s" not in name
     }
 
 

@@ -1,6 +1,7 @@
 """The sampler against the trainer's model, and against itself under other schedules."""
 
 import os
+import random
 import subprocess
 import sys
 import textwrap
@@ -9,9 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import monitoring
 
+from rlef_jax.errors import StoppedError
+from rlef_jax.model.sharding import make_mesh
 from rlef_jax.model.transformer import ModelConfig, forward, init_params, token_logp, unembed
-from rlef_jax.sampling.sampler import Sample, Sampler, SamplingConfig
+from rlef_jax.sampling.programs import Programs, Shapes
+from rlef_jax.sampling.request import SamplingConfig
+from rlef_jax.sampling.sampler import Sampler
 
 CFG = ModelConfig(vocab_size=24, d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, d_head=8, d_ff=24)
 STOP = 3
@@ -19,6 +25,9 @@ STOP = 3
 PARAMS = jax.tree.map(
     lambda a: a * 3.0, jax.device_get(jax.jit(init_params, static_argnums=1)(jax.random.PRNGKey(0), CFG))
 )
+SHAPES = Shapes(rows=3, max_len=64, capacities=(), chunks=(4, 8), prefill_tokens=16, steps=4, stop_ids=2)
+HOW = SamplingConfig(temperature=1.0, top_p=1.0, top_k=0, stop_ids=(STOP,), max_new_tokens=6)
+WAIT_S = 120.0
 
 
 @jax.jit
@@ -32,195 +41,357 @@ def logits_of(params, tokens):
     return unembed(params, CFG, hidden)
 
 
-def make_sampler(rows=3, temperature=1.0, top_p=1.0, top_k=0, max_new=6, max_len=64, multiple=64, params=PARAMS):
-    sampling = SamplingConfig(temperature, top_p, top_k, stop_ids=(STOP,), max_new_tokens=max_new)
-    sampler = Sampler(CFG, sampling, rows, max_len, prompt_buckets=(8, 16), slot_multiple=multiple)
+@pytest.fixture(scope="module")
+def programs():
+    made = Programs(CFG, SHAPES, make_mesh())
+    made.compile()
+    return made
+
+
+def make_sampler(programs, params=PARAMS, **kwargs):
+    sampler = Sampler(programs, **kwargs)
     sampler.set_weights(params, version=7)
     return sampler
 
 
-def deltas(turn, episodes, longest=7):
-    """Prompt deltas of different lengths, a function of turn and episode alone."""
-    rngs = [np.random.default_rng((turn, e)) for e in episodes]
-    return [r.integers(4, 24, r.integers(1, longest + 1)).tolist() for r in rngs]
+def prompt_of(turn, episode, longest=14):
+    """Prompts of different lengths, a function of turn and episode alone."""
+    rng = np.random.default_rng((turn, episode))
+    return rng.integers(4, 24, rng.integers(1, longest + 1)).tolist()
 
 
-def rollout(sampler, episodes, turns=3, idle=()):
-    """{(episode, turn): (delta, sample)} of a group; pairs in `idle` are skipped."""
-    state, made = sampler.start_group(), {}
-    for turn in range(turns):
-        prompts = [[] if (e, turn) in idle else d for e, d in zip(episodes, deltas(turn, episodes), strict=True)]
-        state, samples = sampler.generate(state, prompts, seed=1, step=2, episode_indices=episodes, turn=turn)
-        made |= {(e, turn): (p, s) for e, p, s in zip(episodes, prompts, samples, strict=True)}
+def at_once(sampler, episodes, turns=3, how=HOW, prompt=prompt_of, step=2):
+    """{(episode, turn): (prompt, sample)}, each turn of all episodes asked for at once; and the session's counts."""
+    made = {}
+    with sampler.session() as session:
+        dialogues = {e: session.dialogue(seed=1, step=step, episode=e) for e in episodes}
+        for turn in range(turns):
+            futures = {
+                e: session.respond(d, prompt(turn, e), how, turn=turn, last=turn == turns - 1)
+                for e, d in dialogues.items()
+            }
+            made |= {(e, turn): (prompt(turn, e), f.result(WAIT_S)) for e, f in futures.items()}
+        return made, session.stats()
+
+
+def one_by_one(sampler, episodes, turns=3):
+    """The same, with one request under way at a time, in another order."""
+    made = {}
+    with sampler.session() as session:
+        for e in reversed(episodes):
+            dialogue = session.dialogue(seed=1, step=2, episode=e)
+            for turn in range(turns):
+                asked = session.respond(dialogue, prompt_of(turn, e), HOW, turn=turn)
+                made[e, turn] = (prompt_of(turn, e), asked.result(WAIT_S))
+            session.end(dialogue)
     return made
 
 
-@pytest.fixture(scope="module")
-def sampler():
-    return make_sampler()
-
-
-@pytest.mark.parametrize("idle", [(), ((5, 1),), ((0, 0), (0, 2))])
-def test_policy_logp_is_the_trainers_over_three_turns(sampler, idle):
-    made = rollout(sampler, episodes=(0, 5, 9), idle=idle)
-    rows = np.zeros((3, 64), np.int32)
+def test_policy_logp_is_the_trainers_over_three_turns(programs):
+    episodes = range(9)
+    made, _ = at_once(make_sampler(programs), episodes)
+    rows = np.zeros((9, 64), np.int32)
     lengths, expected = [], []
-    for row, episode in enumerate((0, 5, 9)):
+    for row, episode in enumerate(episodes):
         ids, spans = [], []
         for turn in range(3):
-            delta, sample = made[episode, turn]
-            ids += delta
+            prompt, sample = made[episode, turn]
+            ids += prompt
             spans.append((len(ids), sample))
             ids += sample.ids
         rows[row, : len(ids)] = ids
         lengths.append(len(ids))
         expected.append(spans)
-    positions = np.broadcast_to(np.arange(64), (3, 64))
+    positions = np.broadcast_to(np.arange(64), rows.shape)
     segments = (positions < np.array(lengths)[:, None]).astype(np.int32)
     logp = np.asarray(trainer_logp(PARAMS, rows, positions, segments))
-    assert sum(len(s.ids) for spans in expected for _, s in spans) > 20
+    assert sum(len(s.ids) for spans in expected for _, s in spans) > 60
     for row, spans in enumerate(expected):
         for start, sample in spans:
             np.testing.assert_allclose(sample.policy_logp, logp[row, start : start + len(sample.ids)], atol=1e-4)
             np.testing.assert_allclose(sample.behavior_logp, sample.policy_logp, atol=1e-5)
 
 
-def test_responses_end_at_a_stop_id_or_at_the_limit(sampler):
-    samples = [s for _, s in rollout(sampler, episodes=(0, 5, 9)).values()]
-    samples += [s for _, s in rollout(sampler, episodes=(1, 2, 3)).values()]
+def test_responses_end_at_a_stop_id_or_at_the_limit(programs):
+    samples = [s for _, s in at_once(make_sampler(programs), range(9))[0].values()]
     assert {s.finish_reason for s in samples} == {"stop", "length"}
     for s in samples:
         assert STOP not in s.ids[:-1]
         assert (s.ids[-1] == STOP) == (s.finish_reason == "stop")
         assert s.finish_reason == "stop" or len(s.ids) == 6
-        assert len(s.ids) == len(s.behavior_logp) == len(s.policy_logp) and s.version == 7
+        assert len(s.ids) == len(s.behavior_logp) == len(s.policy_logp)
+        assert s.versions == (7,) * len(s.ids)
 
 
-def test_an_episode_does_not_depend_on_slot_neighbours_or_idle_rows(sampler):
-    alone = rollout(sampler, episodes=(5, 0, 9))
-    assert rollout(sampler, episodes=(5, 0, 9)) == alone
-    for neighbours, idle in [((1, 5, 2), ()), ((3, 4, 5), ((3, 0), (4, 2)))]:
-        made = rollout(sampler, episodes=neighbours, idle=idle)
-        assert all(made[5, turn] == alone[5, turn] for turn in range(3))
+def test_arrival_order_neighbours_and_rows_that_are_given_up_change_nothing(programs):
+    """Twenty dialogues in three rows, so that most are moved out of a row and back: the same as alone, bit for bit."""
+    episodes = range(20)
+    crowded, stats = at_once(make_sampler(programs), episodes)
+    assert stats.saved > 10
+    assert one_by_one(make_sampler(programs), episodes) == crowded
+    for kwargs in ({"lanes": 2}, {"lanes": 3, "gather": 0.7}, {"gather": 1.0}):
+        assert at_once(make_sampler(programs, **kwargs), episodes)[0] == crowded
+    few, stats = at_once(make_sampler(programs), (4, 11))
+    assert stats.saved == 0
+    assert all(crowded[key] == found for key, found in few.items())
 
 
-def test_seed_step_episode_and_turn_each_change_the_draws(sampler):
-    def draw(seed=1, step=2, episodes=(0, 1, 2), turn=0):
-        state = sampler.start_group()
-        prompts = [[4, 5], [4, 5], [4, 5]]
-        return sampler.generate(state, prompts, seed=seed, step=step, episode_indices=episodes, turn=turn)[1]
+def test_only_new_tokens_are_prefilled(programs):
+    """Of each prompt all but the last token, which decoding runs; and the token that a response ended with."""
+    made, stats = at_once(make_sampler(programs), range(3))
+    fresh = sum(len(prompt) - 1 + (turn > 0) for (_, turn), (prompt, _) in made.items())
+    assert stats.prefilled_tokens == fresh and stats.saved == 0
+    assert stats.tokens == sum(len(sample.ids) for _, sample in made.values())
+    crowded, stats = at_once(make_sampler(programs), range(12))
+    assert stats.saved > 0
+    assert stats.prefilled_tokens == sum(len(p) - 1 + (turn > 0) for (_, turn), (p, _) in crowded.items())
+
+
+def test_a_prompt_that_several_begin_with_is_prefilled_once(programs):
+    def prompt(turn, episode):
+        return list(range(4, 17)) if turn == 0 else prompt_of(turn, episode)
+
+    def all_different(turn, episode):
+        return [*prompt(turn, episode)] if episode == 5 or turn else [4 + episode, *prompt(turn, episode)]
+
+    for lanes in (1, 2):
+        sampler = make_sampler(programs, lanes=lanes)
+        shared, stats = at_once(sampler, range(10), prompt=prompt, turns=2)
+        second = sum(len(prompt(1, e)) for e in range(10))
+        assert (stats.prefilled_tokens, stats.shared_tokens) == (12 + second, 9 * 12)
+        alone, stats = at_once(sampler, range(10), prompt=all_different, turns=2)
+        assert stats.shared_tokens == 0
+        assert shared[5, 0] == alone[5, 0] and shared[5, 1] == alone[5, 1]
+
+
+def test_seed_step_episode_and_turn_each_change_the_draws(programs):
+    def draw(seed=1, step=2, episode=0, turn=0):
+        with make_sampler(programs).session() as session:
+            dialogue = session.dialogue(seed=seed, step=step, episode=episode)
+            return session.respond(dialogue, [4, 5], HOW, turn=turn).result(WAIT_S)
 
     first = draw()
     assert draw() == first
-    assert len({s.ids for s in first}) == 3
-    for changed in (draw(seed=2), draw(step=3), draw(episodes=(7, 8, 9)), draw(turn=1), draw(turn=(1, 1, 1))):
-        assert all(a.ids != b.ids for a, b in zip(first, changed, strict=True))
-    assert draw(turn=(0, 1, 0))[0] == first[0]
+    assert all(draw(**{name: 9}).ids != first.ids for name in ("seed", "step", "episode", "turn"))
 
 
-def test_how_the_cache_grows_changes_nothing(sampler):
-    a, b = rollout(make_sampler(multiple=24), episodes=(0, 5, 9)), rollout(sampler, episodes=(0, 5, 9))
-    for key, (_, sample) in a.items():
-        assert sample.ids == b[key][1].ids
-        np.testing.assert_allclose(sample.policy_logp, b[key][1].policy_logp, atol=1e-4)
+def test_a_shorter_look_at_the_cache_changes_rounding_at_most(programs):
+    shapes = Shapes(rows=3, max_len=64, capacities=(16, 32), chunks=(4, 8), prefill_tokens=16, steps=4)
+    looked, _ = at_once(make_sampler(Programs(CFG, shapes, make_mesh())), range(9))
+    whole, _ = at_once(make_sampler(programs), range(9))
+    for key, (_, sample) in whole.items():
+        assert looked[key][1].ids == sample.ids
+        np.testing.assert_allclose(looked[key][1].policy_logp, sample.policy_logp, atol=1e-4)
 
 
-def test_limits_of_rows_and_of_the_context(sampler):
-    state = sampler.start_group()
-    prompts = [[4], [5], [6]]
-    _, samples = sampler.generate(state, prompts, seed=0, step=0, episode_indices=(0, 1, 2), turn=0, max_new=(1, 2, 60))
-    assert [len(s.ids) <= n for s, n in zip(samples, (1, 2, 6), strict=True)] == [True] * 3
-    assert len(samples[0].ids) == 1
-    short = make_sampler(max_len=9, multiple=24)
-    state, samples = short.generate(
-        short.start_group(), [[4] * 8, [4] * 4, []], seed=0, step=0, episode_indices=(0, 1, 2), turn=0
-    )
-    assert len(samples[0].ids) == 1 and len(samples[1].ids) <= 5
-    assert samples[2] == Sample((), (), (), "", 7)
-    assert state.lengths.tolist() == [9, 4 + len(samples[1].ids), 0]
-    with pytest.raises(ValueError, match="row 0 has 10 of 9 tokens"):
-        short.generate(state, [[4], [], []], seed=0, step=0, episode_indices=(0, 1, 2), turn=1)
-    with pytest.raises(ValueError, match="17 tokens is over the largest bucket, 16"):
-        sampler.generate(sampler.start_group(), [[4] * 17, [], []], seed=0, step=0, episode_indices=(0,) * 3, turn=0)
+def test_limits_of_responses_and_of_rows(programs):
+    with make_sampler(programs).session() as session:
+
+        def ask(length, **kwargs):
+            return session.respond(session.dialogue(seed=0, step=0, episode=1), [4] * length, HOW, turn=0, **kwargs)
+
+        assert len(ask(1, max_new=1).result(WAIT_S).ids) == 1
+        assert len(ask(1, max_new=60).result(WAIT_S).ids) <= 6
+        assert len(ask(63).result(WAIT_S).ids) == 1  # fills its row
+        for length in (64, 80):
+            with pytest.raises(ValueError, match=f"has {length} of 64 tokens with its prompt"):
+                ask(length)
+        with pytest.raises(ValueError, match="no room for a response"):
+            ask(1, max_new=0)
+        with pytest.raises(ValueError, match="prompt of 0"):
+            ask(0)
+        many = SamplingConfig(1.0, 1.0, 0, (1, 2, 3), 4)
+        with pytest.raises(ValueError, match="3 stop ids, compiled for 2"):
+            session.respond(session.dialogue(seed=0, step=0, episode=1), [4], many, turn=0)
 
 
-def test_the_samplers_weights_are_its_own():
+def test_requests_have_settings_of_their_own(programs):
+    """Side by side in one dispatch: sharp, greedy and plain ones, with other stop ids."""
+    sharp = SamplingConfig(temperature=0.5, top_p=0.9, top_k=5, stop_ids=(STOP,), max_new_tokens=6)
+    greedy = SamplingConfig(temperature=0.0, top_p=1.0, top_k=0, stop_ids=(5, STOP), max_new_tokens=9)
+    with make_sampler(programs).session() as session:
+        asked = {
+            (how, e): session.respond(session.dialogue(seed=1, step=2, episode=e), prompt_of(0, e), how, turn=0)
+            for e in range(6)
+            for how in (HOW, sharp, greedy)
+        }
+        made = {key: future.result(WAIT_S) for key, future in asked.items()}
+    for (how, e), sample in made.items():
+        prompt = prompt_of(0, e)
+        ids = np.zeros((1, 32), np.int32)  # the tokens behind the response change nothing before them
+        ids[0, : len(prompt) + len(sample.ids)] = [*prompt, *sample.ids]
+        rows = np.asarray(logits_of(PARAMS, ids))[0]
+        for i, token in enumerate(sample.ids):
+            logits = rows[len(prompt) - 1 + i].astype(np.float64)
+            full = np.exp(logits - logits.max())
+            np.testing.assert_allclose(sample.policy_logp[i], np.log(full[token] / full.sum()), atol=1e-4)
+            if how == greedy:
+                assert token == logits.argmax() and sample.behavior_logp[i] == 0.0
+            elif how == sharp:
+                kept = np.argsort(-full)[:5]
+                shares = full[kept] ** 2 / (full[kept] ** 2).sum()
+                kept = kept[: int(np.searchsorted(np.cumsum(shares), 0.9)) + 1]
+                assert token in kept
+                expected = np.log(full[token] ** 2 / (full[kept] ** 2).sum())
+                np.testing.assert_allclose(sample.behavior_logp[i], expected, atol=1e-4)
+        assert not set(sample.ids[:-1]) & set(how.stop_ids)
+    assert any(made[greedy, e].ids[-1] == 5 for e in range(6)) or any(len(made[greedy, e].ids) > 6 for e in range(6))
+
+
+def test_the_samplers_weights_are_its_own(programs):
     params = jax.tree.map(jnp.copy, PARAMS)
-    sampler = make_sampler(params=params)
-    before = rollout(sampler, episodes=(0, 5, 9), turns=1)
+    sampler = make_sampler(programs, params=params)
+    before, _ = at_once(sampler, range(3), turns=1)
     step = jax.jit(lambda p: jax.tree.map(lambda a: a * -2.0, p), donate_argnums=0)
     changed = step(params)
     assert all(a.is_deleted() for a in jax.tree.leaves(params))
-    assert rollout(sampler, episodes=(0, 5, 9), turns=1) == before
+    assert at_once(sampler, range(3), turns=1)[0] == before
     sampler.set_weights(changed, version=8)
-    after = rollout(sampler, episodes=(0, 5, 9), turns=1)
-    assert all(s.version == 8 and s.ids != before[key][1].ids for key, (_, s) in after.items())
+    after, _ = at_once(sampler, range(3), turns=1)
+    assert all(set(s.versions) == {8} and s.ids != before[key][1].ids for key, (_, s) in after.items())
 
 
-def test_weights_that_come_during_a_turn_wait_for_the_next_one():
-    """A turn ends with the weights that it began with; the next one goes on over the same cache with the new."""
-    other = jax.tree.map(lambda a: a * -2.0, PARAMS)
-    quiet, disturbed = make_sampler(), make_sampler()
-    before = rollout(quiet, episodes=(0, 5, 9), turns=1)
-    read = disturbed._read
+def test_weights_that_come_during_a_response_are_taken_between_dispatches():
+    """No work is dropped, every token knows its weights, and its log-probability is theirs."""
+    shapes = Shapes(rows=2, max_len=64, capacities=(), chunks=(8,), prefill_tokens=16, steps=2)
+    other = jax.tree.map(lambda a: a * 0.9, PARAMS)
+    how = SamplingConfig(1.0, 1.0, 0, (23,), 12)
+    sampler = make_sampler(Programs(CFG, shapes, make_mesh()))
+    quiet, _ = at_once(sampler, (0, 5), turns=2, how=how)
+    decode, dispatches = sampler.programs.decode, []
 
-    def read_and_publish(*args):
-        found = read(*args)
-        disturbed.set_weights(other, version=8)  # as another thread would
+    def decode_and_publish(*args):
+        found = decode(*args)
+        dispatches.append(None)
+        if len(dispatches) == 2:
+            sampler.set_weights(other, version=8)  # as another thread would
         return found
 
-    disturbed._read = read_and_publish
-    made = rollout(disturbed, episodes=(0, 5, 9), turns=2)
-    first, second = ({e: pair for (e, t), pair in made.items() if t == turn} for turn in (0, 1))
-    assert first == {e: pair for (e, _), pair in before.items()}
-    assert all(s.version == 7 for _, s in first.values()) and all(s.version == 8 for _, s in second.values())
+    sampler.programs.decode = decode_and_publish
+    made, _ = at_once(sampler, (0, 5), turns=2, how=how)
+    for e in (0, 5):
+        first, second = made[e, 0][1], made[e, 1][1]
+        assert first.versions[:4] == (7,) * len(first.versions[:4])
+        assert set(first.versions[4:]) <= {8} and set(second.versions) == {8}
+        assert first.ids[:4] == quiet[e, 0][1].ids[:4]
+    assert any(8 in made[e, 0][1].versions for e in (0, 5))
 
 
-def test_it_works_on_the_device_that_it_is_given():
-    """In a process of two devices: weights, cache and samples lie on the second, and are the first's."""
+def test_nothing_is_compiled_after_the_start(programs):
+    """However requests come and go, in number, length, kind or version of the weights."""
+    sampler = make_sampler(programs)
+    at_once(sampler, range(2), turns=1)
+    compiled = programs.compiled
+    seen = []
+
+    def listen(event, duration, **_):
+        if "backend_compile" in event:
+            seen.append(event)
+
+    monitoring.register_event_duration_secs_listener(listen)
+    try:
+        jax.jit(lambda x: x * 3.25)(jnp.ones(3))
+        assert seen  # the listener hears
+        seen.clear()
+        for how in (HOW, SamplingConfig(0.5, 0.9, 2, (STOP,), 5)):
+            at_once(sampler, range(15), how=how)
+        sampler.set_weights(PARAMS, version=9)
+        at_once(sampler, (0,), turns=1)
+        assert not seen and programs.compiled == compiled
+    finally:
+        monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_schedule_gives_every_response_once(programs, seed):
+    """Dialogues that begin, go on, wait and end at random, in two crowded lanes."""
+    rng = random.Random(seed)
+    sampler = make_sampler(programs, lanes=2, gather=rng.choice([0.0, 0.5]))
+    expected, _ = at_once(sampler, range(12))
+    made = {}
+    with sampler.session() as session:
+        waiting = {e: (session.dialogue(seed=1, step=2, episode=e), 0) for e in range(12)}
+        asked = {}
+        while waiting or asked:
+            for e in rng.sample(sorted(waiting), rng.randint(0, len(waiting))):
+                dialogue, turn = waiting.pop(e)
+                asked[e, turn] = dialogue, session.respond(dialogue, prompt_of(turn, e), HOW, turn=turn)
+            for e, turn in rng.sample(sorted(asked), rng.randint(0, len(asked))):
+                dialogue, future = asked[e, turn]
+                if waiting and not future.done():
+                    continue
+                if not waiting and len(asked) > 1 and not future.done():
+                    continue
+                made[e, turn] = (prompt_of(turn, e), future.result(WAIT_S))
+                del asked[e, turn]
+                if turn < 2:
+                    waiting[e] = dialogue, turn + 1
+                else:
+                    session.end(dialogue)
+    assert made == expected
+
+
+def test_what_breaks_in_a_lane_reaches_everyone(programs):
+    broken = Programs(CFG, SHAPES, make_mesh())
+    broken.compile()
+
+    def fail(*_):
+        raise ZeroDivisionError("the lane broke")
+
+    broken.decode = fail
+    with make_sampler(broken, lanes=2).session() as session:
+        futures = [session.respond(session.dialogue(seed=0, step=0, episode=e), [4, 5], HOW, turn=0) for e in range(8)]
+        for future in futures:
+            assert isinstance(future.exception(WAIT_S), (ZeroDivisionError, StoppedError))
+        late = session.respond(session.dialogue(seed=0, step=0, episode=9), [4], HOW, turn=0)
+        assert isinstance(late.exception(WAIT_S), ZeroDivisionError)
+
+
+def test_a_session_that_ends_leaves_nobody_waiting(programs):
+    with make_sampler(programs).session() as session:
+        futures = [
+            session.respond(session.dialogue(seed=0, step=0, episode=e), [4] * 20, HOW, turn=0) for e in range(200)
+        ]
+    assert all(future.done() for future in futures)
+    unfinished = [future for future in futures if future.exception() is not None]
+    assert unfinished and all(isinstance(future.exception(), StoppedError) for future in unfinished)
+
+
+def test_nothing_is_sampled_without_weights(programs):
+    with pytest.raises(RuntimeError, match="set_weights"):
+        Sampler(programs).session()
+
+
+def test_shapes_that_cannot_be_are_refused():
+    good = dict(rows=4, max_len=64, capacities=(32,), chunks=(8,), prefill_tokens=16, steps=4)
+    for bad in ({"rows": 0}, {"steps": 0}, {"chunks": ()}, {"chunks": (8, 4)}, {"capacities": (0, 4)}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            Shapes(**(good | bad))
+    with pytest.raises(ValueError, match="max_positions"):
+        Programs(CFG, Shapes(**(good | {"max_len": 10_000})), make_mesh())
+
+
+def test_any_mesh_samples_what_one_device_does():
+    """On eight pretend devices, rows split over data and fsdp, heads over tensor: the same ids, log p to 1e-4."""
     program = """
-        import jax
-        from tests.sampling.test_sampler import CFG, PARAMS, STOP, Sampler, SamplingConfig, rollout
-        first, second = jax.devices()
-        made = []
-        for device in (None, second):
-            sampler = Sampler(CFG, SamplingConfig(1.0, 1.0, 0, (STOP,), 6), 3, 64, (8, 16), device=device)
-            sampler.set_weights(jax.device_put(PARAMS, first), version=7)
-            state, _ = sampler.generate(
-                sampler.start_group(), [[4, 5], [6], [7]], seed=0, step=0, episode_indices=(0, 1, 2), turn=0)
-            assert {d for a in jax.tree.leaves(state.cache) for d in a.devices()} == {device or first}
-            made.append(rollout(sampler, (0, 5, 9)))
-        assert made[0] == made[1]
+        import numpy as np
+        from rlef_jax.model.sharding import make_mesh, one_device
+        from rlef_jax.sampling.programs import Programs, Shapes
+        from tests.sampling.test_sampler import CFG, at_once, jax, make_sampler
+        shapes = Shapes(rows=8, max_len=64, capacities=(32,), chunks=(8,), prefill_tokens=32, steps=4)
+        alone = at_once(make_sampler(Programs(CFG, shapes, one_device(jax.devices()[3]))), range(12))[0]
+        for data, fsdp, tensor in ((2, 2, 2), (1, 1, 2)):
+            programs = Programs(CFG, shapes, make_mesh(data, fsdp, tensor))
+            made = at_once(make_sampler(programs), range(12))[0]
+            for key, (_, sample) in alone.items():
+                assert made[key][1].ids == sample.ids, (data, fsdp, tensor, key)
+                np.testing.assert_allclose(made[key][1].policy_logp, sample.policy_logp, atol=1e-4)
+        slots = programs.new_cache().layers[0][0]
+        assert len(slots.sharding.device_set) == 2 and slots.addressable_shards[0].data.shape[1] == 1
         print("same")
         """
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, env=environment
     )
     assert done.stdout == "same\n", done.stderr
-
-
-def test_modified_distribution_gives_behaviour_and_unmodified_gives_policy():
-    sampler = make_sampler(temperature=0.5, top_p=0.9, top_k=5)
-    for delta, sample in rollout(sampler, episodes=(0, 5, 9), turns=1).values():
-        ids = np.zeros((1, 16), np.int32)  # the tokens behind the response change nothing before them
-        ids[0, : len(delta) + len(sample.ids)] = [*delta, *sample.ids]
-        rows = np.asarray(logits_of(PARAMS, ids))[0]
-        for i, (token, behavior, policy) in enumerate(
-            zip(sample.ids, sample.behavior_logp, sample.policy_logp, strict=True)
-        ):
-            logits = rows[len(delta) - 1 + i].astype(np.float64)
-            full = np.exp(logits - logits.max())
-            sharp = full**2
-            kept = np.argsort(-sharp)[:5]
-            shares = sharp[kept] / sharp[kept].sum()
-            kept = kept[: int(np.searchsorted(np.cumsum(shares), 0.9)) + 1]
-            assert token in kept
-            np.testing.assert_allclose(policy, np.log(full[token] / full.sum()), atol=1e-4)
-            np.testing.assert_allclose(behavior, np.log(sharp[token] / sharp[kept].sum()), atol=1e-4)
-
-
-def test_generate_before_set_weights_is_an_error():
-    sampler = Sampler(CFG, SamplingConfig(1.0, 1.0, 0, (STOP,), 4), 1, 32, (8,))
-    with pytest.raises(RuntimeError, match="set_weights"):
-        sampler.generate(sampler.start_group(), [[4]], seed=0, step=0, episode_indices=(0,), turn=0)

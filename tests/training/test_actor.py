@@ -9,12 +9,13 @@ import traceback
 import pytest
 
 from rlef_jax.errors import StoppedError
+from rlef_jax.sampling.session import SamplerStats
 from rlef_jax.training.actor import ActorThread
 from rlef_jax.training.loop import staleness_metrics
 from rlef_jax.training.rollout import RolloutProgress
 from rlef_jax.types import Episode, Problem, Turn
 
-PROGRESS = RolloutProgress(0, 0, 0, 0.0, 0.0, 0.0)
+PROGRESS = RolloutProgress(0, 0, SamplerStats(0, 0, 0, 0, 0, 0, 0, 0.0, 0.0))
 
 
 class Weights:

@@ -7,6 +7,7 @@ import pytest
 
 from rlef_jax.ppo.metrics import episode_metrics, iteration_metrics
 from rlef_jax.ppo.pack import pack
+from rlef_jax.sampling.session import SamplerStats
 from rlef_jax.training.actor import Rollouts
 from rlef_jax.training.loop import PpoSettings, Stopwatch, learn
 from rlef_jax.training.progress import ProgressDisplay
@@ -50,7 +51,7 @@ def episodes():
 
 
 def test_totals_of_the_iteration_and_means_of_an_episode(episodes):
-    rollouts = Rollouts(0, episodes, RolloutProgress(4, 4, 18, 1.0, 0.0, 1.0), idle_s=0.0)
+    rollouts = Rollouts(0, episodes, RolloutProgress(4, 4, SamplerStats(18, 40, 0, 0, 0, 0, 0, 1.0, 1.0)), idle_s=0.0)
     with ProgressDisplay() as display:
         _, metrics = learn(
             State(), None, rollouts, Learner(), seed=0, ppo=PPO, watch=Stopwatch(), display=display,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import random
+import threading
 import warnings
 from concurrent.futures import Future
 
@@ -12,13 +14,15 @@ from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.dialog.prompts import FORMAT_SENTENCE
 from rlef_jax.execution.interpreter import find_python
 from rlef_jax.execution.pool import ExecutionPool
+from rlef_jax.sampling.request import SamplingConfig
 from rlef_jax.training.rollout import RolloutSettings, collect
 from rlef_jax.types import Limits, Problem, Status, TestCase, TestResult
 from tests.helpers.scripted_sampler import ScriptedSampler
 from tests.helpers.tiny_tokenizer import tiny_tokenizer
 
 CHAT = ChatFormat(tiny_tokenizer())
-SETTINGS = RolloutSettings(context=2000, max_new_tokens=200, limits=Limits(wall_s=5.0, memory_bytes=512 << 20))
+SAMPLING = SamplingConfig(temperature=1.0, top_p=1.0, top_k=0, stop_ids=CHAT.stop_ids, max_new_tokens=200)
+SETTINGS = RolloutSettings(SAMPLING, context=2000, limits=Limits(wall_s=5.0, memory_bytes=512 << 20))
 
 ADD, SUBTRACT, CONSTANT, CRASH = "print(a + b)", "print(a - b)", "print(3)", "print(1 / 0)"
 
@@ -46,10 +50,10 @@ def pool():
         yield running
 
 
-def run(pool, script, problems, *, batch_size=4, settings=SETTINGS, **kwargs):
+def run(pool, script, problems, *, settings=SETTINGS, **kwargs):
     """Episodes and the sampler; `script` maps (index, turn) or turn to a program's body."""
     bodies = script if callable(script) else lambda index, turn: script[turn]
-    sampler = ScriptedSampler(CHAT, lambda index, turn: response(bodies(index, turn)), batch_size)
+    sampler = ScriptedSampler(CHAT, lambda index, turn: response(bodies(index, turn)))
     return collect(sampler, CHAT, pool, problems, seed=1, step=2, settings=settings, **kwargs), sampler
 
 
@@ -106,21 +110,37 @@ def test_turn_limit_and_no_code(pool):
     assert "SyntaxError: invalid syntax\n\nGive it" in shown(episode, 2)
 
 
-def test_groups_change_nothing(pool):
-    """Slot, neighbours and the order of groups leave no trace; indices and order are the problems' own."""
+def test_the_order_of_events_changes_nothing(pool):
+    """How long a program takes leaves no trace; indices and order are the problems' own."""
 
     def bodies(index, turn):
         return [SUBTRACT, ADD, CRASH, CONSTANT][(index + 2 * turn) % 4]
 
     problems = [add_problem(str(i)) for i in range(7)]
-    whole, _ = run(pool, bodies, problems, batch_size=8, first_index=10)
+    whole, _ = run(pool, bodies, problems, first_index=10)
     assert [e.index for e in whole] == list(range(10, 17))
     assert [e.problem.name for e in whole] == [str(i) for i in range(7)]
     assert len({(e.end, e.solved, len(e.turns)) for e in whole}) >= 3  # the comparison is about something
-    for batch_size, in_flight in [(1, 4), (2, 2), (3, 1), (4, 3)]:
-        settings = dataclasses.replace(SETTINGS, groups_in_flight=in_flight)
-        split, _ = run(pool, bodies, problems, batch_size=batch_size, first_index=10, settings=settings)
+    for seed in range(3):
+        split, sampler = run(Late(pool, random.Random(seed)), bodies, problems, first_index=10)
         assert [timeless(e) for e in split] == [timeless(e) for e in whole]
+        assert all(dialogue.over for dialogue in sampler.dialogues.values())
+
+
+class Late:
+    """The pool, whose answers come after a random time."""
+
+    def __init__(self, pool, rng):
+        self._pool, self._rng = pool, rng
+
+    def run(self, program, tests, limits, *, stop_at_first_failure=False):
+        late, wait_s = Future(), self._rng.uniform(0.0, 0.3)
+
+        def pass_on(done):
+            threading.Timer(wait_s, lambda: late.set_result(done.result())).start()
+
+        self._pool.run(program, tests, limits, stop_at_first_failure=stop_at_first_failure).add_done_callback(pass_on)
+        return late
 
 
 def timeless(episode):
@@ -138,17 +158,12 @@ def timeless(episode):
     return dataclasses.replace(episode, turns=tuple(turns))
 
 
-def test_another_group_is_sampled_while_one_is_judged(pool):
+def test_no_episode_waits_for_another(pool):
     def bodies(index, turn):
-        return "import time; time.sleep(0.2); print(0)" if index < 2 and turn == 0 else ADD
+        return "import time; time.sleep(0.5); print(0)" if index == 0 and turn == 0 else [SUBTRACT, SUBTRACT, ADD][turn]
 
-    _, sampler = run(pool, bodies, [add_problem(str(i)) for i in range(4)], batch_size=2)
-    assert sampler.calls == [((0, 1), 0), ((2, 3), 0), ((0, 1), 1)]
-
-
-def test_finished_rows_idle(pool):
-    _, sampler = run(pool, lambda index, turn: ADD if index + turn >= 2 else SUBTRACT, [add_problem()] * 3)
-    assert sampler.calls == [((0, 1, 2), 0), ((0, 1), 1), ((0,), 2)]
+    _, sampler = run(pool, bodies, [add_problem(str(i)) for i in range(2)])
+    assert sampler.calls == [(0, 0), (1, 0), (1, 1), (1, 2), (0, 1), (0, 2)]
 
 
 def test_context_ends_by_rule(pool):
@@ -165,7 +180,7 @@ def test_context_ends_by_rule(pool):
 
 
 def test_a_response_cut_by_length_is_closed_by_the_next_prompt(pool):
-    short = dataclasses.replace(SETTINGS, max_new_tokens=5)
+    short = dataclasses.replace(SETTINGS, sampling=dataclasses.replace(SAMPLING, max_new_tokens=5))
     [episode], sampler = run(pool, [SUBTRACT, SUBTRACT, SUBTRACT], [add_problem()], settings=short)
     assert [t.finish_reason for t in episode.turns] == ["length"] * 3
     assert all(len(t.response_ids) == 5 and CHAT.stop_ids[0] not in t.response_ids for t in episode.turns)
@@ -208,7 +223,7 @@ def test_random_feedback_is_another_problems(pool):
     assert all("- input `in-" in message and "but got `" in message for message in messages)
     assert len(set(messages)) > 4
     assert any("wrong-" in message for message in messages) and any("but got `in-" in message for message in messages)
-    again, _ = run(pool, [SUBTRACT, SUBTRACT, ADD], problems, settings=RANDOM, donors=donors, batch_size=2)
+    again, _ = run(pool, [SUBTRACT, SUBTRACT, ADD], problems, settings=RANDOM, donors=donors)
     assert [e.token_ids for e in again] == [e.token_ids for e in episodes]
 
 
@@ -254,18 +269,15 @@ def test_a_broken_judge_ends_the_episode_without_blame(pool):
 
 def test_progress_adds_up(pool):
     reports = []
-    episodes, sampler = run(
-        pool, [SUBTRACT, ADD], [add_problem(str(i)) for i in range(5)], batch_size=2, on_progress=reports.append
-    )
+    episodes, sampler = run(pool, [SUBTRACT, ADD], [add_problem(str(i)) for i in range(5)], on_progress=reports.append)
     last = reports[-1]
     assert (last.ended, last.total) == (5, 5)
-    assert last.sampled_tokens == sum(len(t.response_ids) for e in episodes for t in e.turns)
-    assert 0 < last.sampling_s + last.waiting_s <= last.wall_s
+    assert last.sampler.tokens == sum(len(t.response_ids) for e in episodes for t in e.turns)
     assert [r.ended for r in reports] == sorted(r.ended for r in reports)
 
 
 def test_settings_are_checked():
     with pytest.raises(ValueError, match="feedback must be"):
-        RolloutSettings(feedback="sometimes")
+        RolloutSettings(SAMPLING, feedback="sometimes")
     with pytest.raises(ValueError, match="at least 1"):
-        RolloutSettings(max_turns=0)
+        RolloutSettings(SAMPLING, max_turns=0)

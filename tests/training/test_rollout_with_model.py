@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import itertools
+import random
+import threading
 import warnings
+from concurrent.futures import Future
 
 import jax
 import jax.numpy as jnp
@@ -14,18 +19,22 @@ import pytest
 from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.execution.interpreter import find_python
 from rlef_jax.execution.pool import ExecutionPool
+from rlef_jax.model.sharding import make_mesh
 from rlef_jax.model.transformer import ModelConfig, forward, init_params, token_logp
-from rlef_jax.sampling.sampler import Sampler, SamplingConfig
+from rlef_jax.sampling.programs import Programs, Shapes
+from rlef_jax.sampling.request import SamplingConfig
+from rlef_jax.sampling.sampler import Sampler
 from rlef_jax.training.rollout import RolloutSettings, collect
-from rlef_jax.types import Problem, TestCase
+from rlef_jax.types import Problem, Status, TestCase, TestResult
 from tests.helpers.tiny_tokenizer import tiny_tokenizer
 
 CHAT = ChatFormat(tiny_tokenizer())
-CONTEXT, ROWS = 192, 3
+CONTEXT, ROWS = 192, 2
 MODEL = ModelConfig(
     vocab_size=CHAT.tokenizer.vocab_size, d_model=16, n_layers=2, n_heads=2, n_kv_heads=1, d_head=8, d_ff=32
 )
-SETTINGS = RolloutSettings(context=CONTEXT, max_new_tokens=12)
+SAMPLING = SamplingConfig(temperature=1.0, top_p=1.0, top_k=0, stop_ids=CHAT.stop_ids, max_new_tokens=12)
+SETTINGS = RolloutSettings(SAMPLING, context=CONTEXT)
 # Descriptions of different lengths, so that rows differ in everything.
 PROBLEMS = [Problem(f"p{i}", "sum " * i, (TestCase("1", "2"),), (TestCase("3", "4"),)) for i in range(5)]
 
@@ -48,28 +57,32 @@ def params():
 
 
 class Recording:
-    """A sampler that also keeps every token fed to or sampled by each episode, as (index, tokens)."""
+    """A sampler whose sessions also keep every token fed to or sampled by each episode, as (index, tokens)."""
 
     def __init__(self, sampler: Sampler) -> None:
-        self.batch_size = sampler.batch_size
         self.streams: dict[int, list[int]] = {}
         self._sampler = sampler
 
-    def start_group(self):
-        return self._sampler.start_group()
+    @contextlib.contextmanager
+    def session(self, on_compile=None):
+        with self._sampler.session(on_compile) as session:
+            self._session = session
+            yield self
 
-    def generate(self, state, prompts, *, episode_indices, **kwargs):
-        state, samples = self._sampler.generate(state, prompts, episode_indices=episode_indices, **kwargs)
-        for index, prompt, sample in zip(episode_indices, prompts, samples):
-            if prompt:
-                self.streams.setdefault(index, []).extend([*prompt, *sample.ids])
-        return state, samples
+    def respond(self, dialogue, prompt, sampling, **kwargs):
+        future = self._session.respond(dialogue, prompt, sampling, **kwargs)
+        stream = self.streams.setdefault(dialogue.episode, [])
+        future.add_done_callback(lambda done: stream.extend([*prompt, *done.result().ids]))
+        return future
+
+    def __getattr__(self, name):
+        return getattr(self._session, name)
 
 
 @pytest.fixture(scope="module")
 def sampler(params):
-    sampling = SamplingConfig(temperature=1.0, top_p=1.0, top_k=0, stop_ids=CHAT.stop_ids, max_new_tokens=12)
-    made = Sampler(MODEL, sampling, batch_size=ROWS, max_len=CONTEXT, prompt_buckets=(CONTEXT,), slot_multiple=512)
+    shapes = Shapes(rows=ROWS, max_len=CONTEXT, capacities=(), chunks=(64,), prefill_tokens=128, steps=4)
+    made = Sampler(Programs(MODEL, shapes, make_mesh()), lanes=2)
     made.set_weights(params, version=5)
     return made
 
@@ -114,12 +127,83 @@ def test_trainer_agrees_with_the_sampler_on_every_sampled_token(rollout, params)
 
 
 def test_an_episode_does_not_depend_on_its_neighbours(rollout, sampler, pool):
-    """Other slots, other neighbours, one group instead of two at a time: the same tokens."""
-    settings = dataclasses.replace(SETTINGS, groups_in_flight=1)
+    """Other rows, other neighbours, fewer at a time: the same tokens."""
     for first in (1, 3):
         again = collect(
-            sampler, CHAT, pool, PROBLEMS[first:], seed=0, step=3, settings=settings, first_index=10 + first
+            sampler, CHAT, pool, PROBLEMS[first:], seed=0, step=3, settings=SETTINGS, first_index=10 + first
         )
         assert [e.token_ids for e in again] == [e.token_ids for e in rollout[0][first:]]
-    other = collect(sampler, CHAT, pool, PROBLEMS, seed=0, step=4, settings=settings, first_index=10)
+    other = collect(sampler, CHAT, pool, PROBLEMS, seed=0, step=4, settings=SETTINGS, first_index=10)
     assert [e.token_ids for e in other] != [e.token_ids for e in rollout[0]]
+
+
+class Unreliable:
+    """A judge that is slow at random and breaks at random: which programs it breaks on is a function of the draw."""
+
+    def __init__(self, rng: random.Random, most_s: float, broken: float) -> None:
+        self._rng, self._most_s, self._broken = rng, most_s, broken
+
+    def run(self, program, tests, limits, *, stop_at_first_failure=False):
+        future: Future = Future()
+        draw = self._rng.random()
+        status = Status.INFRA_ERROR if draw < self._broken else Status.PASSED if draw > 0.8 else Status.WRONG_ANSWER
+        results = (TestResult(status, stdout="7"),) * len(tests)
+        threading.Timer(self._rng.random() * self._most_s, lambda: future.set_result(results)).start()
+        return future
+
+
+@pytest.mark.parametrize("count", [60, pytest.param(1024, marks=pytest.mark.slow)])
+def test_nothing_is_lost_whatever_the_judge_and_the_weights_do(params, count):
+    """Queued at once through 8 rows (64 for 1024), with new weights every moment: each episode complete and valid."""
+    shapes = Shapes(
+        rows=4 if count < 1000 else 32, max_len=CONTEXT, capacities=(), chunks=(64,), prefill_tokens=128, steps=4
+    )
+    sampler = Sampler(Programs(MODEL, shapes, make_mesh()), lanes=2)
+    sampler.set_weights(params, version=0)
+    program = CHAT.tokenizer.encode("```python\nprint(7)\n```")
+    chat = Writing(CHAT, program)
+    over = threading.Event()
+
+    def publish():
+        for version in itertools.count(1):
+            if over.wait(0.3):
+                return
+            factor = 1.0 + 0.01 * (version % 3)
+            sampler.set_weights(jax.tree.map(lambda a, by=factor: a * by, params), version)
+
+    thread = threading.Thread(target=publish)
+    thread.start()
+    try:
+        problems = [dataclasses.replace(PROBLEMS[i % 5], name=f"q{i}") for i in range(count)]
+        recording = Recording(sampler)
+        judge = Unreliable(random.Random(0), most_s=0.4, broken=0.05)
+        episodes = collect(recording, chat, judge, problems, seed=0, step=0, settings=SETTINGS)
+    finally:
+        over.set()
+        thread.join()
+    assert [e.index for e in episodes] == list(range(count))
+    assert [e.problem.name for e in episodes] == [p.name for p in problems]
+    assert {e.end for e in episodes} == {"public_passed", "turn_limit", "infra"}
+    versions = set()
+    for episode in episodes:
+        assert list(episode.token_ids) == recording.streams[episode.index]
+        assert 1 <= len(episode.turns) <= 3 and len(episode.token_ids) <= CONTEXT
+        made = [v for turn in episode.turns for v in turn.policy_version]
+        assert made == sorted(made)
+        versions.update(made)
+        for turn in episode.turns:
+            assert len(turn.response_ids) == len(turn.behavior_logp) == len(turn.policy_version) >= 1
+            assert all(np.isfinite(turn.behavior_logp)) and max(turn.behavior_logp) <= 1e-6
+            assert turn.verdict is not None
+    assert len(versions) > 2
+
+
+class Writing(ChatFormat):
+    """The chat format, where every response reads as one program: a random model writes none."""
+
+    def __init__(self, chat, program):
+        object.__setattr__(self, "tokenizer", chat.tokenizer)
+        object.__setattr__(self, "program", program)
+
+    def response_text(self, ids):
+        return self.tokenizer.decode(self.program)

@@ -1,0 +1,105 @@
+"""What is asked of the sampler, and what it answers."""
+
+from __future__ import annotations
+
+import dataclasses
+from concurrent.futures import Future
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """How tokens are drawn.
+
+    `temperature` 0 is greedy; `top_p` 1 and `top_k` 0 keep every token. A response ends with the first of `stop_ids`
+    (which is part of it) or after `max_new_tokens`. Raises ValueError for values that mean nothing.
+    """
+
+    temperature: float
+    top_p: float
+    top_k: int
+    stop_ids: tuple[int, ...]
+    max_new_tokens: int
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
+            raise ValueError(f"need temperature >= 0, 0 < top_p <= 1 and top_k >= 0, not {self}")
+        if not self.stop_ids or self.max_new_tokens < 1:
+            raise ValueError(f"need at least one stop id and max_new_tokens >= 1, not {self}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One response. Per token: `behavior_logp` under the distribution that it was drawn from, `policy_logp` under
+    the unmodified one (temperature 1), `versions` the weights that made it. `finish_reason` is "stop" or "length"."""
+
+    ids: tuple[int, ...]
+    behavior_logp: tuple[float, ...]
+    policy_logp: tuple[float, ...]
+    finish_reason: str
+    versions: tuple[int, ...]
+
+
+@dataclasses.dataclass(eq=False)
+class Dialogue:
+    """A dialogue's name, and where its keys and values are. Only its lane's thread changes what isn't its name.
+
+    Attributes:
+      seed, step, episode: name its random numbers, with the turn.
+      lane: the lane that it belongs to.
+      length: tokens of it that were run; one more, `pending`, follows where it is not None.
+      row: of the lane's cache, -1 where it has none; then `saved` [L, 2, K, length, H] holds what was there.
+    """
+
+    seed: int
+    step: int
+    episode: int
+    lane: int
+    length: int = 0
+    pending: int | None = None
+    row: int = -1
+    saved: np.ndarray | None = None
+
+
+@dataclasses.dataclass(eq=False)
+class Job:
+    """One response in the making.
+
+    Attributes:
+      tokens: what is prefilled, and behind it the token that decoding begins with.
+      last: the dialogue ends with it, and gives its row up.
+      leads: others wait for what this job's prompt leaves in the cache.
+      chunks: (tokens, length of chunk) that are still to be prefilled; `filled` tokens have been.
+    """
+
+    dialogue: Dialogue
+    turn: int
+    prompt: tuple[int, ...]
+    max_new: int
+    sampling: SamplingConfig
+    last: bool
+    future: Future[Sample]
+    tokens: list[int] = dataclasses.field(default_factory=list)
+    leads: bool = False
+    chunks: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+    filled: int = 0
+    ids: list[int] = dataclasses.field(default_factory=list)
+    behavior_logp: list[float] = dataclasses.field(default_factory=list)
+    policy_logp: list[float] = dataclasses.field(default_factory=list)
+    versions: list[int] = dataclasses.field(default_factory=list)
+
+    @property
+    def first(self) -> bool:
+        """Whether it opens its dialogue."""
+        return self.turn == 0 and self.dialogue.length == 0
+
+    def sample(self, stopped: bool) -> Sample:
+        """The response, complete."""
+        return Sample(
+            ids=tuple(self.ids),
+            behavior_logp=tuple(self.behavior_logp),
+            policy_logp=tuple(self.policy_logp),
+            finish_reason="stop" if stopped else "length",
+            versions=tuple(self.versions),
+        )

@@ -1,0 +1,166 @@
+"""A session: a sampler at work, from its first dialogue to its last."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Self
+
+from rlef_jax.model.transformer import Params
+from rlef_jax.sampling.lane import Clock, Lane
+from rlef_jax.sampling.prefixes import Prefixes
+from rlef_jax.sampling.programs import Programs
+from rlef_jax.sampling.request import Dialogue, Job, Sample, SamplingConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerStats:
+    """What a session has done so far.
+
+    Attributes:
+      tokens: drawn; `row_steps`: rows times steps of all dispatches, so that 1 - tokens / row_steps had no work.
+      prefilled_tokens: of prompts, run; `prefill_places`: with padding; `shared_tokens`: copied instead.
+      dispatches: of decoding; `saved`: dialogues whose keys and values were moved out of a row for others.
+      busy_s: seconds in which some lane worked; `wall_s`: since the session began.
+    """
+
+    tokens: int
+    row_steps: int
+    prefilled_tokens: int
+    prefill_places: int
+    shared_tokens: int
+    dispatches: int
+    saved: int
+    busy_s: float
+    wall_s: float
+
+    @property
+    def idle_rows(self) -> float:
+        """Share of rows without work, over all decoding steps."""
+        return 1.0 - self.tokens / self.row_steps if self.row_steps else 0.0
+
+
+class Session:
+    """Caches and threads of a sampler at work; use as a context manager. Its methods may be called from any thread."""
+
+    def __init__(
+        self, programs: Programs, weights: Callable[[], tuple[Params, int]], lanes: int, gather: float
+    ) -> None:
+        weights()  # or nothing can be sampled
+        self._programs = programs
+        self._clock, self._began = Clock(), time.perf_counter()
+        self._prefixes = Prefixes(self._wake)
+        self._lanes = [Lane(programs, weights, self._prefixes, self._clock, gather) for _ in range(lanes)]
+        self._open = [0] * lanes
+        self._lock = threading.Lock()
+        self._threads = [
+            threading.Thread(target=self._run, args=(lane,), name=f"sampler-{i}", daemon=True)
+            for i, lane in enumerate(self._lanes)
+        ]
+        self._error: BaseException | None = None
+
+    def dialogue(self, *, seed: int, step: int, episode: int) -> Dialogue:
+        """A new, empty dialogue."""
+        with self._lock:
+            lane = self._open.index(min(self._open))
+            self._open[lane] += 1
+        return Dialogue(seed, step, episode, lane)
+
+    def respond(
+        self,
+        dialogue: Dialogue,
+        prompt: Sequence[int],
+        sampling: SamplingConfig,
+        *,
+        turn: int,
+        max_new: int | None = None,
+        last: bool = False,
+    ) -> Future[Sample]:
+        """Appends a prompt to a dialogue whose last response is complete, and samples the next.
+
+        Args:
+          turn: names the random numbers, with the dialogue's own names.
+          max_new: most tokens to sample, on top of `sampling.max_new_tokens` and of the row's length.
+          last: the dialogue ends with this response.
+        Raises ValueError for an empty prompt, one that leaves no room for a token, or more stop ids than were compiled
+        for. The future raises what ended the session, if anything did.
+        """
+        shapes = self._programs.shapes
+        length = dialogue.length + (dialogue.pending is not None) + len(prompt)
+        asked = sampling.max_new_tokens if max_new is None else min(max_new, sampling.max_new_tokens)
+        room = min(asked, shapes.max_len - length)
+        if not prompt or room < 1:
+            raise ValueError(
+                f"dialogue {dialogue.episode} has {length} of {shapes.max_len} tokens with its prompt of {len(prompt)}"
+                f" and may sample {asked}: no room for a response"
+            )
+        if len(sampling.stop_ids) > shapes.stop_ids:
+            raise ValueError(f"{len(sampling.stop_ids)} stop ids, compiled for {shapes.stop_ids}")
+        job = Job(dialogue, turn, tuple(map(int, prompt)), room, sampling, last, Future())
+        with self._lock:
+            if self._error is not None:
+                job.future.set_exception(self._error)
+                return job.future
+            if last:
+                self._open[dialogue.lane] -= 1
+            if job.first:
+                self._prefixes.want(job.prompt)
+            self._lanes[dialogue.lane].inbox.put(job)
+        return job.future
+
+    def end(self, dialogue: Dialogue) -> None:
+        """The dialogue, whose last response is complete, won't go on."""
+        with self._lock:
+            self._open[dialogue.lane] -= 1
+            self._lanes[dialogue.lane].inbox.put(dialogue)
+
+    def stats(self) -> SamplerStats:
+        """What was done so far."""
+
+        def count(name: str) -> int:
+            return sum(lane.counts[name] for lane in self._lanes)
+
+        return SamplerStats(
+            tokens=count("tokens"),
+            row_steps=count("row_steps"),
+            prefilled_tokens=count("prefilled_tokens"),
+            prefill_places=count("prefill_places"),
+            shared_tokens=count("shared_tokens"),
+            dispatches=count("dispatches"),
+            saved=count("saved"),
+            busy_s=self._clock.seconds(),
+            wall_s=time.perf_counter() - self._began,
+        )
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Ends the threads after the dispatch that they are in; what is unfinished gets StoppedError."""
+        for lane in self._lanes:
+            lane.closing = True
+        self._wake()
+        for thread in self._threads:
+            thread.join()
+
+    def _wake(self) -> None:
+        for lane in self._lanes:
+            lane.inbox.put(None)
+
+    def _run(self, lane: Lane) -> None:
+        try:
+            lane.run()
+        except BaseException as error:
+            with self._lock:
+                self._error = error
+            for other in self._lanes:
+                other.closing = True
+            self._wake()
