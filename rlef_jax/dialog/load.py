@@ -11,7 +11,7 @@ from rlef_jax.dialog.chat import ChatFormat, ChatStyle
 from rlef_jax.dialog.styles import STYLES, style_named, style_of
 from rlef_jax.dialog.tokenizer import Tokenizer
 from rlef_jax.errors import ConfigError
-from rlef_jax.model.gguf_file import GGUFFile
+from rlef_jax.model.gguf_file import GGUFFile, open_gguf
 from rlef_jax.model.weights import resolve
 
 KEY = "model.tokenizer"
@@ -32,7 +32,7 @@ def load_chat(tokenizer: str, style: str = "") -> ChatFormat:
     special: dict[str, str] = {}
     made: Any
     if path.suffix == ".gguf":
-        file = GGUFFile(resolve(tokenizer, "", KEY))
+        file = open_gguf(resolve(tokenizer, "", KEY))
         made, (template, special) = fast_tokenizer.from_gguf(file.field, path), gguf_template(file)
     elif path.is_dir() or path.name == "tokenizer.json":
         folder = path if path.is_dir() else path.parent

@@ -7,6 +7,7 @@ the `llama` architecture the rows of q and k lie in another order: that is undon
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Mapping
@@ -137,6 +138,20 @@ class GGUFFile:
         if not isinstance(value, int | float) or not math.isfinite(value):
             raise ConfigError(f"{self.path}: {self._kind}.{key} is {value!r}, not a number")
         return float(str(np.float32(value)))  # it was rounded to float32: 9.99999975e-06 was 1e-05
+
+
+def open_gguf(path: Path) -> GGUFFile:
+    """The file, opened once: the `gguf` package takes seconds to list a large vocabulary. Raises ConfigError."""
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read as GGUF: {error}") from error
+    return _opened(path, state.st_size, state.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=2)
+def _opened(path: Path, size: int, changed: int) -> GGUFFile:
+    return GGUFFile(path)
 
 
 def _hf_name(name: str) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from rlef_jax.errors import ConfigError
-from rlef_jax.model.gguf_file import GGUFFile
+from rlef_jax.model.gguf_file import open_gguf
 from rlef_jax.model.hf_config import read_config
 from rlef_jax.model.layout import Piece, layout, tensor_shapes
 from rlef_jax.model.safetensors_file import SafetensorsFile
@@ -84,7 +84,7 @@ def open_weights(init: str) -> Weights | None:
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ConfigError(f"config.model.init: no file {path} (docs/models.md says how to get weights)")
-        return GGUFFile(path)
+        return open_gguf(path)
     if init and path.is_dir():
         return HFFolder(path)
     if init and not path.suffix and not init.startswith("package:"):

@@ -63,7 +63,7 @@ def _filled(config: ConfigDict, weights: Weights) -> ConfigDict:
     if faults:
         raise ConfigError("\n".join(faults))
     if model.tokenizer == defaults.tokenizer:
-        model.tokenizer = str(weights.path)
+        model.tokenizer = model.init
     return config
 
 
@@ -80,14 +80,9 @@ def build_policy(config: ConfigDict, mesh: Mesh | None = None) -> Policy:
 
     Raises ConfigError where they can't be used, or rows may be longer than the model was made for.
     """
-    weights = open_weights(config.model.init)
-    model = (config if weights is None else _filled(config, weights)).model
-    chat = load_chat(model.tokenizer, model.chat)
-    rows = max(config.episode.context, *config.ppo.buckets)  # the trainer's rows are padded to a bucket
-    cfg = model_config(model, chat.tokenizer.vocab_size, rows)
-    dtype = jnp.dtype(model.param_dtype)
+    cfg, chat, weights = describe_policy(config)
+    model, dtype = config.model, jnp.dtype(config.model.param_dtype)
     if weights is not None:
-        _check_length(config, weights, rows)
         shardings = None if mesh is None else mesh_shardings(mesh, cfg)
         params = load_pretrained(weights, cfg, dtype, shardings)
     elif model.init:
@@ -95,6 +90,20 @@ def build_policy(config: ConfigDict, mesh: Mesh | None = None) -> Policy:
     else:
         params = init_params(jax.random.PRNGKey(config.seed), cfg, dtype)
     return Policy(cfg, params, chat)
+
+
+def describe_policy(config: ConfigDict) -> tuple[ModelConfig, ChatFormat, Weights | None]:
+    """The model, its chat format, and the folder or GGUF file that holds its first weights, if one does.
+
+    Raises ConfigError as `build_policy`; reads no weights.
+    """
+    weights = open_weights(config.model.init)
+    model = (config if weights is None else _filled(config, weights)).model
+    chat = load_chat(model.tokenizer, model.chat)
+    rows = max(config.episode.context, *config.ppo.buckets)  # the trainer's rows are padded to a bucket
+    if weights is not None:
+        _check_length(config, weights, rows)
+    return model_config(model, chat.tokenizer.vocab_size, rows), chat, weights
 
 
 def _check_length(config: ConfigDict, weights: Weights, rows: int) -> None:

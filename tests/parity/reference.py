@@ -70,11 +70,25 @@ def smollm2(gguf: Path, full: bool) -> tuple[dict[str, np.ndarray], list[list[in
     return arrays, [chat(messages) for messages in cases.CONVERSATIONS]
 
 
+def check_exported(folder: Path, arrays: dict[str, np.ndarray], chats: list[list[int]]) -> None:
+    """Fails unless transformers reads the same model and tokenizer out of a folder that rlef_jax.export wrote."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        logits = model(torch.from_numpy(arrays["tokens"])[None].long()).logits[0]
+    difference = np.abs(torch.logsumexp(logits, -1).numpy() - arrays["logsumexp"]).max()
+    text = [tokenizer.apply_chat_template(c, add_generation_prompt=True, tokenize=False) for c in cases.CONVERSATIONS]
+    assert difference < 1e-4, difference
+    assert [tokenizer(t, add_special_tokens=False)["input_ids"] for t in text] == chats
+    print(f"{folder}: transformers reads the same model (log-sum-exp within {difference:.1e}) and the same chat ids")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
     parser.add_argument("--gguf", type=Path)
     parser.add_argument("--full", action="store_true")
+    parser.add_argument("--exported", type=Path, help="a folder of rlef_jax.export that must hold the same model")
     args = parser.parse_args()
     torch.manual_seed(0)
     args.output.mkdir(parents=True, exist_ok=True)
@@ -84,6 +98,8 @@ def main() -> None:
         arrays, chats = smollm2(args.gguf, args.full)
         np.savez_compressed(args.output / "smollm2.npz", **arrays)
         (args.output / "smollm2_chat.json").write_text(json.dumps(chats) + "\n")
+        if args.exported:
+            check_exported(args.exported, arrays, chats)
     print(f"torch {torch.__version__}, transformers {transformers.__version__}: {args.output}")
 
 
