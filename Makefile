@@ -8,7 +8,7 @@ FLAGS ?=
 # Bytecode is written when a module is first imported; compiling all of it at installation costs more than it saves.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
 
-.PHONY: help demo test test-slow soak lint format warm-start clean
+.PHONY: help demo test test-slow soak lint format warm-start smollm2 bench-env parity golden clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -56,6 +56,28 @@ soak: $(VENV)/.installed ## 200,000 tests on the executor, some hostile, workers
 warm-start: $(VENV)/.installed ## train the shipped warm start anew (90 minutes at most)
 	@$(MALLOC) $(BIN)/python -m rlef_jax.sft --config=configs/tiny_sft.py --workdir=runs/warm_start
 	@$(MALLOC) $(BIN)/python -m rlef_jax.sft --config=configs/tiny_sft.py:habits --workdir=runs/warm_start_habits
+
+smollm2: $(VENV)/.installed ## SmolLM2-135M-Instruct (93 MB, Apache 2.0) to weights/, for configs/smollm2_135m.py
+	@$(BIN)/python -m rlef_jax.fetch
+
+# torch's CPU build and what the references need, in an environment of their own: `make test` never needs it.
+BENCH := .bench-env
+$(BENCH)/.installed:
+	@python=$$(PYTHON="$(PYTHON)" sh scripts/find_bench_python.sh) && "$$python" -m venv $(BENCH)
+	@$(BENCH)/bin/python -m pip --disable-pip-version-check install --quiet torch==2.13.0 transformers accelerate gguf
+	@touch $@
+
+bench-env: $(BENCH)/.installed ## the environment of references and baselines: Python 3.11, torch, transformers
+
+REFERENCE := runs/reference
+parity: $(VENV)/.installed-dev $(BENCH)/.installed smollm2 ## compare models with transformers on torch, live (10 minutes)
+	@rm -rf $(REFERENCE)
+	@$(BIN)/python -m rlef_jax.export --init=weights/smollm2_135m.gguf --output=$(REFERENCE)/exported
+	@$(BENCH)/bin/python tests/parity/reference.py $(REFERENCE) --full --gguf weights/smollm2_135m.gguf --exported $(REFERENCE)/exported
+	@RLEF_JAX_REFERENCE=$(REFERENCE) $(BIN)/python -m pytest -q tests/model/test_parity_families.py tests/model/test_parity_smollm2.py
+
+golden: $(BENCH)/.installed smollm2 ## write the golden files of tests/golden anew
+	@$(BENCH)/bin/python tests/parity/reference.py tests/golden --gguf weights/smollm2_135m.gguf
 
 clean: ## remove .venv and caches; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

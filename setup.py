@@ -22,15 +22,19 @@ setup(
     install_requires=[
         "absl-py>=2.1",
         "flax>=0.12",
+        "gguf>=0.17",
         "jax>=0.12",
+        "jinja2>=3.1",
         "matplotlib>=3.9",
         "ml_collections>=1.0",
+        "ml_dtypes>=0.5",
         "numpy>=2.0",
         "optax>=0.2.5",
         "orbax-checkpoint>=0.11",
         "rich>=13.9",
         "sentencepiece>=0.2",
         "tensorboard>=2.18",
+        "tokenizers>=0.21",
     ],
     extras_require={
         "dev": [
@@ -42,6 +46,7 @@ setup(
             "pytest>=8.3",
             "pytest-xdist>=3.6",
             "ruff>=0.8",
+            "safetensors>=0.5",
         ],
         "notebooks": ["ipykernel>=6.29", "jupyterlab>=4.3", "nbconvert>=7.16"],
         "cuda": ["jax[cuda12]>=0.12"],

@@ -21,7 +21,6 @@ def get_config(variant: str = "") -> ConfigDict:
 
     m = config.model
     m.d_model, m.n_layers, m.n_heads, m.n_kv_heads, m.d_head, m.d_ff = 8192, 80, 64, 8, 128, 28672
-    m.tokenizer = "weights/llama31_70b_instruct/tokenizer.json"
     m.init = "weights/llama31_70b_instruct"
     config.mesh.data, config.mesh.fsdp, config.mesh.tensor = 16, 8, 8  # 1024 GPUs
     config.train.iterations = 2000  # 8,000 updates

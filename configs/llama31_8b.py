@@ -4,8 +4,9 @@ Source: Gehring et al. (ICML 2025), section 3 and appendix A.1. Values that the 
 Command: python -m rlef_jax.train --config=configs/llama31_8b.py --workdir=runs/8b     (128 H100s train, 160 sample)
 Expected: 1@3 of 17.2 on valid and 16.1 on test, from 8.9 and 10.5, after 12,000 updates in about 20 hours.
 
-Needs the converted weights and the tokenizer in `weights/llama31_8b_instruct`, and CodeContests. The context stays far
-below 8192 tokens, but Llama 3.1's weights were trained with scaled rotary frequencies: the converter must say so.
+Needs Meta's weights as Hugging Face has them (meta-llama/Llama-3.1-8B-Instruct: config.json, safetensors and
+tokenizer.json) in `weights/llama31_8b_instruct`, or where --config.model.init=FOLDER says; and CodeContests. The shape
+below is in that folder too: a folder of another model is an error.
 """
 
 from ml_collections import ConfigDict
@@ -20,8 +21,8 @@ def get_config(variant: str = "") -> ConfigDict:
 
     m = config.model
     m.d_model, m.n_layers, m.n_heads, m.n_kv_heads, m.d_head, m.d_ff = 4096, 32, 32, 8, 128, 14336
-    m.rope_theta, m.norm_eps, m.tie_embeddings = 500_000.0, 1e-5, False
-    m.tokenizer = "weights/llama31_8b_instruct/tokenizer.json"
+    m.vocab_size, m.rope_theta, m.norm_eps, m.tie_embeddings = 128_256, 500_000.0, 1e-5, False
+    m.rope_scaling = (8.0, 1.0, 4.0, 8192.0)
     m.init = "weights/llama31_8b_instruct"
     # At a learning rate of 2e-7 a bfloat16 weight never moves: float32 masters, bfloat16 arithmetic.
     m.param_dtype, m.compute_dtype, m.remat, m.unroll = "float32", "bfloat16", True, False

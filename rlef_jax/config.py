@@ -102,7 +102,9 @@ def base_config() -> ConfigDict:
 
 
 def _model() -> dict[str, Any]:
+    """Where `init` is a folder or GGUF file, its own config gives the keys up to `tokenizer` (docs/models.md)."""
     return dict(
+        vocab_size=0,  # rows of the embedding; 0 = as many as the tokenizer has ids
         d_model=96,
         n_layers=4,
         n_heads=4,
@@ -110,10 +112,14 @@ def _model() -> dict[str, Any]:
         d_head=24,
         d_ff=256,
         rope_theta=10000.0,
+        rope_scaling=(),  # Llama 3.1's: (factor, low_freq_factor, high_freq_factor, original positions); () = none
         norm_eps=1e-5,
         tie_embeddings=True,
-        tokenizer="package:tokenizer",  # "package:NAME" ships with rlef_jax; otherwise a path. It gives the vocabulary.
-        init="package:warm_start",  # the policy's first weights, the same way; "" = random
+        qkv_bias=False,  # Qwen 2
+        qk_norm=False,  # Qwen 3
+        tokenizer="package:tokenizer",  # package:NAME or a path: .model, Hugging Face folder, tokenizer.json, .gguf
+        chat="",  # chat format, one of dialog/styles.py; "" = the one of the tokenizer's chat template
+        init="package:warm_start",  # first weights: package:NAME, .npz, Hugging Face folder or .gguf; "" = random
         param_dtype="float32",  # master weights
         compute_dtype="float32",
         remat=False,  # recompute activations in the backward pass

@@ -24,9 +24,9 @@ _AT_LEAST_1 = (
     "sft.dialogues", "sft.batch_rows", "sft.checkpoint_every", "sft.log_every",
 )  # fmt: skip
 _AT_LEAST_0 = (
-    "seed", "episode.max_failures_shown", "episode.max_text_chars", "sampling.top_k", "execution.workers",
-    "execution.max_wall_s", "ppo.warmup_steps", "ppo.weight_decay", "ppo.clip_norm", "ppo.max_grad_norm",
-    "ppo.kl_beta", "ppo.value_coef", "train.iterations", "train.max_staleness",
+    "seed", "model.vocab_size", "episode.max_failures_shown", "episode.max_text_chars", "sampling.top_k",
+    "execution.workers", "execution.max_wall_s", "ppo.warmup_steps", "ppo.weight_decay", "ppo.clip_norm",
+    "ppo.max_grad_norm", "ppo.kl_beta", "ppo.value_coef", "train.iterations", "train.max_staleness",
     "eval.temperature", "eval.problems", "eval.every", "eval.patience",
     "sft.steps", "sft.warmup_steps", "sft.weight_decay", "sft.clip_norm",
 )  # fmt: skip
@@ -87,6 +87,11 @@ def _check_each(config: ConfigDict) -> Faults:
 def _check_model(config: ConfigDict) -> Faults:
     m = config.model
     yield m.n_heads % m.n_kv_heads != 0, "model.n_kv_heads", f"must divide n_heads={m.n_heads}; it is {m.n_kv_heads}"
+    scaling = tuple(m.rope_scaling)
+    numbers = len(scaling) in (0, 4) and all(isinstance(n, int | float) and n > 0 for n in scaling)
+    ordered = not scaling or (numbers and scaling[1] < scaling[2])
+    four = f"four numbers above 0, the second below the third, or (); it is {scaling}"
+    yield not (numbers and ordered), "model.rope_scaling", four
     yield m.d_head % 2 != 0, "model.d_head", f"must be even (rotary pairs); it is {m.d_head}"
     too_coarse = m.param_dtype != "float32" and min(config.ppo.learning_rate, config.sft.learning_rate) < 1e-5
     still = f'{m.param_dtype} weights do not move at a learning rate below 1e-5: use "float32" master weights'

@@ -23,14 +23,12 @@ from rlef_jax.data.sources import check_splits, evaluation_problems
 from rlef_jax.errors import ConfigError, RunError
 from rlef_jax.evaluation.n_at_k import rollouts_for
 from rlef_jax.evaluation.report import n_at_k_percent, summarise
-from rlef_jax.model.transformer import Params
 from rlef_jax.training import episode_io
 from rlef_jax.training.actor import Actor
-from rlef_jax.training.checkpoint import Checkpoints
 from rlef_jax.training.evaluator import EVAL_SEED
 from rlef_jax.training.parts import build_policy, build_pool, build_samplers, rollout_settings
 from rlef_jax.training.progress import ProgressDisplay
-from rlef_jax.training.workdir import CHECKPOINTS
+from rlef_jax.training.workdir import saved_policy
 
 
 def _arguments() -> argparse.Namespace:
@@ -59,7 +57,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     if args.episodes is not None:
         _check_writable(args.episodes)
     policy = build_policy(config)
-    params = policy.params if args.warm_start else _checkpoint(args.workdir, args.checkpoint, policy.params)
+    params = policy.params if args.warm_start else saved_policy(args.workdir, args.checkpoint, policy.params)
     e = config.eval
     problems = evaluation_problems(config.data.name, e.split, e.problems)
     rollouts = rollouts_for(args.samples, args.turns)
@@ -123,23 +121,6 @@ def _check_writable(path: Path) -> None:
         part.unlink()
     except OSError as error:
         raise ConfigError(f"--episodes: cannot be written: {error}") from error
-
-
-def _checkpoint(workdir: Path, name: str, like: Params) -> Params:
-    """The policy of a checkpoint: "best", "last" or an iteration."""
-    if not (workdir / CHECKPOINTS).is_dir():
-        raise ConfigError(f"--workdir: {workdir} has no checkpoints yet")
-    with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
-        known = checkpoints.steps()
-        if not known:
-            raise ConfigError(f"--workdir: {workdir} has no checkpoint yet")
-        best = checkpoints.metadata(known[-1])["best_iteration"]
-        if name == "best" and best is None:
-            raise ConfigError("--checkpoint=best: nothing was validated (config.eval.every); use --checkpoint=last")
-        chosen = {"best": best, "last": known[-1]}.get(name, int(name) if name.isdecimal() else None)
-        if chosen not in known:
-            raise ConfigError(f"--checkpoint={name}: give best, last or one of {', '.join(map(str, known))}")
-        return checkpoints.restore(chosen, {"policy": like})["policy"]
 
 
 def main() -> None:

@@ -26,10 +26,12 @@ from rlef_jax import command_line
 from rlef_jax import config as config_lib
 from rlef_jax.data.dialogues import Dialogue, dialogues
 from rlef_jax.dialog.chat import ChatFormat
-from rlef_jax.dialog.tokenizer import Tokenizer
+from rlef_jax.dialog.load import load_chat
 from rlef_jax.errors import ConfigError
-from rlef_jax.model.transformer import ModelConfig, Params, forward, init_params, unembed
-from rlef_jax.model.weights import load_params, model_config, resolve, save_params
+from rlef_jax.model.transformer import ModelConfig, Params, forward, unembed
+from rlef_jax.model.weights import save_params
+from rlef_jax.ppo.train_state import decayed
+from rlef_jax.training.parts import build_policy, complete
 
 CHUNK_PROBLEMS, PER_PROBLEM = 128, 4  # 512 dialogues a chunk
 _BUCKET = 32  # row lengths are multiples of it
@@ -56,25 +58,25 @@ def batches(written: list[Dialogue], batch_rows: int, rng: np.random.Generator) 
     return [made[i] for i in rng.permutation(len(made))]
 
 
-def _chunk(tokenizer_path: str, seed: int, chunk: int, settings: dict[str, Any], batch_rows: int) -> list[Batch]:
+def _chunk(tokenizer: tuple[str, str], seed: int, chunk: int, settings: dict[str, Any], batch_rows: int) -> list[Batch]:
     """One chunk's batches; runs in the process beside."""
-    chat = _chat(tokenizer_path)
+    chat = _chat(*tokenizer)
     written = dialogues(seed, chunk, chat, problems=CHUNK_PROBLEMS, per_problem=PER_PROBLEM, **settings)
     return batches(written, batch_rows, np.random.default_rng([seed, chunk, 1]))
 
 
 @functools.cache
-def _chat(tokenizer_path: str) -> ChatFormat:
-    return ChatFormat(Tokenizer.load(tokenizer_path))
+def _chat(tokenizer: str, style: str) -> ChatFormat:
+    return load_chat(tokenizer, style)
 
 
 def stream(
-    tokenizer_path: Path, seed: int, chunks: int, settings: dict[str, Any], batch_rows: int, ahead: int = 6
+    tokenizer: tuple[str, str], seed: int, chunks: int, settings: dict[str, Any], batch_rows: int, ahead: int = 6
 ) -> Iterator[Batch]:
-    """All batches in order; the next chunks are made while one is trained on."""
+    """All batches in order; the next chunks are made while one is trained on. `tokenizer`: see `load_chat`."""
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
-        make = functools.partial(_chunk, str(tokenizer_path), seed, settings=settings, batch_rows=batch_rows)
+        make = functools.partial(_chunk, tokenizer, seed, settings=settings, batch_rows=batch_rows)
         waiting = [pool.submit(make, chunk) for chunk in range(min(ahead, chunks))]
         for chunk in range(chunks):
             made = waiting.pop(0).result()
@@ -102,7 +104,7 @@ def make_optimizer(sft: ConfigDict, steps: int) -> optax.GradientTransformation:
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, sft.learning_rate, sft.warmup_steps, steps, end_value=sft.learning_rate / 20
     )
-    adamw = optax.adamw(schedule, b1=0.9, b2=0.98, weight_decay=sft.weight_decay)
+    adamw = optax.adamw(schedule, b1=0.9, b2=0.98, weight_decay=sft.weight_decay, mask=decayed)
     return optax.chain(optax.clip_by_global_norm(sft.clip_norm), adamw)
 
 
@@ -175,12 +177,12 @@ def schedule(sft: ConfigDict) -> tuple[int, int]:
 def train(config: ConfigDict, workdir: Path) -> None:
     """Runs the recipe; writes metrics.jsonl and warm_start.npz. Raises ConfigError where it can't be run."""
     chunks, steps = schedule(config.sft)
+    config = complete(config)
+    policy = build_policy(config)
+    cfg, params, chat = policy.cfg, policy.params, policy.chat
     workdir.mkdir(parents=True, exist_ok=True)
     config_lib.save(config, workdir)
     sft = config.sft
-    tokenizer_path = resolve(config.model.tokenizer, ".model", "model.tokenizer")
-    chat = _chat(str(tokenizer_path))
-    cfg = model_config(config.model, chat.tokenizer.vocab_size, config.episode.context)
     limit = sft.steps or steps
     settings = {
         "marked_share": sft.marked_share,
@@ -189,17 +191,14 @@ def train(config: ConfigDict, workdir: Path) -> None:
         "context": config.episode.context,
     }
     optimizer = make_optimizer(sft, steps)
-    if config.model.init:
-        params = load_params(resolve(config.model.init, ".npz", "model.init"), cfg)
-    else:
-        params = init_params(jax.random.PRNGKey(config.seed), cfg)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(f"{count:,} parameters, vocabulary {cfg.vocab_size}, {steps} steps of {sft.batch_rows} dialogues", flush=True)
     opt_state, step_fn = optimizer.init(params), make_step(cfg, optimizer)
     probe = ReadingProbe(cfg, chat, config.seed + 1, settings)
     started, tokens, losses = time.perf_counter(), 0, []
+    tokenizer = (config.model.tokenizer, config.model.chat)
     with open(workdir / "metrics.jsonl", "w") as log:
-        for step, batch in enumerate(stream(tokenizer_path, config.seed, chunks, settings, sft.batch_rows), 1):
+        for step, batch in enumerate(stream(tokenizer, config.seed, chunks, settings, sft.batch_rows), 1):
             params, opt_state, loss = step_fn(params, opt_state, batch)
             losses.append(loss)
             tokens += int((batch["segments"] > 0).sum())

@@ -13,9 +13,8 @@ from pathlib import Path
 from rlef_jax import config
 from rlef_jax.analysis.saved import evaluation_path, saved_evaluations
 from rlef_jax.command_line import errors_as_lines
-from rlef_jax.dialog.tokenizer import Tokenizer
+from rlef_jax.dialog.load import load_chat
 from rlef_jax.errors import ConfigError
-from rlef_jax.model.weights import resolve
 from rlef_jax.reward import counts, turn_rewards
 from rlef_jax.training.episode_io import episodes_path, read_episodes, saved_steps
 from rlef_jax.types import Episode, Status, TestCase, TestResult, Turn
@@ -28,7 +27,7 @@ def format_episode(episode: Episode, show: Callable[[Sequence[int]], str], *, in
 
     Args:
       episode: any episode, finished or not.
-      show: token ids to text, special tokens spelled out (`Tokenizer.show`).
+      show: token ids to text, special tokens spelled out (`TextTokenizer.show`).
       invalid_penalty: the reward of a response that isn't the last and holds no valid code (`reward.py`).
     """
     outcome = "solved" if episode.solved else "not solved"
@@ -151,7 +150,7 @@ def main() -> None:
     with errors_as_lines():
         episode = find_episode(args.workdir, args.index, args.step, args.evaluation)
         saved = config.load_saved(args.workdir)
-        tokenizer = Tokenizer.load(resolve(saved.model.tokenizer, ".model", "model.tokenizer"))
+        tokenizer = load_chat(saved.model.tokenizer, saved.model.chat).tokenizer
         print(format_episode(episode, tokenizer.show, invalid_penalty=saved.reward.invalid_penalty))
 
 

@@ -30,7 +30,7 @@ from rlef_jax.training.evaluator import Evaluator
 from rlef_jax.training.interrupt import StopRequest
 from rlef_jax.training.loop import ProblemFeed
 from rlef_jax.training.metrics_writer import MetricsWriter
-from rlef_jax.training.parts import build_learner, build_policy, build_pool, build_samplers
+from rlef_jax.training.parts import build_learner, build_mesh, build_policy, build_pool, build_samplers, complete
 from rlef_jax.training.progress import ProgressDisplay
 from rlef_jax.training.run import Run
 from rlef_jax.training.workdir import CHECKPOINTS, Progress, open_workdir, resume
@@ -46,7 +46,8 @@ def train(config: ConfigDict, workdir: Path, *, go_on: bool = True, judge: Execu
     e, d = config.eval, config.data
     evaluated = {"eval.split": e.split} | ({"eval.valid_split": e.valid_split} if e.every else {})
     check_splits(d.name, train=d.train_split, evaluated=evaluated)
-    policy = build_policy(config)
+    config = complete(config)
+    policy = build_policy(config, build_mesh(config))
     learner = build_learner(config, policy.cfg)
     with contextlib.ExitStack() as stack:
         samplers = build_samplers(config, policy, 2)  # the training rollouts' and the evaluations'

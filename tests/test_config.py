@@ -12,7 +12,8 @@ import pytest
 from rlef_jax import config
 from rlef_jax.config import base_config
 from rlef_jax.errors import ConfigError
-from rlef_jax.model.transformer import ModelConfig
+from rlef_jax.model.transformer import ModelConfig, count_params
+from rlef_jax.model.weights import model_config
 
 REPOSITORY = Path(__file__).parent.parent
 ALL = [
@@ -23,6 +24,7 @@ ALL = [
     "tiny_sft.py",
     "llama31_8b.py",
     "llama31_70b.py",
+    "smollm2_135m.py",
 ]
 
 
@@ -66,12 +68,18 @@ def test_the_papers_values(name, iterations, devices):
     assert c.mesh.data * c.mesh.fsdp * c.mesh.tensor == devices
 
 
+@pytest.mark.parametrize("name, count", [("llama31_8b.py", 8_030_261_248), ("llama31_70b.py", 70_553_706_496)])
+def test_the_papers_models_have_as_many_parameters_as_published(name, count):
+    c = load(name)
+    assert count_params(model_config(c.model, 128_256, c.episode.context)) == count
+
+
 def test_70b_differs_from_8b_where_it_must(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # it finds the file that it builds on from anywhere
     small, large = config.flat(load("llama31_8b.py")), config.flat(load("llama31_70b.py"))
     differing = {key for key in small if small[key] != large[key]}
     sizes = {"model.d_model", "model.n_layers", "model.n_heads", "model.d_ff", "mesh.tensor"}
-    assert differing == sizes | {"model.tokenizer", "model.init", "train.iterations"}
+    assert differing == sizes | {"model.init", "train.iterations"}
 
 
 def test_single_turn_makes_as_many_responses():

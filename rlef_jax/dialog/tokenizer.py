@@ -32,8 +32,8 @@ class Tokenizer:
         """Args: model: the bytes of a `.model` file. Raises ValueError if a symbol or the byte fallback lacks."""
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.vocab_size: int = self._processor.get_piece_size()
-        self.bos_id = self._special_id(BOS)
-        self.system_id, self.user_id, self.assistant_id, self.end_id = map(self._special_id, CONTROL_SYMBOLS)
+        self.bos_id = self.special_id(BOS)
+        self.system_id, self.user_id, self.assistant_id, self.end_id = map(self.special_id, CONTROL_SYMBOLS)
         self._space_mark_ids = [self._piece_id(f"<0x{byte:02X}>") for byte in _SPACE_MARK.encode()]
 
     @classmethod
@@ -74,14 +74,15 @@ class Tokenizer:
                 run.append(i)
         return "".join([*pieces, self.decode(run)])
 
+    def special_id(self, mark: str) -> int:
+        """The id of a special token. Raises ValueError where the model has none of this spelling."""
+        i = self._piece_id(mark)
+        if not self._processor.is_control(i):
+            raise ValueError(f"{mark!r} must be a control symbol, or text could spell it")
+        return i
+
     def _piece_id(self, piece: str) -> int:
         i = self._processor.piece_to_id(piece)
         if self._processor.id_to_piece(i) != piece:
             raise ValueError(f"the tokenizer model has no piece {piece!r}")
         return int(i)
-
-    def _special_id(self, piece: str) -> int:
-        i = self._piece_id(piece)
-        if not self._processor.is_control(i):
-            raise ValueError(f"{piece!r} must be a control symbol, or text could spell it")
-        return i

@@ -22,6 +22,9 @@ LOGICAL_AXES: dict[str, Any] = {
     "layers": {
         "attn_norm": ("layer", None),
         "qkv": ("layer", "width", "kv_heads", None, None),
+        "qkv_bias": ("layer", "kv_heads", None, None),
+        "q_norm": ("layer", None),
+        "k_norm": ("layer", None),
         "attn_out": ("layer", "kv_heads", None, None, "width"),
         "mlp_norm": ("layer", None),
         "gate": ("layer", "width", "hidden"),

@@ -10,11 +10,13 @@ key/value head, H head width, F hidden width of the feed-forward layer.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Params = dict[str, Any]
 Attention = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
@@ -23,11 +25,21 @@ Attention = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 _QUERY_BLOCK = 128
 
 
+class RopeScaling(NamedTuple):
+    """Llama 3.1's stretching of the slow rotary frequencies (`rope_type: llama3`), see `rope_frequencies`."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_positions: float
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Sizes of a Llama-architecture model. Raises ValueError where they don't fit together.
+    """What a Llama-architecture model computes with. Raises ValueError where sizes don't fit together.
 
-    `max_positions` is the longest row that the model may be given.
+    `qkv_bias` is Qwen 2's, `qk_norm` Qwen 3's: an RMS norm over the width of each query and key head, before the
+    rotation. `max_positions` is the longest row that the model may be given.
     """
 
     vocab_size: int
@@ -40,6 +52,9 @@ class ModelConfig:
     rope_theta: float = 10000.0
     norm_eps: float = 1e-5
     tie_embeddings: bool = True
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    rope_scaling: RopeScaling | None = None
     max_positions: int = 8192
 
     def __post_init__(self) -> None:
@@ -47,6 +62,8 @@ class ModelConfig:
             raise ValueError(f"n_heads={self.n_heads} must be a multiple of n_kv_heads={self.n_kv_heads}")
         if self.d_head % 2:
             raise ValueError(f"d_head={self.d_head} must be even: rotary embeddings turn pairs of channels")
+        if self.rope_scaling is not None and not 0 < self.rope_scaling.low_freq_factor < self.rope_scaling[2]:
+            raise ValueError(f"rope_scaling={tuple(self.rope_scaling)}: low_freq_factor must be below high_freq_factor")
 
     @property
     def queries_per_kv(self) -> int:
@@ -72,14 +89,23 @@ def param_shapes(cfg: ModelConfig) -> dict[str, Any]:
         },
         "final_norm": (d,),
     }
+    if cfg.qkv_bias:
+        shapes["layers"]["qkv_bias"] = (n, k, r + 2, h)
+    if cfg.qk_norm:
+        shapes["layers"] |= {"q_norm": (n, h), "k_norm": (n, h)}
     if not cfg.tie_embeddings:
         shapes["unembed"] = (cfg.vocab_size, d)
     return shapes
 
 
+def count_params(cfg: ModelConfig) -> int:
+    """How many numbers the model has; nothing is allocated."""
+    return sum(map(math.prod, jax.tree.leaves(param_shapes(cfg), is_leaf=lambda s: isinstance(s, tuple))))
+
+
 def init_params(key: jax.Array, cfg: ModelConfig, dtype: Any = jnp.float32) -> Params:
     """Random parameters: normal with standard deviation 1 / (2 sqrt(fan in)), what is added to the residual stream
-    divided by sqrt(2 L) as in GPT-2, norms one. Layers are stacked on a leading axis L."""
+    divided by sqrt(2 L) as in GPT-2, norms one, biases zero. Layers are stacked on a leading axis L."""
     fan_in = {
         "embed": cfg.d_model,
         "unembed": cfg.d_model,
@@ -95,6 +121,8 @@ def init_params(key: jax.Array, cfg: ModelConfig, dtype: Any = jnp.float32) -> P
         name = path[-1].key
         if name.endswith("norm"):
             return jnp.ones(shape, dtype)
+        if name.endswith("bias"):
+            return jnp.zeros(shape, dtype)
         std = 0.5 * fan_in[name] ** -0.5 * (residual if name in ("attn_out", "down") else 1.0)
         return (std * jax.random.normal(leaf_key, shape)).astype(dtype)
 
@@ -104,16 +132,33 @@ def init_params(key: jax.Array, cfg: ModelConfig, dtype: Any = jnp.float32) -> P
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
-    """x [..., D] over its root mean square (taken in float32), times scale [D]. Same dtype as x."""
+    """x [..., D] over its root mean square (taken in float32), times scale ([D] or [..., D]). Same dtype as x."""
     x32 = x.astype(jnp.float32)
     x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
-    return x32.astype(x.dtype) * scale.astype(x.dtype).reshape((1,) * (x.ndim - 1) + scale.shape)
+    return x32.astype(x.dtype) * scale.astype(x.dtype).reshape((1,) * (x.ndim - scale.ndim) + scale.shape)
+
+
+def rope_frequencies(cfg: ModelConfig) -> np.ndarray:
+    """Radians a position of each pair of channels: float32 [H/2], theta^(-2i/H).
+
+    Under `rope_scaling`, wavelengths over original_positions / low_freq_factor are stretched by `factor`, those below
+    original_positions / high_freq_factor are kept, and between them the share that is kept is linear in the frequency.
+    """
+    half = cfg.d_head // 2
+    frequencies = cfg.rope_theta ** (-np.arange(half) / half)
+    if cfg.rope_scaling is not None:
+        factor, low, high, original = cfg.rope_scaling
+        turns = (
+            original * frequencies / (2 * np.pi)
+        )  # full turns over the positions that the model was first trained on
+        kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
+        frequencies = frequencies * (kept + (1 - kept) / factor)
+    return frequencies.astype(np.float32)
 
 
 def rope_tables(cfg: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines [B, T, 1, 1, H/2] (float32) of the rotary embedding at positions [B, T]."""
-    half = cfg.d_head // 2
-    frequencies = cfg.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    frequencies = rope_frequencies(cfg)
     angles = positions.astype(jnp.float32)[:, :, None, None, None] * frequencies[None, None, None, None, :]
     return jnp.cos(angles), jnp.sin(angles)
 
@@ -125,13 +170,15 @@ def apply_rope(x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
-def project(x: jax.Array, weights: jax.Array) -> jax.Array:
-    """x [B, T, D] times weights [D, ...] -> [B, T, ...], as one plain matrix product.
+def project(x: jax.Array, weights: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+    """x [B, T, D] times weights [D, ...], plus bias [...] -> [B, T, ...], as one plain matrix product.
 
     XLA's CPU backend takes up to twice as long over the same product written on the unflattened arrays.
     """
     b, t, d = x.shape
     flat = x.reshape(b * t, d) @ weights.astype(x.dtype).reshape(d, -1)
+    if bias is not None:
+        flat = flat + bias.astype(x.dtype).reshape(1, -1)
     return flat.reshape(b, t, *weights.shape[1:])
 
 
@@ -146,8 +193,12 @@ def block(
     """
     b, t, d = x.shape
     r = cfg.queries_per_kv
-    qkv = project(rms_norm(x, layer["attn_norm"], cfg.norm_eps), layer["qkv"])
-    rotated = apply_rope(qkv[:, :, :, : r + 1], rope)
+    qkv = project(rms_norm(x, layer["attn_norm"], cfg.norm_eps), layer["qkv"], layer.get("qkv_bias"))
+    heads = qkv[:, :, :, : r + 1]
+    if cfg.qk_norm:
+        scales = jnp.concatenate([jnp.tile(layer["q_norm"], (r, 1)), layer["k_norm"][None]])
+        heads = rms_norm(heads, scales, cfg.norm_eps)
+    rotated = apply_rope(heads, rope)
     attended, kept = attention(rotated[:, :, :, :r] * cfg.d_head**-0.5, rotated[:, :, :, r], qkv[:, :, :, r + 1])
     x = x + project(attended.reshape(b, t, -1), layer["attn_out"].reshape(-1, d))
     normed = rms_norm(x, layer["mlp_norm"], cfg.norm_eps)

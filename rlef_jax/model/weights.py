@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlef_jax.errors import ConfigError
-from rlef_jax.model.transformer import ModelConfig, Params, param_shapes
+from rlef_jax.model.transformer import ModelConfig, Params, RopeScaling, param_shapes
 
 _PREFIX = "package:"
 
@@ -60,8 +60,21 @@ def load_params(path: Path, cfg: ModelConfig, dtype: Any = jnp.float32) -> Param
     return jax.tree.unflatten(tree, leaves)
 
 
+# Keys of `config.model` that say what a model computes: a ModelConfig's fields but for the length of rows.
+SHAPE_KEYS = tuple(field.name for field in dataclasses.fields(ModelConfig) if field.name != "max_positions")
+
+
 def model_config(model: Any, vocab_size: int, max_positions: int) -> ModelConfig:
-    """The ModelConfig of a vocabulary and a config's `model` section, which has a key for each other field."""
-    given: dict[str, Any] = {"vocab_size": vocab_size, "max_positions": max_positions}
-    names = (field.name for field in dataclasses.fields(ModelConfig))
-    return ModelConfig(**given, **{name: getattr(model, name) for name in names if name not in given})
+    """The ModelConfig that a config's `model` section describes, of a tokenizer's vocabulary.
+
+    Raises ConfigError where `model.vocab_size` is set and holds fewer ids than the tokenizer has.
+    """
+    if 0 < model.vocab_size < vocab_size:
+        raise ConfigError(
+            f"config.model.vocab_size: {model.vocab_size} rows of the embedding are fewer than the tokenizer's "
+            f"{vocab_size} ids: set config.model.tokenizer to the model's own"
+        )
+    values = {name: getattr(model, name) for name in SHAPE_KEYS}
+    values["vocab_size"] = model.vocab_size or vocab_size
+    values["rope_scaling"] = RopeScaling(*model.rope_scaling) if model.rope_scaling else None
+    return ModelConfig(**values, max_positions=max_positions)

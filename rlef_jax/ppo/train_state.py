@@ -38,6 +38,14 @@ def warmup_schedule(learning_rate: float, warmup_steps: int) -> optax.Schedule:
     return schedule
 
 
+def decayed(params: Any) -> Any:
+    """Which parameters weight decay acts on: a tree of bools.
+
+    Not the QKV biases: some of Qwen's are above 100 by training, and a pull to zero would be an update of its own.
+    """
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key != "qkv_bias", params)
+
+
 def make_optimizer(
     learning_rate: float,
     warmup_steps: int = 50,
@@ -48,9 +56,12 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """AdamW with linear warm-up (A.1) and, where clip_norm > 0, clipping of the global gradient norm.
 
-    One learning rate for policy and critic, weight decay on every parameter (ours: the paper names no exceptions).
+    One learning rate for policy and critic, weight decay on every parameter but QKV biases (ours: the paper names no
+    exceptions, and its models have no such biases).
     """
-    adamw = optax.adamw(warmup_schedule(learning_rate, warmup_steps), b1=b1, b2=b2, weight_decay=weight_decay)
+    adamw = optax.adamw(
+        warmup_schedule(learning_rate, warmup_steps), b1=b1, b2=b2, weight_decay=weight_decay, mask=decayed
+    )
     return optax.chain(optax.clip_by_global_norm(clip_norm), adamw) if clip_norm > 0 else adamw
 
 

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from rlef_jax.config import base_config
 from rlef_jax.dialog.chat import ChatFormat
-from rlef_jax.dialog.tokenizer import Tokenizer
+from rlef_jax.dialog.load import load_chat
 from rlef_jax.errors import ConfigError
 from rlef_jax.execution.interpreter import find_python
 from rlef_jax.execution.isolation import IsolationError
 from rlef_jax.execution.pool import ExecutionPool, auto_workers
 from rlef_jax.execution.results import JudgeOptions
-from rlef_jax.model.sharding import make_mesh, one_device
+from rlef_jax.model.pretrained import Weights, load_pretrained, open_weights
+from rlef_jax.model.sharding import make_mesh, one_device, param_shardings
 from rlef_jax.model.transformer import ModelConfig, Params, init_params
-from rlef_jax.model.weights import load_params, model_config, resolve
+from rlef_jax.model.weights import SHAPE_KEYS, load_params, model_config, resolve
 from rlef_jax.ppo.losses import LossSettings
 from rlef_jax.ppo.update import ForwardSettings, Learner, make_optimizer
 from rlef_jax.sampling.programs import Programs, Shapes
@@ -37,17 +41,93 @@ class Policy:
     chat: ChatFormat
 
 
-def build_policy(config: ConfigDict) -> Policy:
-    """Tokenizer and weights as `config.model` names them; random weights where `init` is empty."""
-    tokenizer = Tokenizer.load(resolve(config.model.tokenizer, ".model", "model.tokenizer"))
-    rows = max(config.episode.context, *config.ppo.buckets)  # the trainer's rows are padded to a bucket
-    cfg = model_config(config.model, tokenizer.vocab_size, rows)
-    dtype = jnp.dtype(config.model.param_dtype)
-    if config.model.init:
-        params = load_params(resolve(config.model.init, ".npz", "model.init"), cfg, dtype)
+def complete(config: ConfigDict) -> ConfigDict:
+    """The configuration with its model's shape, where `config.model.init` is a Hugging Face folder or a GGUF file.
+
+    The files decide. A key of the shape (or the tokenizer) that has base_config's value is filled in; one that was set
+    to another must be what the files say. With any other `init`, and done again, it changes nothing.
+
+    Raises ConfigError naming each key that clashes, or weights that can't be used.
+    """
+    weights = open_weights(config.model.init)
+    return config if weights is None else _filled(config, weights)
+
+
+def _filled(config: ConfigDict, weights: Weights) -> ConfigDict:
+    config, defaults = config.copy_and_resolve_references(), base_config().model
+    found = {name: getattr(weights.cfg, name) for name in SHAPE_KEYS}
+    found["rope_scaling"] = tuple(found["rope_scaling"] or ())
+    model, faults = config.model, []
+    for name, value in found.items():
+        if model[name] != defaults[name] and not _same(model[name], value):
+            faults.append(f"config.model.{name}: {model[name]!r} was set, {weights.path} has {value!r}: leave it out")
+        model[name] = value
+    if faults:
+        raise ConfigError("\n".join(faults))
+    if model.tokenizer == defaults.tokenizer:
+        model.tokenizer = model.init
+    return config
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=1e-6)  # GGUF files hold float32
+    return bool(a == b)
+
+
+def build_policy(config: ConfigDict, mesh: Mesh | None = None) -> Policy:
+    """Tokenizer and weights as `config.model` names them; random weights where `init` is empty.
+
+    The weights of a folder or GGUF file go to their shards on `mesh` one by one (without it, to the first device).
+
+    Raises ConfigError where they can't be used, or rows may be longer than the model was made for.
+    """
+    cfg, chat, weights = describe_policy(config)
+    model, dtype = config.model, jnp.dtype(config.model.param_dtype)
+    if weights is not None:
+        shardings = None if mesh is None else mesh_shardings(mesh, cfg)
+        params = load_pretrained(weights, cfg, dtype, shardings)
+    elif model.init:
+        params = load_params(resolve(model.init, ".npz", "model.init"), cfg, dtype)
     else:
         params = init_params(jax.random.PRNGKey(config.seed), cfg, dtype)
-    return Policy(cfg, params, ChatFormat(tokenizer))
+    return Policy(cfg, params, chat)
+
+
+def describe_policy(config: ConfigDict) -> tuple[ModelConfig, ChatFormat, Weights | None]:
+    """The model, its chat format, and the folder or GGUF file that holds its first weights, if one does.
+
+    Raises ConfigError as `build_policy`; reads no weights.
+    """
+    weights = open_weights(config.model.init)
+    model = (config if weights is None else _filled(config, weights)).model
+    chat = load_chat(model.tokenizer, model.chat)
+    rows = max(config.episode.context, *config.ppo.buckets)  # the trainer's rows are padded to a bucket
+    if weights is not None:
+        _check_length(config, weights, rows)
+    return model_config(model, chat.tokenizer.vocab_size, rows), chat, weights
+
+
+def _check_length(config: ConfigDict, weights: Weights, rows: int) -> None:
+    if rows > (most := weights.cfg.max_positions):
+        key = "episode.context" if config.episode.context == rows else "ppo.buckets"
+        raise ConfigError(f"config.{key}: {rows} tokens; the model in {weights.path} was made for {most} at most")
+
+
+def build_mesh(config: ConfigDict) -> Mesh:
+    """The trainer's devices. Raises ConfigError where there are fewer."""
+    try:
+        return make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    except ValueError as error:
+        raise ConfigError(f"config.mesh: {error}") from error
+
+
+def mesh_shardings(mesh: Mesh, cfg: ModelConfig) -> Params:
+    """Where each parameter lies. Raises ConfigError where the mesh doesn't divide it."""
+    try:
+        return param_shardings(mesh, cfg)
+    except ValueError as error:
+        raise ConfigError(f"config.mesh: {error}") from error
 
 
 def build_pool(execution: ConfigDict) -> ExecutionPool:
@@ -126,11 +206,9 @@ def build_learner(config: ConfigDict, cfg: ModelConfig) -> Learner:
         importance_mode=p.importance_mode,
     )
     how: dict[str, Any] = dict(compute_dtype=jnp.dtype(m.compute_dtype), remat=m.remat, unroll=m.unroll)
-    try:
-        mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-        return Learner(
-            cfg, optimizer, loss=loss, separate_critic=p.separate_critic, mesh=mesh, how=ForwardSettings(**how),
-            max_grad_norm=p.max_grad_norm,
-        )  # fmt: skip
-    except ValueError as error:
-        raise ConfigError(f"config.mesh: {error}") from error
+    mesh = build_mesh(config)
+    mesh_shardings(mesh, cfg)  # whether it divides the model
+    return Learner(
+        cfg, optimizer, loss=loss, separate_critic=p.separate_critic, mesh=mesh, how=ForwardSettings(**how),
+        max_grad_norm=p.max_grad_norm,
+    )  # fmt: skip

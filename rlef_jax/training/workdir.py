@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from rlef_jax import config as config_lib
 from rlef_jax.errors import ConfigError, RunError
+from rlef_jax.model.transformer import Params
 from rlef_jax.ppo.update import TrainState
 from rlef_jax.training import episode_io
 from rlef_jax.training.checkpoint import Checkpoints, DamagedCheckpointError
@@ -179,3 +180,20 @@ def drop_after(workdir: Path, iteration: int) -> None:
             number = path.name.removeprefix("valid_").removesuffix(suffix)
             if number.isdigit() and int(number) > iteration:
                 path.unlink()
+
+
+def saved_policy(workdir: Path, name: str, like: Params) -> Params:
+    """The policy of a checkpoint, "best", "last" or an iteration, as `like` has it. Raises ConfigError for none."""
+    if not (workdir / CHECKPOINTS).is_dir():
+        raise ConfigError(f"--workdir: {workdir} has no checkpoints yet")
+    with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
+        known = checkpoints.steps()
+        if not known:
+            raise ConfigError(f"--workdir: {workdir} has no checkpoint yet")
+        best = checkpoints.metadata(known[-1])["best_iteration"]
+        if name == "best" and best is None:
+            raise ConfigError("--checkpoint=best: nothing was validated (config.eval.every); use --checkpoint=last")
+        chosen = {"best": best, "last": known[-1]}.get(name, int(name) if name.isdecimal() else None)
+        if chosen not in known:
+            raise ConfigError(f"--checkpoint={name}: give best, last or one of {', '.join(map(str, known))}")
+        return checkpoints.restore(chosen, {"policy": like})["policy"]

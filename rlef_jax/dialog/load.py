@@ -1,0 +1,93 @@
+"""From `config.model.tokenizer` and `config.model.chat` to a chat format."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rlef_jax.dialog import fast_tokenizer
+from rlef_jax.dialog.chat import ChatFormat, ChatStyle
+from rlef_jax.dialog.styles import STYLES, style_named, style_of
+from rlef_jax.dialog.tokenizer import Tokenizer
+from rlef_jax.errors import ConfigError
+from rlef_jax.model.gguf_file import GGUFFile, open_gguf
+from rlef_jax.model.weights import resolve
+
+KEY = "model.tokenizer"
+
+
+def load_chat(tokenizer: str, style: str = "") -> ChatFormat:
+    """The chat format over a tokenizer.
+
+    Args:
+      tokenizer: package:NAME or a SentencePiece `.model` file (the tiny model's kind); a Hugging Face folder or its
+        tokenizer.json; a GGUF file.
+      style: one of `styles.STYLES`; "" is the one of the folder's or file's chat template, or the tiny model's.
+
+    Raises ConfigError where the tokenizer can't be used, its template is unknown, or it lacks the format's marks.
+    """
+    path = Path(tokenizer)
+    template: str | None = None
+    special: dict[str, str] = {}
+    made: Any
+    if path.suffix == ".gguf":
+        file = open_gguf(resolve(tokenizer, "", KEY))
+        made, (template, special) = fast_tokenizer.from_gguf(file.field, path), gguf_template(file)
+    elif path.is_dir() or path.name == "tokenizer.json":
+        folder = path if path.is_dir() else path.parent
+        made, (template, special) = fast_tokenizer.from_folder(folder), _folder_template(folder)
+    else:
+        made, style = _sentencepiece(tokenizer), style or "tiny"
+    try:
+        return ChatFormat(made, _style(style, template, special, tokenizer))
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"config.model.chat: {tokenizer}: {error}") from error
+
+
+def _sentencepiece(name: str) -> Tokenizer:
+    path = resolve(name, ".model", KEY)
+    try:
+        return Tokenizer.load(path)
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(f"config.{KEY}: {path}: {error}") from error
+
+
+def _style(name: str, template: str | None, special: dict[str, str], source: str) -> ChatStyle:
+    if name:
+        return style_named(name)
+    if template is None:
+        raise ConfigError(f"{source} has no chat template: set config.model.chat to one of {', '.join(STYLES)}")
+    return style_of(template, special, source)
+
+
+def gguf_template(file: GGUFFile) -> tuple[str | None, dict[str, str]]:
+    """(template, special tokens by name) of a GGUF file."""
+    tokens = file.field("tokenizer.ggml.tokens", [])
+    special = {}
+    for name in ("bos", "eos"):
+        i = file.field(f"tokenizer.ggml.{name}_token_id")
+        if i is not None and i < len(tokens):
+            special[f"{name}_token"] = tokens[i]
+    return file.field("tokenizer.chat_template"), special
+
+
+def _folder_template(folder: Path) -> tuple[str | None, dict[str, str]]:
+    path = folder / "tokenizer_config.json"
+    try:
+        given = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        template = given.get("chat_template")
+        if (folder / "chat_template.jinja").is_file():
+            template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        if isinstance(template, list):  # several by name
+            template = next((entry["template"] for entry in template if entry["name"] == "default"), None)
+        tokens = {name: given.get(name) for name in ("bos_token", "eos_token")}
+        return template, {name: _spelling(token) for name, token in tokens.items() if token}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error!r}") from error
+
+
+def _spelling(token: Any) -> str:
+    return token["content"] if isinstance(token, dict) else token

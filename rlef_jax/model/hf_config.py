@@ -1,0 +1,140 @@
+"""A Hugging Face `config.json` to a ModelConfig and back. Nothing in it that changes the output is passed over.
+
+Each key is read, or must have the one value that we compute with, or is known to change nothing; any other key is
+refused unless it is off (null, false, 0, empty). Both spellings of the rotary keys are understood: `rope_theta` and
+`rope_scaling` (transformers 4), `rope_parameters` (5).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rlef_jax.errors import ConfigError
+from rlef_jax.model.transformer import ModelConfig, RopeScaling
+
+# (QKV bias, QK norm) of each kind of model.
+FAMILIES = {"llama": (False, False), "qwen2": (True, False), "qwen3": (False, True)}
+
+_SIZES = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "d_model",
+    "num_hidden_layers": "n_layers",
+    "num_attention_heads": "n_heads",
+    "num_key_value_heads": "n_kv_heads",
+    "head_dim": "d_head",
+    "intermediate_size": "d_ff",
+    "rms_norm_eps": "norm_eps",
+    "tie_word_embeddings": "tie_embeddings",
+    "max_position_embeddings": "max_positions",
+}
+_READ = {*_SIZES, "model_type", "rope_theta", "rope_scaling", "rope_parameters", "layer_types", "sliding_window",
+         "max_window_layers"}  # fmt: skip
+# What transformers takes where the file says nothing. It differs by family only where a default matters to us.
+_DEFAULTS: dict[str, Any] = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False}
+# Keys with the only value that we compute with.
+_FIXED: dict[str, Any] = {
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "use_sliding_window": False,
+    "partial_rotary_factor": 1.0,
+    "quantization_config": None,
+}
+# Keys that change nothing in what we compute: names, training settings, token ids (the tokenizer's own are used).
+_IGNORED = {
+    "_name_or_path", "architectures", "attention_dropout", "attn_implementation", "_attn_implementation_autoset",
+    "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "dtype", "torch_dtype", "initializer_range",
+    "is_llama_config", "pretraining_tp", "rope_interleaved", "transformers_version", "transformers.js_config",
+    "use_cache", "unsloth_version", "unsloth_fixed",
+}  # fmt: skip
+_ROPE_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")  # RopeScaling's
+
+
+def read_config(path: Path) -> ModelConfig:
+    """The model that a config.json describes. Raises ConfigError naming the file, the key and what is supported."""
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(given, dict):
+        raise ConfigError(f"{path}: holds no JSON object")
+    try:
+        return parse_config(given)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def parse_config(given: Mapping[str, Any]) -> ModelConfig:
+    """The same of a parsed file. Raises ValueError."""
+    family = given.get("model_type")
+    if family not in FAMILIES:
+        raise ValueError(f"model_type {family!r} is not supported; it must be one of {', '.join(FAMILIES)}")
+    _refuse_unsupported(given)
+    values = {**_DEFAULTS, **{key: given[key] for key in _SIZES if given.get(key) is not None}}
+    values.setdefault("num_key_value_heads", values.get("num_attention_heads"))
+    if lacking := sorted(set(_SIZES) - set(values) - {"head_dim"}):
+        raise ValueError(f"{', '.join(lacking)} missing")
+    if "head_dim" not in values:
+        values["head_dim"] = values["hidden_size"] // values["num_attention_heads"]
+    theta, scaling = _rope(given)
+    bias, norm = FAMILIES[family]
+    sizes = {field: values[key] for key, field in _SIZES.items()}
+    return ModelConfig(**sizes, rope_theta=theta, rope_scaling=scaling, qkv_bias=bias, qk_norm=norm)
+
+
+def _refuse_unsupported(given: Mapping[str, Any]) -> None:
+    for key, value in given.items():
+        if key in _FIXED and value not in (None, _FIXED[key]):
+            raise ValueError(f"{key}={value!r} is not supported, only {_FIXED[key]!r}")
+        if key not in _READ and key not in _FIXED and key not in _IGNORED and value:
+            raise ValueError(
+                f"{key}={value!r} is a key that rlef_jax doesn't know; if it changes nothing that the model computes,"
+                " take it out of the file"
+            )
+    if odd := set(given.get("layer_types") or ()) - {"full_attention"}:
+        raise ValueError(f"layer_types: {odd.pop()!r} is not supported, only 'full_attention'")
+    # Qwen's files name a window that use_sliding_window switches off; a window in Llama's would be on.
+    if given["model_type"] == "llama" and given.get("sliding_window") is not None:
+        raise ValueError(f"sliding_window={given['sliding_window']!r} is not supported")
+
+
+def _rope(given: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
+    """(theta, scaling)."""
+    rope = {**(given.get("rope_scaling") or {}), **(given.get("rope_parameters") or {})}
+    theta = float(rope.pop("rope_theta", None) or given.get("rope_theta") or 10000.0)
+    old_name, new_name = rope.pop("type", None), rope.pop("rope_type", None)
+    kind = new_name or old_name or "default"
+    if kind not in ("default", "llama3"):
+        raise ValueError(f"rope_type {kind!r} is not supported, only 'default' and 'llama3'")
+    if (share := rope.pop("partial_rotary_factor", None)) not in (None, 1.0):
+        raise ValueError(f"partial_rotary_factor={share!r} is not supported, only 1.0")
+    if odd := sorted(set(rope) - set(_ROPE_KEYS if kind == "llama3" else ())):
+        raise ValueError(f"rope parameters: {', '.join(odd)} not known for rope_type {kind!r}")
+    if kind == "default":
+        return theta, None
+    if lacking := [key for key in _ROPE_KEYS if key not in rope]:
+        raise ValueError(f"rope_type 'llama3' needs {', '.join(lacking)}")
+    return theta, RopeScaling(*(float(rope[key]) for key in _ROPE_KEYS))
+
+
+def config_json(cfg: ModelConfig) -> dict[str, Any]:
+    """The config.json of a model, as transformers 4 and 5 both read it. Raises ConfigError for one of no family."""
+    families = {flags: name for name, flags in FAMILIES.items()}
+    family = families.get((cfg.qkv_bias, cfg.qk_norm))
+    if family is None:
+        raise ConfigError(
+            "no Hugging Face model that rlef_jax knows has both qkv_bias and qk_norm: set one of them off"
+        )
+    written: dict[str, Any] = {"model_type": family, "architectures": [f"{family.capitalize()}ForCausalLM"]}
+    written |= {key: getattr(cfg, field) for key, field in _SIZES.items()}
+    written |= {"hidden_act": "silu", "rope_theta": cfg.rope_theta}
+    if cfg.rope_scaling is not None:
+        factor, low, high, original = cfg.rope_scaling
+        written["rope_scaling"] = {
+            "rope_type": "llama3", "factor": factor, "low_freq_factor": low, "high_freq_factor": high,
+            "original_max_position_embeddings": int(original),
+        }  # fmt: skip
+    return written

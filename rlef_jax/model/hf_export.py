@@ -1,0 +1,89 @@
+"""A Hugging Face folder from parameters or from other files, tensor by tensor."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from rlef_jax.model.hf_config import config_json
+from rlef_jax.model.layout import Piece, layout, tensor_shapes
+from rlef_jax.model.pretrained import CONFIG, INDEX, SINGLE, HFFolder, Weights
+from rlef_jax.model.safetensors_file import DTYPES, split_by_size, write_safetensors
+from rlef_jax.model.transformer import ModelConfig, Params
+
+Read = Callable[[str], np.ndarray]
+_TORCH_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
+
+
+def tensor_reader(params: Params, cfg: ModelConfig) -> Read:
+    """A function from a tensor's Hugging Face name to the tensor, out of parameters. Holds one piece at a time."""
+    tree = layout(cfg)
+    found: dict[str, tuple[Piece, Any, int | None]] = {}
+    for key, piece in tree.items():
+        if key != "layers":
+            found |= {part.name: (piece, params[key], None) for part in piece.parts}
+    for key, piece in tree["layers"].items():
+        for layer in range(cfg.n_layers):
+            place = (piece, params["layers"][key], layer)
+            found |= {part.name.format(layer=layer): place for part in piece.parts}
+    held: dict[str, np.ndarray] = {}
+
+    def read(name: str) -> np.ndarray:
+        if name not in held:
+            piece, leaf, layer = found[name]
+            held.clear()
+            whole = np.asarray(jax.device_get(leaf if layer is None else leaf[layer]))
+            held.update({part.format(layer=layer): tensor for part, tensor in piece.cut(whole).items()})
+        return held[name]
+
+    return read
+
+
+def write_model(
+    output: Path, cfg: ModelConfig, read: Read, *, like: Weights | None, dtype: str = "", most: int = 5 * 10**9
+) -> None:
+    """Writes config.json and safetensors.
+
+    Args:
+      output: a folder.
+      cfg: the model.
+      read: its tensors by their Hugging Face names.
+      like: the files that the model came from. A tensor that nobody changed gets the bytes that it has there; of a
+        Hugging Face folder config.json is taken over.
+      dtype: of all tensors, as safetensors spells it; "" is each tensor's own in `like`, or "F32" without it.
+      most: bytes of one safetensors file.
+    """
+    shapes = tensor_shapes(cfg)
+    dtypes = dict.fromkeys(shapes, dtype or "F32") if dtype or like is None else like.dtypes
+    entries = {name: (dtypes[name], shape) for name, shape in shapes.items()}
+    config = json.dumps(_config(cfg, like, dtype, dtypes), indent=2) + "\n"
+    if isinstance(like, HFFolder) and not dtype:
+        config = (like.path / CONFIG).read_text(encoding="utf-8")
+    (output / CONFIG).write_text(config, encoding="utf-8")
+    groups = list(split_by_size(entries, most))
+    if len(groups) == 1:
+        write_safetensors(output / SINGLE, entries, read)
+        return
+    places: dict[str, str] = {}
+    for number, group in enumerate(groups, start=1):
+        file = f"model-{number:05}-of-{len(groups):05}.safetensors"
+        write_safetensors(output / file, group, read)
+        places |= dict.fromkeys(group, file)
+    size = sum(math.prod(shape) * np.dtype(DTYPES[kind]).itemsize for kind, shape in entries.values())
+    (output / INDEX).write_text(json.dumps({"metadata": {"total_size": size}, "weight_map": places}, indent=2) + "\n")
+
+
+def _config(cfg: ModelConfig, like: Weights | None, dtype: str, dtypes: Mapping[str, str]) -> dict[str, Any]:
+    """config.json's content with the right dtype in it."""
+    if isinstance(like, HFFolder):
+        config: dict[str, Any] = json.loads((like.path / CONFIG).read_text(encoding="utf-8"))
+    else:
+        config = config_json(like.cfg if like is not None else cfg)
+    key = "dtype" if "dtype" in config else "torch_dtype"
+    return config | {key: _TORCH_NAMES[dtype or next(iter(dtypes.values()))]}

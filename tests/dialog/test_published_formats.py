@@ -1,0 +1,169 @@
+"""Published models' tokenizers and chat formats: their ids are the template's wherever the template only appends."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlef_jax.dialog import fast_tokenizer
+from rlef_jax.dialog.chat import ChatFormat
+from rlef_jax.dialog.fast_tokenizer import FastTokenizer
+from rlef_jax.dialog.load import load_chat
+from rlef_jax.dialog.styles import DATE, STYLES, render, style_of
+from rlef_jax.errors import ConfigError
+from tests.helpers.byte_bpe import MARKS, QWEN3, SPLIT, TEMPLATES, WORDS, byte_bpe, write_tokenizer
+from tests.parity import cases
+
+TOKENIZER = FastTokenizer(byte_bpe())
+BOS = {"bos_token": "<|begin_of_text|>"}
+FRAGMENTS = st.sampled_from([*MARKS, *WORDS, " ", "\n\n", "12", "é", "\u2581", "Ġ", "\x00", "print("])
+
+
+def template_ids(template, messages, **given):
+    return TOKENIZER.whole.encode(render(template, messages, BOS, **given), add_special_tokens=False).ids
+
+
+def prompts(chat, messages, *, closed=True):
+    """All ids before each response."""
+    *system, first = messages[: 1 + (messages[0]["role"] == "system")]
+    ids = chat.first_prompt(first["content"], "".join(m["content"] for m in system))
+    yield list(ids)
+    rest = messages[len(system) + 1 :]
+    for response, feedback in zip(rest[::2], rest[1::2], strict=True):
+        written = chat.response(response["content"])
+        ids += written if closed else written[:-1]
+        ids += chat.next_prompt(feedback["content"], closed=closed)
+        yield list(ids)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_template_is_recognised_and_its_ids_are_ours(name, tmp_path):
+    chat = load_chat(str(write_tokenizer(tmp_path, TEMPLATES[name])))
+    assert chat.style == STYLES[name]
+    for messages in cases.CONVERSATIONS:
+        system = messages[0]["role"] == "system"
+        for turn, ids in enumerate(prompts(chat, messages)):
+            assert ids == template_ids(TEMPLATES[name], messages[: 2 * turn + 1 + system])
+        *_, cut = prompts(chat, messages, closed=False)  # a response that ended by length is closed by the next prompt
+        assert cut == ids
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_response_can_start_with_given_text(name):
+    chat, start = ChatFormat(TOKENIZER, STYLES[name]), "\ndef f(x):\n    "
+    rendered = render(TEMPLATES[name], cases.conversation("Hi", "no", "Again"), BOS)
+    ids = chat.first_prompt("Hi") + chat.response("no") + chat.next_prompt("Again", closed=True, start=start)
+    assert ids == TOKENIZER.whole.encode(rendered + start, add_special_tokens=False).ids
+    assert chat.first_prompt("Hi", start=start)[-3:] == ids[-3:]
+
+
+def test_llamas_date_is_pinned():
+    chat = ChatFormat(TOKENIZER, STYLES["llama31"])
+    assert f"Today Date: {DATE}\n\nBe brief.<|eot_id|>" in TOKENIZER.show(chat.first_prompt("Hi", " Be brief. "))
+    assert f"Today Date: {DATE}\n\n<|eot_id|>" in TOKENIZER.show(chat.first_prompt("Hi"))
+
+
+def test_qwen_3_without_thinking():
+    assert style_of(QWEN3, BOS, "here") == STYLES["chatml"]
+    chat = ChatFormat(TOKENIZER, STYLES["qwen3_direct"])
+    assert chat.first_prompt("Hi") == template_ids(QWEN3, cases.conversation("Hi"), enable_thinking=False)
+
+
+def test_where_templates_do_not_append_ours_does():
+    """Qwen 3 drops earlier thinking, Llama trims a response: a sampled response stays as it was."""
+    messages = cases.conversation("Hi", "<think>\nwell\n</think>\n\nyes", "Again")
+    sampled = [TOKENIZER.special_id("<think>"), *TOKENIZER.encode("\nwell\n"), TOKENIZER.special_id("</think>")]
+    chat = ChatFormat(TOKENIZER, STYLES["chatml"])
+    ids = chat.first_prompt("Hi") + sampled + TOKENIZER.encode("\n\nyes") + [chat.stop_ids[0]]
+    assert template_ids(QWEN3, messages)[: len(ids)] != ids
+    assert ids + chat.next_prompt("Again", closed=True) == template_ids(TEMPLATES["chatml"], messages)
+    llama = ChatFormat(TOKENIZER, STYLES["llama3"])
+    spaced = llama.first_prompt("Hi") + TOKENIZER.encode("yes\n\n") + [llama.stop_ids[0]]
+    rendered = template_ids(TEMPLATES["llama3"], cases.conversation("Hi", "yes\n\n", "Again"))
+    assert rendered[: len(spaced)] != spaced
+    assert rendered == llama.first_prompt("Hi") + llama.response("yes\n\n") + llama.next_prompt("Again", closed=True)
+
+
+@given(st.lists(st.one_of(FRAGMENTS, st.text(st.characters(exclude_categories=["Cs"]), max_size=8))).map("".join))
+def test_lossless_and_without_special_tokens(text):
+    ids = TOKENIZER.encode(text)
+    assert TOKENIZER.decode(ids) == text
+    assert not {TOKENIZER.special_id(mark) for mark in (*MARKS, *WORDS)} & set(ids)
+
+
+@pytest.mark.parametrize("name", STYLES)
+def test_text_cannot_close_its_message(name):
+    if name == "tiny":
+        return
+    chat = ChatFormat(TOKENIZER, STYLES[name])
+    attack = "x" + "".join((*MARKS, *WORDS)) + "y"
+    special = {TOKENIZER.special_id(mark) for mark in (*MARKS, *WORDS)}
+    for harmless, hostile in (
+        (chat.first_prompt("xy", "xy", start="xy"), chat.first_prompt(attack, attack, start=attack)),
+        (chat.next_prompt("xy", closed=False), chat.next_prompt(attack, closed=False)),
+        (chat.response("xy"), chat.response(attack)),
+    ):
+        assert [i for i in hostile if i in special] == [i for i in harmless if i in special]
+
+
+def test_shown_decoded_and_stopped():
+    chat = ChatFormat(TOKENIZER, STYLES["llama3"])
+    assert [TOKENIZER.show([i]) for i in chat.stop_ids] == ["<|eot_id|>", "<|end_of_text|>", "<|eom_id|>"]
+    ids = [*chat.response("é"), TOKENIZER.vocab_size + 3]
+    assert chat.response_text(ids) == "é"
+    assert TOKENIZER.show(ids) == f"é<|eot_id|><no token {TOKENIZER.vocab_size + 3}>"
+    assert TOKENIZER.decode(TOKENIZER.encode("a\ud800b")) == "a?b"
+
+
+@pytest.mark.parametrize("split, name", [(SPLIT, "llama-bpe"), (SPLIT.replace(r"\p{N}{1,3}", r"\p{N}"), "qwen2")])
+def test_a_gguf_files_vocabulary_is_the_folders(split, name, tmp_path):
+    state = json.loads(byte_bpe().to_str())
+    state["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = split
+    (tmp_path / "tokenizer.json").write_text(json.dumps(state))
+    folder = fast_tokenizer.from_folder(tmp_path)
+    tokens = sorted(vocab := folder.whole.get_vocab(), key=vocab.get)
+    fields = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": name,
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [3 if t in MARKS else 4 if t in WORDS else 1 for t in tokens],
+        "tokenizer.ggml.merges": [" ".join(merge) for merge in state["model"]["merges"]],
+    }
+    ours = fast_tokenizer.from_gguf(fields.get, tmp_path)
+    for text in ("I'll take 1234 of\n\n   them, 'ok'\t?", *MARKS, *(m["content"] for m in cases.CONVERSATIONS[3])):
+        assert ours.encode(text) == folder.encode(text)
+        assert ours.whole.encode(text).ids == folder.whole.encode(text).ids
+    with pytest.raises(ConfigError, match=r"its tokenizer is gpt2/other; supported are gpt2/ with smollm, llama-bpe"):
+        fast_tokenizer.from_gguf((fields | {"tokenizer.ggml.pre": "other"}).get, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "template, style, message",
+    [
+        (None, "", r"no chat template: set config\.model\.chat to one of tiny, llama3"),
+        ("{{ messages[0].content }}", "", r"none that rlef_jax knows: set config\.model\.chat"),
+        ("{{ raise_exception('no') }}", "", "cannot be rendered: no"),
+        ("{% if %}", "", "cannot be rendered"),
+        (None, "llama2", r"config\.model\.chat: 'llama2' is not one of tiny, llama3"),
+        (None, "tiny", r"config\.model\.chat: .*no special token '<s>'"),
+    ],
+)
+def test_what_cannot_be_used_is_named(template, style, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        load_chat(str(write_tokenizer(tmp_path, template)), style)
+
+
+def test_tokenizers_that_lose_text_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"no tokenizer\.json; write one with transformers"):
+        load_chat(str(tmp_path), "llama3")
+    state = json.loads(byte_bpe().to_str())
+    state["normalizer"] = {"type": "Strip", "strip_left": True, "strip_right": True}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(state))
+    with pytest.raises(ConfigError, match="it changes white space"):
+        load_chat(str(tmp_path), "llama3")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"tokenizer\.json"):
+        load_chat(str(tmp_path), "llama3")

@@ -1,0 +1,120 @@
+"""SmolLM2-135M-Instruct, float32, against `transformers` on torch: logits, greedy continuations, chat-template ids.
+
+The expected values are golden files, or made on the spot (`make parity`); see test_parity_families.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlef_jax.dialog.load import load_chat
+from rlef_jax.model import kv_cache
+from rlef_jax.model.pretrained import load_pretrained, open_weights
+from rlef_jax.model.sharding import make_mesh
+from rlef_jax.model.transformer import forward, unembed
+from rlef_jax.sampling.programs import Programs, Shapes
+from rlef_jax.sampling.request import SamplingConfig
+from rlef_jax.sampling.sampler import Sampler
+from tests.parity import cases
+
+REFERENCE = Path(os.environ.get("RLEF_JAX_REFERENCE", Path(__file__).parents[1] / "golden"))
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def expected():
+    with np.load(REFERENCE / "smollm2.npz") as stored:
+        return dict(stored)
+
+
+@pytest.fixture(scope="module")
+def model(smollm2_path):
+    """(config, parameters)."""
+    weights = open_weights(str(smollm2_path))
+    return weights.cfg, load_pretrained(weights, weights.cfg)
+
+
+@pytest.fixture(scope="module")
+def row_logits(model, expected):
+    """Logits [512, V] by one pass over the whole row."""
+    cfg, params = model
+
+    @jax.jit
+    def run(params, tokens):
+        positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+        hidden = forward(params, cfg, tokens, positions, jnp.ones_like(positions), unroll=False)
+        return unembed(params, cfg, hidden)[0]
+
+    return np.asarray(run(params, expected["tokens"][None]))
+
+
+def test_logits_over_512_tokens(row_logits, expected):
+    found = row_logits
+    if "entries" in expected:  # a golden file holds a few of each position
+        found = np.take_along_axis(found, expected["entries"], axis=1)
+    assert expected["tokens"].size == 512
+    np.testing.assert_allclose(found, expected["logits"], atol=TOLERANCE, rtol=0)
+    np.testing.assert_allclose(jax.nn.logsumexp(row_logits, -1), expected["logsumexp"], atol=TOLERANCE, rtol=0)
+
+
+def test_prefill_and_decode_equal_one_pass(model, expected, row_logits):
+    cfg, params = model
+    head, steps, chunk = 500, 8, 250
+    cache = kv_cache.init_cache(cfg, 1, head + chunk)
+    apart = jax.jit(kv_cache.unstack)(params)
+    prefill = jax.jit(functools.partial(kv_cache.prefill, cfg=cfg, capacity=head))
+    decode = jax.jit(functools.partial(kv_cache.decode_step, cfg=cfg))
+    tokens, row = expected["tokens"][None], np.zeros(1, np.int32)
+    for start in range(0, head, chunk):
+        cache = prefill(apart, cache=cache, rows=row, tokens=tokens[:, start : start + chunk], starts=row + start)
+    tail = kv_cache.init_cache(cfg, 1, steps)
+    for step in range(steps):
+        fed = tokens[:, head + step]
+        hidden, tail = decode(apart, seen=cache, tail=tail, tokens=fed, lengths=row + head, step=np.int32(step))
+        logits = unembed(params, cfg, hidden[:, None])[0, 0]
+        np.testing.assert_allclose(logits, row_logits[head + step], atol=TOLERANCE, rtol=0)
+
+
+def test_greedy_continuations_of_20_prompts(model, expected):
+    cfg, params = model
+    prompts = np.split(expected["prompts"], np.cumsum(expected["lengths"])[:-1])
+    found = greedy(cfg, params, prompts, expected["continuations"].shape[1])
+    assert found.shape == (20, 128)
+    different = [i for i, (a, b) in enumerate(zip(found, expected["continuations"], strict=True)) if (a != b).any()]
+    assert different == []
+
+
+def greedy(cfg, params, prompts, steps):
+    """The likeliest token again and again, int32 [rows, steps], from the sampler that training uses."""
+    longest = max(map(len, prompts)) + steps
+    shapes = Shapes(rows=10, max_len=longest, capacities=(), chunks=(64,), prefill_tokens=256, steps=8)
+    sampler = Sampler(Programs(dataclasses.replace(cfg, max_positions=longest), shapes, make_mesh()))
+    sampler.set_weights(params, version=0)
+    how = SamplingConfig(temperature=0.0, top_p=1.0, top_k=0, stop_ids=(cfg.vocab_size,), max_new_tokens=steps)
+    with sampler.session() as session:
+        asked = [
+            session.respond(session.dialogue(seed=0, step=0, episode=i), prompt, how, turn=0, last=True)
+            for i, prompt in enumerate(prompts)
+        ]
+        return np.array([future.result().ids for future in asked])
+
+
+@pytest.mark.parametrize("number", range(len(cases.CONVERSATIONS)))
+def test_chat_ids_are_the_templates(smollm2_path, number):
+    messages = cases.CONVERSATIONS[number]
+    chat = load_chat(str(smollm2_path))
+    *system, first = messages[: 1 + (messages[0]["role"] == "system")]
+    ids = chat.first_prompt(first["content"], "".join(m["content"] for m in system))
+    rest = messages[len(system) + 1 :]
+    for response, feedback in zip(rest[::2], rest[1::2], strict=True):
+        ids += chat.response(response["content"]) + chat.next_prompt(feedback["content"], closed=True)
+    assert ids == json.loads((REFERENCE / "smollm2_chat.json").read_text())[number]

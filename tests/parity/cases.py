@@ -1,0 +1,117 @@
+"""What our models are compared with `transformers` on. NumPy only: the reference runs in an environment without JAX."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from typing import Any
+
+import numpy as np
+
+LENGTH = 48  # tokens of the small models' row
+STRIDE = 6  # logits of every sixth position are kept
+
+LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 48,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 100.0,
+    "max_position_embeddings": 256,
+    "tie_word_embeddings": False,
+}
+SCALING = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
+
+def _scaled(**changes: Any) -> dict[str, Any]:
+    return {"rope_scaling": {**SCALING, **changes}}
+
+
+# Each field of a Llama config that changes the output without changing every shape, by what it is changed to.
+LLAMA_FIELDS: dict[str, dict[str, Any]] = {
+    "rope_theta": {"rope_theta": 5000.0},
+    "rms_norm_eps": {"rms_norm_eps": 0.05},
+    "tie_word_embeddings": {"tie_word_embeddings": True},
+    "head_dim": {"head_dim": 16},
+    "num_key_value_heads": {"num_key_value_heads": 1},
+    "num_attention_heads": {"num_attention_heads": 2, "head_dim": 16, "num_key_value_heads": 1},
+    "rope_scaling": _scaled(),
+    "rope_scaling.factor": _scaled(factor=2.0),
+    "rope_scaling.low_freq_factor": _scaled(low_freq_factor=0.25),
+    "rope_scaling.high_freq_factor": _scaled(high_freq_factor=12.0),
+    "rope_scaling.original_max_position_embeddings": _scaled(original_max_position_embeddings=128),
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": LLAMA,
+    **{f"llama {name}": {**LLAMA, **changes} for name, changes in LLAMA_FIELDS.items()},
+    "qwen2": {**LLAMA, "model_type": "qwen2", "tie_word_embeddings": True, "head_dim": 8},
+    "qwen3": {**LLAMA, "model_type": "qwen3", "head_dim": 16},
+}
+
+
+def tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """A weight by its Hugging Face name: float32, far from initialisation, so that everything it passes matters."""
+    draw = np.random.default_rng(zlib.crc32(name.encode())).normal(size=shape)
+    if name.endswith("norm.weight"):
+        return (1.0 + 0.3 * draw).astype(np.float32)
+    if name.endswith("bias"):
+        return draw.astype(np.float32)
+    return (1.5 * draw / math.sqrt(shape[-1])).astype(np.float32)
+
+
+def tokens() -> np.ndarray:
+    """The small models' row: int32 [1, LENGTH]."""
+    return np.random.default_rng(0).integers(0, LLAMA["vocab_size"], (1, LENGTH)).astype(np.int32)
+
+
+_TASKS = (
+    "adds two numbers", "reverses a string", "checks whether a number is prime", "counts the vowels of a word",
+    "finds the largest number of a list", "sorts words by their length", "computes the n-th Fibonacci number",
+    "merges two sorted lists", "removes duplicates from a list", "reads a file and counts its lines",
+)  # fmt: skip
+QUESTIONS = (
+    *(f"Write a Python function that {task}." for task in _TASKS),
+    "What is the capital of France?",
+    "Explain recursion to a child.",
+    "Translate to German: good morning, my friend.",
+    "Give me three names for a cat, and say why.",
+    "What is 17 * 23? Think step by step.",
+    "Why is the sky blue?",
+    "List the first ten prime numbers.",
+    "Write a haiku about the sea.",
+    "What does `sorted(x, key=len)` do in Python?",
+    "Who wrote Hamlet, and when?",
+)
+_FEEDBACK = (
+    "Your code failed the following tests:\n\n- input `3\n1 2 3\n` failed:\nExpected output `6\n` but got `7\n`\n"
+    '- input `0` failed:\nTraceback (most recent call last):\n  File "solution.py", line 2, in <module>\n'
+    "ZeroDivisionError: division by zero\n\nGive it another try.\n"
+)
+_CODE = "Here you are:\n\n```python\ndef f(x):\n    return x\n\n\nprint(f(int(input())))\n```"
+
+
+def conversation(*texts: str, system: str = "") -> list[dict[str, str]]:
+    """Messages of user and assistant by turns, after a system message where there is one."""
+    head = [{"role": "system", "content": system}] if system else []
+    return head + [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+
+
+CONVERSATIONS = [
+    conversation("Hello"),
+    conversation("Hello", system="You write Python."),
+    conversation("Sum the numbers.", _CODE, _FEEDBACK),
+    conversation("Sum the numbers.", _CODE, _FEEDBACK, "Oh.\n" + _CODE, _FEEDBACK, system="Be careful."),
+    conversation("naïve café — 東京 🙂\tx  y\n\n\n    1 12 123\n", "ok", "\n\n  indented\n"),
+]

@@ -1,0 +1,107 @@
+"""What `transformers` on torch computes, as files: .bench-env/bin/python tests/parity/reference.py OUTPUT [--gguf FILE]
+
+Runs in the environment of `make bench-env`. Writes families.npz (small random models) and, with --gguf, smollm2.npz
+and smollm2_chat.json. With --full all logits of SmolLM2's row instead of a few in each position.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import cases  # noqa: E402
+
+ROW, ENTRIES, NEW = 512, 24, 128
+LICENSE = Path(__file__).resolve().parents[2] / "LICENSE"
+
+
+def family_logits(config: dict) -> np.ndarray:
+    """Logits [LENGTH / STRIDE, V] of a small model with the weights of `cases.tensor`."""
+    model = transformers.AutoModelForCausalLM.from_config(
+        transformers.AutoConfig.for_model(**config), attn_implementation="eager", dtype=torch.float32
+    )
+    named = {name: torch.from_numpy(cases.tensor(name, tuple(p.shape))) for name, p in model.named_parameters()}
+    missing = set(model.state_dict()) - set(named)
+    assert missing <= {"lm_head.weight"}, missing
+    model.load_state_dict(named, strict=False)
+    with torch.no_grad():
+        return model.eval()(torch.from_numpy(cases.tokens()).long()).logits[0, :: cases.STRIDE].numpy()
+
+
+def smollm2(gguf: Path, full: bool) -> tuple[dict[str, np.ndarray], list[list[int]]]:
+    """(arrays, ids of each conversation with the generation prompt)."""
+    where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
+    model = transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32).eval()
+
+    def chat(messages: list[dict[str, str]]) -> list[int]:
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    row = np.array(tokenizer(LICENSE.read_text(), add_special_tokens=False)["input_ids"][:ROW])
+    prompts = [chat(cases.conversation(question)) for question in cases.QUESTIONS]
+    with torch.no_grad():
+        logits = model(torch.from_numpy(row)[None].long()).logits[0].float().numpy()
+        written = [
+            model.generate(
+                torch.tensor([prompt]),
+                attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+                max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, suppress_tokens=None, eos_token_id=None,
+            )[0, len(prompt):].numpy()
+            for prompt in prompts
+        ]  # fmt: skip
+    shown = np.random.default_rng(1).integers(0, logits.shape[1], (ROW, ENTRIES))
+    some = {"logits": logits} if full else {"entries": shown, "logits": np.take_along_axis(logits, shown, axis=1)}
+    arrays = {
+        "tokens": row.astype(np.int32),
+        "prompts": np.concatenate(prompts).astype(np.int32),
+        "lengths": np.array([len(p) for p in prompts], np.int32),
+        "continuations": np.stack(written).astype(np.int32),
+        "logsumexp": torch.logsumexp(torch.from_numpy(logits), -1).numpy(),
+        **some,
+    }
+    return arrays, [chat(messages) for messages in cases.CONVERSATIONS]
+
+
+def check_exported(folder: Path, arrays: dict[str, np.ndarray], chats: list[list[int]]) -> None:
+    """Fails unless transformers reads the same model and tokenizer out of a folder that rlef_jax.export wrote."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        logits = model(torch.from_numpy(arrays["tokens"])[None].long()).logits[0]
+    difference = np.abs(torch.logsumexp(logits, -1).numpy() - arrays["logsumexp"]).max()
+    text = [tokenizer.apply_chat_template(c, add_generation_prompt=True, tokenize=False) for c in cases.CONVERSATIONS]
+    assert difference < 1e-4, difference
+    assert [tokenizer(t, add_special_tokens=False)["input_ids"] for t in text] == chats
+    print(f"{folder}: transformers reads the same model (log-sum-exp within {difference:.1e}) and the same chat ids")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--gguf", type=Path)
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--exported", type=Path, help="a folder of rlef_jax.export that must hold the same model")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    args.output.mkdir(parents=True, exist_ok=True)
+    families = {name: family_logits(config) for name, config in cases.FAMILIES.items()}
+    np.savez_compressed(args.output / "families.npz", **families)
+    if args.gguf:
+        arrays, chats = smollm2(args.gguf, args.full)
+        np.savez_compressed(args.output / "smollm2.npz", **arrays)
+        (args.output / "smollm2_chat.json").write_text(json.dumps(chats) + "\n")
+        if args.exported:
+            check_exported(args.exported, arrays, chats)
+    print(f"torch {torch.__version__}, transformers {transformers.__version__}: {args.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""What is imported and exported again has the same bytes, from a run too, and names what it can't do."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+
+from rlef_jax import config as config_lib
+from rlef_jax.dialog.load import load_chat
+from rlef_jax.errors import ConfigError
+from rlef_jax.export import export_run, export_weights
+from rlef_jax.model.gguf_file import GGUFFile
+from rlef_jax.model.hf_export import tensor_reader, write_model
+from rlef_jax.model.pretrained import HFFolder, load_pretrained
+from rlef_jax.model.safetensors_file import write_safetensors
+from rlef_jax.training.checkpoint import Checkpoints
+from rlef_jax.training.parts import build_policy, complete
+from tests.helpers.byte_bpe import TEMPLATES, write_tokenizer
+from tests.helpers.hf_folder import write_folder
+from tests.model.test_gguf import write_gguf
+from tests.parity import cases
+
+
+def mixed_folder(folder, config):
+    """bfloat16 matrices, float32 norms, a float16 embedding: as the file has it, so it must come back."""
+    write_folder(folder, config)
+    weights = HFFolder(folder)
+    kinds = {name: "F32" if "norm" in name else "F16" if "embed" in name else "BF16" for name in weights.shapes}
+    tensors = {name: np.array(weights.read(name)) for name in weights.shapes}
+    entries = {name: (kinds[name], weights.shapes[name]) for name in weights.shapes}
+    write_safetensors(folder / "model.safetensors", entries, tensors.__getitem__)
+    return folder
+
+
+def content(folder):
+    """{name: (dtype, shape, bytes)}."""
+    weights = HFFolder(folder)
+    return {name: (weights.dtypes[name], weights.shapes[name], weights.read(name).tobytes()) for name in weights.shapes}
+
+
+@pytest.mark.parametrize("family", ["llama", "llama tie_word_embeddings", "qwen2", "qwen3"])
+def test_import_and_export_keep_every_byte(family, tmp_path, quick_compilation):
+    source = HFFolder(mixed_folder(tmp_path / "source", cases.FAMILIES[family]))
+    params = load_pretrained(source, source.cfg)
+    (tmp_path / "out").mkdir()
+    write_model(tmp_path / "out", source.cfg, tensor_reader(params, source.cfg), like=source, most=4000)
+    assert content(tmp_path / "out") == content(tmp_path / "source")
+    assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 3
+    assert HFFolder(tmp_path / "out").cfg == source.cfg
+
+
+def a_run(tmp_path, init):
+    """A workdir with the policy that the run started from as checkpoint 2, and one that moved a little as 4."""
+    config = config_lib.load("configs/tiny.py", overrides={"model.init": str(init), "model.chat": "chatml"})
+    config = complete(config)
+    tmp_path.mkdir()
+    config_lib.save(config, tmp_path)
+    params = build_policy(config).params
+    moved = jax.tree.map(lambda a: a, params)
+    moved["layers"]["gate"] = moved["layers"]["gate"].at[1].add(1.0)
+    with Checkpoints(tmp_path / "checkpoints", keep=3) as checkpoints:
+        for step, policy in ((2, params), (4, moved)):
+            checkpoints.save(step, {"policy": policy}, {"best_iteration": 2}, score=float(-step))
+    return tmp_path
+
+
+def test_a_runs_checkpoint_becomes_a_folder(tmp_path, quick_compilation):
+    source = mixed_folder(tmp_path / "source", cases.LLAMA | {"vocab_size": 640})
+    write_tokenizer(source, TEMPLATES["chatml"])
+    (source / "generation_config.json").write_text('{"eos_token_id": [7]}')
+    workdir = a_run(tmp_path / "run", source)
+    export_run(workdir, tmp_path / "first", checkpoint="best")
+    export_run(workdir, tmp_path / "last")
+    before, first, last = (content(tmp_path / name) for name in ("source", "first", "last"))
+    assert first == before
+    assert {name for name in last if last[name] != before[name]} == {"model.layers.1.mlp.gate_proj.weight"}
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        assert (tmp_path / "first" / name).read_bytes() == (source / name).read_bytes()
+    export_run(workdir, tmp_path / "bf16", dtype="bfloat16")
+    assert {dtype for dtype, _, _ in content(tmp_path / "bf16").values()} == {"BF16"}
+    assert json.loads((tmp_path / "bf16" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    with pytest.raises(ConfigError, match=r"--output: .*bf16 exists and isn't an empty folder"):
+        export_run(workdir, tmp_path / "bf16")
+    with pytest.raises(ConfigError, match="--checkpoint=9: give best, last or one of 2, 4"):
+        export_run(workdir, tmp_path / "none", checkpoint="9")
+
+
+def test_a_gguf_file_becomes_a_folder(tmp_path, quick_compilation, monkeypatch):
+    write_gguf(tmp_path / "model.gguf", cases.LLAMA)
+    with pytest.raises(ConfigError, match="its tokenizer is None/None"):
+        export_weights(str(tmp_path / "model.gguf"), tmp_path / "out")
+    with pytest.raises(ConfigError, match="neither a Hugging Face folder nor a .gguf file"):
+        export_weights("package:warm_start", tmp_path / "out")
+
+
+def test_smollm2_becomes_a_folder(smollm2_path, tmp_path):
+    """Its weights, tokenizer and template are the file's; in bfloat16 they are rounded."""
+    export_weights(str(smollm2_path), tmp_path / "out", dtype="bfloat16")
+    file, folder = GGUFFile(smollm2_path), HFFolder(tmp_path / "out")
+    theirs, ours = load_chat(str(smollm2_path)), load_chat(str(tmp_path / "out"))
+    assert ours.style == theirs.style
+    for messages in cases.CONVERSATIONS:
+        text = messages[-1]["content"]
+        assert ours.first_prompt(text) == theirs.first_prompt(text)
+    assert folder.cfg == file.cfg
+    name = "model.layers.7.self_attn.k_proj.weight"
+    np.testing.assert_array_equal(folder.read(name), file.read(name).astype(ml_dtypes.bfloat16))
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text()) == {"eos_token_id": [2, 0]}
+
+
+def test_the_tiny_model_becomes_a_folder(tmp_path, quick_compilation):
+    """Its own tokenizer is copied; no published chat format is in it."""
+    config = config_lib.load("configs/tiny.py")
+    config_lib.save(config, tmp_path)
+    policy = build_policy(config)
+    with Checkpoints(tmp_path / "checkpoints", keep=1) as checkpoints:
+        checkpoints.save(1, {"policy": policy.params}, {"best_iteration": None})
+    export_run(tmp_path, tmp_path / "out")
+    folder = HFFolder(tmp_path / "out")
+    again = load_pretrained(folder, folder.cfg)
+    jax.tree.map(np.testing.assert_array_equal, again, policy.params)
+    assert folder.cfg == policy.cfg
+    assert (tmp_path / "out" / "tokenizer.model").is_file()
