@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import collections
 import contextlib
 import queue
@@ -43,9 +44,7 @@ class Lane:
         self._cache = programs.new_cache()
         self._free = list(range(shapes.rows))[::-1]
         self._parked: dict[Dialogue, None] = {}  # they hold a row and wait for their next prompt; oldest first
-        self._waiting: collections.deque[Job] = (
-            collections.deque()
-        )  # for a row; those that go on before those that begin
+        self._waiting: list[Job] = []  # for a row, in the order of `_turn_in_line`
         self._stuck = True  # no waiting job can be given a row before something comes in
         self._quiet = False  # nothing has come for a while
         self._filling: list[Job] = []
@@ -108,10 +107,8 @@ class Lane:
         if dialogue.row >= 0:
             del self._parked[dialogue]
             self._filling.append(job)
-        elif job.first:
-            self._waiting.append(job)
         else:
-            self._waiting.insert(sum(not waiting.first for waiting in self._waiting), job)
+            bisect.insort(self._waiting, job, key=_turn_in_line)
 
     def _end(self, dialogue: Dialogue) -> None:
         if self._parked.pop(dialogue, 0) is None:
@@ -124,7 +121,7 @@ class Lane:
         """Gives rows to waiting jobs, as long as there are any to give; saves what dialogues that wait leave behind."""
         held_back: list[Job] = []
         while self._waiting and (self._free or self._parked):
-            job = self._waiting.popleft()
+            job = self._waiting.pop(0)
             copied = None
             if job.first:
                 what, copied = self._prefixes.claim(job.prompt, self._version)
@@ -139,7 +136,7 @@ class Lane:
                 job.chunks, job.filled = [], len(job.tokens) - 1
                 self.counts["shared_tokens"] += job.filled
         self._stuck = not self._waiting  # all that is left waits for another's prompt
-        self._waiting.extendleft(reversed(held_back))
+        self._waiting[:0] = held_back
 
     def _save(self, dialogue: Dialogue) -> None:
         del self._parked[dialogue]
@@ -248,6 +245,11 @@ class Lane:
         else:
             self._parked[dialogue] = None
         job.future.set_result(job.sample(stopped))
+
+
+def _turn_in_line(job: Job) -> tuple[bool, int]:
+    """Those that go on before those that begin, and among them the longest first: rows idle less at the end."""
+    return job.first, -job.max_new
 
 
 class Clock:
