@@ -54,6 +54,23 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     return Mesh(np.array(devices[:needed]).reshape(data, fsdp, tensor), AXES)
 
 
+def place(tree: Any, shardings: Any) -> Any:
+    """The tree's arrays laid out on a mesh; `shardings` is one for all leaves or a tree of them.
+
+    On a mesh over several processes each must hold the same values, and feeds the parts that lie on its own devices.
+    """
+    if isinstance(shardings, NamedSharding):
+        shardings = jax.tree.map(lambda _: shardings, tree)
+
+    def put(array: Any, sharding: NamedSharding) -> jax.Array:
+        if sharding.is_fully_addressable:
+            return jax.device_put(array, sharding)
+        host = np.asarray(array)
+        return jax.make_array_from_callback(host.shape, sharding, lambda part: host[part])
+
+    return jax.tree.map(put, tree, shardings)
+
+
 def param_specs(cfg: ModelConfig) -> dict[str, Any]:
     """The PartitionSpec of each parameter: the tree of `init_params`."""
 

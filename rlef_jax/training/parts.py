@@ -121,7 +121,10 @@ def build_learner(config: ConfigDict, cfg: ModelConfig) -> Learner:
         importance_cap=p.importance_cap,
         importance_mode=p.importance_mode,
     )
-    how: dict[str, Any] = dict(compute_dtype=jnp.dtype(m.compute_dtype), remat=m.remat, unroll=m.unroll)
+    how: dict[str, Any] = dict(
+        compute_dtype=jnp.dtype(m.compute_dtype), remat=m.remat, unroll=m.unroll, attention=m.attention,
+        logit_tokens=m.logit_tokens,
+    )  # fmt: skip
     try:
         mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
         return Learner(

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlef_jax.model.transformer import ModelConfig, forward, init_params, token_logp, unembed
+from rlef_jax.model.logp import token_logp
+from rlef_jax.model.transformer import ModelConfig, forward, init_params, unembed
 from rlef_jax.sampling.sampler import Sample, Sampler, SamplingConfig
 
 CFG = ModelConfig(vocab_size=24, d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, d_head=8, d_ff=24)
