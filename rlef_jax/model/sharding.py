@@ -6,6 +6,7 @@ heads, the feed-forward layer's hidden width and the vocabulary.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -80,6 +81,34 @@ def param_specs(cfg: ModelConfig) -> dict[str, Any]:
         return PartitionSpec(*(RULES[name] for name in axes))
 
     return specs(LOGICAL_AXES, param_shapes(cfg))
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where intermediate results of a forward pass lie: rows stay split over `data` and `fsdp`, and weights, split over
+    `fsdp` where they are kept, are gathered where they are used.
+
+    Left alone, the compiler would rather split products over `fsdp` and add up activations, which are larger.
+    """
+
+    mesh: Mesh
+    cfg: ModelConfig
+
+    def rows(self, x: jax.Array) -> jax.Array:
+        """An array [B, ...] of which each device holds its rows."""
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, ROWS))
+
+    def gathered(self, name: str, params: Any, dtype: Any) -> Any:
+        """The parameters `name` ("embed", "unembed", or "layers": one layer's), cast before they travel."""
+        specs = param_specs(self.cfg)[name]
+        if isinstance(specs, dict):  # without the axis of the stack
+            specs = {key: PartitionSpec(*spec[1:]) for key, spec in specs.items()}
+
+        def gather(array: jax.Array, spec: PartitionSpec) -> jax.Array:
+            whole = PartitionSpec(*(None if axis == "fsdp" else axis for axis in spec))
+            return jax.lax.with_sharding_constraint(array.astype(dtype), NamedSharding(self.mesh, whole))
+
+        return jax.tree.map(gather, params, specs)
 
 
 def param_shardings(mesh: Mesh, cfg: ModelConfig) -> dict[str, Any]:

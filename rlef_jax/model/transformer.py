@@ -10,7 +10,7 @@ key/value head, H head width, F hidden width of the feed-forward layer.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,15 @@ import jax.numpy as jnp
 from rlef_jax.model.attention import KEPT, Attention, row_attention
 
 Params = dict[str, Any]
+
+
+class Layout(Protocol):
+    """Where intermediate results lie on a mesh: see `model/sharding.py`."""
+
+    def rows(self, x: jax.Array) -> jax.Array: ...
+
+    def gathered(self, name: str, params: Any, dtype: Any) -> Any: ...
+
 
 REMAT = {
     "none": None,
@@ -184,6 +193,7 @@ def forward(
     remat: str = "none",
     unroll: bool = True,
     attention: str = "blocks",
+    layout: Layout | None = None,
 ) -> jax.Array:
     """Hidden states [B, T, D] after the final norm, in compute_dtype.
 
@@ -193,6 +203,7 @@ def forward(
       remat: what is computed again in the backward pass, a name in `REMAT`.
       unroll: one copy of the layer per layer (faster for small models) or a scan (compiles faster for deep ones).
       attention: which one, see `row_attention`.
+      layout: on a mesh of several devices, where things lie.
     Raises ValueError where T is over `cfg.max_positions`.
     """
     length = tokens.shape[1]
@@ -202,16 +213,22 @@ def forward(
     rope = rope_tables(cfg, positions)
 
     def run(x: jax.Array, layer: Params) -> tuple[jax.Array, None]:
+        if layout is not None:
+            layer = layout.gathered("layers", layer, compute_dtype)
+            x = layout.rows(x)
         return block(layer, cfg, x, rope, attend)
 
     if remat != "none":
         run = jax.checkpoint(run, policy=REMAT[remat])
+    if layout is not None:
+        params = {**params, "embed": layout.gathered("embed", params["embed"], compute_dtype)}
     x = embed(params, tokens, compute_dtype)
     if unroll:
         for index in range(cfg.n_layers):
             x, _ = run(x, layer_params(params, index))
     else:
         x, _ = jax.lax.scan(run, x, params["layers"])
+    x = x if layout is None else layout.rows(x)
     return rms_norm(x, params["final_norm"], cfg.norm_eps)
 
 

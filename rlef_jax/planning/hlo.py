@@ -57,13 +57,16 @@ class _Instruction:
     rest: str
 
 
-def read_work(text: str, mesh_shape: Sequence[int], axes: Sequence[str], *, open_trips: float = 1.0) -> Work:
+def read_work(
+    text: str, mesh_shape: Sequence[int], axes: Sequence[str], *, open_trips: float = 1.0, float_bytes: int = 4
+) -> Work:
     """The work of a compiled program, from `compiled.as_text()`.
 
     Args:
       text: the module as XLA prints it.
       mesh_shape, axes: sizes and names of the mesh's axes; device i is the i-th in row-major order.
       open_trips: how often a loop runs whose number of trips the program finds out only as it runs.
+      float_bytes: of a float32 that travels. A CPU sends what was bfloat16 as float32.
     """
     computations, entry = _computations(text)
     flops = 0.0
@@ -75,7 +78,7 @@ def read_work(text: str, mesh_shape: Sequence[int], axes: Sequence[str], *, open
                 flops += times * _dot_flops(i, shapes)
             elif (kind := i.kind.removesuffix("-start")) in _KINDS:
                 members = _first_group(i.rest, math.prod(mesh_shape))
-                sent = _sent(kind, _bytes(i.shape, last=i.kind != kind), len(members))
+                sent = _sent(kind, _bytes(i.shape, float_bytes, last=i.kind != kind), len(members))
                 span = max(members) - min(members) + 1
                 total = found[kind, _varying(members, mesh_shape, axes), len(members), span]
                 total[0] += times * sent
@@ -126,10 +129,11 @@ def _sizes(shape: str) -> list[int]:
     return [int(n) for n in match[2].split(",") if n] if match else []
 
 
-def _bytes(shape: str, *, last: bool) -> float:
+def _bytes(shape: str, float_bytes: int, *, last: bool) -> float:
     """Of all arrays of a shape, or of the last: an asynchronous start lists its input first."""
     found = _SHAPE.findall(shape)[-1 if last else 0 :]
-    return float(sum(_BYTES[kind] * math.prod(int(n) for n in dims.split(",") if n) for kind, dims in found))
+    sizes = _BYTES | {"f32": float_bytes}
+    return float(sum(sizes[kind] * math.prod(int(n) for n in dims.split(",") if n) for kind, dims in found))
 
 
 def _dot_flops(i: _Instruction, shapes: dict[str, str]) -> float:
@@ -142,6 +146,11 @@ def _dot_flops(i: _Instruction, shapes: dict[str, str]) -> float:
 
 def _first_group(rest: str, devices: int) -> list[int]:
     """The devices of an instruction's first group."""
+    if match := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", rest):
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", match[1])}
+        chosen = re.findall(r"'(\w+)'", match[2])
+        at = tuple(slice(None) if name in chosen else 0 for name in sizes)
+        return np.arange(devices).reshape(tuple(sizes.values()))[at].ravel().tolist()
     if match := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
         ids = np.arange(devices).reshape([int(n) for n in match[3].split(",")])
         if match[4]:

@@ -31,12 +31,14 @@ class Program:
     xla_flops: float
 
 
-def compiled(lowered: Any, mesh_shape: tuple[int, ...], open_trips: float = 1.0) -> Program:
-    """Compiles a program and reads what it needs."""
+def compiled(lowered: Any, mesh_shape: tuple[int, ...], dtype: Any, open_trips: float = 1.0) -> Program:
+    """Compiles a program that computes in `dtype`, and reads what it needs."""
     program = lowered.compile()
     memory = program.memory_analysis()
     return Program(
-        work=read_work(program.as_text(), mesh_shape, AXES, open_trips=open_trips),
+        work=read_work(
+            program.as_text(), mesh_shape, AXES, open_trips=open_trips, float_bytes=jnp.dtype(dtype).itemsize
+        ),
         arguments=memory.argument_size_in_bytes,
         results=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         temporary=memory.temp_size_in_bytes,
@@ -71,7 +73,7 @@ def update_programs(
     chunk = max(learner.how.logit_tokens * learner.how.row_shards // rows, 1)
     trips = -(-int(length * action_share) // chunk)
     lowered = learner.lowered(state_shapes(learner, dtype), stacked)
-    return {name: compiled(program, mesh_shape, trips) for name, program in lowered.items()}
+    return {name: compiled(program, mesh_shape, learner.how.compute_dtype, trips) for name, program in lowered.items()}
 
 
 def decode_program(cfg: ModelConfig, dtype: Any, *, tensor: int, rows: int, length: int, tail: int) -> Program:
@@ -97,4 +99,4 @@ def decode_program(cfg: ModelConfig, dtype: Any, *, tensor: int, rows: int, leng
     lowered = jax.jit(step, donate_argnums=(1,)).lower(
         params, cache, per_row, per_row, jax.ShapeDtypeStruct((), jnp.int32)
     )
-    return compiled(lowered, (1, 1, tensor))
+    return compiled(lowered, (1, 1, tensor), dtype)

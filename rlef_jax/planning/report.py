@@ -183,5 +183,6 @@ def _notes(plan: Plan) -> Iterator[str]:
     )
     yield (
         "compiled for CPUs: a GPU's fusions, its temporary memory (fused attention needs far less) and its"
-        " reduce-scatters, which show here as all-reduces of twice the bytes, are not in these numbers"
+        " reduce-scatters, which show here as all-reduces of twice the bytes, are not in these numbers; what CPUs"
+        " exchange as float32 is counted in the model's compute_dtype"
     )

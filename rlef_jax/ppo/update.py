@@ -16,7 +16,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rlef_jax.model.logp import LOGIT_TOKENS, token_logp
-from rlef_jax.model.sharding import ROWS, make_mesh, param_shardings, place
+from rlef_jax.model.sharding import ROWS, Layout, make_mesh, param_shardings, place
 from rlef_jax.model.transformer import ModelConfig, Params, forward
 from rlef_jax.model.value import values as read_values
 from rlef_jax.ppo import returns as turn_returns
@@ -33,7 +33,8 @@ class ForwardSettings:
     """How the trainer runs the model; none of it changes a result but for rounding.
 
     `compute_dtype`, `remat`, `unroll` and `attention` are `forward`'s. `logit_tokens` is how many tokens' logits a
-    device holds at a time, where `row_shards` of them share a batch's rows.
+    device holds at a time, where `row_shards` of them share a batch's rows. The last two are the mesh's: `Learner` sets
+    them.
     """
 
     compute_dtype: Any = jnp.float32
@@ -42,6 +43,7 @@ class ForwardSettings:
     attention: str = "blocks"
     logit_tokens: int = LOGIT_TOKENS
     row_shards: int = 1
+    layout: Layout | None = None
 
 
 def log_probs_and_values(
@@ -58,13 +60,13 @@ def log_probs_and_values(
 def _hidden(params: Params, cfg: ModelConfig, batch: TokenBatch, how: ForwardSettings) -> jax.Array:
     return forward(
         params, cfg, batch.tokens, batch.positions, batch.segment_ids,
-        compute_dtype=how.compute_dtype, remat=how.remat, unroll=how.unroll, attention=how.attention,
+        compute_dtype=how.compute_dtype, remat=how.remat, unroll=how.unroll, attention=how.attention, layout=how.layout,
     )  # fmt: skip
 
 
 def _logp(params: Params, cfg: ModelConfig, hidden: jax.Array, batch: TokenBatch, how: ForwardSettings) -> jax.Array:
     chunk = max(how.logit_tokens * how.row_shards // batch.tokens.shape[0], 1)
-    return token_logp(params, cfg, hidden, batch.tokens, batch.action_mask, chunk=chunk)
+    return token_logp(params, cfg, hidden, batch.tokens, batch.action_mask, chunk=chunk, layout=how.layout)
 
 
 def objective(
@@ -123,7 +125,8 @@ class Learner:
         self.mesh = mesh if mesh is not None else make_mesh()
         shards = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         self.loss = loss or LossSettings()
-        self.how = dataclasses.replace(how or ForwardSettings(), row_shards=shards)
+        layout = Layout(self.mesh, model_cfg) if self.mesh.size > 1 else None
+        self.how = dataclasses.replace(how or ForwardSettings(), row_shards=shards, layout=layout)
         self.replicated = NamedSharding(self.mesh, PartitionSpec())
         self.rows = NamedSharding(self.mesh, ROWS)
         self.stacked_rows = NamedSharding(self.mesh, PartitionSpec(None, *ROWS))

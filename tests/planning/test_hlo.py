@@ -63,6 +63,15 @@ def test_loops_count_as_often_as_they_run():
     assert reduced == Collective("all-reduce", ("fsdp", "tensor"), 4, 4, 2 * 0.75 * (16 * 8 + 4) * 4, 1)
 
 
+def test_groups_may_be_named_by_axes():
+    groups = "replica_groups=mesh['data'=2,'fsdp'=2,'tensor'=2] {'data','tensor'}"
+    named = MODULE.replace("replica_groups={{0,1,2,3},{4,5,6,7}}", groups)
+    work = read_work(named, (2, 2, 2), ("data", "fsdp", "tensor"), float_bytes=2)
+    [reduced] = [c for c in work.collectives if c.kind == "all-reduce"]
+    assert (reduced.axes, reduced.size, reduced.span) == (("data", "tensor"), 4, 6)
+    assert reduced.bytes == 2 * 0.75 * (16 * 8 + 4) * 2
+
+
 def test_the_compilers_own_text_is_read():
     def repeated(x, weights):
         return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)[0]

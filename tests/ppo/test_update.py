@@ -140,7 +140,7 @@ def test_prompt_and_feedback_tokens_carry_no_policy_gradient(
 
     def loss(nudge):
         # Every token's log-probability is computed here: what the loss leaves out, it leaves out itself.
-        monkeypatch.setattr(update, "token_logp", lambda *model, chunk: token_logp(*model[:4]) + nudge)
+        monkeypatch.setattr(update, "token_logp", lambda *model, **_: token_logp(*model[:4]) + nudge)
         counts = {"tokens": jnp.float32(7.0), "turns": jnp.float32(3.0)}
         return objective(moved(params), batch, counts, tiny_model, LossSettings(), ForwardSettings())[0]
 
