@@ -63,8 +63,10 @@ def make_plan(config: ConfigDict, args: argparse.Namespace) -> Plan:
         learner, dtype, microbatches=per_update, rows=p.microbatch_rows, length=length,
         turns=config.episode.max_turns * p.row_episodes, action_share=args.action_share,
     )  # fmt: skip
+    sampler_devices = args.sampler_devices or args.devices
+    group = min(config.sampling.group_size, -(-p.rollouts * args.sampler_tensor // sampler_devices))
     programs["decode"] = decode_program(
-        cfg, jnp.dtype(config.model.compute_dtype), tensor=args.sampler_tensor, rows=config.sampling.group_size,
+        cfg, jnp.dtype(config.model.compute_dtype), tensor=args.sampler_tensor, rows=group,
         length=length, tail=config.episode.max_new_tokens,
     )  # fmt: skip
     return Plan(
@@ -73,8 +75,8 @@ def make_plan(config: ConfigDict, args: argparse.Namespace) -> Plan:
         assumed=Assumptions(
             card=CARDS[args.card], mfu=args.mfu, share=args.bandwidth_share, length=length,
             action_share=args.action_share, updates=p.updates, microbatches=per_update, rows=p.microbatch_rows,
-            iterations=config.train.iterations, group=config.sampling.group_size, sampler_tensor=args.sampler_tensor,
-            sampler_devices=args.sampler_devices or args.devices,
+            iterations=config.train.iterations, group=group, sampler_tensor=args.sampler_tensor,
+            sampler_devices=sampler_devices,
         ),
     )  # fmt: skip
 

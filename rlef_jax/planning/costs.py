@@ -8,9 +8,12 @@ reads all weights and the cache once. All but the shares and bandwidths comes fr
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable
 
-from rlef_jax.model.transformer import ModelConfig
+import jax
+
+from rlef_jax.model.transformer import ModelConfig, param_shapes
 from rlef_jax.planning.hlo import Collective
 from rlef_jax.planning.programs import Program
 
@@ -72,8 +75,8 @@ def decode_seconds(program: Program, card: Card, share: float) -> float:
 
 def parameters(cfg: ModelConfig) -> int:
     """Weights of a model."""
-    layer = cfg.d_model * (cfg.d_head * 2 * (cfg.n_heads + cfg.n_kv_heads) + 3 * cfg.d_ff + 2)
-    return cfg.n_layers * layer + cfg.d_model + cfg.vocab_size * cfg.d_model * (1 if cfg.tie_embeddings else 2)
+    shapes = jax.tree.leaves(param_shapes(cfg), is_leaf=lambda leaf: isinstance(leaf, tuple))
+    return sum(math.prod(shape) for shape in shapes)
 
 
 def flops_per_token(cfg: ModelConfig, length: int, action_share: float) -> float:

@@ -101,7 +101,8 @@ class Plan:
         """An iteration's sampling on all of the sampler's devices: decoding, and reading of prompts."""
         a = self.assumed
         replicas = a.sampler_devices / a.sampler_tensor
-        steps = a.tokens * a.action_share / a.group / replicas
+        # Tokens of an episode come one after the other, however many devices there are.
+        steps = a.length * a.action_share * max(1.0, a.tokens / a.length / replicas / a.group)
         prompts = a.tokens * (1 - a.action_share) * flops_per_token(self.cfg, a.length, 0.0)
         return {
             "decoding": steps * decode_seconds(self.programs["decode"], a.card, a.share),
