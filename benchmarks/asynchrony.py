@@ -33,7 +33,7 @@ from rlef_jax.types import Limits, TestCase, TestResult
 LATENCY_S = 1.0
 STALENESS = (0, 1, 4)
 OVERRIDES = {
-    "ppo.rollouts": 128, "ppo.updates": 2, "sampling.group_size": 32, "eval.split": "", "train.checkpoint_every": 1000,
+    "ppo.rollouts": 128, "ppo.updates": 2, "eval.split": "", "train.checkpoint_every": 1000,
     "train.save_episodes": False,
 }  # fmt: skip
 

@@ -25,7 +25,8 @@ def get_config(variant: str = "") -> ConfigDict:
     m.rope_scaling = (8.0, 1.0, 4.0, 8192.0)
     m.init = "weights/llama31_8b_instruct"
     # At a learning rate of 2e-7 a bfloat16 weight never moves: float32 masters, bfloat16 arithmetic.
-    m.param_dtype, m.compute_dtype, m.remat, m.unroll = "float32", "bfloat16", True, False
+    m.param_dtype, m.compute_dtype, m.remat, m.unroll = "float32", "bfloat16", "full", False
+    m.attention = "dot_product"  # cuDNN
 
     config.data.name = "code_contests"
     config.episode.max_turns = 3

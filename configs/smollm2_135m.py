@@ -16,7 +16,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config = base_config()
     config.model.init = "weights/smollm2_135m.gguf"  # its shape, tokenizer and chat format are in it
     config.model.unroll = False  # 30 layers: compiling them one by one takes minutes
-    config.model.remat = True
+    config.model.remat = "full"
 
     config.episode.context = 768
     config.episode.max_new_tokens = 160

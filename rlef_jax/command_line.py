@@ -39,7 +39,7 @@ def _line_of(error: Exception) -> str:
     if isinstance(error, StoppedError):
         return f"stopped: {error}"
     if isinstance(error, jax.errors.JaxRuntimeError):
-        advice = "lower ppo.microbatch_rows or sampling.rows, or set model.remat=True"
+        advice = 'lower ppo.microbatch_rows or sampling.rows, or set model.remat="full"'
         return f"error: the device is out of memory: {advice} ({str(error).splitlines()[0]})"
     return f"error: {error}"
 

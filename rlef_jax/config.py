@@ -122,7 +122,9 @@ def _model() -> dict[str, Any]:
         init="package:warm_start",  # first weights: package:NAME, .npz, Hugging Face folder or .gguf; "" = random
         param_dtype="float32",  # master weights
         compute_dtype="float32",
-        remat=False,  # recompute activations in the backward pass
+        remat="none",  # computed again in the backward pass: "none", all but products ("dots") or all ("full")
+        attention="blocks",  # "dot_product": JAX's own, cuDNN on a GPU; it needs ppo.row_episodes=1
+        logit_tokens=1024,  # tokens whose logits a device holds at a time
         unroll=True,  # layers as straight code instead of a scan: faster to run, slower to compile
     )
 
@@ -132,7 +134,8 @@ def _ppo() -> dict[str, Any]:
         rollouts=1024,  # episodes per iteration (A.1)
         updates=4,  # disjoint updates per iteration, one pass
         microbatch_rows=32,  # rows per forward and backward pass; changes speed and memory, never the result
-        buckets=(128, 192, 256),  # row lengths; each episode goes into the shortest that holds it
+        buckets=(128, 192, 256),  # row lengths; each row takes the shortest that holds its episodes
+        row_episodes=1,  # episodes that may share a row, where that wastes less
         learning_rate=2e-7,
         warmup_steps=50,
         weight_decay=0.1,

@@ -19,7 +19,8 @@ _AT_LEAST_1 = (
     "episode.max_turns", "episode.context", "episode.max_new_tokens",
     "sampling.rows", "sampling.lanes", "sampling.steps", "sampling.prefill_tokens",
     "execution.memory_mb", "execution.output_kb", "execution.wall_patience",
-    "ppo.rollouts", "ppo.updates", "ppo.microbatch_rows", "mesh.data", "mesh.fsdp", "mesh.tensor",
+    "ppo.rollouts", "ppo.updates", "ppo.microbatch_rows", "ppo.row_episodes", "model.logit_tokens",
+    "mesh.data", "mesh.fsdp", "mesh.tensor",
     "train.checkpoint_every", "train.keep_checkpoints", "train.log_every", "eval.bootstrap_samples",
     "sft.dialogues", "sft.batch_rows", "sft.checkpoint_every", "sft.log_every",
 )  # fmt: skip
@@ -34,6 +35,8 @@ _SHARES = ("sampling.gather", "sft.marked_share", "sft.unmarked_right_repairs", 
 _CHOICES = {
     "model.param_dtype": ("float32", "bfloat16"),
     "model.compute_dtype": ("float32", "bfloat16"),
+    "model.remat": ("none", "dots", "full"),
+    "model.attention": ("blocks", "dot_product"),
     "episode.feedback": ("true", "random", "none"),
     "ppo.importance": ("paper", "decoupled", "none"),
     "ppo.importance_mode": ("cap", "mask"),
@@ -130,6 +133,8 @@ def _check_ppo(config: ConfigDict) -> Faults:
     shards = config.mesh.data * config.mesh.fsdp
     unshared = f"must be a multiple of mesh.data * mesh.fsdp = {shards}; it is {p.microbatch_rows}"
     yield p.microbatch_rows % shards != 0, "ppo.microbatch_rows", unshared
+    mixed = f'must be 1 with model.attention="dot_product", which knows no episodes; it is {p.row_episodes}'
+    yield config.model.attention == "dot_product" and p.row_episodes > 1, "ppo.row_episodes", mixed
 
 
 def _check_schedule(config: ConfigDict) -> Faults:

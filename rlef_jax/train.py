@@ -8,6 +8,7 @@ on where the run stopped; --resume=never refuses to. On SIGINT or SIGTERM it fin
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from rlef_jax.training.interrupt import StopRequest
 from rlef_jax.training.loop import ProblemFeed
 from rlef_jax.training.metrics_writer import MetricsWriter
 from rlef_jax.training.parts import build_learner, build_mesh, build_policy, build_pool, build_samplers, complete
+from rlef_jax.training.processes import NAMES, find_job, from_first, gathered, is_first, join, on_this_process
 from rlef_jax.training.progress import ProgressDisplay
 from rlef_jax.training.run import Run
 from rlef_jax.training.workdir import CHECKPOINTS, Progress, open_workdir, resume
@@ -52,12 +54,15 @@ def train(config: ConfigDict, workdir: Path, *, go_on: bool = True, judge: Execu
     with contextlib.ExitStack() as stack:
         samplers = build_samplers(config, policy, 2)  # the training rollouts' and the evaluations'
         pool = stack.enter_context(build_pool(config.execution)) if judge is None else judge
-        open_workdir(workdir, config, resume=go_on)
+        from_first(lambda: open_workdir(workdir, config, resume=go_on))
         stop = stack.enter_context(StopRequest())
         checkpoints = stack.enter_context(Checkpoints(workdir / CHECKPOINTS, keep=config.train.keep_checkpoints))
-        display = stack.enter_context(ProgressDisplay())
+        log = None if is_first() else stack.enter_context(open(os.devnull, "w"))
+        display = stack.enter_context(ProgressDisplay(stream=log))
         count = sum(leaf.size for leaf in jax.tree.leaves(policy.params))
-        display.message(f"{count:,} parameters on {jax.device_count()} {jax.default_backend()} device(s)")
+        where = f"{jax.device_count()} {jax.default_backend()} device(s)"
+        others = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
+        display.message(f"{count:,} parameters on {where}{others}")
         state, progress = resume(
             workdir, checkpoints,
             fresh=learner.init(jax.random.PRNGKey(config.seed), policy.params),
@@ -66,25 +71,31 @@ def train(config: ConfigDict, workdir: Path, *, go_on: bool = True, judge: Execu
         )  # fmt: skip
         feed = ProblemFeed(d.name, d.train_split, config.seed, config.ppo.rollouts, last=config.train.iterations - 1)
         stack.callback(feed.close)
-        writer = stack.enter_context(MetricsWriter(workdir, start_step=progress.iteration))
+        writer = None
+        if is_first():
+            writer = stack.enter_context(MetricsWriter(workdir, start_step=progress.iteration))
         actor, eval_actor = (Actor(sampler, policy, pool) for sampler in samplers)
         evaluate = Evaluator(config, eval_actor, workdir, display, stop)
         summary: dict[str, Any] = {}
         if e.split:
-            summary |= _scores(evaluate, "warm_start", policy.params, 0)
+            summary |= from_first(lambda: _scores(evaluate, "warm_start", policy.params, 0))
         run = Run(
             config, workdir, actor, learner, learner.place_policy(policy.params), evaluate, feed, writer, checkpoints,
             display, stop,
         )  # fmt: skip
         state, progress = run.iterate(state, progress)
         checkpoints.wait()
-        best, iteration = _chosen(checkpoints, state, progress)
-        save_params(workdir / "policy.npz", best)
-        if e.split:
-            summary |= _scores(evaluate, "rlef", best, iteration * config.ppo.updates)
-            summary["bounds"] = split_bounds(d.name, evaluation_problems(d.name, e.split, e.problems))
-            write_summary(workdir, summary)
-    print(write_report(workdir), flush=True)
+        chosen, iteration = _chosen(checkpoints, state, progress)
+        best = on_this_process(chosen, learner.mesh)
+        if is_first():
+            save_params(workdir / "policy.npz", best)
+            if e.split:
+                summary |= _scores(evaluate, "rlef", best, iteration * config.ppo.updates)
+                summary["bounds"] = split_bounds(d.name, evaluation_problems(d.name, e.split, e.problems))
+                write_summary(workdir, summary)
+        gathered(None)  # the others wait for the last evaluation
+    if is_first():
+        print(write_report(workdir), flush=True)
 
 
 def _scores(evaluate: Evaluator, prefix: str, params: Params, version: int) -> dict[str, dict[str, Any]]:
@@ -103,11 +114,22 @@ def _chosen(checkpoints: Checkpoints, state: TrainState, progress: Progress) -> 
 
 
 def main() -> None:
-    """Defines --resume beside the common flags, and trains."""
+    """Defines --resume and what names a job beside the common flags, and trains."""
     flags.DEFINE_enum(
         "resume", "auto", ("auto", "never"), "auto: go on where the workdir's run stopped; never: refuse."
     )
-    command_line.main(lambda config, workdir: train(config, workdir, go_on=flags.FLAGS.resume == "auto"))
+    for name, told in (
+        ("coordinator", "HOST:PORT where the job's processes meet"),
+        ("processes", 'how many there are, or "auto" under SLURM and Kubernetes'),
+        ("process", "which one this is, from 0"),
+    ):
+        flags.DEFINE_string(name, None, f"In a job of several processes (docs/cluster.md): {told}.")
+
+    def run(config: ConfigDict, workdir: Path) -> None:
+        join(find_job({name: flags.FLAGS[name].value for name in NAMES}, os.environ))
+        train(config, workdir, go_on=flags.FLAGS.resume == "auto")
+
+    command_line.main(run)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ heads, the feed-forward layer's hidden width and the vocabulary.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -62,6 +63,23 @@ def one_device(device: jax.Device) -> Mesh:
     return Mesh(np.array([device]).reshape(1, 1, 1), AXES)
 
 
+def place(tree: Any, shardings: Any) -> Any:
+    """The tree's arrays laid out on a mesh; `shardings` is one for all leaves or a tree of them.
+
+    On a mesh over several processes each must hold the same values, and feeds the parts that lie on its own devices.
+    """
+    if isinstance(shardings, NamedSharding):
+        shardings = jax.tree.map(lambda _: shardings, tree)
+
+    def put(array: Any, sharding: NamedSharding) -> jax.Array:
+        if sharding.is_fully_addressable:
+            return jax.device_put(array, sharding)
+        host = np.asarray(array)
+        return jax.make_array_from_callback(host.shape, sharding, lambda part: host[part])
+
+    return jax.tree.map(put, tree, shardings)
+
+
 def param_specs(cfg: ModelConfig) -> dict[str, Any]:
     """The PartitionSpec of each parameter: the tree of `init_params`."""
 
@@ -71,6 +89,34 @@ def param_specs(cfg: ModelConfig) -> dict[str, Any]:
         return PartitionSpec(*(RULES[name] for name in axes))
 
     return specs(LOGICAL_AXES, param_shapes(cfg))
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where intermediate results of a forward pass lie: rows stay split over `data` and `fsdp`, and weights, split over
+    `fsdp` where they are kept, are gathered where they are used.
+
+    Left alone, the compiler would rather split products over `fsdp` and add up activations, which are larger.
+    """
+
+    mesh: Mesh
+    cfg: ModelConfig
+
+    def rows(self, x: jax.Array) -> jax.Array:
+        """An array [B, ...] of which each device holds its rows."""
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, ROWS))
+
+    def gathered(self, name: str, params: Any, dtype: Any) -> Any:
+        """The parameters `name` ("embed", "unembed", or "layers": one layer's), cast before they travel."""
+        specs = param_specs(self.cfg)[name]
+        if isinstance(specs, dict):  # without the axis of the stack
+            specs = {key: PartitionSpec(*spec[1:]) for key, spec in specs.items()}
+
+        def gather(array: jax.Array, spec: PartitionSpec) -> jax.Array:
+            whole = PartitionSpec(*(None if axis == "fsdp" else axis for axis in spec))
+            return jax.lax.with_sharding_constraint(array.astype(dtype), NamedSharding(self.mesh, whole))
+
+        return jax.tree.map(gather, params, specs)
 
 
 def param_shardings(mesh: Mesh, cfg: ModelConfig) -> dict[str, Any]:

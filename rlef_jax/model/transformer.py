@@ -1,7 +1,7 @@
 """Llama-family transformer over a params pytree: one definition for training, prefill and decode.
 
 `block` is the only copy of the layer's mathematics. Training passes it an attention over the row itself
-(`row_attention`), prefill and decode pass it an attention over a cache (see `model/kv_cache.py`).
+(`model/attention.py`), prefill and decode pass it an attention over a cache (`model/kv_cache.py`).
 
 Letters in shapes: B rows, T tokens, D model width, V vocabulary, L layers, K key/value heads, R query heads per
 key/value head, H head width, F hidden width of the feed-forward layer.
@@ -11,18 +11,35 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-Params = dict[str, Any]
-Attention = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
+from rlef_jax.model.attention import KEPT, Attention, row_attention
 
-# A block of queries attends only to the keys up to its own end: less of the causal square is computed and stored.
-_QUERY_BLOCK = 128
+Params = dict[str, Any]
+
+
+class Layout(Protocol):
+    """Where intermediate results lie on a mesh: see `model/sharding.py`."""
+
+    def rows(self, x: jax.Array) -> jax.Array: ...
+
+    def gathered(self, name: str, params: Any, dtype: Any) -> Any: ...
+
+
+REMAT = {
+    "none": None,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(KEPT),
+    ),
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+"""What of a layer is made again in the backward pass, by name: "none" of it, all but the results of matrix products and
+of the attention ("dots"), or everything from the layer's input on ("full")."""
 
 
 class RopeScaling(NamedTuple):
@@ -206,23 +223,6 @@ def block(
     return x + project(hidden, layer["down"]), kept
 
 
-def row_attention(mask: jax.Array) -> Attention:
-    """Attention of a row to itself. mask [B, T, T] bool: may query t look at key s? Must allow s = t and be causal."""
-
-    def attention(queries: jax.Array, keys: jax.Array, values: jax.Array) -> tuple[jax.Array, None]:
-        length = queries.shape[1]
-        outputs = []
-        for start in range(0, length, _QUERY_BLOCK):
-            end = min(start + _QUERY_BLOCK, length)
-            scores = jnp.einsum("btkrh,bskh->bkrts", queries[:, start:end], keys[:, :end]).astype(jnp.float32)
-            scores = jnp.where(mask[:, None, None, start:end, :end], scores, -jnp.inf)
-            weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-            outputs.append(jnp.einsum("bkrts,bskh->btkrh", weights, values[:, :end]))
-        return jnp.concatenate(outputs, axis=1), None
-
-    return attention
-
-
 def embed(params: Params, tokens: jax.Array, compute_dtype: Any) -> jax.Array:
     """Embeddings [B, T, D] of tokens [B, T]."""
     return params["embed"][tokens].astype(compute_dtype)
@@ -241,53 +241,54 @@ def forward(
     segment_ids: jax.Array,
     *,
     compute_dtype: Any = jnp.float32,
-    remat: bool = False,
+    remat: str = "none",
     unroll: bool = True,
+    attention: str = "blocks",
+    layout: Layout | None = None,
 ) -> jax.Array:
     """Hidden states [B, T, D] after the final norm, in compute_dtype.
 
     Args:
       tokens, positions, segment_ids: int32 [B, T]. A token sees the earlier tokens of its own segment (and itself).
         Positions count from 0 in each segment; segment 0 is padding, whose outputs mean nothing but are finite.
-      remat: recompute each layer in the backward pass; its activations aren't kept.
+      remat: what is computed again in the backward pass, a name in `REMAT`.
       unroll: one copy of the layer per layer (faster for small models) or a scan (compiles faster for deep ones).
+      attention: which one, see `row_attention`.
+      layout: on a mesh of several devices, where things lie.
     Raises ValueError where T is over `cfg.max_positions`.
     """
     length = tokens.shape[1]
     if length > cfg.max_positions:
         raise ValueError(f"rows of {length} tokens: the model's max_positions is {cfg.max_positions}")
-    causal = jnp.tril(jnp.ones((length, length), bool))
-    attention = row_attention((segment_ids[:, :, None] == segment_ids[:, None, :]) & causal[None])
+    attend = row_attention(segment_ids, attention)
     rope = rope_tables(cfg, positions)
 
     def run(x: jax.Array, layer: Params) -> tuple[jax.Array, None]:
-        return block(layer, cfg, x, rope, attention)
+        if layout is not None:
+            layer = layout.gathered("layers", layer, compute_dtype)
+            x = layout.rows(x)
+        return block(layer, cfg, x, rope, attend)
 
-    if remat:
-        run = jax.checkpoint(run)
+    if remat != "none":
+        run = jax.checkpoint(run, policy=REMAT[remat])
+    if layout is not None:
+        params = {**params, "embed": layout.gathered("embed", params["embed"], compute_dtype)}
     x = embed(params, tokens, compute_dtype)
     if unroll:
         for index in range(cfg.n_layers):
             x, _ = run(x, layer_params(params, index))
     else:
         x, _ = jax.lax.scan(run, x, params["layers"])
+    x = x if layout is None else layout.rows(x)
     return rms_norm(x, params["final_norm"], cfg.norm_eps)
 
 
+def output_weights(params: Params, cfg: ModelConfig) -> jax.Array:
+    """The output layer's weights [V, D]."""
+    return params["embed" if cfg.tie_embeddings else "unembed"]
+
+
 def unembed(params: Params, cfg: ModelConfig, hidden: jax.Array) -> jax.Array:
-    """Logits [B, T, V], float32, of hidden states [B, T, D]."""
-    weights = params["embed" if cfg.tie_embeddings else "unembed"].astype(hidden.dtype)
+    """Logits [B, T, V], float32, of hidden states [B, T, D]. The update never holds so many: `model/logp.py`."""
+    weights = output_weights(params, cfg).astype(hidden.dtype)
     return jnp.einsum("btd,vd->btv", hidden, weights, preferred_element_type=jnp.float32)
-
-
-def token_logp(params: Params, cfg: ModelConfig, hidden: jax.Array, tokens: jax.Array) -> jax.Array:
-    """Log-probability of each token given those before it: float32 [B, T], aligned to the *predicted* token.
-
-    out[b, t] = log p(tokens[b, t] | tokens[b, < t]), read from hidden[b, t - 1]; out[:, 0] = 0. Where a row holds
-    several segments, the first token of each is predicted from the segment before: mask it.
-    """
-    logits = unembed(params, cfg, hidden[:, :-1])
-    # A comparison in place of a gather: its gradient is no scatter, which is slow on CPU.
-    hit = jnp.arange(cfg.vocab_size, dtype=tokens.dtype)[None, None, :] == tokens[:, 1:, None]
-    logp = jnp.sum(jnp.where(hit, logits, 0.0), axis=-1) - jax.nn.logsumexp(logits, axis=-1)
-    return jnp.pad(logp, ((0, 0), (1, 0)))

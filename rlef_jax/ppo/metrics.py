@@ -32,7 +32,8 @@ def iteration_metrics(batches: Sequence[TokenBatch]) -> dict[str, float]:
       explained_variance: of the returns by the old values.
       entropy: estimated by the mean of -log pi_old over sampled tokens.
       return_mean, advantage_std (before normalization), reward_mean (r_t summed over an episode).
-      action_tokens, turns, rows: totals of the iteration, of what counts; padding_share (of all token slots).
+      action_tokens, turns, episodes, rows: totals of the iteration, of what counts.
+      padding_share: of all token slots, what packing wastes.
     """
     if not batches:
         return {}
@@ -43,7 +44,8 @@ def iteration_metrics(batches: Sequence[TokenBatch]) -> dict[str, float]:
     returns, values = _flat([b.returns for b in batches]), _flat([b.old_values for b in batches])
     kl = [turn_means(b.old_logp - b.ref_logp, b.action_mask, b.turn_index, b.turn_mask.shape[1]) for b in batches]
     weights = np.concatenate([b.weight for b in batches])
-    rewards = np.concatenate([(b.turn_rewards * b.turn_mask).sum(1) for b in batches])
+    rewards = sum(float(((b.turn_rewards * b.turn_mask).sum(1) * b.weight).sum()) for b in batches)
+    episodes = sum(float((np.asarray(b.segment_ids).max(axis=1) * b.weight).sum()) for b in batches)
     used = float(sum((b.segment_ids > 0).sum() for b in batches))
     return {
         "kl_to_ref": _mean(_flat(kl)[turn_mask]),
@@ -54,9 +56,10 @@ def iteration_metrics(batches: Sequence[TokenBatch]) -> dict[str, float]:
         "entropy": _mean(-old),
         "return_mean": _mean(returns[turn_mask]),
         "advantage_std": float((returns - values)[turn_mask].std()) if turn_mask.any() else 0.0,
-        "reward_mean": _mean(rewards[weights > 0]),
+        "reward_mean": rewards / max(episodes, 1.0),
         "action_tokens": float(token_mask.sum()),
         "turns": float(turn_mask.sum()),
+        "episodes": episodes,
         "rows": float((weights > 0).sum()),
         "padding_share": 1.0 - used / float(sum(b.tokens.size for b in batches)),
     }

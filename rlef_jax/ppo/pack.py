@@ -1,6 +1,7 @@
-"""Episodes -> TokenBatches: one episode a row, rows grouped by length bucket. Host side, NumPy arrays.
+"""Episodes -> TokenBatches: rows of one or several whole episodes, grouped by length. Host side, NumPy arrays.
 
-Nothing is decoded or tokenized here: a row is the episode's ids exactly as they were prompted and sampled.
+Nothing is decoded or tokenized here: a row is its episodes' ids exactly as they were prompted and sampled, and tokens
+of one see nothing of another (`segment_ids`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from rlef_jax.reward import counts, turn_rewards
 from rlef_jax.types import Episode, TokenBatch
 
 PADDING = -1
-"""Marks a row of `index` that holds no episode."""
+"""Marks a place of `index` that holds no episode."""
 
 
 def pack(
@@ -23,40 +24,46 @@ def pack(
     buckets: tuple[int, ...],
     rows: int,
     max_turns: int,
+    row_episodes: int = 1,
     invalid_penalty: float = -0.2,
 ) -> tuple[list[TokenBatch], list[np.ndarray]]:
     """Lay episodes out in batches of exactly `rows` rows, each batch as long as one of the `buckets`.
 
-    Each episode goes to the smallest bucket that holds it. What is left of a bucket after its full batches moves up
-    to the next one where that costs no further batch there. The order is a function of the arguments alone.
+    Each row goes to the smallest bucket that holds it. What is left of a bucket after its full batches moves up to the
+    next one where that costs no further batch there. Several episodes share a row only where that takes fewer token
+    slots in all than a row for each. The order is a function of the arguments alone.
 
     Args:
       episodes: finished episodes.
       buckets: row lengths T in tokens; each one used means one compilation.
       rows: B, rows a batch; unused ones are padding with weight 0.
-      max_turns: N, turns a row.
+      max_turns: turns an episode.
+      row_episodes: E, episodes that may share a row: each longest first into the fullest row with room for it. Those
+        that don't count share none with those that do.
       invalid_penalty: reward of a turn that isn't the last and holds no valid code.
 
     Returns:
-      (batches, index): `index[i][b]` is the position in `episodes` of row b of batch i, `PADDING` for none.
-      old_logp, ref_logp, advantages, returns and old_values are zero until `prepare_iteration` fills them.
+      (batches, index): `index[i][b]` are the positions in `episodes` of what row b of batch i holds, `PADDING` for
+      none: int32 [B, E]. A row has N = E * max_turns turns; its episodes are segments 1, 2, ... in order. old_logp,
+      ref_logp, advantages, returns and old_values are zero until `prepare_iteration` fills them.
 
     Raises:
       ValueError: an episode is longer than the largest bucket, has more than `max_turns` turns, or has a turn
         without sampled tokens.
     """
-    if rows < 1 or not buckets:
-        raise ValueError(f"need at least one row and one bucket, got rows={rows} and buckets={buckets}")
-    lengths = [len(episode.token_ids) for episode in episodes]
+    if rows < 1 or row_episodes < 1 or not buckets:
+        raise ValueError(f"need a row, an episode in it and a bucket: {rows=}, {row_episodes=}, {buckets=}")
     batches, index = [], []
-    for bucket, members in _assign(lengths, sorted(set(buckets)), rows):
+    for bucket, members in _layout(episodes, sorted(set(buckets)), rows, row_episodes):
         for first in range(0, len(members), rows):
             chosen = members[first : first + rows]
-            arrays = empty_arrays(rows, bucket, max_turns)
-            for row, number in enumerate(chosen):
-                _fill_row(arrays, row, episodes[number], max_turns, invalid_penalty)
+            arrays = empty_arrays(rows, bucket, max_turns * row_episodes)
+            places = np.full((rows, row_episodes), PADDING, np.int32)
+            for row, numbers in enumerate(chosen):
+                places[row, : len(numbers)] = numbers
+                _fill_row(arrays, row, [episodes[n] for n in numbers], max_turns, invalid_penalty)
             batches.append(TokenBatch(**arrays))
-            index.append(np.asarray(chosen + [PADDING] * (rows - len(chosen)), np.int32))
+            index.append(places)
     return batches, index
 
 
@@ -82,17 +89,53 @@ def empty_arrays(rows: int, length: int, turns: int) -> dict[str, Any]:
     }
 
 
-def _assign(lengths: list[int], buckets: list[int], rows: int) -> list[tuple[int, list[int]]]:
-    """Which episodes (by position) go to which bucket, buckets ascending, each one's episodes in order."""
-    members: dict[int, list[int]] = {bucket: [] for bucket in buckets}
+type _Rows = list[tuple[int, ...]]  # which episodes each row holds, by position
+
+
+def _layout(
+    episodes: Sequence[Episode], buckets: list[int], rows: int, row_episodes: int
+) -> list[tuple[int, list[tuple[int, ...]]]]:
+    """Which rows go to which bucket, buckets ascending: the fewest token slots, at a tie one episode a row."""
+    lengths = [len(episode.token_ids) for episode in episodes]
     for number, length in enumerate(lengths):
-        bucket = next((b for b in buckets if length <= b), None)
-        if bucket is None:
+        if length > buckets[-1]:
             raise ValueError(
                 f"episode {number} has {length} tokens but the largest bucket holds {buckets[-1]}: add a larger "
                 "bucket to ppo.buckets or lower episode.context"
             )
-        members[bucket].append(number)
+    layouts = [_assign([(n,) for n in range(len(lengths))], lengths, buckets, rows)]
+    if row_episodes > 1:
+        layouts.append(_assign(_shared(episodes, lengths, buckets[-1], row_episodes), lengths, buckets, rows))
+    return min(layouts, key=lambda layout: sum(bucket * rows * -(-len(held) // rows) for bucket, held in layout))
+
+
+def _shared(episodes: Sequence[Episode], lengths: list[int], capacity: int, most: int) -> _Rows:
+    """Rows of at most `capacity` tokens and `most` episodes: the longest first, into the fullest row with room."""
+    valid = [counts(episode) for episode in episodes]
+    held: list[list[int]] = []
+    free: list[int] = []
+    for number in sorted(range(len(lengths)), key=lambda n: (-lengths[n], n)):
+        fitting = [
+            row
+            for row, numbers in enumerate(held)
+            if lengths[number] <= free[row] and len(numbers) < most
+            if valid[numbers[0]] == valid[number]
+        ]
+        if not fitting:
+            held.append([])
+            free.append(capacity)
+        row = min(fitting, key=lambda r: free[r], default=len(held) - 1)
+        held[row].append(number)
+        free[row] -= lengths[number]
+    return sorted(tuple(sorted(numbers)) for numbers in held)
+
+
+def _assign(rows_held: _Rows, lengths: list[int], buckets: list[int], rows: int) -> list[tuple[int, _Rows]]:
+    """The rows of each bucket, buckets ascending, each one's rows in order."""
+    members: dict[int, _Rows] = {bucket: [] for bucket in buckets}
+    for held in rows_held:
+        length = sum(lengths[n] for n in held)
+        members[next(bucket for bucket in buckets if length <= bucket)].append(held)
     for small, large in zip(buckets, buckets[1:], strict=False):
         left = len(members[small]) % rows
         room = -len(members[large]) % rows
@@ -102,26 +145,38 @@ def _assign(lengths: list[int], buckets: list[int], rows: int) -> list[tuple[int
     return list(members.items())
 
 
-def _fill_row(arrays: dict[str, Any], row: int, episode: Episode, max_turns: int, invalid_penalty: float) -> None:
-    """Write one episode into one row."""
-    if len(episode.turns) > max_turns:
-        raise ValueError(f"episode {episode.index} has {len(episode.turns)} turns, more than max_turns={max_turns}")
+def _fill_row(
+    arrays: dict[str, Any], row: int, episodes: Sequence[Episode], max_turns: int, invalid_penalty: float
+) -> None:
+    """Write episodes into one row, one behind the other."""
+    start, first_turn = 0, 0
+    for segment, episode in enumerate(episodes, start=1):
+        if len(episode.turns) > max_turns:
+            raise ValueError(f"episode {episode.index} has {len(episode.turns)} turns, more than max_turns={max_turns}")
+        _fill_episode(arrays, row, episode, start, first_turn)
+        end, turns = start + len(episode.token_ids), len(episode.turns)
+        arrays["segment_ids"][row, start:end] = segment
+        rewards = turn_rewards(episode, invalid_penalty=invalid_penalty)
+        arrays["turn_rewards"][row, first_turn : first_turn + turns] = rewards
+        start, first_turn = end, first_turn + turns
+    arrays["weight"][row] = 1.0 if counts(episodes[0]) else 0.0
+
+
+def _fill_episode(arrays: dict[str, Any], row: int, episode: Episode, at: int, first_turn: int) -> None:
+    """Write an episode's tokens from token `at` of a row on, and its turns from turn `first_turn` on."""
     length = len(episode.token_ids)
-    arrays["tokens"][row, :length] = episode.token_ids
-    arrays["positions"][row, :length] = np.arange(length)
-    arrays["segment_ids"][row, :length] = 1
-    start = 0
+    arrays["tokens"][row, at : at + length] = episode.token_ids
+    arrays["positions"][row, at : at + length] = np.arange(length)
+    start = at
     for number, turn in enumerate(episode.turns):
         start += len(turn.prompt_delta_ids)
         end = start + len(turn.response_ids)
-        if end == start or start == 0:
+        if end == start or start == at:
             raise ValueError(f"episode {episode.index}, turn {number + 1}: a turn needs a prompt and a sampled token")
         arrays["action_mask"][row, start:end] = 1.0
-        arrays["turn_index"][row, start:end] = number
+        arrays["turn_index"][row, start:end] = first_turn + number
         arrays["behavior_logp"][row, start:end] = turn.behavior_logp
         # The state that the value sees is everything up to, and nothing after, the turn's prompt.
-        arrays["turn_positions"][row, number] = start - 1
-        arrays["turn_mask"][row, number] = 1.0
+        arrays["turn_positions"][row, first_turn + number] = start - 1
+        arrays["turn_mask"][row, first_turn + number] = 1.0
         start = end
-    arrays["turn_rewards"][row, : len(episode.turns)] = turn_rewards(episode, invalid_penalty=invalid_penalty)
-    arrays["weight"][row] = 1.0 if counts(episode) else 0.0

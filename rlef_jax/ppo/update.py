@@ -6,7 +6,7 @@ An iteration: `split_updates` -> `pack` (each part) -> `prepare_iteration` (all 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,8 +15,9 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rlef_jax.model.sharding import ROWS, make_mesh, param_shardings
-from rlef_jax.model.transformer import ModelConfig, Params, forward, token_logp
+from rlef_jax.model.logp import LOGIT_TOKENS, token_logp
+from rlef_jax.model.sharding import ROWS, Layout, make_mesh, param_shardings, place
+from rlef_jax.model.transformer import ModelConfig, Params, forward
 from rlef_jax.model.value import values as read_values
 from rlef_jax.ppo import returns as turn_returns
 from rlef_jax.ppo.losses import LossSettings, policy_loss, value_loss
@@ -29,26 +30,43 @@ __all__ = ["Learner", "TrainState", "init_state", "make_optimizer", "prepare_ite
 
 @dataclasses.dataclass(frozen=True)
 class ForwardSettings:
-    """How the trainer runs the model: `forward`'s keyword arguments."""
+    """How the trainer runs the model; none of it changes a result but for rounding.
+
+    `compute_dtype`, `remat`, `unroll` and `attention` are `forward`'s. `logit_tokens` is how many tokens' logits a
+    device holds at a time, where `row_shards` of them share a batch's rows. The last two are the mesh's: `Learner` sets
+    them.
+    """
 
     compute_dtype: Any = jnp.float32
-    remat: bool = False
+    remat: str = "none"
     unroll: bool = True
+    attention: str = "blocks"
+    logit_tokens: int = LOGIT_TOKENS
+    row_shards: int = 1
+    layout: Layout | None = None
 
 
 def log_probs_and_values(
     params: dict[str, Any], cfg: ModelConfig, batch: TokenBatch, how: ForwardSettings
 ) -> tuple[jax.Array, jax.Array]:
-    """Token log-probabilities [B, T] of the policy and turn values [B, N] of the critic, both float32."""
+    """Log-probabilities [B, T] of sampled tokens (0 for others) and turn values [B, N], both float32."""
     hidden = _hidden(params["policy"], cfg, batch, how)
-    logp = token_logp(params["policy"], cfg, hidden, batch.tokens)
+    logp = _logp(params["policy"], cfg, hidden, batch, how)
     critic = params["critic"]
     seen = _hidden(critic["trunk"], cfg, batch, how) if "trunk" in critic else hidden
     return logp, read_values(critic["head"], seen, batch.turn_positions)
 
 
 def _hidden(params: Params, cfg: ModelConfig, batch: TokenBatch, how: ForwardSettings) -> jax.Array:
-    return forward(params, cfg, batch.tokens, batch.positions, batch.segment_ids, **dataclasses.asdict(how))
+    return forward(
+        params, cfg, batch.tokens, batch.positions, batch.segment_ids,
+        compute_dtype=how.compute_dtype, remat=how.remat, unroll=how.unroll, attention=how.attention, layout=how.layout,
+    )  # fmt: skip
+
+
+def _logp(params: Params, cfg: ModelConfig, hidden: jax.Array, batch: TokenBatch, how: ForwardSettings) -> jax.Array:
+    chunk = max(how.logit_tokens * how.row_shards // batch.tokens.shape[0], 1)
+    return token_logp(params, cfg, hidden, batch.tokens, batch.action_mask, chunk=chunk, layout=how.layout)
 
 
 def objective(
@@ -104,10 +122,14 @@ class Learner:
     ) -> None:
         self.model_cfg, self.optimizer, self.separate_critic = model_cfg, optimizer, separate_critic
         self.max_grad_norm = max_grad_norm if max_grad_norm > 0 else float("inf")
-        self.loss, self.how = loss or LossSettings(), how or ForwardSettings()
         self.mesh = mesh if mesh is not None else make_mesh()
+        shards = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        self.loss = loss or LossSettings()
+        layout = Layout(self.mesh, model_cfg) if self.mesh.size > 1 else None
+        self.how = dataclasses.replace(how or ForwardSettings(), row_shards=shards, layout=layout)
         self.replicated = NamedSharding(self.mesh, PartitionSpec())
         self.rows = NamedSharding(self.mesh, ROWS)
+        self.stacked_rows = NamedSharding(self.mesh, PartitionSpec(None, *ROWS))
         self.policy_shardings = param_shardings(self.mesh, model_cfg)
         critic: dict[str, Any] = {"head": {"w": self.replicated, "b": self.replicated}}
         if separate_critic:
@@ -117,21 +139,31 @@ class Learner:
 
     def _compile(self) -> None:
         one, rows, params = self.replicated, self.rows, self.param_shardings
-        self._score = jax.jit(self._score_fn, in_shardings=(params, rows), out_shardings=(rows, rows))
-        self._ref = jax.jit(self._ref_fn, in_shardings=(self.policy_shardings, rows), out_shardings=rows)
-        self._zeros = jax.jit(lambda p: jax.tree.map(jnp.zeros_like, p), in_shardings=(params,), out_shardings=params)
-        self._accumulate = jax.jit(
-            self._accumulate_fn,
-            in_shardings=(params, params, one, rows, one),
-            out_shardings=(params, one),
-            donate_argnums=(1, 2),
+        # Whole on every device, so that every process can read them.
+        self._score = jax.jit(self._score_fn, in_shardings=(params, rows), out_shardings=(one, one))
+        self._ref = jax.jit(self._ref_fn, in_shardings=(self.policy_shardings, rows), out_shardings=one)
+        self._gradients = jax.jit(
+            self._gradients_fn, in_shardings=(params, self.stacked_rows, one), out_shardings=(params, one)
         )
+        self._add = jax.jit(
+            lambda a, b: jax.tree.map(jnp.add, a, b),
+            in_shardings=((params, one), (params, one)), out_shardings=(params, one), donate_argnums=(0,),
+        )  # fmt: skip
         self._apply: Any = None  # compiled once the optimizer state's structure is known
+
+    def _applied(self, where: Any) -> Any:
+        """The jitted optimizer step on a state that lies `where` its shardings say."""
+        return jax.jit(
+            self._apply_fn,
+            in_shardings=(where, self.param_shardings),
+            out_shardings=(where, self.replicated),
+            donate_argnums=(0,),
+        )
 
     def init(self, key: jax.Array, policy_params: Params) -> TrainState:
         """A new TrainState on the mesh from a copy of `policy_params`; `key` draws the value head."""
         state = init_state(key, policy_params, self.model_cfg, self.separate_critic, self.optimizer)
-        return jax.device_put(state, self.state_shardings(state))
+        return place(state, self.state_shardings(state))
 
     def state_shardings(self, state: TrainState) -> Any:
         """A TrainState of shardings: the optimizer's moments lie where their parameters do, the rest everywhere."""
@@ -145,17 +177,37 @@ class Learner:
         step: Any = self.replicated
         return TrainState(params=self.param_shardings, opt_state=moments, step=step)
 
+    def lowered(self, state: TrainState, microbatches: TokenBatch) -> dict[str, Any]:
+        """An update's programs before they are compiled, from shapes alone.
+
+        Args:
+          state: of `ShapeDtypeStruct`s, without shardings.
+          microbatches: of `ShapeDtypeStruct`s, [M, B, ...].
+
+        Returns:
+          {"gradients": of those micro-batches, "apply": the optimizer's step, "score": of one micro-batch}.
+        """
+        where = self.state_shardings(state)
+        state = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, where)
+        counts = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in ("tokens", "turns")}
+        one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), microbatches)
+        return {
+            "gradients": self._gradients.lower(state.params, microbatches, counts),
+            "apply": self._applied(where).lower(state, state.params),
+            "score": self._score.lower(state.params, one),
+        }
+
     def place_policy(self, policy_params: Params) -> Params:
         """A copy of policy-shaped weights on the mesh, to serve as the reference policy."""
-        return jax.device_put(jax.tree.map(jnp.copy, policy_params), self.policy_shardings)
+        return place(jax.tree.map(jnp.copy, policy_params), self.policy_shardings)
 
     def score(self, params: dict[str, Any], batch: TokenBatch) -> tuple[jax.Array, jax.Array]:
         """(log-probabilities [B, T], 0 on tokens that weren't sampled; values [B, N]) under `TrainState.params`."""
-        return self._score(params, jax.device_put(batch, self.rows))
+        return self._score(params, place(batch, self.rows))
 
     def ref_logp(self, ref_params: Params, batch: TokenBatch) -> jax.Array:
         """Log-probabilities [B, T] under a reference policy, 0 on tokens that weren't sampled."""
-        return self._ref(ref_params, jax.device_put(batch, self.rows))
+        return self._ref(ref_params, place(batch, self.rows))
 
     def update(self, state: TrainState, microbatches: Sequence[TokenBatch]) -> tuple[TrainState, dict[str, float]]:
         """One optimizer step on the mean loss over all micro-batches. `state` is donated: use the one returned.
@@ -172,13 +224,7 @@ class Learner:
         """
         grads, sums, counts = self._accumulated(state.params, microbatches)
         if self._apply is None:
-            where = self.state_shardings(state)
-            self._apply = jax.jit(
-                self._apply_fn,
-                in_shardings=(where, self.param_shardings),
-                out_shardings=(where, self.replicated),
-                donate_argnums=(0,),
-            )
+            self._apply = self._applied(self.state_shardings(state))
         state, norm_and_applied = self._apply(state, grads)
         return state, _readable(jax.device_get(sums), jax.device_get(norm_and_applied), counts)
 
@@ -191,27 +237,37 @@ class Learner:
     ) -> tuple[dict[str, Any], dict[str, jax.Array], dict[str, np.float32]]:
         """Gradients and metric sums added up over the micro-batches, and the update's denominators."""
         counts = count_denominators(microbatches)
-        on_mesh = jax.device_put(counts, self.replicated)
-        grads = self._zeros(params)
-        sums = jax.device_put({name: np.float32(0.0) for name in _SUMS}, self.replicated)
-        for batch in microbatches:
-            grads, sums = self._accumulate(params, grads, sums, jax.device_put(batch, self.rows), on_mesh)
-        return grads, sums, counts
+        on_mesh = place(counts, self.replicated)
+        total = None
+        for group in _equal_groups(microbatches):
+            share = self._gradients(params, place(group, self.stacked_rows), on_mesh)
+            total = share if total is None else self._add(total, share)
+        if total is None:
+            raise ValueError("an update needs a micro-batch")
+        return *total, counts
 
     def _score_fn(self, params: dict[str, Any], batch: TokenBatch) -> tuple[jax.Array, jax.Array]:
-        logp, values = log_probs_and_values(params, self.model_cfg, batch, self.how)
-        return jnp.where(batch.action_mask > 0, logp, 0.0), values
+        return log_probs_and_values(params, self.model_cfg, batch, self.how)
 
     def _ref_fn(self, ref_params: Params, batch: TokenBatch) -> jax.Array:
         hidden = _hidden(ref_params, self.model_cfg, batch, self.how)
-        return jnp.where(batch.action_mask > 0, token_logp(ref_params, self.model_cfg, hidden, batch.tokens), 0.0)
+        return _logp(ref_params, self.model_cfg, hidden, batch, self.how)
 
-    def _accumulate_fn(
-        self, params: Any, grads: Any, sums: Any, batch: TokenBatch, denominators: Any
+    def _gradients_fn(
+        self, params: Any, stacked: TokenBatch, denominators: Any
     ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-        derivative = jax.grad(objective, has_aux=True)
-        more, new = derivative(params, batch, denominators, self.model_cfg, self.loss, self.how)
-        return jax.tree.map(jnp.add, grads, more), {name: sums[name] + new[name] for name in _SUMS}
+        """Gradients and metric sums of micro-batches [M, B, ...], one after the other."""
+
+        def share(batch: TokenBatch) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+            derivative = jax.grad(objective, has_aux=True)
+            return derivative(params, batch, denominators, self.model_cfg, self.loss, self.how)
+
+        first, rest = jax.tree.map(lambda a: a[0], stacked), jax.tree.map(lambda a: a[1:], stacked)
+        # The first share is the sum's start: a single micro-batch needs no second set of gradients.
+        total = share(first)
+        if len(stacked.weight) == 1:
+            return total
+        return jax.lax.scan(lambda sums, batch: (jax.tree.map(jnp.add, sums, share(batch)), None), total, rest)[0]
 
     def _apply_fn(self, state: TrainState, grads: Any) -> tuple[TrainState, tuple[jax.Array, jax.Array]]:
         norm = optax.global_norm(grads)
@@ -223,9 +279,16 @@ class Learner:
         return TrainState(params, opt_state, state.step + 1), (norm, good)
 
 
-_SUMS = (
-    "policy", "value", "loss", "clipped", "approx_kl", "ratio", "truncated", "value_clipped", "value_error",
-)  # fmt: skip
+def _equal_groups(microbatches: Sequence[TokenBatch]) -> Iterator[TokenBatch]:
+    """Micro-batches of one length stacked to [M, B, ...], M a power of two: few shapes, so few compilations."""
+    by_length: dict[int, list[TokenBatch]] = {}
+    for batch in microbatches:
+        by_length.setdefault(batch.tokens.shape[1], []).append(batch)
+    for alike in by_length.values():
+        while alike:
+            size = 1 << (len(alike).bit_length() - 1)
+            yield jax.tree.map(lambda *arrays: np.stack(arrays), *alike[:size])
+            alike = alike[size:]
 
 
 def _readable(
@@ -294,7 +357,8 @@ def prepare_iteration(
         turns = mask.shape[1]
         kl = turn_returns.turn_means(old_logp - ref_logp, batch.action_mask, batch.turn_index, turns)
         rewards = turn_returns.penalised_rewards(batch.turn_rewards, kl, kl_beta, mask)
-        to_go = turn_returns.returns_to_go(rewards)
+        episode = turn_returns.episode_of_turn(batch.segment_ids, batch.turn_positions)
+        to_go = turn_returns.returns_to_go(rewards, episode)
         filled.append(_with(batch, old_logp=old_logp, ref_logp=ref_logp, old_values=old_values, returns=to_go * mask))
         raw.append((to_go - old_values) * mask)
         masks.append(mask)

@@ -45,11 +45,15 @@ class Actor:
         seed: int,
         step: int,
         settings: RolloutSettings,
+        first_index: int = 0,
         display: ProgressDisplay | None = None,
         stage: str = "rollouts",
         should_stop: Callable[[], bool] | None = None,
     ) -> tuple[list[Episode], RolloutProgress]:
-        """One episode per problem, and where the time went. Raises StoppedError once `should_stop` says so."""
+        """One episode per problem, numbered from `first_index`, and where the time went.
+
+        Raises StoppedError once `should_stop` says so.
+        """
         seen: list[RolloutProgress] = []
 
         def report(progress: RolloutProgress) -> None:
@@ -63,7 +67,7 @@ class Actor:
 
         made = collect(
             self.sampler, self.policy.chat, self.pool, problems, seed=seed, step=step, settings=settings,
-            on_progress=report, on_compile=report_compiling, should_stop=should_stop,
+            first_index=first_index, on_progress=report, on_compile=report_compiling, should_stop=should_stop,
         )  # fmt: skip
         return made, seen[0]
 

@@ -71,6 +71,7 @@ class PpoSettings:
     updates: int
     microbatch_rows: int
     buckets: tuple[int, ...]
+    row_episodes: int
     kl_beta: float
     normalize_advantages: bool
     invalid_penalty: float
@@ -83,6 +84,7 @@ class PpoSettings:
             updates=p.updates,
             microbatch_rows=p.microbatch_rows,
             buckets=tuple(p.buckets),
+            row_episodes=p.row_episodes,
             kl_beta=p.kl_beta,
             normalize_advantages=p.normalize_advantages,
             invalid_penalty=config.reward.invalid_penalty,
@@ -184,6 +186,7 @@ def _packed(episodes: Sequence[Episode], ppo: PpoSettings) -> list[TokenBatch]:
         buckets=ppo.buckets,
         rows=ppo.microbatch_rows,
         max_turns=ppo.max_turns,
+        row_episodes=ppo.row_episodes,
         invalid_penalty=ppo.invalid_penalty,
     )[0]
 

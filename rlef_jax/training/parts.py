@@ -205,7 +205,10 @@ def build_learner(config: ConfigDict, cfg: ModelConfig) -> Learner:
         importance_cap=p.importance_cap,
         importance_mode=p.importance_mode,
     )
-    how: dict[str, Any] = dict(compute_dtype=jnp.dtype(m.compute_dtype), remat=m.remat, unroll=m.unroll)
+    how: dict[str, Any] = dict(
+        compute_dtype=jnp.dtype(m.compute_dtype), remat=m.remat, unroll=m.unroll, attention=m.attention,
+        logit_tokens=m.logit_tokens,
+    )  # fmt: skip
     mesh = build_mesh(config)
     mesh_shardings(mesh, cfg)  # whether it divides the model
     return Learner(

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from rlef_jax.errors import RunError, StoppedError
@@ -21,6 +23,7 @@ from rlef_jax.training.interrupt import StopRequest
 from rlef_jax.training.loop import PpoSettings, ProblemFeed, Stopwatch, learn, pool_metrics, time_metrics
 from rlef_jax.training.metrics_writer import MetricsWriter
 from rlef_jax.training.parts import rollout_settings
+from rlef_jax.training.processes import from_first, gathered, on_this_process, share_of
 from rlef_jax.training.progress import ProgressDisplay
 from rlef_jax.training.rollout import RolloutProgress
 from rlef_jax.training.workdir import Progress, items_of
@@ -29,7 +32,11 @@ from rlef_jax.types import Episode, TokenBatch
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Everything that an iteration works with."""
+    """Everything that an iteration works with.
+
+    In a job of several processes each makes its share of an iteration's episodes, and all learn from all of them; the
+    first one validates, and it alone has a `writer`.
+    """
 
     config: ConfigDict
     workdir: Path
@@ -38,7 +45,7 @@ class Run:
     reference: Params
     evaluate: Evaluator
     feed: ProblemFeed
-    writer: MetricsWriter
+    writer: MetricsWriter | None
     checkpoints: Checkpoints
     display: ProgressDisplay
     stop: StopRequest
@@ -60,20 +67,22 @@ class Run:
                 except StoppedError as error:
                     self._save(state, progress)
                     raise StoppedError(self._stopped_line(progress)) from error
-                if self.stop() and step < last:
+                if any(gathered(self.stop())) and step < last:
                     self._save(state, progress)
                     raise StoppedError(self._stopped_line(progress))
         return state, progress
 
     def _make(self, step: int, should_stop: Callable[[], bool]) -> tuple[list[Episode], RolloutProgress]:
-        """The rollouts of an iteration; in the actor's thread."""
+        """This process's rollouts of an iteration; in the actor's thread."""
+        share = share_of(self.config.ppo.rollouts)
         return self.actor.episodes(
-            self.feed.get(step),
+            self.feed.get(step)[share.start : share.stop],
             seed=self.config.seed,
             step=step,
             settings=rollout_settings(
                 self.config, self.actor.policy.chat, self.config.episode.feedback, evaluation=False
             ),
+            first_index=share.start,
             display=self.display,
             should_stop=should_stop,
         )
@@ -84,9 +93,12 @@ class Run:
         """One iteration, written down; where they are due, a validation and a checkpoint."""
         watch, pool_before = Stopwatch(), self.actor.pool.stats()
         with watch.part("weights"):
-            thread.publish(step, state.params["policy"], int(state.step))
+            thread.publish(step, self._sampled_weights(state), int(state.step))
         with watch.part("wait for rollouts"):
-            rollouts = thread.get(step, self.stop)
+            # One process alone may leave in the middle of an iteration; several must agree, at its end.
+            rollouts = thread.get(step, self.stop if jax.process_count() == 1 else bool)
+            parts = gathered(rollouts.episodes)
+            rollouts = dataclasses.replace(rollouts, episodes=[episode for part in parts for episode in part])
         state, metrics = learn(
             state, self.reference, rollouts, self.learner, seed=self.config.seed, ppo=PpoSettings.of(self.config),
             watch=watch, display=self.display, on_bad_update=self._on_bad_update,
@@ -110,18 +122,23 @@ class Run:
         return state, progress
 
     def _write(self, step: int, rollouts: Rollouts, metrics: dict[str, float]) -> None:
+        if self.writer is None:
+            return
         if self.config.train.save_episodes:
             episode_io.write_episodes(episode_io.episodes_path(self.workdir, step), rollouts.episodes)
         self.writer.write(step, metrics)
         if step % self.config.train.log_every == 0 or step == self.config.train.iterations - 1:
             self.display.iteration(step, metrics)
 
+    def _sampled_weights(self, state: TrainState) -> Params:
+        dtype = jnp.dtype(self.config.model.compute_dtype)
+        return on_this_process(state.params["policy"], self.learner.mesh, dtype)
+
     def _validate(self, state: TrainState, progress: Progress) -> dict[str, Any]:
         name, split = f"valid_{progress.iteration:06d}", self.config.eval.valid_split
         # It belongs to the iteration, whose weights can't be saved without its score: a signal waits for it.
-        return self.evaluate(
-            name, state.params["policy"], split, version=int(state.step), seed=VALID_SEED, may_stop=False
-        )
+        policy, version = self._sampled_weights(state), int(state.step)
+        return from_first(lambda: self.evaluate(name, policy, split, version=version, seed=VALID_SEED, may_stop=False))
 
     def _checkpoint_due(self, progress: Progress) -> bool:
         done = progress.iteration
@@ -151,7 +168,8 @@ class Run:
         self, state: TrainState, number: int, microbatches: Sequence[TokenBatch], metrics: dict[str, float]
     ) -> None:
         update = int(state.step) - 1
-        folder = save_bad_update(self.workdir, update, state.params, microbatches, metrics)
+        params = on_this_process(state.params, self.learner.mesh)
+        folder = from_first(lambda: save_bad_update(self.workdir, update, params, microbatches, metrics))
         line = f"update {update} was not applied: its gradient's norm is {metrics['grad_norm']:.4g}; kept in {folder}"
         if self.config.train.bad_update == "skip":
             self.display.message(line)

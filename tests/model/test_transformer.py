@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlef_jax.model.transformer import ModelConfig, forward, init_params, token_logp, unembed
+from rlef_jax.model.logp import token_logp
+from rlef_jax.model.transformer import ModelConfig, forward, init_params, unembed
 
 CFG = ModelConfig(vocab_size=19, d_model=12, n_layers=2, n_heads=4, n_kv_heads=2, d_head=4, d_ff=20, rope_theta=50.0)
 
@@ -117,7 +118,7 @@ def test_scan_and_rematerialisation_change_neither_values_nor_gradients():
         return token_logp(params, CFG, run(params, CFG, tokens, **flags), jnp.asarray(tokens)).mean()
 
     value, grads = jax.jit(jax.value_and_grad(loss))(params)
-    for flags in ({"remat": True}, {"unroll": False, "remat": True}):
+    for flags in ({"remat": "full"}, {"remat": "dots"}, {"unroll": False, "remat": "dots"}):
         other, other_grads = jax.jit(jax.value_and_grad(lambda p, flags=flags: loss(p, **flags)))(params)
         np.testing.assert_allclose(other, value, rtol=1e-5)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), other_grads, grads)

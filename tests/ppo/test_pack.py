@@ -1,4 +1,4 @@
-"""Packing: what is in a row is the episode, token for token, and every episode is in exactly one row."""
+"""Packing: what is in a row is the episode, token for token, and every episode is in exactly one place."""
 
 import hypothesis
 import hypothesis.strategies as st
@@ -17,7 +17,7 @@ def test_golden_row(make_episode):
         behavior=[(-0.5, -0.25), (-1.5,)],
     )
     [batch], [index] = pack([episode], buckets=(10,), rows=2, max_turns=3)
-    assert index.tolist() == [0, PADDING]
+    assert index.tolist() == [[0], [PADDING]]
     row = {name: np.asarray(getattr(batch, name))[0].tolist() for name in vars(batch)}
     assert row["tokens"] == [5, 6, 7, 8, 9, 1, 2, 3, 0, 0]
     assert row["positions"] == [0, 1, 2, 3, 4, 5, 6, 7, 0, 0]
@@ -33,31 +33,60 @@ def test_golden_row(make_episode):
 
 
 @hypothesis.given(
-    count=st.integers(0, 23), rows=st.integers(1, 6), seed=st.integers(0, 99), buckets=st.sets(st.integers(4, 17))
+    count=st.integers(0, 23),
+    rows=st.integers(1, 6),
+    seed=st.integers(0, 99),
+    buckets=st.sets(st.integers(4, 17)),
+    row_episodes=st.integers(1, 4),
 )
-def test_every_episode_is_in_one_row(make_episodes, count, rows, seed, buckets):
+def test_every_episode_is_in_one_place(make_episodes, count, rows, seed, buckets, row_episodes):
     episodes = make_episodes(count, seed=seed)
-    batches, index = pack(episodes, buckets=(*buckets, 18), rows=rows, max_turns=3)
+    shape = dict(buckets=(*buckets, 18), rows=rows, max_turns=3, row_episodes=row_episodes)
+    batches, index = pack(episodes, **shape)
     seen = []
-    for batch, numbers in zip(batches, index, strict=True):
-        assert batch.tokens.shape[0] == rows
-        for row, number in enumerate(numbers):
-            if number == PADDING:
-                assert batch.weight[row] == 0 and not batch.segment_ids[row].any()
-                continue
-            seen.append(int(number))
-            episode = episodes[number]
-            length = int(batch.segment_ids[row].sum())
-            assert tuple(batch.tokens[row, :length]) == episode.token_ids
-            sampled = [i for turn in episode.turns for i in turn.response_ids]
-            assert batch.tokens[row][batch.action_mask[row] > 0].tolist() == sampled
-            assert batch.weight[row] == (episode.end != "infra")
-            rewards = batch.turn_rewards[row][batch.turn_mask[row] > 0]
-            np.testing.assert_allclose(rewards, turn_rewards(episode), rtol=1e-6)
+    for batch, places in zip(batches, index, strict=True):
+        assert batch.tokens.shape[0] == rows and places.shape == (rows, row_episodes)
+        assert batch.turn_mask.shape == (rows, 3 * row_episodes)
+        for row, numbers in enumerate(places):
+            held = [int(n) for n in numbers if n != PADDING]
+            assert set(batch.segment_ids[row]) - {0} == set(range(1, len(held) + 1))
+            assert len({episodes[n].end == "infra" for n in held}) <= 1
+            seen += held
+            first_turn = 0
+            for segment, number in enumerate(held, start=1):
+                episode, here = episodes[number], batch.segment_ids[row] == segment
+                turns = slice(first_turn, first_turn := first_turn + len(episode.turns))
+                assert tuple(batch.tokens[row][here]) == episode.token_ids
+                assert batch.positions[row][here].tolist() == list(range(here.sum()))
+                acts = here & (batch.action_mask[row] > 0)
+                assert batch.tokens[row][acts].tolist() == [i for turn in episode.turns for i in turn.response_ids]
+                assert set(batch.turn_index[row][acts]) == set(range(turns.start, turns.stop))
+                assert (batch.segment_ids[row][batch.turn_positions[row][turns]] == segment).all()
+                assert batch.weight[row] == (episode.end != "infra")
+                np.testing.assert_allclose(batch.turn_rewards[row][turns], turn_rewards(episode), rtol=1e-6)
+            assert batch.turn_mask[row].sum() == first_turn
+            assert held or (batch.weight[row] == 0 and not batch.segment_ids[row].any())
     assert sorted(seen) == list(range(count))
-    again, _ = pack(episodes, buckets=(*buckets, 18), rows=rows, max_turns=3)
+    again, _ = pack(episodes, **shape)
     for one, other in zip(batches, again, strict=True):
         assert all(np.array_equal(getattr(one, name), getattr(other, name)) for name in vars(one))
+    alone, _ = pack(episodes, **{**shape, "row_episodes": 1})
+    assert sum(b.tokens.size for b in batches) <= sum(b.tokens.size for b in alone)
+
+
+def test_episodes_share_a_row_only_where_that_wastes_less(make_episode):
+    short = make_episode([([1], [2], Status.PASSED)])
+    middle = make_episode([([1] * 5, [2], Status.PASSED)])
+
+    def places(episodes):
+        return [p.tolist() for p in pack(episodes, buckets=(2, 8), rows=2, max_turns=1, row_episodes=3)[1]]
+
+    # A row each takes 4 + 16 slots, shared rows 16: the longest first, into the fullest row with room.
+    assert places([short, middle, short, middle]) == [[[0, 1, PADDING], [2, 3, PADDING]]]
+    # Here a row each takes 4 slots, and a shared one would need the longer bucket.
+    assert places([short, short]) == [[[0, PADDING, PADDING], [1, PADDING, PADDING]]]
+    broken = make_episode([([1], [2], Status.PASSED)], end="infra")
+    assert places([middle, broken]) == [[[0, PADDING, PADDING], [1, PADDING, PADDING]]]
 
 
 def test_leftovers_move_up_only_into_free_rows(make_episode):

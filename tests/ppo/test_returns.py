@@ -26,23 +26,26 @@ def loop_returns(episode, old, ref, beta, rewards):
     return out
 
 
-def test_returns_match_the_loop(make_episodes):
+@pytest.mark.parametrize("row_episodes", [1, 3])
+def test_returns_match_the_loop(make_episodes, row_episodes):
     episodes = make_episodes(17, seed=3)
     rng = np.random.default_rng(0)
-    [batch], [index] = pack(episodes, buckets=(20,), rows=20, max_turns=3)
+    [batch], [index] = pack(episodes, buckets=(20,), rows=20, max_turns=3, row_episodes=row_episodes)
     old, ref = (rng.normal(size=batch.tokens.shape) for _ in range(2))
-    kl = returns.turn_means(old - ref, batch.action_mask, batch.turn_index, 3)
-    to_go = returns.returns_to_go(returns.penalised_rewards(batch.turn_rewards, kl, BETA, batch.turn_mask))
-    for row, number in enumerate(index):
-        if number < 0:
-            assert not to_go[row].any()
-            continue
-        turns = episodes[number].turns
-        spans = [(batch.action_mask[row] > 0) & (batch.turn_index[row] == n) for n in range(len(turns))]
-        parts = [[x[row][span] for span in spans] for x in (old, ref)]
-        expected = loop_returns(episodes[number], *parts, BETA, batch.turn_rewards[row][: len(turns)])
-        np.testing.assert_allclose(to_go[row, : len(turns)], expected, rtol=1e-6)
-        assert not to_go[row, len(turns) :].any()
+    kl = returns.turn_means(old - ref, batch.action_mask, batch.turn_index, batch.turn_mask.shape[1])
+    rewards = returns.penalised_rewards(batch.turn_rewards, kl, BETA, batch.turn_mask)
+    to_go = returns.returns_to_go(rewards, returns.episode_of_turn(batch.segment_ids, batch.turn_positions))
+    for row, numbers in enumerate(index):
+        first = 0
+        for number in numbers[numbers >= 0]:
+            turns = slice(first, first := first + len(episodes[number].turns))
+            spans = [
+                (batch.action_mask[row] > 0) & (batch.turn_index[row] == n) for n in range(turns.start, turns.stop)
+            ]
+            parts = [[x[row][span] for span in spans] for x in (old, ref)]
+            expected = loop_returns(episodes[number], *parts, BETA, batch.turn_rewards[row][turns])
+            np.testing.assert_allclose(to_go[row, turns], expected, rtol=1e-6)
+        assert not to_go[row, first:].any()
 
 
 def test_penalty_is_a_mean_so_length_does_not_matter():

@@ -13,8 +13,9 @@ import pytest
 from jax import monitoring
 
 from rlef_jax.errors import StoppedError
+from rlef_jax.model.logp import token_logp
 from rlef_jax.model.sharding import make_mesh
-from rlef_jax.model.transformer import ModelConfig, forward, init_params, token_logp, unembed
+from rlef_jax.model.transformer import ModelConfig, forward, init_params, unembed
 from rlef_jax.sampling.programs import Programs, Shapes
 from rlef_jax.sampling.request import SamplingConfig
 from rlef_jax.sampling.sampler import Sampler

@@ -15,7 +15,7 @@ from rlef_jax.training.rollout import RolloutProgress
 from rlef_jax.types import Episode, Problem, Status, TestCase, TestResult, Turn, Verdict
 
 CASE = TestCase("1", "1")
-PPO = PpoSettings(2, 4, (16,), kl_beta=0.05, normalize_advantages=True, invalid_penalty=-0.2, max_turns=3)
+PPO = PpoSettings(2, 4, (16,), 1, kl_beta=0.05, normalize_advantages=True, invalid_penalty=-0.2, max_turns=3)
 OF_UPDATE = {"loss": 1.0, "action_tokens": 7.0, "turns": 5.0, "applied": 1.0}
 
 

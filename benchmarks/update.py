@@ -1,0 +1,268 @@
+"""The PPO update against plain torch: python benchmarks/update.py [--case tiny ...] [--repeats 5] [--quick]
+
+Both sides make the same step (forward, policy and value loss, backward, AdamW; float32, one trunk with a value head) on
+the same weights and batch, each in a process of its own, in turns: other work on the machine slows both. Torch is a
+`transformers` Llama in the environment of `make bench-env`. Both sides get the allocator settings of the Makefile.
+
+    tiny       the shipped model's sizes, 64 rows of 256 tokens
+    smollm2    SmolLM2-135M's sizes, random weights, 8 rows of 512 tokens
+    iteration  tiny: old and reference log-probabilities and values of 256 rows, then 4 updates of 64
+
+Prints medians, the ratio of each round's seconds (median), peak memory of the process, and the limit: the products that
+the step cannot do without, at the machine's own matmul speed, measured between the rounds. Half of each row's tokens
+are actions; only they need the output layer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlef_jax.model.transformer import ModelConfig, init_params
+from rlef_jax.model.value import init_value_head
+from rlef_jax.model.weights import load_params, save_params
+from rlef_jax.ppo.losses import LossSettings
+from rlef_jax.ppo.pack import empty_arrays
+from rlef_jax.ppo.update import ForwardSettings, Learner, make_optimizer, prepare_iteration
+from rlef_jax.types import TokenBatch
+
+ROOT = Path(__file__).resolve().parents[1]
+TORCH = (str(ROOT / ".bench-env" / "bin" / "python"), str(ROOT / "benchmarks" / "update_torch.py"))
+MALLOC = re.search(r"^MALLOC := GLIBC_TUNABLES=(\S+)", (ROOT / "Makefile").read_text(), re.M)[1]
+TINY = ModelConfig(vocab_size=1088, d_model=96, n_layers=4, n_heads=4, n_kv_heads=2, d_head=24, d_ff=256)
+SMOLLM2 = ModelConfig(
+    vocab_size=49152, d_model=576, n_layers=30, n_heads=9, n_kv_heads=3, d_head=64, d_ff=1536, rope_theta=100_000.0
+)
+TURNS = 3
+SCORED = ("old_logp", "behavior_logp", "advantages", "returns", "old_values")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A model, a batch and what is done with it: `passes` forward passes and one step for each of `updates` batches."""
+
+    model: ModelConfig
+    rows: int
+    length: int
+    how: dict[str, Any]
+    microbatch_rows: int
+    updates: int = 1
+    passes: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.length * self.updates
+
+    def flops(self) -> float:
+        """Of the products, causal attention counted as the half that it is, the output layer for actions only."""
+        m = self.model
+        width = m.n_heads * m.d_head
+        layer = m.d_model * (2 * width + 2 * m.n_kv_heads * m.d_head + 3 * m.d_ff)
+        attention = self.length * width  # two products of T x H over half of the square
+        each = m.n_layers * (layer + attention) + m.vocab_size * m.d_model * ACTION_SHARE
+        return 2.0 * each * self.tokens * (3 + self.passes)
+
+
+ACTION_SHARE = 0.5
+CASES = {
+    "tiny": Case(TINY, 64, 256, {"remat": "none"}, 64),
+    "smollm2": Case(SMOLLM2, 8, 512, {"remat": "dots", "unroll": False}, 8),
+    "iteration": Case(TINY, 64, 256, {"remat": "none"}, 64, updates=4, passes=2),
+}
+
+
+def make_batch(case: Case, seed: int = 0) -> TokenBatch:
+    """Full rows of one episode: three turns, as many sampled tokens as prompted ones; scores as a run has them."""
+    rng = np.random.default_rng(seed)
+    rows, length = case.rows, case.length
+    arrays = empty_arrays(rows, length, TURNS)
+    arrays["tokens"] = rng.integers(1, case.model.vocab_size, (rows, length), dtype=np.int32)
+    arrays["positions"] += np.arange(length, dtype=np.int32)
+    arrays["segment_ids"] += 1
+    span = length // (2 * TURNS)
+    for turn in range(TURNS):
+        start = (2 * turn + 1) * span
+        arrays["action_mask"][:, start : start + span] = 1.0
+        arrays["turn_index"][:, start : start + span] = turn
+        arrays["turn_positions"][:, turn] = start - 1
+    arrays["turn_mask"] += 1.0
+    arrays["weight"] += 1.0
+    guess = -np.log(case.model.vocab_size) + 0.1 * rng.standard_normal((rows, length))
+    arrays["old_logp"] = (guess * arrays["action_mask"]).astype(np.float32)
+    arrays["behavior_logp"] = arrays["old_logp"]
+    per_turn = rng.standard_normal((rows, TURNS)).astype(np.float32)
+    arrays["advantages"] = np.take_along_axis(per_turn, arrays["turn_index"], 1) * arrays["action_mask"]
+    arrays["returns"] = per_turn
+    return TokenBatch(**arrays)
+
+
+def serve_ours(name: str, folder: Path) -> None:
+    """The worker of our side: a step for each line on stdin."""
+    case = CASES[name]
+    learner = Learner(
+        case.model, make_optimizer(1e-4, warmup_steps=1), loss=LossSettings(), separate_critic=False,
+        how=ForwardSettings(**case.how),
+    )  # fmt: skip
+    policy = load_params(folder / "weights.npz", case.model)
+    state = learner.init(jax.random.PRNGKey(1), policy)
+    reference = learner.place_policy(policy) if case.passes else None
+    del policy
+    batch = make_batch(case)
+    count = case.rows // case.microbatch_rows
+    cut = {name: np.split(np.asarray(array), count) for name, array in vars(batch).items()}
+    split = [TokenBatch(**{name: parts[i] for name, parts in cut.items()}) for i in range(count)]
+    for _ in sys.stdin:
+        began, cpu = time.perf_counter(), time.process_time()
+        updates = [split] * case.updates
+        if reference is not None:
+            updates, _ = prepare_iteration(learner, state.params, reference, updates)
+        for microbatches in updates:
+            state, metrics = learner.update(state, microbatches)
+        told = {"loss": metrics["loss"], "seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu}
+        print(json.dumps({**told, "peak_gib": peak_gib()}), flush=True)
+
+
+def peak_gib() -> float:
+    """The most memory that this process has held."""
+    line = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 2**20
+
+
+class Worker:
+    """A side's process."""
+
+    def __init__(self, *command: str) -> None:
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            env={**os.environ, "GLIBC_TUNABLES": MALLOC, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+
+    def ask(self, line: str) -> dict[str, float]:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        print(line, file=self._process.stdin, flush=True)
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise SystemExit(f"{self._process.args}: ended; run it by hand to see why")
+        return json.loads(answer)
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def matmul_gflops(case: Case) -> float:
+    """The machine's speed on the feed-forward layer's products of this case: the best of three."""
+    tokens, m = case.rows * case.length, case.model
+    a, b = jnp.ones((tokens, m.d_model)), jnp.ones((m.d_model, m.d_ff))
+    product = jax.jit(lambda a, b: a @ b)
+    jax.block_until_ready(product(a, b))
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        jax.block_until_ready([product(a, b) for _ in range(4)])
+        times.append((time.perf_counter() - began) / 4)
+    return 2e-9 * tokens * m.d_model * m.d_ff / min(times)
+
+
+def prepare(case: Case, folder: Path) -> None:
+    """Writes what both sides start from."""
+    params = init_params(jax.random.PRNGKey(0), case.model)
+    save_params(folder / "weights.npz", params)
+    head = init_value_head(jax.random.PRNGKey(1), case.model)
+    np.savez(folder / "head.npz", **{name: np.asarray(leaf) for name, leaf in head.items()})
+    (folder / "model.json").write_text(json.dumps(dataclasses.asdict(case.model)))
+    batch = make_batch(case)
+    arrays = {name: np.asarray(getattr(batch, name)) for name in vars(batch)}
+    np.savez(folder / "batch.npz", **arrays)
+
+
+def torch_seconds(worker: Worker, case: Case) -> dict[str, float]:
+    """What torch takes for the case: its forward passes and steps."""
+    asked = [worker.ask("forward") for _ in range(case.passes * case.updates)]
+    asked += [worker.ask("step") for _ in range(case.updates)]
+    total = {name: sum(a[name] for a in asked) for name in ("seconds", "cpu")}
+    return {**asked[-1], **total}
+
+
+def measure(name: str, repeats: int) -> dict[str, Any]:
+    """Rounds of both sides and of the machine's speed, in turns."""
+    case = CASES[name]
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(case, Path(folder))
+        ours = Worker(sys.executable, __file__, "--serve", name, folder)
+        torch = Worker(*TORCH, folder)
+        rounds: dict[str, list[Any]] = {"ours": [], "torch": [], "gflops": []}
+        for number in range(repeats + 1):
+            one, other = ours.ask("step"), torch_seconds(torch, case)
+            if number == 0:  # it compiles, and warms caches up; here both losses are of the same weights
+                first = (one["loss"], other["loss"])
+                continue
+            rounds["ours"].append(one)
+            rounds["torch"].append(other)
+            rounds["gflops"].append(matmul_gflops(case))
+            print(f"  {name} round {number}: ours {one['seconds']:.2f} s, torch {other['seconds']:.2f} s", flush=True)
+        ours.close()
+        torch.close()
+    limit = case.flops() / max(rounds["gflops"]) / 1e9
+
+    def median(side: str, key: str) -> float:
+        return statistics.median(r[key] for r in rounds[side])
+
+    return {
+        "case": name,
+        "ours": case.tokens / median("ours", "seconds"),
+        "baseline": case.tokens / median("torch", "seconds"),
+        "ratio": statistics.median(t["seconds"] / o["seconds"] for o, t in zip(rounds["ours"], rounds["torch"])),
+        "limit_share": limit / median("ours", "seconds"),
+        "unit": "tokens/s",
+        "cpu_ratio": median("torch", "cpu") / median("ours", "cpu"),
+        "limit": case.tokens / limit,
+        "gflops": max(rounds["gflops"]),
+        "peak_gib": [median("ours", "peak_gib"), median("torch", "peak_gib")],
+        "first_loss": first,
+    }
+
+
+def main() -> None:
+    """Runs the cases and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="two rounds of the tiny case")
+    parser.add_argument("--serve", nargs=2, metavar=("CASE", "FOLDER"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.serve:
+        serve_ours(args.serve[0], Path(args.serve[1]))
+        return
+    if not Path(TORCH[0]).exists():
+        raise SystemExit("the baseline needs torch: make bench-env")
+    names, repeats = (["tiny"], 2) if args.quick else (args.case, args.repeats)
+    results = [measure(name, repeats) for name in names]
+    print(
+        f"{'':<11}{'ours':>9}{'torch':>9}{'ratio':>8}{'by CPU time':>13}{'limit':>9}{'of it':>7}{'GiB':>7}{'torch':>7}"
+    )
+    for r in results:
+        print(
+            f"{r['case']:<11}{r['ours']:>9,.0f}{r['baseline']:>9,.0f}{r['ratio']:>7.2f}x{r['cpu_ratio']:>12.2f}x"
+            f"{r['limit']:>9,.0f}{r['limit_share']:>7.0%}{r['peak_gib'][0]:>7.2f}{r['peak_gib'][1]:>7.2f}"
+        )
+    print(json.dumps({"benchmark": "update", "results": results}))
+
+
+if __name__ == "__main__":
+    main()

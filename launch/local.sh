@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Trains with N processes on this machine: launch/local.sh N CONFIG [WORKDIR] [more flags of rlef_jax.train]
+#
+#   launch/local.sh 4 configs/tiny.py runs/four
+#
+# On CPUs each process gets one device and the mesh's `data` axis is N; on GPUs each gets one card. The job stops as a
+# whole: when a process dies, the others are ended within seconds. SIGINT and SIGTERM are passed on: the run saves at the
+# end of its iteration. Either way the same command goes on from the last checkpoint.
+set -u
+if [ $# -lt 2 ]; then sed -n '2,4p' "$0" | cut -c3- >&2; exit 2; fi
+processes=$1 config=$2 workdir=${3:-runs/local}
+shift $(($# < 3 ? $# : 3))
+python=${PYTHON:-$(dirname "$0")/../.venv/bin/python}
+GRACE_S=10 # for the others, between SIGTERM and SIGKILL, once a process has died
+
+# A free port for the coordinator, which is process 0.
+port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])') || exit 2
+export RLEF_JAX_COORDINATOR=127.0.0.1:$port RLEF_JAX_PROCESSES=$processes
+# Trimming and small pages cost training up to a third of its speed under glibc's defaults (docs/benchmarks.md).
+export GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=268435456
+
+pids=()
+for ((i = 0; i < processes; i++)); do
+    RLEF_JAX_PROCESS=$i CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES-$i} \
+        "$python" -m rlef_jax.train --config="$config" --workdir="$workdir" --config.mesh.data="$processes" "$@" &
+    pids+=($!)
+done
+
+signalled=0
+pass_on() { signalled=1; kill -TERM "${pids[@]}" 2>/dev/null; }
+trap pass_on INT TERM
+
+left=$processes code=0
+while ((left > 0)); do
+    wait -n -p ended "${pids[@]}"
+    status=$?
+    if [ -z "${ended:-}" ]; then continue; fi # a signal came, no process ended
+    left=$((left - 1))
+    for i in "${!pids[@]}"; do if [ "${pids[$i]}" = "$ended" ]; then number=$i; unset "pids[$i]"; fi; done
+    if ((status != 0 && code == 0)); then
+        code=$status
+        if ((status != 75 && signalled == 0 && left > 0)); then
+            echo "process $number of $processes ended with code $status: stopping the job;" \
+                "the same command goes on from its last checkpoint" >&2
+            kill -TERM "${pids[@]}" 2>/dev/null
+            (sleep $GRACE_S; kill -KILL "${pids[@]}" 2>/dev/null) &
+        fi
+    fi
+    ended=
+done
+exit "$code"

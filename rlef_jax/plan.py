@@ -1,0 +1,123 @@
+"""What a run will need, before anything is rented: python -m rlef_jax.plan --config=configs/llama31_8b.py --devices=128
+
+Compiles the real update and decoding step for so many pretend devices, from shapes alone, and prints memory per device,
+arithmetic, communication by kind and axis of the mesh, and the time of an iteration on stated hardware. Each row of the
+mesh that isn't given is as configured; `data` takes what `--devices` leaves. Keys are overridden as --config.KEY=VALUE.
+
+A compilation for CPUs knows shapes, shardings and exchanges. It does not know a GPU's fusions and temporary memory, its
+fused attention, or where it reduces and scatters in one step what shows here as an all-reduce.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from rlef_jax import config as config_lib
+from rlef_jax.command_line import errors_as_lines
+from rlef_jax.dialog.tokenizer import Tokenizer
+from rlef_jax.errors import ConfigError
+from rlef_jax.model.weights import model_config, resolve
+from rlef_jax.planning import report
+from rlef_jax.planning.costs import CARDS
+from rlef_jax.planning.programs import decode_program, update_programs
+from rlef_jax.planning.report import Assumptions, Plan
+from rlef_jax.training.parts import build_learner
+
+LLAMA3_VOCABULARY = 128_256
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--config", required=True, help="e.g. configs/llama31_8b.py")
+    made.add_argument("--devices", type=int, required=True, help="that train")
+    made.add_argument("--sampler-devices", type=int, default=0, help="that sample (default: as many)")
+    made.add_argument("--sampler-tensor", type=int, default=1, help="devices that share a sampling model")
+    made.add_argument("--length", type=int, default=0, help="tokens of a row (default: the longest bucket)")
+    made.add_argument("--action-share", type=float, default=0.5, help="of the tokens, sampled ones")
+    made.add_argument("--vocabulary", type=int, default=0, help="default: the tokenizer's, else Llama 3's")
+    made.add_argument("--card", choices=CARDS, default="h100")
+    made.add_argument("--mfu", type=float, default=0.4, help="share of the card's peak that products reach")
+    made.add_argument("--bandwidth-share", type=float, default=0.8, help="share of each bandwidth that is reached")
+    return made
+
+
+def make_plan(config: ConfigDict, args: argparse.Namespace) -> Plan:
+    """Compiles everything. Raises ConfigError for what can't be compiled."""
+    began = time.perf_counter()
+    length = args.length or config.ppo.buckets[-1]
+    cfg = model_config(config.model, args.vocabulary or _vocabulary(config), max(length, config.episode.context))
+    learner = build_learner(config, cfg)
+    dtype = jnp.dtype(config.model.param_dtype)
+    p = config.ppo
+    per_update = -(-p.rollouts // (p.updates * p.microbatch_rows))
+    programs = update_programs(
+        learner, dtype, microbatches=per_update, rows=p.microbatch_rows, length=length,
+        turns=config.episode.max_turns * p.row_episodes, action_share=args.action_share,
+    )  # fmt: skip
+    sampler_devices = args.sampler_devices or args.devices
+    group = min(config.sampling.rows // config.sampling.lanes, -(-p.rollouts * args.sampler_tensor // sampler_devices))
+    programs["decode"] = decode_program(
+        cfg, jnp.dtype(config.model.compute_dtype), tensor=args.sampler_tensor, rows=group,
+        length=length, tail=config.sampling.steps,
+    )  # fmt: skip
+    return Plan(
+        cfg=cfg, mesh=dict(learner.mesh.shape), programs=programs, separate_critic=p.separate_critic,
+        param_bytes=dtype.itemsize, compile_seconds=time.perf_counter() - began,
+        assumed=Assumptions(
+            card=CARDS[args.card], mfu=args.mfu, share=args.bandwidth_share, length=length,
+            action_share=args.action_share, updates=p.updates, microbatches=per_update, rows=p.microbatch_rows,
+            iterations=config.train.iterations, group=group, sampler_tensor=args.sampler_tensor,
+            sampler_devices=sampler_devices,
+        ),
+    )  # fmt: skip
+
+
+def _vocabulary(config: ConfigDict) -> int:
+    """The tokenizer's, or Llama 3's where its file isn't here: a plan is made before weights are fetched."""
+    try:
+        return Tokenizer.load(resolve(config.model.tokenizer, ".model", "model.tokenizer")).vocab_size
+    except ConfigError:
+        return LLAMA3_VOCABULARY
+
+
+def configured(path: str, overrides: list[str], devices: int) -> ConfigDict:
+    """The configuration with --config.KEY=VALUE applied and its mesh's `data` as `devices` asks."""
+    given = {}
+    for text in overrides:
+        key, separator, value = text.removeprefix("--config.").partition("=")
+        if not text.startswith("--config.") or not separator:
+            raise ConfigError(f"unexpected argument {text!r}; overrides are --config.KEY=VALUE")
+        try:
+            given[key] = ast.literal_eval(value)
+        except (SyntaxError, ValueError):
+            given[key] = value
+    config = config_lib.load(path, overrides=given)
+    rest = config.mesh.fsdp * config.mesh.tensor
+    if devices % rest:
+        raise ConfigError(f"--devices={devices} must be a multiple of mesh.fsdp * mesh.tensor = {rest}")
+    config.mesh.data = devices // rest
+    config_lib.check(config)
+    return config
+
+
+def main() -> None:
+    """Prints the table."""
+    args, overrides = parser().parse_known_args()
+    with errors_as_lines():
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", max(args.devices, args.sampler_tensor))
+        config = configured(args.config, overrides, args.devices)
+        print(report.table(make_plan(config, args), title=f"{Path(args.config).stem}: {' '.join(sys.argv[1:])}"))
+
+
+if __name__ == "__main__":
+    main()

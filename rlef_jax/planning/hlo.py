@@ -1,0 +1,182 @@
+"""Reads a compiled program's text (HLO): its matrix products and collectives, loops counted as often as they run.
+
+XLA's own cost analysis counts the body of a loop once, and knows no axes of a mesh.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+_BYTES = {
+    "pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8,
+    "u64": 8, "f64": 8,
+}  # fmt: skip
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .* )?\{$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
+_SHAPE = re.compile(r"\b(" + "|".join(_BYTES) + r")\[([\d,]*)\]")
+_CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations)=\{?((?:%[\w.\-]+(?:, )?)+)\}?")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One kind of exchange between the devices that differ in `axes`, all of a program's together.
+
+    There are `size` of them, within `span` consecutive ones. `bytes` is what a device sends, by the ring algorithms;
+    `count` how often it happens.
+    """
+
+    kind: str
+    axes: tuple[str, ...]
+    size: int
+    span: int
+    bytes: float
+    count: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What one device does in one run of a program: products' operations and exchanges."""
+
+    flops: float
+    collectives: tuple[Collective, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Instruction:
+    name: str
+    shape: str
+    kind: str
+    rest: str
+
+
+def read_work(
+    text: str, mesh_shape: Sequence[int], axes: Sequence[str], *, open_trips: float = 1.0, float_bytes: int = 4
+) -> Work:
+    """The work of a compiled program, from `compiled.as_text()`.
+
+    Args:
+      text: the module as XLA prints it.
+      mesh_shape, axes: sizes and names of the mesh's axes; device i is the i-th in row-major order.
+      open_trips: how often a loop runs whose number of trips the program finds out only as it runs.
+      float_bytes: of a float32 that travels. A CPU sends what was bfloat16 as float32.
+    """
+    computations, entry = _computations(text)
+    flops = 0.0
+    found: dict[tuple[str, tuple[str, ...], int, int], list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for name, times in _times(computations, entry, open_trips).items():
+        shapes = {i.name: i.shape for i in computations[name]}
+        for i in computations[name]:
+            if i.kind == "dot":
+                flops += times * _dot_flops(i, shapes)
+            elif (kind := i.kind.removesuffix("-start")) in _KINDS:
+                members = _first_group(i.rest, math.prod(mesh_shape))
+                sent = _sent(kind, _bytes(i.shape, float_bytes, last=i.kind != kind), len(members))
+                span = max(members) - min(members) + 1
+                total = found[kind, _varying(members, mesh_shape, axes), len(members), span]
+                total[0] += times * sent
+                total[1] += times
+    collectives = (Collective(*key, *total) for key, total in found.items() if key[2] > 1)
+    return Work(flops, tuple(sorted(collectives, key=lambda c: -c.bytes)))
+
+
+def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
+    """{name: instructions}, and the name of the one that the program starts with."""
+    found: dict[str, list[_Instruction]] = {}
+    entry, current = "", None
+    for line in text.splitlines():
+        if match := _COMPUTATION.match(line):
+            current = found.setdefault(match[2], [])
+            entry = match[2] if match[1] else entry
+        elif current is not None and (match := _INSTRUCTION.match(line)):
+            current.append(_Instruction(*match.groups()))
+    return found, entry
+
+
+def _times(computations: dict[str, list[_Instruction]], entry: str, open_trips: float) -> dict[str, float]:
+    """How often each computation runs that the entry reaches."""
+    times: dict[str, float] = defaultdict(float)
+
+    def visit(name: str, count: float) -> None:
+        times[name] += count
+        for i in computations[name]:
+            trips = 1.0
+            if i.kind == "while":
+                known = _TRIPS.search(i.rest)
+                trips = float(known[1]) if known else open_trips
+            for called in _called(i.rest):
+                visit(called, count * trips)
+
+    visit(entry, 1.0)
+    return times
+
+
+def _called(rest: str) -> Iterator[str]:
+    for match in _CALLED.finditer(rest):
+        yield from re.findall(r"%([\w.\-]+)", match[1])
+
+
+def _sizes(shape: str) -> list[int]:
+    """Dimensions of the first array that a shape names."""
+    match = _SHAPE.search(shape)
+    return [int(n) for n in match[2].split(",") if n] if match else []
+
+
+def _bytes(shape: str, float_bytes: int, *, last: bool) -> float:
+    """Of all arrays of a shape, or of the last: an asynchronous start lists its input first."""
+    found = _SHAPE.findall(shape)[-1 if last else 0 :]
+    sizes = _BYTES | {"f32": float_bytes}
+    return float(sum(sizes[kind] * math.prod(int(n) for n in dims.split(",") if n) for kind, dims in found))
+
+
+def _dot_flops(i: _Instruction, shapes: dict[str, str]) -> float:
+    left = re.search(r"%([\w.\-]+)", i.rest)
+    contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", i.rest)
+    assert left is not None and contracted is not None, i
+    sizes = _sizes(shapes[left[1]])
+    return 2.0 * math.prod(_sizes(i.shape)) * math.prod(sizes[int(d)] for d in contracted[1].split(",") if d)
+
+
+def _first_group(rest: str, devices: int) -> list[int]:
+    """The devices of an instruction's first group."""
+    if match := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", rest):
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", match[1])}
+        chosen = re.findall(r"'(\w+)'", match[2])
+        at = tuple(slice(None) if name in chosen else 0 for name in sizes)
+        return np.arange(devices).reshape(tuple(sizes.values()))[at].ravel().tolist()
+    if match := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
+        ids = np.arange(devices).reshape([int(n) for n in match[3].split(",")])
+        if match[4]:
+            ids = ids.transpose([int(n) for n in match[4].split(",")])
+        return ids.reshape(int(match[1]), int(match[2]))[0].tolist()
+    if match := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
+        return [int(n) for n in match[1].split(",")]
+    if match := re.search(r"source_target_pairs=\{(.*?)\}\}", rest):
+        pairs = re.findall(r"\{?(\d+),(\d+)", match[1])
+        return next(([int(a), int(b)] for a, b in pairs if a != b), [0])
+    return list(range(devices))
+
+
+def _varying(members: Sequence[int], mesh_shape: Sequence[int], axes: Sequence[str]) -> tuple[str, ...]:
+    """The axes along which the members' coordinates differ."""
+    places = np.stack(np.unravel_index(np.asarray(members), tuple(mesh_shape)))
+    return tuple(axis for axis, row in zip(axes, places) if len(set(row.tolist())) > 1)
+
+
+def _sent(kind: str, result: float, size: int) -> float:
+    """Bytes that a device sends for a result of so many bytes, by the ring algorithms."""
+    share = (size - 1) / size
+    return {
+        "all-reduce": 2 * share * result,
+        "all-gather": share * result,
+        "reduce-scatter": share * size * result,
+        "all-to-all": share * result,
+        "collective-permute": result,
+    }[kind]

@@ -1,0 +1,105 @@
+"""The programs of a run, compiled for pretend devices from shapes alone: nothing is allocated, nothing runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from rlef_jax.model import kv_cache, transformer
+from rlef_jax.model.sharding import AXES, make_mesh, param_shardings
+from rlef_jax.model.transformer import ModelConfig, init_params
+from rlef_jax.planning.hlo import Work, read_work
+from rlef_jax.ppo.pack import empty_arrays
+from rlef_jax.ppo.train_state import init_state
+from rlef_jax.ppo.update import Learner
+from rlef_jax.types import TokenBatch
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled program, per device: its work, and bytes of its arguments, its results that are no arguments' buffers
+    and what it needs beside both while it runs. `xla_flops` is XLA's own count."""
+
+    work: Work
+    arguments: int
+    results: int
+    temporary: int
+    xla_flops: float
+
+
+def compiled(lowered: Any, mesh_shape: tuple[int, ...], dtype: Any, open_trips: float = 1.0) -> Program:
+    """Compiles a program that computes in `dtype`, and reads what it needs."""
+    program = lowered.compile()
+    memory = program.memory_analysis()
+    return Program(
+        work=read_work(
+            program.as_text(), mesh_shape, AXES, open_trips=open_trips, float_bytes=jnp.dtype(dtype).itemsize
+        ),
+        arguments=memory.argument_size_in_bytes,
+        results=memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        temporary=memory.temp_size_in_bytes,
+        xla_flops=float((program.cost_analysis() or {}).get("flops", 0.0)),
+    )
+
+
+def shape_of(tree: Any) -> Any:
+    """The tree's ShapeDtypeStructs."""
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), tree)
+
+
+def state_shapes(learner: Learner, dtype: Any) -> Any:
+    """The TrainState of a learner as shapes."""
+    cfg = learner.model_cfg
+
+    def make() -> Any:
+        key = jax.random.PRNGKey(0)
+        return init_state(key, init_params(key, cfg, dtype), cfg, learner.separate_critic, learner.optimizer)
+
+    return jax.eval_shape(make)
+
+
+def update_programs(
+    learner: Learner, dtype: Any, *, microbatches: int, rows: int, length: int, turns: int, action_share: float
+) -> dict[str, Program]:
+    """The programs of one update, see `Learner.lowered`, on micro-batches of `rows` rows of `length` tokens."""
+    one = shape_of(TokenBatch(**empty_arrays(rows, length, turns)))
+    stacked = jax.tree.map(lambda a: jax.ShapeDtypeStruct((microbatches, *a.shape), a.dtype), one)
+    mesh_shape = tuple(learner.mesh.shape[axis] for axis in AXES)
+    # The loop over the logits' chunks is the only one without a fixed number of trips.
+    chunk = max(learner.how.logit_tokens * learner.how.row_shards // rows, 1)
+    trips = -(-int(length * action_share) // chunk)
+    lowered = learner.lowered(state_shapes(learner, dtype), stacked)
+    return {name: compiled(program, mesh_shape, learner.how.compute_dtype, trips) for name, program in lowered.items()}
+
+
+def decode_program(cfg: ModelConfig, dtype: Any, *, tensor: int, rows: int, length: int, tail: int) -> Program:
+    """One decoding step of `rows` rows behind `length` tokens each, the model split over `tensor` devices."""
+    mesh = make_mesh(tensor=tensor)
+    heads = NamedSharding(mesh, PartitionSpec(None, "tensor"))
+    params = jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, dtype, sharding=s),
+        jax.eval_shape(lambda: init_params(jax.random.PRNGKey(0), cfg, dtype)),
+        param_shardings(mesh, cfg),
+    )
+    seen, recent = (
+        jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=heads),
+            jax.eval_shape(functools.partial(kv_cache.init_cache, cfg, rows, capacity, dtype)),
+        )
+        for capacity in (length, tail)
+    )
+    per_row = jax.ShapeDtypeStruct((rows,), jnp.int32)
+
+    def step(params: Any, seen: Any, recent: Any, tokens: jax.Array, lengths: jax.Array, at: jax.Array) -> Any:
+        hidden, recent = kv_cache.decode_step(kv_cache.unstack(params), cfg, seen, recent, tokens, lengths, at)
+        return transformer.unembed(params, cfg, hidden[:, None]), recent
+
+    lowered = jax.jit(step, donate_argnums=(2,)).lower(
+        params, seen, recent, per_row, per_row, jax.ShapeDtypeStruct((), jnp.int32)
+    )
+    return compiled(lowered, (1, 1, tensor), dtype)

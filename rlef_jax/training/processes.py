@@ -1,0 +1,117 @@
+"""A job of several processes: who is who, and what must go from one to the others.
+
+Each process drives its own devices and runs the same program on the same episodes. What a job is made of is found in
+this order:
+
+    flags        --coordinator=HOST:PORT --processes=4 --process=0
+    environment  RLEF_JAX_COORDINATOR, RLEF_JAX_PROCESSES, RLEF_JAX_PROCESS
+    a cluster    SLURM and Kubernetes, as JAX knows them, where RLEF_JAX_PROCESSES is "auto"
+
+JAX's own handler of SIGTERM, which only notes that it came, is switched off: a stopped job ends as one process would.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pickle
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from rlef_jax.errors import ConfigError
+
+NAMES = {"coordinator": "RLEF_JAX_COORDINATOR", "processes": "RLEF_JAX_PROCESSES", "process": "RLEF_JAX_PROCESS"}
+HEARTBEAT_S = 20
+"""A process that says nothing for so long is dead, and its job ends."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Process `process` of `processes`, which meet at `coordinator`; all None where JAX finds out by itself."""
+
+    coordinator: str | None = None
+    processes: int | None = None
+    process: int | None = None
+
+
+def find_job(flags: Mapping[str, str | None], environment: Mapping[str, str]) -> Job | None:
+    """The job that flags and environment name; None for a process by itself.
+
+    Raises ConfigError where some of what is needed is missing, or isn't a number.
+    """
+    given = {name: flags.get(name) or environment.get(variable) for name, variable in NAMES.items()}
+    if not any(given.values()):
+        return None
+    if given["processes"] == "auto":
+        return Job()
+    missing = [f"--{name} or {NAMES[name]}" for name, value in given.items() if not value]
+    if missing:
+        raise ConfigError(f"a job of several processes needs {', '.join(missing)} too")
+    try:
+        processes, process = int(given["processes"] or ""), int(given["process"] or "")
+    except ValueError as error:
+        raise ConfigError(f"--processes and --process are numbers: {error}") from error
+    if not 0 <= process < processes:
+        raise ConfigError(f"--process={process} must be from 0 to {processes - 1}, one less than --processes")
+    return Job(given["coordinator"], processes, process)
+
+
+def join(job: Job | None) -> None:
+    """Waits until all processes of the job are there. To be called before anything else asks JAX for devices."""
+    if job is None:
+        return
+    jax.config.update("jax_enable_preemption_service", False)
+    if os.environ.get("JAX_PLATFORMS") == "cpu":
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(
+        job.coordinator, job.processes, job.process, heartbeat_timeout_seconds=HEARTBEAT_S,
+        cluster_detection_method="deactivate" if job.coordinator else None,
+    )  # fmt: skip
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes logs, metrics and results."""
+    return jax.process_index() == 0
+
+
+def share_of(count: int) -> range:
+    """Which of `count` things are this process's: consecutive ones, as many for each but for one."""
+    edges = [count * i // jax.process_count() for i in range(jax.process_count() + 1)]
+    return range(edges[jax.process_index()], edges[jax.process_index() + 1])
+
+
+def gathered(item: Any) -> list[Any]:
+    """Every process's item, in their order; each process must call this, as often as the others do."""
+    if jax.process_count() == 1:
+        return [item]
+    data = np.frombuffer(pickle.dumps(item), np.uint8)
+    sizes = multihost_utils.process_allgather(np.asarray([data.size]))[:, 0]
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: data.size] = data
+    rows = multihost_utils.process_allgather(padded)
+    return [pickle.loads(row[:size].tobytes()) for row, size in zip(rows, sizes)]
+
+
+def from_first(make: Callable[[], Any]) -> Any:
+    """What `make()` gives in the first process, in all of them; the others wait for it."""
+    return gathered(make() if is_first() else None)[0]
+
+
+def on_this_process(tree: Any, mesh: jax.sharding.Mesh, dtype: Any = None) -> Any:
+    """Arrays that lie on all processes' devices, whole on one of this process's; as they are in a job of one.
+
+    With a `dtype` they are cast before they travel.
+    """
+    if jax.process_count() == 1:
+        return tree
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    whole = jax.jit(_cast, static_argnums=1, out_shardings=everywhere)(tree, dtype)
+    return jax.tree.map(lambda a: a.addressable_data(0), whole)
+
+
+def _cast(tree: Any, dtype: Any) -> Any:
+    return tree if dtype is None else jax.tree.map(lambda a: a.astype(dtype), tree)

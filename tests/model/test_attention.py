@@ -1,0 +1,69 @@
+"""Attention by blocks of queries against the plain formula: values, gradients, segments, and JAX's own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlef_jax.model import attention
+from rlef_jax.model.attention import row_attention
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quickly(quick_compilation):
+    """All tests here compile much and compute little."""
+
+
+def plain(queries, keys, values, segments):
+    """Softmax over the whole square."""
+    length = queries.shape[1]
+    seen = (segments[:, :, None] == segments[:, None, :]) & np.tril(np.ones((length, length), bool))[None]
+    scores = jnp.einsum("btkrh,bskh->bkrts", queries, keys)
+    weights = jax.nn.softmax(jnp.where(seen[:, None, None], scores, -jnp.inf))
+    return jnp.einsum("bkrts,bskh->btkrh", weights, values)
+
+
+def inputs(length):
+    rng = np.random.default_rng(0)
+    queries = rng.standard_normal((2, length, 2, 3, 4))
+    keys, values = rng.standard_normal((2, 2, length, 2, 4))
+    return [jnp.asarray(a, jnp.float32) for a in (queries, keys, values)]
+
+
+@pytest.mark.parametrize("kind", ["blocks", "dot_product"])
+@pytest.mark.parametrize("block", [4, 128])
+def test_values_and_gradients_are_those_of_the_formula(monkeypatch, kind, block):
+    monkeypatch.setattr(attention, "_QUERY_BLOCK", block)
+    arrays = inputs(11)
+    segments = np.ones((2, 11), np.int32)
+    if kind == "blocks":
+        segments = np.array([[1] * 5 + [2] * 3 + [3] * 2 + [0], [1] * 9 + [0] * 2], np.int32)
+    weights = jnp.asarray(np.random.default_rng(1).standard_normal(arrays[0].shape), jnp.float32)
+    run = row_attention(jnp.asarray(segments), kind)
+    results = []
+    for attend in (lambda *a: run(*a)[0], lambda *a: plain(*a, segments)):
+
+        def both(*arrays, attend=attend):
+            out, back = jax.vjp(attend, *arrays)
+            return [out, *back(weights)]
+
+        results.append(jax.jit(both)(*arrays))
+    for one, other in zip(*results, strict=True):
+        assert np.abs(other).max() > 0.1
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_half_precision_keeps_its_type_and_float32_sums():
+    arrays = [a.astype(jnp.bfloat16) for a in inputs(9)]
+    segments = jnp.ones((2, 9), jnp.int32)
+    run = row_attention(segments)
+
+    @jax.jit
+    def both(*arrays):
+        out, back = jax.vjp(lambda *a: run(*a)[0], *arrays)
+        return out, back(jnp.ones_like(out))
+
+    out, gradients = both(*arrays)
+    assert out.dtype == jnp.bfloat16 and all(g.dtype == jnp.bfloat16 for g in gradients)
+    exact = plain(*(a.astype(jnp.float32) for a in arrays), np.ones((2, 9), np.int32))
+    np.testing.assert_allclose(out.astype(jnp.float32), exact, atol=3e-2)

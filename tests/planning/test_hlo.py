@@ -1,0 +1,95 @@
+"""Reading compiled programs: a module written by hand, and one that XLA compiles."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from rlef_jax.model.transformer import ModelConfig
+from rlef_jax.planning.costs import CARDS, exchange_seconds, flops_per_token, parameters
+from rlef_jax.planning.hlo import Collective, read_work
+
+MODULE = """\
+HloModule jit_f, entry_computation_layout={(f32[16,8]{1,0})->f32[16,8]{1,0}}
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %s = f32[] add(%a, %b)
+}
+
+%fused (p: f32[16,8], q: f32[8,32]) -> f32[16,32] {
+  %p = f32[16,8]{1,0} parameter(0)
+  %q = f32[8,32]{1,0} parameter(1)
+  ROOT %dot.1 = f32[16,32]{1,0} dot(%p, %q), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+%body (t: (s32[], f32[16,8])) -> (s32[], f32[16,8]) {
+  %t = (s32[], f32[16,8]{1,0}) parameter(0)
+  %x = f32[16,8]{1,0} get-tuple-element(%t), index=1
+  %w = bf16[8,32]{1,0} all-gather(%x), channel_id=1, replica_groups=[4,2]<=[2,2,2]T(0,2,1), dimensions={0}
+  %f = f32[16,32]{1,0} fusion(%x, %w), kind=kLoop, calls=%fused
+  ROOT %r = (s32[], f32[16,8]{1,0}) tuple(%x, %x)
+}
+
+%condition (c: (s32[], f32[16,8])) -> pred[] {
+  ROOT %k = pred[] constant(false)
+}
+
+%open (t: (s32[], f32[16,8])) -> (s32[], f32[16,8]) {
+  %x.1 = f32[16,8]{1,0} parameter(0)
+  ROOT %dot.2 = f32[16,16]{1,0} dot(f32[16,8]{1,0} %x.1, f32[16,8]{1,0} %x.1), lhs_contracting_dims={1}
+}
+
+ENTRY %main (p0: f32[16,8]) -> f32[16,8] {
+  %p0 = f32[16,8]{1,0} parameter(0)
+  %init = (s32[], f32[16,8]{1,0}) tuple(%p0, %p0)
+  %loop = (s32[], f32[16,8]{1,0}) while(%init), condition=%condition, body=%body, \
+backend_config={"known_trip_count":{"n":"5"},"other":1}
+  %again = (s32[], f32[16,8]{1,0}) while(%init), condition=%condition, body=%open
+  %sum = (f32[16,8]{1,0}, f32[4]{0}) all-reduce(%p0, %p0), channel_id=2, \
+replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+  ROOT %out = f32[16,8]{1,0} get-tuple-element(%loop), index=1
+}
+"""
+
+
+def test_loops_count_as_often_as_they_run():
+    work = read_work(MODULE, (2, 2, 2), ("data", "fsdp", "tensor"), open_trips=3)
+    inside = 2 * 16 * 32 * 8
+    assert work.flops == 5 * inside + 3 * (2 * 16 * 16 * 8)
+    gathered, reduced = sorted(work.collectives, key=lambda c: c.kind)
+    # Half of 8 x 32 bfloat16, five times, between devices 0 and 2: they differ along fsdp.
+    assert gathered == Collective("all-gather", ("fsdp",), 2, 3, 5 * 0.5 * 8 * 32 * 2, 5)
+    assert reduced == Collective("all-reduce", ("fsdp", "tensor"), 4, 4, 2 * 0.75 * (16 * 8 + 4) * 4, 1)
+
+
+def test_groups_may_be_named_by_axes():
+    groups = "replica_groups=mesh['data'=2,'fsdp'=2,'tensor'=2] {'data','tensor'}"
+    named = MODULE.replace("replica_groups={{0,1,2,3},{4,5,6,7}}", groups)
+    work = read_work(named, (2, 2, 2), ("data", "fsdp", "tensor"), float_bytes=2)
+    [reduced] = [c for c in work.collectives if c.kind == "all-reduce"]
+    assert (reduced.axes, reduced.size, reduced.span) == (("data", "tensor"), 4, 6)
+    assert reduced.bytes == 2 * 0.75 * (16 * 8 + 4) * 2
+
+
+def test_the_compilers_own_text_is_read():
+    def repeated(x, weights):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)[0]
+
+    text = jax.jit(repeated).lower(jnp.ones((6, 8)), jnp.ones((7, 8, 8))).compile().as_text()
+    assert read_work(text, (1, 1, 1), ("data", "fsdp", "tensor")).flops == 7 * 2 * 6 * 8 * 8
+
+
+def test_exchanges_within_a_node_take_its_links():
+    card = CARDS["h100"]
+    near = Collective("all-gather", ("fsdp",), 8, 8, 450e9, 1)
+    far = Collective("all-reduce", ("data",), 16, 121, 50e9, 1)
+    assert exchange_seconds([near, far], card, 0.5) == pytest.approx(4.0)
+
+
+def test_llama_8b_by_hand():
+    cfg = ModelConfig(128256, 4096, 32, 32, 8, 128, 14336, tie_embeddings=False)
+    assert parameters(cfg) == 8_030_261_248  # as its authors count
+    # 2 operations a weight but the input embedding's, and 2 * 2 * 32 layers * 4096 a token that is looked at.
+    weights = 2 * (8_030_261_248 - 128256 * 4096)
+    assert flops_per_token(cfg, 2048, 1.0) == pytest.approx(weights + 2 * 2 * 32 * 4096 * 1024, rel=1e-4)

@@ -1,0 +1,55 @@
+"""Plans: what a doubling of length, batch or devices does to each number."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def plans():
+    script = pathlib.Path(__file__).with_name("plan_script.py")
+    environment = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=900, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_twice_the_rows_are_twice_the_work(plans):
+    base, rows = plans["base"], plans["rows"]
+    assert rows["flops"] == pytest.approx(2 * base["flops"], rel=0.02)
+    assert rows["weights"] == base["weights"] and rows["optimizer"] == base["optimizer"]
+    assert 1.5 < rows["temporary"] / base["temporary"] < 2.1
+
+
+def test_twice_the_length_is_more_than_twice_the_work(plans):
+    base, length = plans["base"], plans["length"]
+    assert 2.0 < length["flops"] / base["flops"] < 2.6  # attention grows with the square
+    assert length["weights"] == base["weights"]
+
+
+def test_twice_the_devices_share_rows_along_data_and_weights_along_fsdp(plans):
+    base, devices, fsdp = plans["base"], plans["devices"], plans["fsdp"]
+    assert devices["flops"] == pytest.approx(base["flops"] / 2, rel=0.05)
+    assert devices["weights"] == base["weights"]
+    assert fsdp["weights"] == pytest.approx(base["weights"] / 2, rel=0.02)
+    assert fsdp["optimizer"] == pytest.approx(base["optimizer"] / 2, rel=0.02)
+
+
+def test_weights_travel_and_activations_do_not(plans):
+    """Along fsdp weights are gathered; what rows there are must make no difference to what is sent."""
+    base, rows = plans["base"]["sent"], plans["rows"]["sent"]
+    assert sum(rows.values()) < 1.1 * sum(base.values())
+    assert base["fsdp all-gather"] > 0
+
+
+def test_the_table_names_what_was_assumed(plans):
+    text = "\n".join(plans["base"]["lines"])
+    for part in ("optimizer", "all-gather", "by XLA, which counts a loop once", "assumed:", "compiled for CPUs"):
+        assert part in text

@@ -1,0 +1,89 @@
+"""Jobs of several processes: how they are found, what they compute together, how they end."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from rlef_jax.errors import ConfigError
+from rlef_jax.training.processes import Job, find_job
+
+SCRIPT = pathlib.Path(__file__).with_name("process_script.py")
+ROOT = str(pathlib.Path(__file__).parents[2])
+
+
+def test_jobs_are_found_in_flags_then_the_environment():
+    assert find_job({}, {}) is None
+    environment = {"RLEF_JAX_COORDINATOR": "a:1", "RLEF_JAX_PROCESSES": "4", "RLEF_JAX_PROCESS": "3"}
+    assert find_job({}, environment) == Job("a:1", 4, 3)
+    assert find_job({"process": "2", "coordinator": None}, environment) == Job("a:1", 4, 2)
+    assert find_job({}, {"RLEF_JAX_PROCESSES": "auto"}) == Job()
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ({"processes": "2"}, "--coordinator or RLEF_JAX_COORDINATOR, --process or RLEF_JAX_PROCESS too"),
+        ({"coordinator": "a:1", "processes": "two", "process": "0"}, "are numbers"),
+        ({"coordinator": "a:1", "processes": "2", "process": "2"}, "must be from 0 to 1"),
+    ],
+)
+def test_half_a_job_is_an_error(flags, message):
+    with pytest.raises(ConfigError, match=message):
+        find_job(flags, {})
+
+
+def started(count):
+    """A job's processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": ROOT,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // count}",
+        "RLEF_JAX_COORDINATOR": f"127.0.0.1:{port}",
+        "RLEF_JAX_PROCESSES": str(count),
+    }
+    return [
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT)],
+            env=environment | {"RLEF_JAX_PROCESS": str(index)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        for index in range(count)
+    ]
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_an_update_over_processes_equals_one_device(count):
+    """Loss, gradients and weights after an SGD step, over gloo."""
+    job = started(count)
+    ended = [process.communicate(timeout=600) for process in job]
+    assert [process.returncode for process in job] == [0] * count, "\n".join(e[1][-1500:] for e in ended)
+    told = json.loads(ended[0][0].splitlines()[-1])
+    assert told["processes"] == told["devices"] == count
+    assert sum(told["shares"]) == 13 and max(told["shares"]) - min(told["shares"]) <= 1
+    assert told["same_episodes"]
+    assert max(told["gaps"]) < 1e-5
+    assert not any("gaps" in e[0] for e in ended[1:])  # only the first one tells
+
+
+def test_sigterm_ends_a_process_that_waits_for_the_others():
+    waiting = started(2)
+    waiting[1].kill()
+    time.sleep(3)
+    waiting[0].send_signal(signal.SIGTERM)
+    for process in waiting:
+        process.communicate(timeout=30)
+    assert waiting[0].returncode == -signal.SIGTERM
