@@ -192,5 +192,11 @@ def _packed(episodes: Sequence[Episode], ppo: PpoSettings) -> list[TokenBatch]:
 
 
 def pool_metrics(before: dict[str, Any], after: dict[str, Any]) -> dict[str, float]:
-    """What the judge's pool did between two calls of its `stats()`."""
-    return {f"pool/{name}": float(after[name] - before[name]) for name in ("tests", "retries", "busy_s")}
+    """What the judge's pool did between two calls of its `stats()`: `pool/status/X` counts tests that ended with X, and
+    `pool/seconds/X` is their wall time."""
+    metrics = {f"pool/{name}": float(after[name] - before[name]) for name in ("tests", "retries", "busy_s")}
+    for status, count in after["statuses"].items():
+        if (new := count - before["statuses"].get(status, 0)) > 0:  # or it would depend on what the pool saw before
+            seconds = after["status_s"][status] - before["status_s"].get(status, 0.0)
+            metrics |= {f"pool/status/{status}": float(new), f"pool/seconds/{status}": float(seconds)}
+    return metrics

@@ -165,7 +165,7 @@ def build_samplers(config: ConfigDict, policy: Policy, count: int) -> list[Sampl
         steps=s.steps,
         stop_ids=len(policy.chat.stop_ids),
     )
-    place = devices[trainer] if s.own_device else devices[0]
+    place = devices[trainer] if s.own_device else jax.local_devices()[0]
     programs = Programs(policy.cfg, shapes, one_device(place), dtype=jnp.dtype(config.model.compute_dtype))
     return [Sampler(programs, lanes=s.lanes, gather=s.gather) for _ in range(count)]
 

@@ -89,7 +89,7 @@ def timeless(record: dict[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in record.items()
-        if not name.startswith(("time", "idle/", "sampler/", "pool/busy", "pool/retries", "memory"))
+        if not name.startswith(("time", "idle/", "sampler/", "pool/busy", "pool/retries", "pool/seconds/", "memory"))
         and "per_s" not in name
     }
 

@@ -380,7 +380,11 @@ def test_any_mesh_samples_what_one_device_does():
         from rlef_jax.sampling.programs import Programs, Shapes
         from tests.sampling.test_sampler import CFG, at_once, jax, make_sampler
         shapes = Shapes(rows=8, max_len=64, capacities=(32,), chunks=(8,), prefill_tokens=32, steps=4)
-        alone = at_once(make_sampler(Programs(CFG, shapes, one_device(jax.devices()[3]))), range(12))[0]
+        fourth = jax.devices()[3]
+        sampler = make_sampler(Programs(CFG, shapes, one_device(fourth)))
+        held = jax.tree.leaves((sampler.weights()[0], sampler.programs.new_cache()))
+        assert {d for a in held for d in a.devices()} == {fourth}
+        alone = at_once(sampler, range(12))[0]
         for data, fsdp, tensor in ((2, 2, 2), (1, 1, 2)):
             programs = Programs(CFG, shapes, make_mesh(data, fsdp, tensor))
             made = at_once(make_sampler(programs), range(12))[0]

@@ -9,7 +9,7 @@ from rlef_jax.ppo.metrics import episode_metrics, iteration_metrics
 from rlef_jax.ppo.pack import pack
 from rlef_jax.sampling.session import SamplerStats
 from rlef_jax.training.actor import Rollouts
-from rlef_jax.training.loop import PpoSettings, Stopwatch, learn
+from rlef_jax.training.loop import PpoSettings, Stopwatch, learn, pool_metrics
 from rlef_jax.training.progress import ProgressDisplay
 from rlef_jax.training.rollout import RolloutProgress
 from rlef_jax.types import Episode, Problem, Status, TestCase, TestResult, Turn, Verdict
@@ -65,3 +65,21 @@ def test_totals_of_the_iteration_and_means_of_an_episode(episodes):
 def test_no_name_means_two_things(episodes):
     batches, _ = pack(episodes, buckets=(16,), rows=4, max_turns=3)
     assert not iteration_metrics(batches).keys() & episode_metrics(episodes).keys()
+
+
+def test_the_pools_metrics_are_of_this_iteration():
+    before = {"tests": 5, "retries": 1, "busy_s": 2.0, "statuses": {"PASSED": 5}, "status_s": {"PASSED": 1.5}}
+    after = {
+        "tests": 9,
+        "retries": 1,
+        "busy_s": 5.0,
+        "statuses": {"PASSED": 5, "TIME_LIMIT": 4},
+        "status_s": {"PASSED": 1.5, "TIME_LIMIT": 2.5},
+    }
+    assert pool_metrics(before, after) == {
+        "pool/tests": 4.0,
+        "pool/retries": 0.0,
+        "pool/busy_s": 3.0,
+        "pool/status/TIME_LIMIT": 4.0,
+        "pool/seconds/TIME_LIMIT": 2.5,
+    }
