@@ -245,17 +245,24 @@ def main() -> None:
         torch = Torch()
         if "uniform" in args.cases:
             new = 8 if quick else 128
-            shapes = Shapes(rows=32, max_len=128 + new, capacities=(192,), chunks=(128,), prefill_tokens=1024, steps=16)
+            shapes = Shapes(
+                rows=32,
+                max_len=128 + new,
+                capacities=(128, 160, 192, 224),
+                chunks=(128,),
+                prefill_tokens=1024,
+                steps=32,
+            )
             found.append(against_torch("uniform", SMOLLM2, shapes, 1, new, repeats, torch))
         if "tiny" in args.cases:
             new = 16 if quick else 96
             shapes = Shapes(
                 rows=128,
                 max_len=96 + new,
-                capacities=(112, 128, 144, 160, 176),
+                capacities=(96, 128, 160),
                 chunks=(96,),
                 prefill_tokens=768,
-                steps=16,
+                steps=32,
             )
             found.append(against_torch("tiny", TINY, shapes, 2, new, 3 * repeats, torch))
         torch.close()
