@@ -32,8 +32,9 @@ _SIZES = {
 }
 _READ = {*_SIZES, "model_type", "rope_theta", "rope_scaling", "rope_parameters", "layer_types", "sliding_window",
          "max_window_layers"}  # fmt: skip
-# What transformers takes where the file says nothing. It differs by family only where a default matters to us.
+# What transformers takes where the file says nothing. Where that is a number of one published Qwen, we ask for the key.
 _DEFAULTS: dict[str, Any] = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False}
+_NEEDED = {"llama": set[str](), "qwen2": {"num_key_value_heads"}, "qwen3": {"num_key_value_heads", "head_dim"}}
 # Keys with the only value that we compute with.
 _FIXED: dict[str, Any] = {
     "hidden_act": "silu",
@@ -74,11 +75,11 @@ def parse_config(given: Mapping[str, Any]) -> ModelConfig:
         raise ValueError(f"model_type {family!r} is not supported; it must be one of {', '.join(FAMILIES)}")
     _refuse_unsupported(given)
     values = {**_DEFAULTS, **{key: given[key] for key in _SIZES if given.get(key) is not None}}
-    values.setdefault("num_key_value_heads", values.get("num_attention_heads"))
-    if lacking := sorted(set(_SIZES) - set(values) - {"head_dim"}):
+    optional = {"head_dim", "num_key_value_heads"} - _NEEDED[family]
+    if lacking := sorted(set(_SIZES) - set(values) - optional):
         raise ValueError(f"{', '.join(lacking)} missing")
-    if "head_dim" not in values:
-        values["head_dim"] = values["hidden_size"] // values["num_attention_heads"]
+    values.setdefault("num_key_value_heads", values["num_attention_heads"])
+    values.setdefault("head_dim", values["hidden_size"] // values["num_attention_heads"])
     theta, scaling = _rope(given)
     bias, norm = FAMILIES[family]
     sizes = {field: values[key] for key, field in _SIZES.items()}

@@ -93,7 +93,7 @@ class Session:
         length = dialogue.length + (dialogue.pending is not None) + len(prompt)
         asked = sampling.max_new_tokens if max_new is None else min(max_new, sampling.max_new_tokens)
         room = min(asked, shapes.max_len - length)
-        if not prompt or room < 1:
+        if len(prompt) == 0 or room < 1:
             raise ValueError(
                 f"dialogue {dialogue.episode} has {length} of {shapes.max_len} tokens with its prompt of {len(prompt)}"
                 f" and may sample {asked}: no room for a response"

@@ -188,6 +188,8 @@ def test_damaged_folders_are_named(tmp_path):
         ({"rope_scaling": cases.SCALING | {"beta": 1.0}}, "beta not known for rope_type 'llama3'"),
         ({"residual_multiplier": 0.2}, "residual_multiplier=0.2 is a key that rlef_jax doesn't know"),
         ({"hidden_size": None}, "hidden_size missing"),
+        ({"model_type": "qwen3", "head_dim": None}, "head_dim missing"),
+        ({"model_type": "qwen2", "num_key_value_heads": None}, "num_key_value_heads missing"),
         ({"num_key_value_heads": 3}, "n_heads=4 must be a multiple of n_kv_heads=3"),
     ],
 )

@@ -35,6 +35,15 @@ def family_logits(config: dict) -> np.ndarray:
         return model.eval()(torch.from_numpy(cases.tokens()).long()).logits[0, :: cases.STRIDE].numpy()
 
 
+def greedy(model: torch.nn.Module, prompts: list[list[int]]) -> np.ndarray:
+    """`generate` without sampling, all prompts at once, padded at the left: [prompts, NEW]."""
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+    length = {"max_new_tokens": NEW, "min_new_tokens": NEW, "eos_token_id": None, "pad_token_id": 0}
+    return model.generate(ids, attention_mask=mask, do_sample=False, **length)[:, longest:].numpy()
+
+
 def smollm2(gguf: Path, full: bool) -> tuple[dict[str, np.ndarray], list[list[int]]]:
     """(arrays, ids of each conversation with the generation prompt)."""
     where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
@@ -48,24 +57,21 @@ def smollm2(gguf: Path, full: bool) -> tuple[dict[str, np.ndarray], list[list[in
     row = np.array(tokenizer(LICENSE.read_text(), add_special_tokens=False)["input_ids"][:ROW])
     prompts = [chat(cases.conversation(question)) for question in cases.QUESTIONS]
     with torch.no_grad():
-        logits = model(torch.from_numpy(row)[None].long()).logits[0].float().numpy()
-        written = [
-            model.generate(
-                torch.tensor([prompt]),
-                attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-                max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, suppress_tokens=None, eos_token_id=None,
-            )[0, len(prompt):].numpy()
-            for prompt in prompts
-        ]  # fmt: skip
+        written = greedy(model, prompts)
+        tokens = torch.from_numpy(row)[None].long()
+        logits = model(tokens).logits[0].numpy()
+        exact = model.double()(tokens).logits[0].float().numpy()
     shown = np.random.default_rng(1).integers(0, logits.shape[1], (ROW, ENTRIES))
-    some = {"logits": logits} if full else {"entries": shown, "logits": np.take_along_axis(logits, shown, axis=1)}
+    kept = {"logits": logits, "logits_float64": exact}
+    if not full:
+        kept = {"entries": shown} | {name: np.take_along_axis(all_, shown, axis=1) for name, all_ in kept.items()}
     arrays = {
         "tokens": row.astype(np.int32),
         "prompts": np.concatenate(prompts).astype(np.int32),
         "lengths": np.array([len(p) for p in prompts], np.int32),
-        "continuations": np.stack(written).astype(np.int32),
+        "continuations": written.astype(np.int32),
         "logsumexp": torch.logsumexp(torch.from_numpy(logits), -1).numpy(),
-        **some,
+        **kept,
     }
     return arrays, [chat(messages) for messages in cases.CONVERSATIONS]
 
@@ -96,7 +102,8 @@ def main() -> None:
     np.savez_compressed(args.output / "families.npz", **families)
     if args.gguf:
         arrays, chats = smollm2(args.gguf, args.full)
-        np.savez_compressed(args.output / "smollm2.npz", **arrays)
+        save = np.savez if args.full else np.savez_compressed
+        save(args.output / "smollm2.npz", **arrays)
         (args.output / "smollm2_chat.json").write_text(json.dumps(chats) + "\n")
         if args.exported:
             check_exported(args.exported, arrays, chats)
