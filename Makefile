@@ -53,16 +53,6 @@ test-slow: $(VENV)/.installed-dev ## the tests that take minutes each
 soak: $(VENV)/.installed ## 200,000 tests on the executor, some hostile, workers killed meanwhile (an hour at most)
 	@$(BIN)/python benchmarks/soak.py
 
-# torch's CPU build; an environment of its own, under the Python that has one: nothing else here needs torch.
-bench-env: .bench-env/.installed ## torch and transformers in .bench-env, for baselines and references (needs Python 3.11)
-
-.bench-env/.installed:
-	@for python in "$$PYTHON311" python3.11 "$$HOME"/.pyenv/versions/3.11*/bin/python; do \
-	 "$$python" -m venv .bench-env 2>/dev/null && exit 0; done; echo "needs a Python 3.11: set PYTHON311" >&2; exit 1
-	@.bench-env/bin/python -m pip --disable-pip-version-check install --quiet --no-compile \
-	 torch==2.13.0 transformers safetensors numpy gguf
-	@touch $@
-
 warm-start: $(VENV)/.installed ## train the shipped warm start anew (90 minutes at most)
 	@$(MALLOC) $(BIN)/python -m rlef_jax.sft --config=configs/tiny_sft.py --workdir=runs/warm_start
 	@$(MALLOC) $(BIN)/python -m rlef_jax.sft --config=configs/tiny_sft.py:habits --workdir=runs/warm_start_habits
