@@ -105,25 +105,27 @@ def _check_episode(config: ConfigDict) -> Faults:
     e = config.episode
     no_room = f"must leave room for a prompt in context={e.context}; it is {e.max_new_tokens}"
     yield e.max_new_tokens >= e.context, "episode.max_new_tokens", no_room
-    yield from _check_increasing("sampling.chunks", config.sampling.chunks, at_least=1)
-    yield from _check_increasing("sampling.capacities", config.sampling.capacities, at_least=0)
-    yield from _check_increasing("ppo.buckets", config.ppo.buckets, at_least=1)
-    short = (
-        f"the longest must hold a whole episode of config.episode.context={e.context}; they are {config.ppo.buckets}"
-    )
-    yield max(config.ppo.buckets, default=0) < e.context, "ppo.buckets", short
+    yield not _increase(config.ppo.buckets), "ppo.buckets", _LENGTHS.format(tuple(config.ppo.buckets))
+    if _increase(config.ppo.buckets):
+        longest = f"the longest must hold a whole episode of config.episode.context={e.context}; they are"
+        yield config.ppo.buckets[-1] < e.context, "ppo.buckets", f"{longest} {tuple(config.ppo.buckets)}"
 
 
 def _check_sampling(config: ConfigDict) -> Faults:
     s = config.sampling
     yield s.rows % s.lanes != 0, "sampling.rows", f"must be a multiple of lanes={s.lanes}; it is {s.rows}"
+    yield not _increase(s.chunks), "sampling.chunks", _LENGTHS.format(tuple(s.chunks))
+    unordered = bool(s.capacities) and not _increase(s.capacities)
+    yield unordered, "sampling.capacities", _LENGTHS.format(tuple(s.capacities))
 
 
-def _check_increasing(key: str, values: Sequence[int], *, at_least: int) -> Faults:
-    numbers = tuple(values)
-    whole = all(isinstance(n, int) and n > 0 for n in numbers) and len(numbers) >= at_least
-    increase = whole and all(a < b for a, b in zip(numbers, numbers[1:]))
-    yield not increase, key, f"whole numbers above 0 that increase; they are {numbers}"
+_LENGTHS = "whole numbers above 0 that increase; they are {}"
+
+
+def _increase(values: Sequence[int]) -> bool:
+    """Whether the values are lengths, one or more, in ascending order."""
+    whole = bool(values) and all(isinstance(n, int) and n > 0 for n in values)
+    return whole and all(a < b for a, b in zip(values, values[1:]))
 
 
 def _check_ppo(config: ConfigDict) -> Faults:
