@@ -1,0 +1,215 @@
+"""From the published files to a TFDS folder of ArrayRecord shards, without TensorFlow.
+
+TFDS's own writer needs TensorFlow for its shuffler once a split passes 1 GB, so the shards are written here, with its
+serializer, in the release's order (training shuffles what it reads: `order`). Each unit of the release becomes one
+shard, under the name of a .part until it is whole: a build that was interrupted goes on with the first shard that lacks,
+and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlef_jax.data.code_contests import counts
+from rlef_jax.data.code_contests.examples import features, library, to_bytes
+from rlef_jax.data.code_contests.release import SPLITS, Unit, read, units
+from rlef_jax.errors import ConfigError
+
+NAME = "code_contests"
+DONE = "dataset_info.json"  # TFDS's, written last
+PLAN = "build.json"  # what is built from what; at the end also its counts
+_COUNTS = "counts"  # folder of what each finished shard holds
+_FORMAT = 1
+
+type Report = Callable[[str, float], None]  # (split, share done)
+
+
+def build(
+    source: Path, output: Path, *, solutions: int = 10, incorrect: int = 10, report: Report | None = None
+) -> dict[str, dict[str, Any]]:
+    """Builds the data set, or what is left of it. Returns each split's counts (see `counts`).
+
+    Args:
+      source: a folder with the release.
+      output: the data folder.
+      solutions, incorrect: Python 3 programs kept of a problem, at most.
+      report: called with a split's name and the share of it that is written.
+
+    Raises ConfigError where the source can't be read, or `output` holds something else; OSError where it can't be
+    written.
+    """
+    parts = units(source)
+    plan = _plan(parts, solutions, incorrect)
+    _begin(output, plan)
+    found: dict[str, dict[str, Any]] = {}
+    for split in (s for s in SPLITS if any(unit.split == s for unit in parts)):
+        mine = [unit for unit in parts if unit.split == split]
+        shards = []
+        for i, unit in enumerate(mine):
+            path = output / shard_name(split, i, len(mine))
+            tell = None if report is None else _scaled(report, split, i, len(mine))
+            shards.append(_shard(path, unit, solutions, incorrect, tell))
+        found[split] = _merged(shards)
+        if report is not None:
+            report(split, 1.0)
+    _finish(output, plan | {"splits": found})
+    return {split: held["counts"] for split, held in found.items()}
+
+
+def _scaled(report: Report, split: str, index: int, count: int) -> Callable[[float], None]:
+    return lambda share: report(split, (index + share) / count)
+
+
+def read_plan(folder: Path) -> dict[str, Any]:
+    """build.json of a finished build. Raises ConfigError, saying how to mend it, where there is none."""
+    command = f"python -m rlef_jax.data.code_contests --source=FOLDER --output={folder}"
+    if not (folder / PLAN).is_file():
+        raise ConfigError(f"config.data.dir: no CodeContests in {str(folder)!r}; build it: {command}")
+    if not (folder / DONE).is_file():
+        raise ConfigError(f"config.data.dir: the build in {str(folder)!r} was interrupted; go on: {command}")
+    try:
+        plan = json.loads((folder / PLAN).read_text())
+        if plan["format"] == _FORMAT and isinstance(plan["splits"], dict):
+            return plan
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"config.data.dir: {folder / PLAN}: {error!r}; build it anew: {command}") from error
+    raise ConfigError(f"config.data.dir: {folder} was built in another format; build it anew: {command}")
+
+
+def _plan(parts: Sequence[Unit], solutions: int, incorrect: int) -> dict[str, Any]:
+    return {
+        "format": _FORMAT,
+        "solutions": solutions,
+        "incorrect": incorrect,
+        "source": [[u.split, u.path.name, u.first, u.size] for u in parts],
+    }
+
+
+def _begin(output: Path, plan: dict[str, Any]) -> None:
+    """Raises ConfigError where the folder holds another build, or other files."""
+    path = output / PLAN
+    if path.is_file():
+        try:
+            known = json.loads(path.read_text())
+        except ValueError as error:
+            raise ConfigError(f"{path} is not what a build wrote ({error}): delete {output} and build again") from error
+        if differ := [key for key in plan if known.get(key) != plan[key]]:
+            raise ConfigError(
+                f"--output: {output} holds a build of another {differ[0]}: give another folder, or delete that one"
+            )
+        return
+    if output.is_dir() and any(other.name != f"{PLAN}.part" for other in output.iterdir()):
+        raise ConfigError(f"--output: {output} is not empty and holds no build: give another folder")
+    output.mkdir(parents=True, exist_ok=True)
+    _write(path, plan)
+
+
+def shard_name(split: str, index: int, count: int) -> str:
+    """TFDS's name for a shard."""
+    return f"{NAME}-{split}.array_record-{index:05d}-of-{count:05d}"
+
+
+def _shard(
+    path: Path, unit: Unit, solutions: int, incorrect: int, report: Callable[[float], None] | None
+) -> dict[str, Any]:
+    """Writes a shard, if it isn't there; what it holds."""
+    counted = path.parent / _COUNTS / f"{path.name}.json"
+    if path.is_file() and counted.is_file():
+        return json.loads(counted.read_text())
+    (path.parent / DONE).unlink(missing_ok=True)  # of a build whose shard was deleted
+    part = path.with_name(path.name + ".part")
+    held = _write_shard(part, unit, solutions, incorrect, report)
+    counted.parent.mkdir(exist_ok=True)
+    _write(counted, held)
+    os.replace(part, path)  # last: a shard under its own name is whole, and counted
+    return held
+
+
+def _write_shard(
+    path: Path, unit: Unit, solutions: int, incorrect: int, report: Callable[[float], None] | None
+) -> dict[str, Any]:
+    module = library("array_record.python.array_record_module")
+    total: dict[str, Any] = {"read": 0, "kept": 0}
+    several: list[int] = []
+    files: list[int] = []
+    writer = module.ArrayRecordWriter(str(path), "group_size:1")  # as TFDS: each record can be read by itself
+    try:
+        for problem, share in read(unit, solutions=solutions, incorrect=incorrect):
+            total["read"] += 1
+            if report is not None:
+                report(share)
+            if reason := counts.reason_to_drop(problem, unit.split):
+                total = counts.added(total, {"dropped": {reason: 1}})
+                continue
+            try:
+                record = to_bytes(problem)
+            except UnicodeEncodeError as error:
+                raise ConfigError(f"{unit.path}: problem {problem.name!r}: text that UTF-8 can't hold") from error
+            one = counts.count(problem, len(record))
+            several += [total["kept"]] * one["facts"]["several_answers"]
+            files += [total["kept"]] * one["facts"]["files"]
+            total = counts.added(total, one)
+            writer.write(record)
+    finally:
+        writer.close()
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+    return {"counts": total, "several_answers": several, "files": files}
+
+
+def _merged(shards: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A split's counts, and the positions in it of problems that rules may leave out."""
+    total: dict[str, Any] = {"read": 0, "kept": 0}
+    places: dict[str, list[int]] = {"several_answers": [], "files": []}
+    for shard in shards:
+        for kind, found in places.items():
+            found += [total["kept"] + place for place in shard[kind]]
+        total = counts.added(total, shard["counts"])
+    lengths = [shard["counts"]["kept"] for shard in shards]
+    return {"counts": total, "places": places, "shard_lengths": lengths}
+
+
+def _finish(output: Path, plan: dict[str, Any]) -> None:
+    """Writes what TFDS needs to read the shards."""
+    if (output / DONE).is_file():
+        return
+    tfds = library("tensorflow_datasets")
+    _write(output / PLAN, plan)
+    # In a folder of its own first: these are several files, and the one that says "done" must come last.
+    staging = output / "metadata.part"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    infos = []
+    for split, held in plan["splits"].items():
+        lengths = held["shard_lengths"]
+        template = tfds.core.ShardedFileTemplate(
+            data_dir=output, dataset_name=NAME, split=split, filetype_suffix="array_record"
+        )
+        infos.append(tfds.core.SplitInfo(
+            name=split, shard_lengths=lengths, num_bytes=held["counts"].get("bytes", 0), filename_template=template
+        ))  # fmt: skip
+        for i in range(len(lengths)):  # TFDS looks at file names
+            (staging / shard_name(split, i, len(lengths))).touch()
+    tfds.folder_dataset.write_metadata(
+        data_dir=staging, features=features(), split_infos=infos, check_data=False,
+        description="CodeContests (Li et al., 2022) as RLEF trains on it.",
+        homepage="https://github.com/google-deepmind/code_contests",
+    )  # fmt: skip
+    names = [path.name for path in staging.glob("*.json") if path.name != DONE]
+    for name in [*names, DONE]:
+        os.replace(staging / name, output / name)
+    shutil.rmtree(staging)
+
+
+def _write(path: Path, value: Any) -> None:
+    part = path.with_name(path.name + ".part")
+    with open(part, "w") as file:
+        json.dump(value, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)

@@ -1,0 +1,143 @@
+"""The built data set: random access to its problems, and the rules by which some are left out.
+
+    problem_at(folder, "train", seed, index)     a pure function of its arguments and the folder
+    open_split(folder, "valid")[3]               the fourth problem of a split, in the release's order
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from rlef_jax.data.code_contests.build import read_plan
+from rlef_jax.data.code_contests.examples import from_example, library
+from rlef_jax.data.code_contests.order import position_at
+from rlef_jax.errors import ConfigError
+from rlef_jax.types import Problem
+
+EXCLUSIONS = ("several_answers", "files", "references_fail")
+CHECK_NAME = "judge_check.json"
+_PROMPTS = "prompt_tokens"  # folder of cached lengths
+_PROBES = 64  # statements whose tokens tell one tokenizer, or chat format, from another
+
+
+class Split(Sequence[Problem]):
+    """A split's problems by position. Reading one touches its own record only. May be shared between threads."""
+
+    def __init__(self, name: str, source: Any) -> None:
+        """Args: name: of the split. source: TFDS's data source."""
+        self._name, self._source = name, source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    @overload
+    def __getitem__(self, place: int) -> Problem: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[Problem]: ...
+
+    def __getitem__(self, place: int | slice) -> Problem | list[Problem]:
+        if isinstance(place, slice):
+            return [self[i] for i in range(*place.indices(len(self)))]
+        i = range(len(self))[place]
+        return from_example(self._source[i], f"{self._name}/{i}")
+
+
+@functools.lru_cache(maxsize=8)
+def open_split(folder: str, split: str) -> Split:
+    """A split of a built folder. Raises ConfigError where it isn't there, or the build is not complete."""
+    plan = read_plan(Path(folder))
+    if split not in plan["splits"]:
+        raise ConfigError(f"{folder} has no split {split!r}: it was built with {', '.join(plan['splits'])}")
+    tfds = library("tensorflow_datasets")
+    try:
+        return Split(split, tfds.builder_from_directory(folder).as_data_source(split))
+    except Exception as error:  # whatever TFDS says of files that were changed or deleted
+        raise ConfigError(f"config.data.dir: {folder} can't be read ({error}): build it anew") from error
+
+
+def problem_at(folder: str, split: str, seed: int, index: int, kept: Sequence[int] | None = None) -> Problem:
+    """The `index`-th problem of the split's endless shuffled stream (see `order`); `kept`: of these positions only.
+
+    Raises ConfigError where the folder can't be read.
+    """
+    problems = open_split(folder, split)
+    if kept is None:
+        return problems[position_at(len(problems), seed, index)]
+    return problems[kept[position_at(len(kept), seed, index)]]
+
+
+def left_out(folder: str, split: str, rules: Collection[str]) -> dict[str, set[int]]:
+    """The positions that each rule leaves out.
+
+    Rules: "several_answers", the statement says that several outputs are right (`counts.several_answers`); "files", the
+    problem has a file for its input or output; "references_fail", none of its reference solutions passed its own tests
+    in `judge_check`.
+
+    Raises ConfigError where a rule needs a check that hasn't been made.
+    """
+    places = read_plan(Path(folder))["splits"][split]["places"]
+    found = {rule: set(places[rule]) for rule in rules if rule in places}
+    if "references_fail" in rules:
+        found["references_fail"] = failing_references(folder, split)
+    return found
+
+
+def failing_references(folder: str, split: str) -> set[int]:
+    """Positions of the problems that have reference solutions none of which passes. Raises ConfigError, see above."""
+    path = Path(folder) / CHECK_NAME
+    command = f"python -m rlef_jax.data.code_contests.judge_check --data={folder} --split={split}"
+    try:
+        checked = json.loads(path.read_text())["splits"][split]
+        return {place for place, reason in enumerate(checked["reasons"]) if reason not in ("passed", "no reference")}
+    except (OSError, KeyError) as error:
+        raise ConfigError(f"config.data.exclude: the references of {split} haven't been run; do: {command}") from error
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"config.data.exclude: {path} can't be read ({error}); do: {command}") from error
+
+
+def prompt_lengths(
+    folder: str, split: str, first_prompt: Callable[[str], Sequence[int]], report: Callable[[int, int], None] | None
+) -> np.ndarray:
+    """Tokens of each problem's first prompt, in the split's order: int64 of shape [problems].
+
+    Kept in the data folder under a hash of the prompts of some statements: formats that agree on 64 statements, token
+    by token, are taken to be the same.
+
+    Args:
+      first_prompt: from a statement to its prompt's ids.
+      report: called with (done, all) where they must be counted.
+    """
+    problems = open_split(folder, split)
+    probes = [first_prompt(problems[i].description) for i in range(0, len(problems), max(1, len(problems) // _PROBES))]
+    key = hashlib.blake2b(json.dumps([list(map(int, p)) for p in probes]).encode(), digest_size=8).hexdigest()
+    path = Path(folder) / _PROMPTS / f"{split}-{key}.npy"
+    with contextlib.suppress(OSError, ValueError):
+        lengths = np.load(path)
+        if lengths.shape == (len(problems),):
+            return lengths
+    lengths = np.fromiter(_lengths(problems, first_prompt, report), np.int64, len(problems))
+    with contextlib.suppress(OSError):  # a folder that can't be written only costs time
+        path.parent.mkdir(exist_ok=True)
+        part = path.with_name(f"{path.stem}-{os.getpid()}.part.npy")
+        np.save(part, lengths)
+        os.replace(part, path)
+    return lengths
+
+
+def _lengths(
+    problems: Split, first_prompt: Callable[[str], Sequence[int]], report: Callable[[int, int], None] | None
+) -> Iterator[int]:
+    for i in range(len(problems)):
+        yield len(first_prompt(problems[i].description))
+        if report is not None:
+            report(i + 1, len(problems))

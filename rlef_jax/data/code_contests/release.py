@@ -1,0 +1,286 @@
+"""CodeContests as it is published, row by row: the parquet release, and JSON lines of the `ContestProblem` proto.
+
+Both forms become `types.Problem`, and give equal ones. Of the solutions only those in Python 3 are kept. What has no
+field of its own goes to `Problem.tags`: source, difficulty, cf_tags, cf_rating, cf_contest_id, cf_index, input_file,
+output_file, is_description_translated.
+
+Layout and numbering: https://github.com/google-deepmind/code_contests (contest_problem.proto), and the dataset card of
+deepmind/code_contests on Hugging Face.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import decimal
+import gzip
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlef_jax.errors import ConfigError
+from rlef_jax.types import Problem, TestCase
+
+SPLITS = ("train", "valid", "test")
+_TESTS = ("public_tests", "private_tests", "generated_tests")
+_LANGUAGES = {"UNKNOWN_LANGUAGE": 0, "PYTHON": 1, "CPP": 2, "PYTHON3": 3, "JAVA": 4}
+_PYTHON3 = _LANGUAGES["PYTHON3"]
+_SOURCES = ("UNKNOWN_SOURCE", "CODECHEF", "CODEFORCES", "HACKEREARTH", "CODEJAM", "ATCODER", "AIZU")
+_PROTO_SOURCES = dict(zip(_SOURCES, (0, 1, 2, 3, 4, 6, 7)))  # the parquet release numbers them 0 to 6
+_WORDS = ("UNKNOWN_DIFFICULTY", "EASY", "MEDIUM", "HARD", "HARDER", "HARDEST", "EXTERNAL")
+_DIFFICULTIES = {name: i for i, name in enumerate((*_WORDS, *"ABCDEFGHIJK"))} | {
+    letter: 19 + i for i, letter in enumerate("LMNOPQRSTUV")  # 18 is skipped in the proto
+}
+_BATCH_ROWS = 8  # of a row group that are held at a time: a row with all its solutions may have 100 MB
+_RANGE_BYTES = 256 << 20  # of a file of JSON lines, per unit
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """A part of the release that is read, and written as a shard, in one go.
+
+    `first` is a parquet file's row group, or the first byte of a range of lines; `size` its share of the file in bytes.
+    """
+
+    split: str
+    path: Path
+    first: int
+    size: int
+
+
+def units(folder: Path) -> list[Unit]:
+    """The parts of a folder's release, split by split and in the order of file names.
+
+    A file belongs to the split whose name is a word of its own. Raises ConfigError where there is nothing to read, or
+    both forms lie side by side.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"--source: no folder {str(folder)!r}")
+    files = sorted(path for path in folder.iterdir() if path.name.endswith((".parquet", ".jsonl", ".jsonl.gz")))
+    of_split = {path: named for path in files if (named := _split_of(path.name))}
+    if not of_split:
+        raise ConfigError(
+            f"--source: {folder} has no file of CodeContests, such as train-00000-of-00039.parquet or train.jsonl"
+        )
+    if len({path.suffix == ".parquet" for path in of_split}) > 1:
+        raise ConfigError(f"--source: {folder} has parquet files and JSON lines: give a folder with one of the two")
+    found = [unit for path, split in of_split.items() for unit in _parts(split, path)]
+    return sorted(found, key=lambda unit: SPLITS.index(unit.split))  # stable: files stay in their order
+
+
+def _split_of(name: str) -> str:
+    words = [split for split in SPLITS if re.search(rf"(?<![a-z]){split}(?![a-z])", name)]
+    return words[0] if len(words) == 1 else ""
+
+
+def _parts(split: str, path: Path) -> list[Unit]:
+    size = path.stat().st_size
+    if path.suffix == ".parquet":
+        groups = _opened(path).metadata.num_row_groups
+        return [Unit(split, path, group, size // groups) for group in range(groups)]
+    if path.suffix == ".gz":
+        return [Unit(split, path, 0, size)]  # can't be entered in the middle
+    starts = range(0, max(size, 1), _RANGE_BYTES)
+    return [Unit(split, path, start, min(_RANGE_BYTES, size - start)) for start in starts]
+
+
+def read(unit: Unit, *, solutions: int, incorrect: int) -> Iterator[tuple[Problem, float]]:
+    """A unit's problems, each with the share of the unit that has been read.
+
+    Args: solutions, incorrect: how many right and wrong programs to keep of a problem, at most, the first ones.
+
+    Raises ConfigError for rows of another layout.
+    """
+    rows = parquet_problems(unit.path, unit.first) if unit.path.suffix == ".parquet" else _lines(unit)
+    for problem, share in rows:
+        yield (
+            dataclasses.replace(
+                problem,
+                solutions=problem.solutions[:solutions],
+                incorrect_solutions=problem.incorrect_solutions[:incorrect],
+            ),
+            share,
+        )
+
+
+def parquet_problems(path: Path, group: int | None = None) -> Iterator[tuple[Problem, float]]:
+    """The problems of a parquet file, or of one of its row groups, with the share of rows read.
+
+    Holds a few rows at a time. Raises ConfigError where it isn't a file of this release, or pyarrow isn't installed.
+    """
+    file = _opened(path)
+    groups = list(range(file.metadata.num_row_groups)) if group is None else [group]
+    rows = sum(file.metadata.row_group(i).num_rows for i in groups)
+    needed = [*_COLUMNS, *_TESTS, "solutions", "incorrect_solutions", "time_limit"]
+    if missing := [name for name in needed if name not in file.schema_arrow.names]:
+        raise ConfigError(f"{path}: not a file of CodeContests: it has no column {', '.join(missing)}")
+    done = 0
+    for batch in file.iter_batches(_BATCH_ROWS, row_groups=groups, columns=needed):
+        for row in batch.to_pylist():
+            done += 1
+            yield _from_row(row), done / rows
+
+
+def _opened(path: Path) -> Any:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise ConfigError(f"{path}: parquet files take pyarrow: pip install 'rlef-jax[data]' ({error})") from error
+    try:
+        # A buffer: pages are read as they are needed, or a column's whole chunk (all solutions) would be held.
+        return pq.ParquetFile(path, buffer_size=1 << 20)
+    except pa.ArrowInvalid as error:
+        raise ConfigError(f"{path}: not a parquet file: {error}") from error
+
+
+_COLUMNS = (
+    "name", "description", "source", "difficulty", "cf_contest_id", "cf_index", "cf_rating", "cf_tags",
+    "is_description_translated", "memory_limit_bytes", "input_file", "output_file",
+)  # fmt: skip
+
+
+def _from_row(row: Mapping[str, Any]) -> Problem:
+    """A row of the parquet release."""
+    limit = row["time_limit"]
+    programs = {
+        kind: [text for language, text in zip(row[kind]["language"], row[kind]["solution"]) if language == _PYTHON3]
+        for kind in ("solutions", "incorrect_solutions")
+    }
+    index = row["cf_index"] or ""
+    source = row["source"] or 0
+    return _problem(
+        row,
+        tests={kind: list(zip(row[kind]["input"], row[kind]["output"])) for kind in _TESTS},
+        programs=programs,
+        time_limit_ns=0 if limit is None else (limit["seconds"] or 0) * 10**9 + (limit["nanos"] or 0),
+        source=_SOURCES[source] if 0 <= source < len(_SOURCES) else _SOURCES[0],
+        difficulty=parquet_difficulty(row["difficulty"] or 0, index),
+    )
+
+
+def parquet_difficulty(number: int, cf_index: str) -> str:
+    """The name of a difficulty. From 18 on, readers of the release disagree: its letters start there, or, as in the
+    proto, at 19. A Codeforces problem's own index (`cf_index`) is that letter, so it decides; without it the proto."""
+    names = {value: name for name, value in _DIFFICULTIES.items()}
+    if number >= 18 and cf_index and names.get(number + 1) == cf_index[0]:
+        return cf_index[0]
+    return names.get(number, _WORDS[0])
+
+
+def time_limit_s(nanoseconds: int) -> float | None:
+    """Seconds; 0 stands for no limit."""
+    return nanoseconds / 1e9 if nanoseconds else None
+
+
+def _problem(
+    row: Mapping[str, Any],
+    *,
+    tests: Mapping[str, Sequence[tuple[str, str]]],
+    programs: Mapping[str, Sequence[str]],
+    time_limit_ns: int,
+    source: str,
+    difficulty: str,
+) -> Problem:
+    public, private, generated = (tuple(TestCase(i, o) for i, o in tests[kind]) for kind in _TESTS)
+    return Problem(
+        row["name"] or "",
+        row["description"] or "",
+        public,
+        private,
+        generated,
+        tuple(programs["solutions"]),
+        tuple(programs["incorrect_solutions"]),
+        time_limit_s(time_limit_ns),
+        int(row["memory_limit_bytes"] or 0) or None,
+        {
+            "source": source,
+            "difficulty": difficulty,
+            "cf_tags": tuple(row["cf_tags"] or ()),
+            "cf_rating": int(row["cf_rating"] or 0),
+            "cf_contest_id": int(row["cf_contest_id"] or 0),
+            "cf_index": row["cf_index"] or "",
+            "input_file": row["input_file"] or "",
+            "output_file": row["output_file"] or "",
+            "is_description_translated": bool(row["is_description_translated"]),
+        },
+    )
+
+
+def _lines(unit: Unit) -> Iterator[tuple[Problem, float]]:
+    """The problems whose line begins in the unit."""
+    opened: Callable[..., Any] = gzip.open if unit.path.suffix == ".gz" else open
+    end = None if unit.path.suffix == ".gz" else unit.first + unit.size
+    with opened(unit.path, "rb") as file:
+        if unit.first:
+            file.seek(unit.first - 1)
+            file.readline()  # the rest of the line that begins before the unit, which may be all of it
+        while (end is None or file.tell() < end) and (line := file.readline()):
+            where = file.tell() - len(line)
+            if not line.strip():
+                continue
+            try:
+                problem = from_proto(json.loads(line))
+            except (ValueError, KeyError, TypeError, AttributeError, decimal.InvalidOperation) as error:
+                raise ConfigError(f"{unit.path}: byte {where}: not a ContestProblem as JSON: {error!r}") from error
+            yield problem, (min(1.0, (file.tell() - unit.first) / max(unit.size, 1)) if end else 0.0)
+
+
+def from_proto(message: Mapping[str, Any]) -> Problem:
+    """A problem from protobuf's JSON mapping of a `ContestProblem`: names in either spelling, enums as names or
+    numbers, 64-bit integers as strings, durations as "1.5s", absent fields at their defaults.
+
+    Raises ValueError, KeyError, TypeError or AttributeError for anything else.
+    """
+    row = {name: _field(message, name) for name in _COLUMNS}
+    tests = {
+        kind: [(_text(test, "input"), _text(test, "output")) for test in _field(message, kind) or ()] for kind in _TESTS
+    }
+    programs = {
+        kind: [
+            _text(entry, "solution")
+            for entry in _field(message, kind) or ()
+            if _enum(_field(entry, "language"), _LANGUAGES) == "PYTHON3"
+        ]
+        for kind in ("solutions", "incorrect_solutions")
+    }
+    return _problem(
+        row,
+        tests=tests,
+        programs=programs,
+        time_limit_ns=_duration_ns(_field(message, "time_limit")),
+        source=_enum(row["source"], _PROTO_SOURCES),
+        difficulty=_enum(row["difficulty"], _DIFFICULTIES),
+    )
+
+
+def _field(message: Mapping[str, Any], name: str) -> Any:
+    if name in message:
+        return message[name]
+    first, *rest = name.split("_")
+    return message.get(first + "".join(word.capitalize() for word in rest))
+
+
+def _text(message: Mapping[str, Any], name: str) -> str:
+    value = _field(message, name)
+    if not isinstance(value, str | None):
+        raise TypeError(f"{name} is {value!r:.40}, no text")
+    return value or ""
+
+
+def _enum(value: Any, numbers: Mapping[str, int]) -> str:
+    """The name of an enum's value, given as its name or number; an absent one is 0."""
+    if isinstance(value, str):
+        if value not in numbers:
+            raise ValueError(f"{value!r} is none of {', '.join(numbers)}")
+        return value
+    return {number: name for name, number in numbers.items()}[value or 0]
+
+
+def _duration_ns(value: str | None) -> int:
+    if value is None:
+        return 0
+    if not value.endswith("s"):
+        raise ValueError(f"{value!r} is no duration such as '1.5s'")
+    return int(decimal.Decimal(value[:-1]).scaleb(9))
