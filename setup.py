@@ -8,6 +8,9 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "rlef_jax" / "__init__.py").read_text())[1]
 
+# What building and reading CodeContests takes (docs/code_contests.md).
+_DATA = ["array_record>=0.8", "pyarrow>=18.0", "tensorflow-datasets>=4.9.10"]
+
 setup(
     name="rlef-jax",
     version=VERSION,
@@ -37,12 +40,13 @@ setup(
         "tokenizers>=0.21",
     ],
     extras_require={
+        "data": _DATA,
         "dev": [
+            *_DATA,
             "hypothesis>=6.115",
             "jaxtyping>=0.3",
             "mypy>=1.13",
             "pre-commit>=4.0",
-            "pyarrow>=18.0",
             "pytest>=8.3",
             "pytest-xdist>=3.6",
             "ruff>=0.8",

@@ -5,8 +5,9 @@ Command: python -m rlef_jax.train --config=configs/llama31_8b.py --workdir=runs/
 Expected: 1@3 of 17.2 on valid and 16.1 on test, from 8.9 and 10.5, after 12,000 updates in about 20 hours.
 
 Needs Meta's weights as Hugging Face has them (meta-llama/Llama-3.1-8B-Instruct: config.json, safetensors and
-tokenizer.json) in `weights/llama31_8b_instruct`, or where --config.model.init=FOLDER says; and CodeContests. The shape
-below is in that folder too: a folder of another model is an error.
+tokenizer.json) in `weights/llama31_8b_instruct`, or where --config.model.init=FOLDER says; and CodeContests in
+`data/code_contests` (docs/code_contests.md). The shape below is in the weights' folder too: a folder of another model
+is an error.
 """
 
 from ml_collections import ConfigDict
@@ -28,7 +29,8 @@ def get_config(variant: str = "") -> ConfigDict:
     m.param_dtype, m.compute_dtype, m.remat, m.unroll = "float32", "bfloat16", "full", False
     m.attention = "dot_product"  # cuDNN
 
-    config.data.name = "code_contests"
+    config.data.name, config.data.dir = "code_contests", "data/code_contests"
+    config.data.max_prompt_tokens = 4096  # ours: room for a response to the longest, and for a second turn
     config.episode.max_turns = 3
     config.episode.context = 8192  # ours
     config.episode.max_new_tokens = 2048  # ours

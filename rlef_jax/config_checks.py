@@ -29,7 +29,7 @@ _AT_LEAST_0 = (
     "execution.workers", "execution.max_wall_s", "ppo.warmup_steps", "ppo.weight_decay", "ppo.clip_norm",
     "ppo.max_grad_norm", "ppo.kl_beta", "ppo.value_coef", "train.iterations", "train.max_staleness",
     "eval.temperature", "eval.problems", "eval.every", "eval.patience",
-    "sft.steps", "sft.warmup_steps", "sft.weight_decay", "sft.clip_norm",
+    "data.max_prompt_tokens", "sft.steps", "sft.warmup_steps", "sft.weight_decay", "sft.clip_norm",
 )  # fmt: skip
 _SHARES = ("sampling.gather", "sft.marked_share", "sft.unmarked_right_repairs", "sft.unmarked_habit")
 _CHOICES = {
@@ -43,6 +43,7 @@ _CHOICES = {
     "train.bad_update": ("stop", "skip"),
     "execution.require_isolation": ("", "full", "namespaces", "user", "process"),
 }
+_EXCLUSIONS = ("several_answers", "files", "references_fail")  # code_contests.reader applies them
 _MOST_WORKERS = 4096
 _MOST_SEEDS = 2**31  # seeds are folded into 32 bits, and evaluations add to them
 
@@ -85,6 +86,18 @@ def _check_each(config: ConfigDict) -> Faults:
     many = f"at most {_MOST_WORKERS}; it is {config.execution.workers}"
     yield config.execution.workers > _MOST_WORKERS, "execution.workers", many
     yield config.seed >= _MOST_SEEDS, "seed", f"below {_MOST_SEEDS}; it is {config.seed}"
+
+
+def _check_data(config: ConfigDict) -> Faults:
+    d = config.data
+    unknown = [rule for rule in d.exclude if rule not in _EXCLUSIONS]
+    yield bool(unknown), "data.exclude", f"of {', '.join(_EXCLUSIONS)}; not {', '.join(map(repr, unknown))}"
+    for key in ("exclude", "max_prompt_tokens"):
+        stray = f'is for data.name="code_contests" only; data.name is {d.name!r}'
+        yield bool(d[key]) and d.name == "mini_contests", f"data.{key}", stray
+    yield bool(d.families) and d.name == "code_contests", "data.families", 'is for data.name="mini_contests" only'
+    no_room = f"must leave room for a response in episode.context={config.episode.context}; it is"
+    yield d.max_prompt_tokens >= config.episode.context, "data.max_prompt_tokens", f"{no_room} {d.max_prompt_tokens}"
 
 
 def _check_model(config: ConfigDict) -> Faults:
@@ -144,4 +157,4 @@ def _check_schedule(config: ConfigDict) -> Faults:
     yield config.eval.patience > 0 and config.eval.every == 0, "eval.patience", needless
 
 
-_TOGETHER = (_check_model, _check_episode, _check_sampling, _check_ppo, _check_schedule)
+_TOGETHER = (_check_data, _check_model, _check_episode, _check_sampling, _check_ppo, _check_schedule)

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from rlef_jax import command_line
 from rlef_jax.analysis.report import write_report
 from rlef_jax.analysis.summary import write_summary
-from rlef_jax.data.sources import check_splits, evaluation_problems, split_bounds
+from rlef_jax.data.sources import Source, check_splits, evaluation_problems, fit, split_bounds
 from rlef_jax.errors import StoppedError
 from rlef_jax.execution.pool import ExecutionPool
 from rlef_jax.model.transformer import Params
@@ -31,8 +31,16 @@ from rlef_jax.training.evaluator import Evaluator
 from rlef_jax.training.interrupt import StopRequest
 from rlef_jax.training.loop import ProblemFeed
 from rlef_jax.training.metrics_writer import MetricsWriter
-from rlef_jax.training.parts import build_learner, build_mesh, build_policy, build_pool, build_samplers, complete
-from rlef_jax.training.processes import NAMES, find_job, from_first, gathered, is_first, join, on_this_process
+from rlef_jax.training.parts import (
+    build_learner,
+    build_mesh,
+    build_policy,
+    build_pool,
+    build_samplers,
+    complete,
+    first_prompt_of,
+)
+from rlef_jax.training.processes import NAMES, find_job, from_first, gathered, is_first, join, on_this_process, share_of
 from rlef_jax.training.progress import ProgressDisplay
 from rlef_jax.training.run import Run
 from rlef_jax.training.workdir import CHECKPOINTS, Progress, open_workdir, resume
@@ -47,7 +55,8 @@ def train(config: ConfigDict, workdir: Path, *, go_on: bool = True, judge: Execu
     """
     e, d = config.eval, config.data
     evaluated = {"eval.split": e.split} | ({"eval.valid_split": e.valid_split} if e.every else {})
-    check_splits(d.name, train=d.train_split, evaluated=evaluated)
+    source = Source.of(config)
+    check_splits(source, train=d.train_split, evaluated=evaluated)
     config = complete(config)
     policy = build_policy(config, build_mesh(config))
     learner = build_learner(config, policy.cfg)
@@ -69,13 +78,18 @@ def train(config: ConfigDict, workdir: Path, *, go_on: bool = True, judge: Execu
             start=Progress(iteration=0, reference=content_hash(policy.params)),
             checkpoint_every=config.train.checkpoint_every, tell=display.message,
         )  # fmt: skip
-        feed = ProblemFeed(d.name, d.train_split, config.seed, config.ppo.rollouts, last=config.train.iterations - 1)
+        splits = [d.train_split, *filter(None, evaluated.values())]
+        source = fit(source, splits, first_prompt_of(config, policy.chat), tell=display.message, report=display.stage)
+        feed = ProblemFeed(
+            source, d.train_split, config.seed, config.ppo.rollouts, share=share_of(config.ppo.rollouts),
+            last=config.train.iterations - 1,
+        )  # fmt: skip
         stack.callback(feed.close)
         writer = None
         if is_first():
             writer = stack.enter_context(MetricsWriter(workdir, start_step=progress.iteration))
         actor, eval_actor = (Actor(sampler, policy, pool) for sampler in samplers)
-        evaluate = Evaluator(config, eval_actor, workdir, display, stop)
+        evaluate = Evaluator(config, eval_actor, workdir, display, stop, source)
         summary: dict[str, Any] = {}
         if e.split:
             summary |= from_first(lambda: _scores(evaluate, "warm_start", policy.params, 0))
@@ -91,7 +105,7 @@ def train(config: ConfigDict, workdir: Path, *, go_on: bool = True, judge: Execu
             save_params(workdir / "policy.npz", best)
             if e.split:
                 summary |= _scores(evaluate, "rlef", best, iteration * config.ppo.updates)
-                summary["bounds"] = split_bounds(d.name, evaluation_problems(d.name, e.split, e.problems))
+                summary["bounds"] = split_bounds(source, evaluation_problems(source, e.split, e.problems))
                 write_summary(workdir, summary)
         gathered(None)  # the others wait for the last evaluation
     if is_first():

@@ -25,6 +25,8 @@ ALL = [
     "llama31_8b.py",
     "llama31_70b.py",
     "smollm2_135m.py",
+    "smollm2_135m.py:code_contests",
+    "smollm2_135m.py:easy",
 ]
 
 
@@ -121,6 +123,10 @@ def test_an_unknown_key_names_the_nearest(key, nearest):
         ({"sampling.temperature": 0.0}, "sampling.temperature"),
         ({"eval.top_p": 1.5}, "eval.top_p"),
         ({"sft.marked_share": 40.0}, "sft.marked_share"),
+        ({"data.exclude": ("several",)}, "data.exclude: of several_answers, files, references_fail; not 'several'"),
+        ({"data.exclude": ("files",)}, 'data.exclude: is for data.name="code_contests" only'),
+        ({"data.name": "code_contests", "data.families": ("find",)}, "data.families: is for"),
+        ({"data.name": "code_contests", "data.max_prompt_tokens": 256}, "data.max_prompt_tokens: must leave room"),
         ({"train.checkpoint_every": 0}, "train.checkpoint_every"),
         ({"ppo.rollouts": "many"}, "ppo.rollouts' takes a value of type int"),
     ],

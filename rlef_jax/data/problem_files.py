@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from rlef_jax.data import evalplus, mini_contests
+from rlef_jax.data.code_contests.release import parquet_problems
+from rlef_jax.errors import ConfigError
 from rlef_jax.types import Problem, TestCase
 
 _TESTS = ("public_tests", "private_tests", "generated_tests")
@@ -50,7 +52,10 @@ def problems(source: str) -> Iterator[Problem | evalplus.FunctionTask]:
     if not path.is_file():
         raise ProblemFileError(f"no file {source!r}")
     if path.suffix == ".parquet":
-        yield from _parquet(path)
+        try:
+            yield from (problem for problem, _ in parquet_problems(path))
+        except ConfigError as exc:
+            raise ProblemFileError(str(exc)) from exc
         return
     text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text()
     try:
@@ -76,28 +81,3 @@ def _from_json(row: dict[str, Any]) -> Problem:
         time_limit_s=row.get("time_limit_s"),
         memory_limit_bytes=row.get("memory_limit_bytes"),
     )
-
-
-def _parquet(path: pathlib.Path) -> Iterator[Problem]:
-    try:
-        import pyarrow.parquet as pq
-    except ImportError as exc:
-        raise ProblemFileError(f"{path}: parquet files take pyarrow: {exc}") from exc
-    for row in pq.read_table(path).to_pylist():
-        limit = row["time_limit"]
-        public, private, generated = (tuple(map(TestCase, row[k]["input"], row[k]["output"])) for k in _TESTS)
-        solutions = [
-            text
-            for language, text in zip(row["solutions"]["language"], row["solutions"]["solution"])
-            if language == 3  # Python 3
-        ]
-        yield Problem(
-            row["name"],
-            row["description"],
-            public,
-            private,
-            generated,
-            solutions=tuple(solutions),
-            time_limit_s=limit["seconds"] + limit["nanos"] / 1e9 if limit else None,
-            memory_limit_bytes=row["memory_limit_bytes"] or None,  # 0 stands for none
-        )

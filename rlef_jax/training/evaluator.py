@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from rlef_jax.data.sources import evaluation_problems
+from rlef_jax.data.sources import Source, evaluation_problems
 from rlef_jax.evaluation.report import summarise
 from rlef_jax.model.transformer import Params
 from rlef_jax.training import episode_io
@@ -37,8 +37,10 @@ class Evaluator:
         workdir: Path,
         display: ProgressDisplay,
         should_stop: Callable[[], bool],
+        source: Source,
     ) -> None:
         self._config, self._actor, self._workdir, self._display = config, actor, workdir, display
+        self._source = source
         self._should_stop = should_stop
 
     def __call__(
@@ -61,7 +63,7 @@ class Evaluator:
         if (known := _known(path, version)) is not None:
             return known
         e, began = self._config.eval, time.perf_counter()
-        problems = evaluation_problems(self._config.data.name, split, e.problems)
+        problems = evaluation_problems(self._source, split, e.problems)
         self._actor.sampler.set_weights(params, version=version)
         episodes, _ = self._actor.episodes(
             problems,

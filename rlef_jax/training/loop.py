@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from rlef_jax.data.sources import training_problems
+from rlef_jax.data.sources import Source, training_problems
 from rlef_jax.model.transformer import Params
 from rlef_jax.ppo.metrics import episode_metrics
 from rlef_jax.ppo.pack import pack
@@ -47,17 +48,18 @@ class Stopwatch:
 class ProblemFeed:
     """The problems of each iteration, the next one's made in a process beside while this one's are in use."""
 
-    def __init__(self, name: str, split: str, seed: int, count: int, *, last: int) -> None:
-        self._arguments = (name, split, seed)
-        self._count, self._last = count, last
+    def __init__(self, source: Source, split: str, seed: int, count: int, *, share: range, last: int) -> None:
+        """Args: count: problems of an iteration, of which `share` are this process's. last: iteration."""
+        self._problems = functools.partial(training_problems, source, split, seed, count=count, share=share)
+        self._last = last
         self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=serve_parent)
         self._ahead: dict[int, Future[list[Problem]]] = {}
 
     def get(self, step: int) -> list[Problem]:
-        """Problems of iteration `step`; starts on `step + 1` unless `step` is the last."""
+        """This process's problems of iteration `step`; starts on `step + 1` unless `step` is the last."""
         for wanted in range(step, min(step + 1, self._last) + 1):
             if wanted not in self._ahead:
-                self._ahead[wanted] = self._pool.submit(training_problems, *self._arguments, wanted, self._count)
+                self._ahead[wanted] = self._pool.submit(self._problems, step=wanted)
         return self._ahead.pop(step).result()
 
     def close(self) -> None:

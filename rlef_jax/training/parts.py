@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from ml_collections import ConfigDict
 from rlef_jax.config import base_config
 from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.dialog.load import load_chat
+from rlef_jax.dialog.prompts import problem_prompt
 from rlef_jax.errors import ConfigError
 from rlef_jax.execution.interpreter import find_python
 from rlef_jax.execution.isolation import IsolationError
@@ -168,6 +170,12 @@ def build_samplers(config: ConfigDict, policy: Policy, count: int) -> list[Sampl
     place = devices[trainer] if s.own_device else jax.local_devices()[0]
     programs = Programs(policy.cfg, shapes, one_device(place), dtype=jnp.dtype(config.model.compute_dtype))
     return [Sampler(programs, lanes=s.lanes, gather=s.gather) for _ in range(count)]
+
+
+def first_prompt_of(config: ConfigDict, chat: ChatFormat) -> Callable[[str], list[int]]:
+    """From a statement to the ids of its first prompt, as rollouts have it."""
+    system = config.episode.system_prompt
+    return lambda description: chat.first_prompt(problem_prompt(description), system)
 
 
 def rollout_settings(config: ConfigDict, chat: ChatFormat, feedback: str, *, evaluation: bool) -> RolloutSettings:

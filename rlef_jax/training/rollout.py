@@ -157,7 +157,8 @@ def _first_prompt(episode: Episode, chat: ChatFormat, settings: RolloutSettings)
     if machine.room(episode, len(prompt), settings.context) < 1:
         raise ConfigError(
             f"problem {episode.problem.name!r}: its prompt of {len(prompt)} tokens leaves no room for a"
-            f" response; raise config.episode.context, which is {settings.context}"
+            f" response; raise config.episode.context, which is {settings.context}, or leave such problems out:"
+            " config.data.max_prompt_tokens"
         )
     return prompt
 

@@ -76,7 +76,7 @@ class Run:
         """This process's rollouts of an iteration; in the actor's thread."""
         share = share_of(self.config.ppo.rollouts)
         return self.actor.episodes(
-            self.feed.get(step)[share.start : share.stop],
+            self.feed.get(step),
             seed=self.config.seed,
             step=step,
             settings=rollout_settings(

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 
 from rlef_jax import config as config_lib
-from rlef_jax.data.sources import training_problems
+from rlef_jax.data.sources import Source, training_problems
 from rlef_jax.model.weights import save_params
 from rlef_jax.ppo.pack import pack
 from rlef_jax.ppo.update import prepare_iteration, split_updates
@@ -25,7 +25,7 @@ def main(workdir: Path, iterations: int) -> None:
     with build_pool(config.execution) as pool:
         for step in range(iterations):
             sampler.set_weights(state.params["policy"], int(state.step))
-            problems = training_problems(config.data.name, config.data.train_split, config.seed, step, p.rollouts)
+            problems = training_problems(Source.of(config), config.data.train_split, config.seed, step, p.rollouts)
             settings = rollout_settings(config, policy.chat, config.episode.feedback, evaluation=False)
             episodes = collect(sampler, policy.chat, pool, problems, seed=config.seed, step=step, settings=settings)
             shape = dict(buckets=tuple(p.buckets), rows=p.microbatch_rows, max_turns=config.episode.max_turns)

@@ -2,6 +2,7 @@
 
     python -m rlef_jax.data.code_contests --source=FOLDER --output=FOLDER
 
-`release` reads the published forms, `examples` turns problems into records and back, `build` writes the shards, `reader`
-and `order` say which problem an episode gets, `judge_check` runs the reference solutions. See docs/code_contests.md.
+`release` reads the published forms, `examples` turns problems into records and back, `build` writes the shards,
+`reader` and `order` say which problem an episode gets, `judge_check` and `references` are about the reference solutions.
+See docs/code_contests.md.
 """

@@ -1,7 +1,7 @@
 """Builds CodeContests: python -m rlef_jax.data.code_contests --source=FOLDER --output=FOLDER
 
-SOURCE holds the release: the parquet files of deepmind/code_contests on Hugging Face (train-*.parquet, valid-*, test-*),
-or JSON lines of the ContestProblem proto (train.jsonl or .jsonl.gz, ...). Only some of the files will do: a split that
+SOURCE holds the release: the parquet files of deepmind/code_contests on Hugging Face (train-*.parquet, ...), or JSON
+lines of the ContestProblem proto (train.jsonl or .jsonl.gz, ...). Only some of the files will do: a split that
 isn't there isn't built. An interrupted build goes on where it stopped; one that is done prints its table again.
 
 Exit codes: 0 built, 1 it could not be written, 2 wrong usage or data, 75 stopped by Ctrl-C.
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -54,4 +53,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -2,8 +2,8 @@
 
 TFDS's own writer needs TensorFlow for its shuffler once a split passes 1 GB, so the shards are written here, with its
 serializer, in the release's order (training shuffles what it reads: `order`). Each unit of the release becomes one
-shard, under the name of a .part until it is whole: a build that was interrupted goes on with the first shard that lacks,
-and ends with the same bytes.
+shard, under the name of a .part until it is whole: a build that was interrupted goes on with the first shard that
+lacks, and ends with the same bytes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The built data set: random access to its problems, and the rules by which some are left out.
 
-    problem_at(folder, "train", seed, index)     a pure function of its arguments and the folder
-    open_split(folder, "valid")[3]               the fourth problem of a split, in the release's order
+problem_at(folder, "train", seed, index)     a pure function of its arguments and the folder
+open_split(folder, "valid")[3]               the fourth problem of a split, in the release's order
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ from typing import Any, overload
 
 import numpy as np
 
+from rlef_jax.data.code_contests import references
 from rlef_jax.data.code_contests.build import read_plan
 from rlef_jax.data.code_contests.examples import from_example, library
 from rlef_jax.data.code_contests.order import position_at
 from rlef_jax.errors import ConfigError
 from rlef_jax.types import Problem
 
-EXCLUSIONS = ("several_answers", "files", "references_fail")
-CHECK_NAME = "judge_check.json"
 _PROMPTS = "prompt_tokens"  # folder of cached lengths
 _PROBES = 64  # statements whose tokens tell one tokenizer, or chat format, from another
 
@@ -94,15 +93,13 @@ def left_out(folder: str, split: str, rules: Collection[str]) -> dict[str, set[i
 
 def failing_references(folder: str, split: str) -> set[int]:
     """Positions of the problems that have reference solutions none of which passes. Raises ConfigError, see above."""
-    path = Path(folder) / CHECK_NAME
-    command = f"python -m rlef_jax.data.code_contests.judge_check --data={folder} --split={split}"
-    try:
-        checked = json.loads(path.read_text())["splits"][split]
-        return {place for place, reason in enumerate(checked["reasons"]) if reason not in ("passed", "no reference")}
-    except (OSError, KeyError) as error:
-        raise ConfigError(f"config.data.exclude: the references of {split} haven't been run; do: {command}") from error
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"config.data.exclude: {path} can't be read ({error}); do: {command}") from error
+    found = references.read_report(Path(folder), split)
+    if found is None or len(found.problems) != len(open_split(folder, split)):
+        raise ConfigError(
+            f"config.data.exclude: not all references of {split} have been run; do: "
+            f"python -m rlef_jax.data.code_contests.judge_check --data={folder} --split={split}"
+        )
+    return {place for place, problem in enumerate(found.problems) if problem.fails}
 
 
 def prompt_lengths(

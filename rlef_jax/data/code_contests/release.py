@@ -30,7 +30,8 @@ _SOURCES = ("UNKNOWN_SOURCE", "CODECHEF", "CODEFORCES", "HACKEREARTH", "CODEJAM"
 _PROTO_SOURCES = dict(zip(_SOURCES, (0, 1, 2, 3, 4, 6, 7)))  # the parquet release numbers them 0 to 6
 _WORDS = ("UNKNOWN_DIFFICULTY", "EASY", "MEDIUM", "HARD", "HARDER", "HARDEST", "EXTERNAL")
 _DIFFICULTIES = {name: i for i, name in enumerate((*_WORDS, *"ABCDEFGHIJK"))} | {
-    letter: 19 + i for i, letter in enumerate("LMNOPQRSTUV")  # 18 is skipped in the proto
+    letter: 19 + i
+    for i, letter in enumerate("LMNOPQRSTUV")  # 18 is skipped in the proto
 }
 _BATCH_ROWS = 8  # of a row group that are held at a time: a row with all its solutions may have 100 MB
 _RANGE_BYTES = 256 << 20  # of a file of JSON lines, per unit

@@ -11,6 +11,7 @@ the feedback.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -25,19 +26,24 @@ _EVAL_SEED = 2025
 _HELD_OUT_SHARE = 0.25  # of test_500: programs whose shape no training problem has
 
 
-def problem_at(split: str, seed: int, index: int) -> Problem:
+def problem_at(split: str, seed: int, index: int, only: Sequence[str] = ()) -> Problem:
     """The `index`-th problem of a split's endless stream: the same in every process.
 
+    Args: only: families that problems may come from; none stands for all of the split's.
+
     Raises:
-      ValueError: for an unknown split.
+      ValueError: for an unknown split, or families that the split doesn't have.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r} of mini_contests: it has {', '.join(SPLITS)}")
     held_out_families = split == "held_out_families"
-    families = tuple(f for f in FAMILIES if f.held_out == held_out_families)
+    families = tuple(f for f in FAMILIES if f.held_out == held_out_families and (not only or f.name in only))
     want_held_out = split == "test_500" and stable_hash(f"{seed}/{index}") % 1000 < 1000 * _HELD_OUT_SHARE
     if want_held_out:
         families = tuple(f for f in families if f.composed)
+
+    if not families:
+        raise ValueError(f"the split {split!r} of mini_contests has none of {', '.join(only)}")
 
     def accept(description: str) -> bool:
         return held_out_families or stable_hash(description) % 20 in _BUCKETS[split]
