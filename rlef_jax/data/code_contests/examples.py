@@ -58,7 +58,8 @@ def to_bytes(problem: Problem) -> bytes:
     example["time_limit_ns"] = round((problem.time_limit_s or 0) * 1e9)
     example["memory_limit_bytes"] = problem.memory_limit_bytes or 0
     # `features().encode_example` would be the same, three times slower on thousands of tests.
-    return _serializer().serialize_example(example)
+    # Deterministic: a message's map has no order of its own, and differs from process to process.
+    return _serializer().get_tf_example(example).SerializeToString(deterministic=True)
 
 
 def _pairs(tests: Sequence[TestCase]) -> dict[str, Any]:
