@@ -189,7 +189,7 @@ def test_statements_that_take_several_answers(text, expected):
 
 
 # Builds that kill themselves, with no way to clean up, at their n-th step: a row read, a file about to be put in its
-# place, or just put there. Each goes on with what the one before it left. Prints how each ended, and what shards it left.
+# place, or just put there. Each goes on with what the one before it left. Prints how each ended, and its shards.
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path

@@ -115,8 +115,9 @@ def prompt_lengths(
       report: called with (done, all) where they must be counted.
     """
     problems = open_split(folder, split)
-    probes = [first_prompt(problems[i].description) for i in range(0, len(problems), max(1, len(problems) // _PROBES))]
-    key = hashlib.blake2b(json.dumps([list(map(int, p)) for p in probes]).encode(), digest_size=8).hexdigest()
+    spread = range(0, len(problems), max(1, -(-len(problems) // _PROBES)))
+    probes = [list(map(int, first_prompt(problems[i].description))) for i in spread]
+    key = hashlib.blake2b(json.dumps(probes).encode(), digest_size=8).hexdigest()
     path = Path(folder) / _PROMPTS / f"{split}-{key}.npy"
     with contextlib.suppress(OSError, ValueError):
         lengths = np.load(path)
