@@ -43,10 +43,15 @@ def write_episodes(path: Path, episodes: Iterable[Episode]) -> None:
         problem, head = None, ""
         for episode in episodes:
             if episode.problem is not problem:  # rollouts of the same problem stand together
-                problem, head = episode.problem, json.dumps(_fields(episode.problem), default=_plain)
+                problem, head = episode.problem, problem_json(episode.problem)
             rest = json.dumps(_fields(episode) | {"problem": None}, default=_plain)
             file.write(f'{{"problem": {head}, {rest.removeprefix(_NO_PROBLEM)}\n'.encode("ascii"))
     os.replace(part, path)
+
+
+def problem_json(problem: Problem) -> str:
+    """A problem as one line of JSON, as episodes hold it."""
+    return json.dumps(_fields(problem), default=_plain)
 
 
 def read_episodes(path: Path) -> list[Episode]:

@@ -17,8 +17,16 @@ from rlef_jax.types import Episode, FunctionTest, Problem, Status, TestCase, Tes
 TEXT = st.text(alphabet=st.characters(), max_size=20)  # lone surrogates included: programs print any bytes
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | FLOATS | TEXT | st.binary(max_size=4) | st.sets(st.integers(), max_size=1),
-    lambda inner: st.lists(inner, max_size=2) | st.tuples(inner, inner) | st.dictionaries(st.integers(), inner, max_size=1),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | FLOATS
+    | TEXT
+    | st.binary(max_size=4)
+    | st.sets(st.integers(), max_size=1),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.tuples(inner, inner) | st.dictionaries(st.integers(), inner, max_size=1)
+    ),
     max_leaves=3,
 )
 FUNCTION_TESTS = st.builds(
