@@ -146,6 +146,8 @@ def _recorded(
         apart = dict(names)  # a reference that calls itself is not recorded
         exec(compile(code, "<asserts>", "exec"), apart)
         run(apart, call)
+    except AssertionError as error:
+        raise ValueError(f"the reference solution fails its own asserts: {error}") from error
     finally:
         random.setstate(before)
     return made
