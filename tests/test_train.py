@@ -69,7 +69,7 @@ def arguments(run: Path, **changes: object) -> argparse.Namespace:
 def test_evaluating_a_run_gives_its_own_numbers(runs, tmp_path):
     summary = json.loads((runs[0] / "summary.json").read_text())
     for warm_start, name in ((True, "warm_start"), (False, "rlef")):
-        found = evaluate(arguments(runs[0], warm_start=warm_start, episodes=tmp_path / f"{name}.jsonl.gz"))
+        found = evaluate(arguments(runs[0], warm_start=warm_start, episodes=tmp_path / f"{name}.jsonl.gz", chunk=3))
         assert {k: found[k] for k in summary[name]} == summary[name]
         own = read_episodes(runs[0] / "episodes" / f"{name}.jsonl.gz")
         assert [e.token_ids for e in read_episodes(tmp_path / f"{name}.jsonl.gz")] == [e.token_ids for e in own]

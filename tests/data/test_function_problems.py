@@ -96,6 +96,8 @@ def test_published_files_are_read():
     assert len(plus) == 3 and len(first.public_tests) == 7 and len(first.hidden_tests) == 1
     assert len(first.hidden_tests[0].calls) > 500
     assert first.public_tests[0].text == "assert has_close_elements([1.0, 2.0, 3.9, 4.0, 5.0, 2.2], 0.3) == True"
+    root = loaded("human_eval_plus", 33)[32]
+    assert {t.compare for t in (*root.public_tests, *root.hidden_tests)} == {"root"} and len(root.public_tests) == 5
     (first, *_) = loaded("mbpp_plus", 2)
     assert first.name == "Mbpp/2" and len(first.public_tests) == 3 and first.hidden_tests[0].compare == "set"
     assert first.description == "Write a function to find the shared elements from the given two lists."
