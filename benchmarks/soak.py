@@ -1,6 +1,6 @@
 """A long run of the executor: many tests, some hostile, while workers are killed. Every verdict must be right.
 
-    python benchmarks/soak.py [--tests 200000] [--workers N] [--kill-every 3]
+    python benchmarks/soak.py [--tests 200000] [--workers 2] [--kill-every 5]
 
 2 % of the tests are hostile (1 s limits). Reports verdicts, retries, and what the process and its workers hold
 (processes, descriptors, memory) over time; the last line is JSON. Exit code 1 if a verdict was wrong or something grew.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -23,11 +24,11 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 
 from rlef_jax.execution.interpreter import find_python
-from rlef_jax.execution.pool import ExecutionPool, auto_workers
+from rlef_jax.execution.pool import ExecutionPool
 from rlef_jax.types import Limits, Status, TestCase, TestResult
 
 # Patience: on a busy machine an honest test may get no processor for a whole second.
-LIMITS = Limits(wall_s=1.0, memory_bytes=128 << 20, output_bytes=1 << 16, patience=10.0)
+LIMITS = Limits(wall_s=1.0, memory_bytes=128 << 20, output_bytes=1 << 16, patience=3.0)
 TESTS_PER_PROGRAM = 50
 IN_FLIGHT = 64  # programs
 HONEST = ("print(sum(map(int, input().split())))", "a, b = map(int, input().split())\nprint(a + b)")
@@ -50,15 +51,15 @@ def main(argv: Sequence[str]) -> int:
     """Runs the soak and prints what it saw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tests", type=int, default=200_000)
-    parser.add_argument("--workers", type=int, default=0, help="0 = as execution.workers=0")
-    parser.add_argument("--kill-every", type=float, default=3.0, help="seconds between killings of a worker")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--kill-every", type=float, default=5.0, help="seconds between killings of a worker")
     args = parser.parse_args(argv)
     rng = random.Random(0)
     start = time.monotonic()
-    with ExecutionPool(args.workers or auto_workers(), find_python()) as pool:
+    with ExecutionPool(args.workers, find_python()) as pool:
         print(f"isolation {pool.level}, {pool.stats()['workers']} workers")
         soak = Soak(pool, rng)
-        killer = threading.Thread(target=kill_workers, args=(pool, args.kill_every, soak.over, rng), daemon=True)
+        killer = threading.Thread(target=kill_workers, args=(pool, args.kill_every, soak.over), daemon=True)
         killer.start()
         soak.run(args.tests)
         soak.over.set()
@@ -113,7 +114,9 @@ class Soak:
         for result in results:
             self.seen[result.status.value] += 1
             if result.status not in allowed:
-                self.wrong.append(f"{result.status}: {result.error[-200:]}, not one of {sorted(allowed)}")
+                took = f"{result.cpu_s:.2f} s of the processor in {result.wall_s:.2f} s"
+                self.wrong.append(f"{result.status}: {result.error[-200:]}, not one of {sorted(allowed)}, {took}")
+                print(f"wrong: {self.wrong[-1]}", flush=True)
 
     def look(self, done: int) -> None:
         """Notes what this process and its workers hold now."""
@@ -161,13 +164,21 @@ def family() -> set[int]:
     return found
 
 
-def kill_workers(pool: ExecutionPool, every: float, over: threading.Event, rng: random.Random) -> None:
-    """SIGKILL to one of the workers, again and again."""
-    while not over.wait(every):
+def kill_workers(pool: ExecutionPool, every: float, over: threading.Event) -> None:
+    """SIGKILL to the oldest worker, again and again.
+
+    `every` is longer than any test may take: whichever worker takes up a program that was hit, it ends before it is hit
+    four times in a row, after which the pool rightly gives up.
+    """
+    seen: dict[int, int] = {}  # pid -> when it was first seen
+    for turn in itertools.count():
+        if over.wait(every):
+            return
         pids = pool.worker_pids()
+        seen = {pid: seen.get(pid, turn) for pid in pids}
         if pids:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(rng.choice(pids), signal.SIGKILL)
+                os.kill(min(pids, key=lambda pid: seen[pid]), signal.SIGKILL)
 
 
 if __name__ == "__main__":

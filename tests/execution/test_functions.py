@@ -56,6 +56,22 @@ def test_other_bytes_are_an_error_and_no_crash(data):
     assert calls.encode(value, 1 << 20) is not None or isinstance(value, calls.Opaque)
 
 
+@given(
+    st.lists(
+        st.lists(st.sampled_from(["a", "b", "\ud800"]), min_size=2) | st.lists(st.integers(), min_size=2), max_size=9
+    )
+)
+def test_lists_of_one_kind_go_as_one_piece(value):
+    assert same(calls.decode(calls.encode(value, 1 << 20)), value)
+
+
+def test_a_string_is_sent_once_however_often_it_stands_there():
+    words = ["w" * 1000 + str(i) for i in range(300)]  # more than a byte can number
+    value = [(word,) * 50 for word in words] + [words]
+    data = calls.encode(value, 1 << 30)
+    assert len(data) < 1001 * 300 + 2 * 51 * 400 + 20 * 301 and same(calls.decode(data), value)
+
+
 def test_what_is_too_large_or_too_deep_is_refused():
     deep = []
     for _ in range(300):
