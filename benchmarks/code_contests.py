@@ -2,9 +2,9 @@
 
 Writes parquet files in the release's layout (each one row group, as published, with solutions in C++ and Java that the
 build drops), builds them in a process of its own, and reads problems at random. Three quarters of the problems have 60
-tests of a kilobyte, a quarter 400 of two. Prints a table and one line of JSON: seconds and peak memory of the build against
-2 GB, milliseconds a problem against 2 ms, and the baseline of both: reading the parquet columns that are needed, and TFDS's
-own access to a record, without making a Problem of it.
+tests of a kilobyte, a quarter 400 of two. Prints a table and one line of JSON: seconds and peak memory of the build
+against 2 GB, milliseconds a problem against 2 ms, and the baseline of both: reading the parquet columns that are
+needed, and TFDS's own access to a record, without making a Problem of it.
 """
 
 from __future__ import annotations

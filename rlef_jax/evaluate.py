@@ -1,15 +1,28 @@
-"""Evaluates a run's policy: python -m rlef_jax.evaluate --workdir=runs/x [--split=test_500] [--turns=3] [--samples=3]
+"""Evaluates a policy, or responses that were made elsewhere, and prints n@k and what happens over turns.
 
-`--samples` counts responses a problem: with `--turns=3 --samples=3` one rollout of up to three turns, with `--turns=1
---samples=3` three independent responses, of which one that passes the public tests is submitted (n@k, section 3.2).
-The weights are those of a checkpoint, or the warm start's with `--warm-start`. Prints JSON, in percent; `left_out`
-counts the problems that are not in `1@SAMPLES` because the judge broke on one of their rollouts.
+    python -m rlef_jax.evaluate --workdir=runs/x [--checkpoint=best] [--split=test_500 | --benchmark=...]
+    python -m rlef_jax.evaluate --config=configs/smollm2_135m.py --benchmark=human_eval_plus --data=FOLDER
+    python -m rlef_jax.evaluate --judge-only=samples.jsonl --benchmark=mbpp_plus --data=FOLDER
+
+`--samples` counts responses a problem: with `--turns=3 --samples=100` there are 33 rollouts of up to three turns, with
+`--turns=1 --samples=3` three independent responses, of which one that passes the public tests is submitted (n@k,
+section 3.2). Weights are those of a run's checkpoint, of its warm start (`--warm-start`), or of `config.model.init`.
+
+Benchmarks: SOURCE/SPLIT (mini_contests/test_500, ...), human_eval_plus, mbpp_plus, human_eval, mbpp, mbpp_sanitized;
+the last five read the published files in --data. Every rollout is written to --out; the same command again, after a
+kill too, goes on from there. The numbers are printed as JSON on stdout, as a table on stderr, and written to
+OUT/results.json. Values of the configuration can be given as with rlef_jax.train: --config.KEY=VALUE.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
+import dataclasses
+import functools
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,32 +32,64 @@ from ml_collections import ConfigDict
 from rlef_jax import config as config_lib
 from rlef_jax.command_line import errors_as_lines
 from rlef_jax.config_checks import validate
-from rlef_jax.data.sources import check_splits, evaluation_problems
+from rlef_jax.data import benchmarks
+from rlef_jax.data.sources import Source, check_source, check_splits, fit
 from rlef_jax.errors import ConfigError, RunError
+from rlef_jax.evaluation import job
 from rlef_jax.evaluation.n_at_k import rollouts_for
-from rlef_jax.evaluation.report import n_at_k_percent, summarise
 from rlef_jax.training import episode_io
-from rlef_jax.training.actor import Actor
-from rlef_jax.training.evaluator import EVAL_SEED
-from rlef_jax.training.parts import build_policy, build_pool, build_samplers, rollout_settings
+from rlef_jax.training.parts import describe_policy, first_prompt_of
 from rlef_jax.training.progress import ProgressDisplay
-from rlef_jax.training.workdir import saved_policy
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", type=Path, required=True, help="a run of rlef_jax.train")
-    parser.add_argument("--checkpoint", default="last", help="best (by validation), last, or its iteration")
-    parser.add_argument("--warm-start", action="store_true", help="evaluate the weights that the run started from")
-    parser.add_argument("--split", help="default: the run's eval.split, or if it has none, base_config's")
-    parser.add_argument("--turns", type=int, default=3, help="turn limit")
-    parser.add_argument("--samples", type=int, default=3, help="responses a problem, over all its rollouts")
-    parser.add_argument("--temperature", type=float, help="default: the config's eval.temperature")
-    parser.add_argument("--top-p", type=float, help="default: the config's eval.top_p")
-    parser.add_argument("--feedback", choices=("true", "random", "none"), default="true")
-    parser.add_argument("--problems", type=int, default=0, help="the first n of the split; 0 = all")
-    parser.add_argument("--episodes", type=Path, help="also write the episodes to this .jsonl.gz file")
-    return parser.parse_args()
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        prog="python -m rlef_jax.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    what = p.add_mutually_exclusive_group()
+    what.add_argument("--workdir", type=Path, help="a run of rlef_jax.train")
+    what.add_argument("--config", help="a configuration; its model.init are the weights")
+    p.add_argument("--checkpoint", default="last", help="with --workdir: best (by validation), last, or its iteration")
+    p.add_argument("--warm-start", action="store_true", help="evaluate the weights that the run started from")
+    p.add_argument("--judge-only", type=Path, metavar="FILE", help="score the responses in FILE (docs/evaluation.md)")
+    p.add_argument("--benchmark", help="default: the configuration's data.name and eval.split")
+    p.add_argument("--data", type=Path, help="folder with a benchmark's published files")
+    p.add_argument("--split", help="of the configuration's data.name; default: its eval.split, or base_config's")
+    p.add_argument("--turns", type=int, default=3, help="turn limit (default: 3)")
+    p.add_argument("--samples", type=int, default=3, help="responses a problem, over all its rollouts (default: 3)")
+    p.add_argument("--temperature", type=float, help="default: the config's eval.temperature")
+    p.add_argument("--top-p", type=float, help="default: the config's eval.top_p")
+    p.add_argument("--feedback", choices=("true", "random", "none"), default="true")
+    p.add_argument("--n-at-k", default="", help="such as 1@1,1@3,10@100; default: 1@TURNS and 1@SAMPLES")
+    p.add_argument("--problems", type=int, default=0, help="the first n; 0 = all")
+    p.add_argument("--out", type=Path, help="folder for rollouts and numbers (default: one named after what is asked)")
+    p.add_argument("--chunk", type=int, default=256, help="rollouts made between two writes, about (default: 256)")
+    p.add_argument("--episodes", type=Path, help="also write all episodes to this .jsonl.gz file")
+    return p
+
+
+def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments; `overrides` holds what `--config.KEY=VALUE` gave. Exits, as argparse does, for unknown ones."""
+    p = parser()
+    args, rest = p.parse_known_args(argv)
+    args.overrides = {}
+    for item in rest:
+        name, equals, text = item.partition("=")
+        if not name.startswith("--config.") or not equals:
+            p.error(f"unrecognized argument {item}")
+        args.overrides[name.removeprefix("--config.")] = _literal(text)
+    return args
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
@@ -54,31 +99,62 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     broke on so many rollouts that nothing can be said.
     """
     config = _changed_config(args)
+    asked = _n_at_k(args)
     if args.episodes is not None:
         _check_writable(args.episodes)
-    policy = build_policy(config)
-    params = policy.params if args.warm_start else saved_policy(args.workdir, args.checkpoint, policy.params)
-    e = config.eval
-    problems = evaluation_problems(config.data.name, e.split, e.problems)
-    rollouts = rollouts_for(args.samples, args.turns)
-    with build_pool(config.execution) as pool, ProgressDisplay() as display:
-        actor = Actor(build_samplers(config, policy, 1)[0], policy, pool)
-        actor.sampler.set_weights(params, version=0)
-        episodes, _ = actor.episodes(
-            [p for p in problems for _ in range(rollouts)],
-            seed=config.seed + EVAL_SEED,
-            step=0,
-            settings=rollout_settings(config, policy.chat, args.feedback, evaluation=True),
-            display=display,
-        )
+    name = args.benchmark or f"{config.data.name}/{config.eval.split}"
+    problems = benchmarks.load(
+        name, args.data, config.eval.problems, _fitted(_source(args, config, name), config, name)
+    )
+    if args.judge_only is not None:
+        made = job.recorded(config, name, problems, args.judge_only, args.turns, args.out, args.chunk)
+    else:
+        made = job.sampled(
+            config, name, problems, workdir=args.workdir, checkpoint=None if args.warm_start else args.checkpoint,
+            rollouts=rollouts_for(args.samples, args.turns), feedback=args.feedback, out=args.out, chunk=args.chunk,
+        )  # fmt: skip
     if args.episodes is not None:
-        episode_io.write_episodes(args.episodes, episodes)
+        episode_io.write_episodes(args.episodes, made.episodes)
     try:
-        percent, left_out = n_at_k_percent(episodes, 1, args.samples, turns=args.turns)
-        found = summarise(episodes, max_turns=args.turns, bootstrap_samples=e.bootstrap_samples)
+        return job.report(made, asked, bootstrap_samples=config.eval.bootstrap_samples)
+    except ConfigError:
+        raise
     except ValueError as error:
         raise RunError(f"{error}: the judge broke on the others") from error
-    return {f"1@{args.samples}": percent, "left_out": left_out} | found
+
+
+def _source(args: argparse.Namespace, config: ConfigDict, name: str) -> Source:
+    """Where SOURCE leads: `config.data`, with its rules, where that is of this source.
+
+    Responses from elsewhere are scored whatever the length of the prompts that this configuration's model sees.
+    """
+    source = Source.of(config) if name == config.data.name else Source(name)
+    if args.data is not None:
+        source = dataclasses.replace(source, dir=str(args.data))
+    return source if args.judge_only is None else dataclasses.replace(source, max_prompt_tokens=0)
+
+
+def _fitted(source: Source, config: ConfigDict, split: str) -> Source:
+    """The source with its rules applied to the split; what they leave out is told on stderr."""
+    check_source(source)
+    prompts = functools.cache(lambda: first_prompt_of(config, describe_policy(config)[1]))  # reads a tokenizer
+    with ProgressDisplay(stream=sys.stderr) as display:
+        return fit(source, [split], lambda text: prompts()(text), tell=display.message, report=display.stage)
+
+
+def _n_at_k(args: argparse.Namespace) -> list[tuple[int, int]]:
+    """The (n, k) asked for; empty for the default. Raises ConfigError."""
+    pairs = []
+    for item in filter(None, args.n_at_k.split(",")):
+        n, _, k = item.partition("@")
+        if not (n.isdecimal() and k.isdecimal() and int(n) > 0 and int(k) > 0):
+            raise ConfigError(f"--n-at-k: {item!r} is not of the form 10@100")
+        if args.judge_only is None and not (int(k) == 1 or args.turns <= int(k) <= args.samples):
+            raise ConfigError(
+                f"--n-at-k: k of {item} must be 1, or from --turns={args.turns} to --samples={args.samples}"
+            )
+        pairs.append((int(n), int(k)))
+    return pairs
 
 
 # Where the command line's values go in the config, whose checks then hold for them too.
@@ -93,19 +169,33 @@ _FLAGS = {
 
 def _changed_config(args: argparse.Namespace) -> ConfigDict:
     """The run's configuration with the command line's values. Raises ConfigError, naming the flags, for bad ones."""
-    config = config_lib.load_saved(args.workdir)
+    if args.workdir is not None:
+        config = config_lib.load_saved(args.workdir)
+    elif args.config:
+        config = config_lib.load(args.config)
+    elif args.judge_only is not None:
+        config = config_lib.base_config()
+    else:
+        raise ConfigError("one of --workdir, --config and --judge-only is needed")
+    config_lib.apply_overrides(config, args.overrides)
     given = {key: value for name, key in _FLAGS.items() if (value := getattr(args, name)) is not None}
     config_lib.apply_overrides(config, given)
     config.eval.split = config.eval.split or config_lib.base_config().eval.split
     try:
         validate(config)
-        check_splits(config.data.name, train=config.data.train_split, evaluated={"eval.split": config.eval.split})
+        if not args.benchmark:
+            source = _source(args, config, config.data.name)
+            check_splits(source, train=config.data.train_split, evaluated={"eval.split": config.eval.split})
     except ConfigError as error:
         line = "; ".join(str(error).splitlines())
         for name, key in _FLAGS.items():
             line = line.replace(f"config.{key}:", f"--{name.replace('_', '-')}:")
         raise ConfigError(line) from error
-    if args.samples < args.turns:
+    if args.benchmark and args.split:
+        raise ConfigError("--split: --benchmark=SOURCE/SPLIT names the split; give one of the two")
+    if args.chunk < 1:
+        raise ConfigError(f"--chunk: 1 or more; it is {args.chunk}")
+    if args.samples < args.turns and args.judge_only is None:
         raise ConfigError(f"--samples={args.samples} must be at least --turns={args.turns}")
     return config
 
@@ -124,11 +214,13 @@ def _check_writable(path: Path) -> None:
 
 
 def main() -> None:
-    """Prints the numbers as JSON."""
-    args = _arguments()
+    """Prints the numbers: a table on stderr, JSON on stdout."""
+    args = parsed()
     logging.set_verbosity(logging.FATAL)  # or Orbax talks of every folder that it looks at
     with errors_as_lines():
-        print(json.dumps(evaluate(args), indent=2))
+        found = evaluate(args)
+        print(job.text_of(found), file=sys.stderr)
+        print(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":

@@ -21,16 +21,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rlef_jax.data.evalplus import FunctionTask
 from rlef_jax.data.problem_files import ProblemFileError, find_problem
 from rlef_jax.execution import kernel
 from rlef_jax.execution.interpreter import InterpreterNotFoundError, find_python
 from rlef_jax.execution.isolation import LEVELS, IsolationError
-from rlef_jax.execution.pool import ExecutionPool, Test, auto_workers
+from rlef_jax.execution.pool import ExecutionPool, auto_workers
 from rlef_jax.execution.results import JudgeOptions
 from rlef_jax.execution.verdict import limits_for
 from rlef_jax.execution.workshop import trial
-from rlef_jax.types import FunctionTest, Limits, Problem, Status, TestResult
+from rlef_jax.types import FunctionTest, Limits, Problem, Status, Test, TestResult
 
 PASSED, FAILED, USAGE, BROKEN = range(4)  # exit codes
 _SHOWN_CHARS = 60  # of an expected and an observed output in the table
@@ -101,11 +100,7 @@ def _parts(settings: Any) -> str:
 def _judge(args: argparse.Namespace) -> int:
     problem = find_problem(args.problem, args.name)
     tests = _tests(problem, args.tests)
-    limits = Limits(wall_s=args.wall_s, memory_bytes=args.memory_mb << 20)
-    if isinstance(problem, Problem):
-        limits = limits_for(problem, limits)
-    else:
-        limits = dataclasses.replace(limits, output_bytes=64 << 20)  # results of thousands of calls
+    limits = limits_for(problem, Limits(wall_s=args.wall_s, memory_bytes=args.memory_mb << 20))
     files = sorted(args.program.glob("*.py")) if args.program.is_dir() else [args.program]
     if not files or not tests:
         raise ProblemFileError(f"no {'programs in ' + str(args.program) if not files else 'tests to run'}")
@@ -131,13 +126,8 @@ def _judge(args: argparse.Namespace) -> int:
     return max(codes)
 
 
-def _tests(problem: Problem | FunctionTask, which: str) -> tuple[Test, ...]:
-    public: tuple[Test, ...]
-    hidden: tuple[Test, ...]
-    if isinstance(problem, FunctionTask):
-        public, hidden = problem.public, (problem.plus,)
-    else:
-        public, hidden = problem.public_tests, problem.hidden_tests
+def _tests(problem: Problem, which: str) -> tuple[Test, ...]:
+    public, hidden = problem.public_tests, problem.hidden_tests
     return (public if which != "hidden" else ()) + (hidden if which != "public" else ())
 
 

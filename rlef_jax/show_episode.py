@@ -17,7 +17,7 @@ from rlef_jax.dialog.load import load_chat
 from rlef_jax.errors import ConfigError
 from rlef_jax.reward import counts, turn_rewards
 from rlef_jax.training.episode_io import episodes_path, read_episodes, saved_steps
-from rlef_jax.types import Episode, Status, TestCase, TestResult, Turn
+from rlef_jax.types import Episode, FunctionTest, Status, Test, TestResult, Turn
 
 WIDTH = 100
 
@@ -71,13 +71,16 @@ def _verdict_lines(episode: Episode, turn: Turn, number: int, gained: str) -> It
             yield f"{kind} tests {len(results) + 1} to {len(tests)}: not run"
 
 
-def _test_lines(name: str, test: TestCase, result: TestResult) -> Iterator[str]:
+def _test_lines(name: str, test: Test, result: TestResult) -> Iterator[str]:
     usage = f"{1000 * result.wall_s:.0f} ms, {result.memory_bytes / 2**20:.0f} MB"
     yield f"{name}: {result.status} ({usage})"
     if result.status is Status.PASSED:
         return
-    for label, text in (("input", test.input), ("expected", test.output), ("got", result.stdout)):
-        yield _indented(label, text)
+    if isinstance(test, FunctionTest):
+        yield _indented("test", test.text or f"{len(test.calls)} calls of {test.entry_point}")
+    else:
+        for label, text in (("input", test.input), ("expected", test.output), ("got", result.stdout)):
+            yield _indented(label, text)
     if result.error:
         yield _indented("error", result.error)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import flax.struct
@@ -41,27 +41,46 @@ class FunctionTest:
     text: str = ""
 
 
+Test = TestCase | FunctionTest
+
+
+def stdin_tests(tests: Iterable[Test]) -> tuple[TestCase, ...]:
+    """The tests of a contest problem, as such. Raises TypeError for those of a function problem."""
+    checked = []
+    for test in tests:
+        if not isinstance(test, TestCase):
+            raise TypeError(f"a test of {test.entry_point} has no standard input")
+        checked.append(test)
+    return tuple(checked)
+
+
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A contest problem in the form of CodeContests (Li et al., 2022).
+    """A contest problem in the form of CodeContests (Li et al., 2022), or a function problem.
 
     `time_limit_s` (seconds) and `memory_limit_bytes` are None where the source has none; the judge then uses
     its configured defaults. `tags` holds what analyses group by (family, reading, ...); no prompt shows it.
+    `style` says how the dialogue about it is worded: "contest" (C.1), "human_eval" (C.4) or "mbpp" (C.5).
+    Every response begins with the text `start`, which is given to the model, not sampled. `shown_tests` are the
+    asserts that the first prompt shows, where the style has a place for them.
     """
 
     name: str
     description: str
-    public_tests: tuple[TestCase, ...]
-    private_tests: tuple[TestCase, ...]
-    generated_tests: tuple[TestCase, ...] = ()
+    public_tests: tuple[Test, ...]
+    private_tests: tuple[Test, ...]
+    generated_tests: tuple[Test, ...] = ()
     solutions: tuple[str, ...] = ()
     incorrect_solutions: tuple[str, ...] = ()
     time_limit_s: float | None = None
     memory_limit_bytes: int | None = None
     tags: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    style: str = "contest"
+    start: str = ""
+    shown_tests: tuple[str, ...] = ()
 
     @property
-    def hidden_tests(self) -> tuple[TestCase, ...]:
+    def hidden_tests(self) -> tuple[Test, ...]:
         """Private and generated tests: they decide the reward and never enter a prompt."""
         return self.private_tests + self.generated_tests
 

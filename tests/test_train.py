@@ -12,7 +12,7 @@ import pytest
 from rlef_jax import config as config_lib
 from rlef_jax.analysis.summary import EVALUATIONS
 from rlef_jax.errors import ConfigError
-from rlef_jax.evaluate import evaluate
+from rlef_jax.evaluate import evaluate, parsed
 from rlef_jax.train import train
 from rlef_jax.training.checkpoint import Checkpoints
 from rlef_jax.training.episode_io import read_episodes, saved_steps
@@ -63,16 +63,13 @@ def test_an_episode_can_be_shown(runs):
 
 
 def arguments(run: Path, **changes: object) -> argparse.Namespace:
-    given = dict(
-        workdir=run, warm_start=False, split=None, turns=3, samples=3, temperature=None, top_p=None, checkpoint="last"
-    )
-    return argparse.Namespace(**(given | dict(feedback="true", problems=4, episodes=None) | changes))
+    return argparse.Namespace(**(vars(parsed([f"--workdir={run}", "--problems=4"])) | changes))
 
 
 def test_evaluating_a_run_gives_its_own_numbers(runs, tmp_path):
     summary = json.loads((runs[0] / "summary.json").read_text())
     for warm_start, name in ((True, "warm_start"), (False, "rlef")):
-        found = evaluate(arguments(runs[0], warm_start=warm_start, episodes=tmp_path / f"{name}.jsonl.gz"))
+        found = evaluate(arguments(runs[0], warm_start=warm_start, episodes=tmp_path / f"{name}.jsonl.gz", chunk=3))
         assert {k: found[k] for k in summary[name]} == summary[name]
         own = read_episodes(runs[0] / "episodes" / f"{name}.jsonl.gz")
         assert [e.token_ids for e in read_episodes(tmp_path / f"{name}.jsonl.gz")] == [e.token_ids for e in own]
@@ -103,7 +100,7 @@ def test_bad_arguments_of_an_evaluation_are_one_line(runs, changes, message):
 
 
 def test_episodes_that_cannot_be_written_are_found_before_the_evaluation(runs, tmp_path, monkeypatch):
-    monkeypatch.setattr("rlef_jax.evaluate.build_pool", lambda *_: pytest.fail("the evaluation has begun"))
+    monkeypatch.setattr("rlef_jax.evaluation.job.build_pool", lambda *_: pytest.fail("the evaluation has begun"))
     (tmp_path / "file").write_text("")
     for path in (tmp_path, tmp_path / "file" / "x.jsonl.gz"):
         with pytest.raises(ConfigError, match="--episodes: cannot be written"):
@@ -118,7 +115,7 @@ def test_a_run_that_evaluated_nothing_is_evaluated_on_the_default_split(runs, tm
     def asked(name, split, count):
         raise ConfigError(f"{count} of {split}")
 
-    monkeypatch.setattr("rlef_jax.evaluate.evaluation_problems", asked)
+    monkeypatch.setattr("rlef_jax.data.benchmarks.evaluation_problems", asked)
     with pytest.raises(ConfigError, match=f"4 of {config_lib.base_config().eval.split}"):
         evaluate(arguments(tmp_path, warm_start=True))
 

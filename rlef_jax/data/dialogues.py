@@ -20,7 +20,7 @@ from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.dialog.feedback import feedback_message
 from rlef_jax.dialog.prompts import problem_prompt
 from rlef_jax.execution.judge import outputs_match
-from rlef_jax.types import Problem, Status, TestCase, TestResult, Verdict
+from rlef_jax.types import Problem, Status, TestCase, TestResult, Verdict, stdin_tests
 
 CAREFUL = "You are a careful author."
 _NO_CODE = "I do not know."
@@ -69,7 +69,7 @@ def respond(program: str) -> str:
 def trusted_verdict(problem: Problem, program: str) -> Verdict:
     """What the judge would say of one of our own programs on the public tests."""
     results = []
-    for test in problem.public_tests:
+    for test in stdin_tests(problem.public_tests):
         if _ENDLESS in program:
             results.append(TestResult(Status.TIME_LIMIT))
         elif _HUGE in program:
@@ -90,7 +90,7 @@ def with_reading(problem: Problem, reading: int) -> Problem:
     programs = problem.tags["readings"]
     tests = tuple(
         TestCase(t.input, run_trusted(programs[reading], t.input).output.removesuffix("\n"))
-        for t in problem.public_tests
+        for t in stdin_tests(problem.public_tests)
     )
     return dataclasses.replace(
         problem,

@@ -1,7 +1,14 @@
-"""HumanEval+ and MBPP+ tasks from EvalPlus's `OriginFmt` files: calls and expected results out of their test code.
+"""HumanEval+ and MBPP+, HumanEval and MBPP: problems from the lines of their published files.
 
-The files' own test code is taken apart, not run: inputs, results, tolerance and the way to compare are read off it.
-Only a reference solution is run, in this process, where a task's test code calls it for the expected results.
+EvalPlus's test code (`OriginFmt` files) is taken apart, not run: inputs, results, tolerance and the way to compare are
+read off it. Only a reference solution is run, in this process, where test code calls it for the expected results.
+
+| set | public tests | hidden tests |
+| --- | --- | --- |
+| HumanEval+ | HumanEval's asserts, one by one | all plus inputs |
+| MBPP+ | `test_list`, one by one | all plus inputs |
+| HumanEval | its asserts, one by one | the same |
+| MBPP | `test_list`, one by one | the same |
 """
 
 from __future__ import annotations
@@ -9,53 +16,84 @@ from __future__ import annotations
 import ast
 import copy
 import dataclasses
-import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from rlef_jax.types import FunctionTest
+from rlef_jax.data.asserts import check_tests, listed_tests, reference, value
+from rlef_jax.types import FunctionTest, Problem
 
-_LITERALS = {"__builtins__": {}, "inf": math.inf, "nan": math.nan, "set": set, "frozenset": frozenset}
 _HUMAN_EVAL_ROOT_ATOL = 1e-4
 
 
-@dataclasses.dataclass(frozen=True)
-class FunctionTask:
-    """A function problem. `solution` is a whole program, prompt included. `public` has a test per assert shown."""
+def problem(row: Mapping[str, Any], base: Mapping[str, Any] | None = None) -> Problem:
+    """A problem from a line of HumanEvalPlus-OriginFmt, MbppPlus-OriginFmt, HumanEval or (sanitized) MBPP.
 
-    name: str
-    prompt: str
-    entry_point: str
-    solution: str
-    public: tuple[FunctionTest, ...]
-    plus: FunctionTest
+    Args:
+      row: the line.
+      base: for HumanEval+, whose OriginFmt file has no base tests: the same task's line in HumanEval's file, or in
+        HumanEvalPlus.jsonl. Without it there are no public tests.
+
+    Raises:
+      ValueError: a line of another form, or one none of whose asserts could be taken apart.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # of the solutions' own odd escapes
+            return _human_eval(row, base) if "entry_point" in row else _mbpp(row)
+    except KeyError as missing:
+        raise ValueError(f"{row.get('task_id')}: no {missing} in its line") from missing
 
 
-def task(row: Mapping[str, Any]) -> FunctionTask:
-    """A task from a line of HumanEvalPlus-OriginFmt or MbppPlus-OriginFmt. ValueError for another form."""
-    tree = ast.parse(row["test"])
+def _human_eval(row: Mapping[str, Any], base: Mapping[str, Any] | None) -> Problem:
+    entry_point, prompt = row["entry_point"], row["prompt"]
+    solution = prompt + row["canonical_solution"]
+    plus = _is_plus(row["test"])
+    check = row["test"] if not plus else "" if base is None else base["test"]
+    public = check_tests(check, solution, entry_point) if check else ()
+    if "poly(" in check:  # other roots than the reference's are right too
+        public = tuple(dataclasses.replace(t, atol=_HUMAN_EVAL_ROOT_ATOL, compare="root") for t in public)
+    hidden = (_plus_test(row["test"], solution, entry_point),) if plus else public
+    if not hidden:
+        raise ValueError(f"{row['task_id']}: none of its asserts could be taken apart")
+    return Problem(
+        row["task_id"], prompt, public, hidden, solutions=(solution,), tags={"entry_point": entry_point},
+        style="human_eval", start=prompt,
+    )  # fmt: skip
+
+
+def _mbpp(row: Mapping[str, Any]) -> Problem:
+    name, solution = f"Mbpp/{row['task_id']}", row["code"]
+    plus = _is_plus(row.get("test", ""))
+    entry_point = _called(ast.parse(row["test"])) if plus else _tested(row["test_list"], solution)
+    setup = "\n".join(row.get("test_imports", ())) or row.get("test_setup_code", "")
+    public = listed_tests(row["test_list"], solution, entry_point, setup)
+    hidden = (_plus_test(row["test"], solution, entry_point),) if plus else public
+    if not hidden:
+        raise ValueError(f"{name}: none of its asserts could be taken apart")
+    return Problem(
+        name, row["prompt"] if "prompt" in row else row["text"], public, hidden, solutions=(solution,),
+        tags={"entry_point": entry_point}, style="mbpp", shown_tests=tuple(row["test_list"][:1]),
+    )  # fmt: skip
+
+
+def _is_plus(test: str) -> bool:
+    """Whether this is EvalPlus's test code: a list of inputs and a loop."""
+    return "def assertion(" in test or "assert _poly(" in test
+
+
+def _plus_test(code: str, solution: str, entry_point: str) -> FunctionTest:
+    """All calls of EvalPlus's test code as one test."""
+    tree = ast.parse(code)
     values = _assigned(tree)
-    if "entry_point" in row:
-        name, entry_point = row["task_id"], row["entry_point"]
-        solution = row["prompt"] + row["canonical_solution"]
-        shown: list[str] = []
-    else:
-        name, solution, shown = f"Mbpp/{row['task_id']}", row["code"], list(row["test_list"])
-        entry_point = _called(tree)
     inputs = [tuple(arguments) for arguments in values["inputs"]]
-    expected = values["results"] if "results" in values else _reference(solution, entry_point, inputs)
-    compare, atol = _comparison(row["test"], tree)
-    if compare == "root":
-        atol = _HUMAN_EVAL_ROOT_ATOL
-    public = [_assert_test(text, entry_point) for text in shown]
-    return FunctionTask(
-        name,
-        row["prompt"],
-        entry_point,
-        solution,
-        tuple(test for test in public if test is not None),
-        FunctionTest(entry_point, tuple(inputs), tuple(expected), atol, compare),
-    )
+    if "results" in values:
+        expected = values["results"]
+    else:
+        function = reference(solution, entry_point)
+        expected = [function(*copy.deepcopy(arguments)) for arguments in inputs]
+    compare, atol = _comparison(code, tree)
+    return FunctionTest(entry_point, tuple(inputs), tuple(expected), atol, compare)
 
 
 def _assigned(tree: ast.AST) -> dict[str, Any]:
@@ -64,15 +102,10 @@ def _assigned(tree: ast.AST) -> dict[str, Any]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             if node.targets[0].id in ("inputs", "results"):
-                found[node.targets[0].id] = _value(node.value)
+                found[node.targets[0].id] = value(node.value)
     if "inputs" not in found:
         raise ValueError("test code without inputs")
     return found
-
-
-def _value(node: ast.expr) -> Any:
-    """A literal's value; beyond `ast.literal_eval`, infinities and sets by name."""
-    return eval(compile(ast.Expression(node), "<inputs>", "eval"), dict(_LITERALS))
 
 
 def _called(tree: ast.AST) -> str:
@@ -84,49 +117,24 @@ def _called(tree: ast.AST) -> str:
     raise ValueError("test code that calls no function")
 
 
+def _tested(asserts: list[str], solution: str) -> str:
+    """The function of the solution that MBPP's asserts call."""
+    own = {node.name for node in ast.parse(solution).body if isinstance(node, ast.FunctionDef)}
+    for text in asserts:
+        for node in ast.walk(ast.parse(text.strip())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in own:
+                return node.func.id
+    raise ValueError("asserts that call no function of the solution")
+
+
 def _comparison(text: str, tree: ast.AST) -> tuple[str, float]:
     """How results are compared (`execution.functions`), and the tolerance given."""
     if "_poly(" in text:
-        return "root", 0.0
+        return "root", _HUMAN_EVAL_ROOT_ATOL
     atol = 0.0
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "assertion":
-            atol = float(_value(node.args[2]))
+            atol = float(value(node.args[2]))
     if "out = set(out)" in text:
         return "set", atol
     return ("presence" if "exp == (out is not None)" in text else "equal"), atol
-
-
-def _assert_test(text: str, entry_point: str) -> FunctionTest | None:
-    """`assert f(1, 2) == 3` as a test; None for an assert of another form."""
-    try:
-        statement = ast.parse(text.strip()).body[0]
-    except SyntaxError:
-        return None
-    if not isinstance(statement, ast.Assert) or not isinstance(statement.test, ast.Compare):
-        return None
-    left, right, compare = statement.test.left, statement.test.comparators[0], "equal"
-    sets = _arguments(left, "set"), _arguments(right, "set")
-    if all(sets):
-        left, right, compare = sets[0][0], sets[1][0], "set"
-    called_with = _arguments(left, entry_point)
-    if not called_with or not isinstance(statement.test.ops[0], ast.Eq):
-        return None
-    try:
-        arguments = tuple(map(_value, called_with))
-        return FunctionTest(entry_point, (arguments,), (_value(right),), compare=compare, text=text)
-    except NameError:
-        return None
-
-
-def _arguments(node: ast.expr, name: str) -> list[ast.expr]:
-    """Those of a call of `name`; none if it is something else."""
-    called = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name
-    return node.args if called and isinstance(node, ast.Call) else []
-
-
-def _reference(solution: str, entry_point: str, inputs: list[tuple[Any, ...]]) -> list[Any]:
-    """What the reference solution, part of the data set, returns."""
-    names: dict[str, Any] = {}
-    exec(compile(solution, "<reference>", "exec"), names)
-    return [names[entry_point](*copy.deepcopy(arguments)) for arguments in inputs]

@@ -20,13 +20,13 @@ class ProblemFileError(ValueError):
     """A source of problems that can't be read, or holds no problem of that name."""
 
 
-def find_problem(source: str, name: str) -> Problem | evalplus.FunctionTask:
+def find_problem(source: str, name: str) -> Problem:
     """The problem called `name` in `source`.
 
     Args:
       source: a `.parquet` shard of CodeContests (the public release's layout; takes pyarrow), a `.jsonl` or
-        `.jsonl.gz` of EvalPlus in its `OriginFmt`, a `.json` or `.jsonl` of problems with the fields of `types.Problem`
-        (tests as `{"input": ..., "output": ...}`), or `mini_contests:SPLIT`.
+        `.jsonl.gz` of EvalPlus in its `OriginFmt`, of HumanEval or of MBPP, a `.json` or `.jsonl` of problems with the
+        fields of `types.Problem` (tests as `{"input": ..., "output": ...}`), or `mini_contests:SPLIT`.
       name: its name or, in EvalPlus, its task id; empty where the source holds a single problem.
 
     Raises:
@@ -40,7 +40,7 @@ def find_problem(source: str, name: str) -> Problem | evalplus.FunctionTask:
     raise ProblemFileError(f"{source}: {'several problems; name one' if found else f'no problem {name!r}'}")
 
 
-def problems(source: str) -> Iterator[Problem | evalplus.FunctionTask]:
+def problems(source: str) -> Iterator[Problem]:
     """All problems of a source; see `find_problem`. Raises ProblemFileError."""
     kind, _, split = source.partition(":")
     if kind == "mini_contests":
@@ -63,7 +63,7 @@ def problems(source: str) -> Iterator[Problem | evalplus.FunctionTask]:
             [json.loads(text)] if path.suffix == ".json" else [json.loads(line) for line in text.splitlines() if line]
         )
         for row in rows:
-            yield evalplus.task(row) if "entry_point" in row or "test_list" in row else _from_json(row)
+            yield evalplus.problem(row) if "entry_point" in row or "test_list" in row else _from_json(row)
     except (ValueError, KeyError, TypeError) as exc:
         raise ProblemFileError(f"{source}: not problems in a known form: {exc!r}") from exc
 

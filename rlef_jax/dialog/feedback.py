@@ -1,18 +1,19 @@
-"""What the model is told of a failed response (appendix C.1, byte for byte where the paper speaks).
+"""What the model is told of a failed response (appendices C.1, C.4 and C.5, byte for byte where the paper speaks).
 
 Only the public tests are read: what hidden tests say never enters a prompt.
 
 Ours, where the paper is silent: the messages for a response without code, for a program that doesn't parse and
-for too much output; the text of a run-time error that left no stack trace; the cuts of long texts, each marked
-with how much is missing.
+for too much output (of a function problem: for too much memory as well); the text of a run-time error that left no
+stack trace; the cuts of long texts, each marked with how much is missing.
 """
 
 from __future__ import annotations
 
 from rlef_jax.dialog.prompts import FORMAT_SENTENCE
-from rlef_jax.types import Problem, Status, TestCase, TestResult, Verdict
+from rlef_jax.types import FunctionTest, Problem, Status, Test, TestCase, TestResult, Verdict
 
 TRY_AGAIN = f"Give it another try.\n{FORMAT_SENTENCE}"
+_ENDINGS = {"contest": TRY_AGAIN, "human_eval": "Give it another try.", "mbpp": TRY_AGAIN}
 KINDS = ("true", "none")
 
 
@@ -35,35 +36,72 @@ def feedback_message(
         raise ValueError(f"feedback kind {kind!r} is not one of {KINDS}")
     if verdict.status is Status.INFRA_ERROR:
         raise ValueError(f"{problem.name}: the judge broke; there is nothing true to say of the program")
+    ending = _ENDINGS[problem.style]
     if kind == "none":
-        return TRY_AGAIN
+        return ending
     if verdict.status is Status.NO_CODE:
-        return f"Your response has no code block.\n\n{TRY_AGAIN}"
+        lacking = "code" if problem.style == "human_eval" else "code block"
+        return f"Your response has no {lacking}.\n\n{ending}"
     if verdict.status is Status.SYNTAX_ERROR:
         error = verdict.public[0].error if verdict.public else "SyntaxError"
-        return f"Your code does not parse:\n\n{_keep_tail(error, max_chars)}\n\n{TRY_AGAIN}"
-    entries = _failed_entries(problem, verdict, max_failures, max_chars)
-    return "Your code failed the following tests:\n\n" + "\n".join(entries) + f"\n\n{TRY_AGAIN}"
+        return f"Your code does not parse:\n\n{_keep_tail(error, max_chars)}\n\n{ending}"
+    contest = problem.style == "contest"
+    head = "Your code failed the following tests:" if contest else "Your code failed some test cases:"
+    entries = _entries(problem, verdict, max_failures, max_chars, successes=not contest)
+    return f"{head}\n\n" + "\n".join(entries) + f"\n\n{ending}"
 
 
-def _failed_entries(problem: Problem, verdict: Verdict, max_failures: int, max_chars: int) -> list[str]:
+def _entries(problem: Problem, verdict: Verdict, max_failures: int, max_chars: int, *, successes: bool) -> list[str]:
+    """One for each failed test, up to `max_failures`, and for each passed one where they are shown too (C.4)."""
     if len(verdict.public) != len(problem.public_tests):
         raise ValueError(f"{problem.name}: {len(verdict.public)} results for {len(problem.public_tests)} public tests")
-    failed = [
-        (test, result)
-        for test, result in zip(problem.public_tests, verdict.public, strict=True)
-        if result.status is not Status.PASSED
-    ]
-    if not failed:
+    entries: list[str] = []
+    failures = 0
+    for test, result in zip(problem.public_tests, verdict.public, strict=True):
+        if result.status is Status.PASSED:
+            entries += [f"- Success: `{_keep_head(_shown(test), max_chars)}`"] if successes else []
+            continue
+        failures += 1
+        if not max_failures or failures <= max_failures:
+            entries.append(_entry(test, result, max_chars))
+    if not failures:
         raise ValueError(f"{problem.name}: every public test passed, so the episode was over")
-    shown = failed[:max_failures] if max_failures else failed
-    entries = [_entry(test, result, max_chars) for test, result in shown]
-    if len(shown) < len(failed):
-        entries.append(f"...[{len(failed) - len(shown)} failed tests cut]")
+    if max_failures and failures > max_failures:
+        entries.append(f"...[{failures - max_failures} failed tests cut]")
     return entries
 
 
-def _entry(test: TestCase, result: TestResult, max_chars: int) -> str:
+def _shown(test: Test) -> str:
+    if isinstance(test, TestCase):
+        return test.input
+    return test.text or f"{test.entry_point}({', '.join(map(repr, test.calls[0]))})"
+
+
+def _entry(test: Test, result: TestResult, max_chars: int) -> str:
+    if isinstance(test, FunctionTest):
+        return _assert_entry(test, result, max_chars)
+    return _input_entry(test, result, max_chars)
+
+
+def _assert_entry(test: FunctionTest, result: TestResult, max_chars: int) -> str:
+    """C.4: the assertion's own message is quoted, a stack trace isn't."""
+    head = f"- Failure: `{_keep_head(_shown(test), max_chars)}`:"
+    match result.status:
+        case Status.WRONG_ANSWER:
+            return f"{head}\n`{_keep_head(result.error, max_chars)}`"
+        case Status.RUNTIME_ERROR:
+            trace = result.error or f"The program ended with exit code {result.exit_code}."
+            return f"{head}\n{_keep_tail(trace, max_chars)}"
+        case Status.TIME_LIMIT:
+            return f"{head}\nExecution took too long."
+        case Status.MEMORY_LIMIT:
+            return f"{head}\nOut of memory."
+        case Status.OUTPUT_LIMIT:
+            return f"{head}\nToo much output."
+    raise ValueError(f"no message for a test with status {result.status}")
+
+
+def _input_entry(test: TestCase, result: TestResult, max_chars: int) -> str:
     head = f"- input `{_keep_head(test.input, max_chars)}` failed:"
     match result.status:
         case Status.WRONG_ANSWER:

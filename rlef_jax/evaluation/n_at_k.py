@@ -13,12 +13,17 @@ submits its last program: k responses at t turns each are k // t rollouts, and 1
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
 import numpy as np
 
+# (samples, those of them that pass the public tests, those that pass all tests) of a problem
+Counts = tuple[int, int, int]
 
+
+@functools.lru_cache(maxsize=1 << 16)
 def n_at_k(samples: int, public: int, correct: int, n: int, k: int) -> float:
     """The estimate for one problem.
 
@@ -44,7 +49,7 @@ def n_at_k(samples: int, public: int, correct: int, n: int, k: int) -> float:
     return total
 
 
-def mean_n_at_k(counts: Sequence[tuple[int, int, int]], n: int, k: int) -> float:
+def mean_n_at_k(counts: Sequence[Counts], n: int, k: int) -> float:
     """Mean over problems; `counts` holds (samples, public, correct) of each."""
     if not counts:
         raise ValueError("no problems")
@@ -52,7 +57,7 @@ def mean_n_at_k(counts: Sequence[tuple[int, int, int]], n: int, k: int) -> float
 
 
 def resampled_interval(
-    counts: Sequence[tuple[int, int, int]], n: int, k: int, *, resamplings: int = 200, seed: int = 0
+    counts: Sequence[Counts], n: int, k: int, *, resamplings: int = 200, seed: int = 0
 ) -> tuple[float, float]:
     """The paper's 95 % interval of `mean_n_at_k`: each problem's N results are drawn anew with replacement (B.1).
 

@@ -44,7 +44,7 @@ def summarise(
     judged = [e for e in episodes if e.end != "infra"]
     if not judged:
         raise ValueError(f"none of {len(episodes)} episodes was judged")
-    problems = _by_problem(judged)
+    problems = by_problem(judged)
     rng = np.random.default_rng(seed)
     draws = rng.integers(len(problems), size=(bootstrap_samples, len(problems)))
     last = f"1@{max_turns}"
@@ -53,7 +53,7 @@ def summarise(
     for name, measure in measures.items():
         _add_rate(summary, name, problems, draws, measure, lambda e: True, over_problems=True)
     _add_rate(summary, "repaired_at_2", problems, draws, solved_at_second, _has_second, over_problems=False)
-    if any(len(e.turns) > 1 and _first_passed_public(e) for e in judged):
+    if not first_responses_known(judged):
         # Without an early stop a first response is never judged on hidden tests, so nobody knows.
         for name in ("1@1", "repaired_at_2"):
             summary[name] = summary[f"{name}_ci"] = None
@@ -83,10 +83,10 @@ def n_at_k_percent(episodes: Sequence[Episode], n: int, k: int, *, turns: int) -
 
     `k` counts responses: each rollout of up to `turns` of them costs `turns`. Raises ValueError if no problem is left.
     """
-    rollouts, groups = rollouts_for(k, turns), _by_problem(episodes)
+    rollouts, groups = rollouts_for(k, turns), by_problem(episodes)
     judged = [[e for e in group if e.end != "infra"] for group in groups]
     counts = [
-        (len(group), sum(_last_passed_public(e) for e in group), sum(e.solved for e in group))
+        (len(group), sum(last_passed_public(e) for e in group), sum(e.solved for e in group))
         for group in judged
         if len(group) >= rollouts
     ]
@@ -104,7 +104,7 @@ def error_kinds(episodes: Sequence[Episode]) -> list[dict[str, int]]:
     ]
 
 
-def _by_problem(episodes: Sequence[Episode]) -> list[list[Episode]]:
+def by_problem(episodes: Sequence[Episode]) -> list[list[Episode]]:
     """Episodes of the same problem together. Names needn't be unique, so name and description tell them apart."""
     groups: dict[tuple[str, str], list[Episode]] = {}
     for episode in episodes:
@@ -140,6 +140,11 @@ def _add_rate(
     summary[f"{name}_ci"] = [float(x) for x in np.percentile(rates, [2.5, 97.5])] if rates.size else None
 
 
+def first_responses_known(episodes: Sequence[Episode]) -> bool:
+    """Whether every first response that passes its public tests was judged on the hidden ones: it ended its episode."""
+    return not any(len(e.turns) > 1 and _first_passed_public(e) for e in episodes)
+
+
 def _has_second(episode: Episode) -> bool:
     return len(episode.turns) > 1
 
@@ -149,7 +154,8 @@ def _first_passed_public(episode: Episode) -> bool:
     return verdict is not None and verdict.public_passed
 
 
-def _last_passed_public(episode: Episode) -> bool:
+def last_passed_public(episode: Episode) -> bool:
+    """Whether what a rollout submits passes the public tests: the selection of n@k."""
     verdict = episode.turns[-1].verdict
     return verdict is not None and verdict.public_passed
 

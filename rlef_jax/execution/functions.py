@@ -100,6 +100,11 @@ def _presence(result: Any, expected: Any, atol: float, arguments: tuple[Any, ...
     return bool((result if isinstance(result, bool) else result is not None) == expected)
 
 
+def _truth(result: Any, expected: Any, atol: float, arguments: tuple[Any, ...]) -> bool:
+    """`assert f(x)`, `assert not f(x)`: what Python takes the result for."""
+    return bool(result) == expected
+
+
 def _root(result: Any, expected: Any, atol: float, arguments: tuple[Any, ...]) -> bool:
     """Any root of the polynomial with the coefficients given (HumanEval/32) counts, and so does the reference's own."""
     if _equal(result, expected, 0.0, arguments):
@@ -112,5 +117,6 @@ _COMPARISONS: dict[str, Callable[[Any, Any, float, tuple[Any, ...]], bool]] = {
     "equal": _equal,
     "set": _same_set,
     "presence": _presence,
+    "truth": _truth,
     "root": _root,
 }

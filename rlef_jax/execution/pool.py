@@ -23,7 +23,7 @@ from rlef_jax.execution.isolation import Level
 from rlef_jax.execution.results import JudgeOptions, judged
 from rlef_jax.execution.supervisor import BrokenWorkerError, WorkerProcess
 from rlef_jax.execution.workshop import Workshop
-from rlef_jax.types import FunctionTest, Limits, Status, TestCase, TestResult
+from rlef_jax.types import FunctionTest, Limits, Status, Test, TestCase, TestResult
 
 RETRIES = 3  # of a request whose worker broke, before its unfinished tests are INFRA_ERROR
 SLICE_S = 2.0  # a program that has run for so long lets a waiting one go first, after the test that runs
@@ -33,9 +33,6 @@ _REQUEST_CHARS = 64 << 20  # inputs that go to a worker at once
 
 class PoolClosedError(RuntimeError):
     """The pool was closed before the program had run."""
-
-
-type Test = TestCase | FunctionTest
 
 
 @dataclasses.dataclass

@@ -7,17 +7,25 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from rlef_jax.execution.pool import ExecutionPool
-from rlef_jax.types import Limits, Problem, Status, TestResult, Verdict
+from rlef_jax.types import FunctionTest, Limits, Problem, Status, TestResult, Verdict
+
+RESULT_BYTES = 64 << 20  # what a function problem's calls may return: there are thousands of them in one test
 
 
 def limits_for(problem: Problem, default: Limits, max_wall_s: float | None = None) -> Limits:
     """The problem's own time (seconds) and memory (bytes) limits, else the default's (A.2).
 
+    A function problem's output limit is at least `RESULT_BYTES`: its results count as output.
+
     `max_wall_s`, if given and not 0, caps the time (ours: small machines).
     """
     wall_s = default.wall_s if problem.time_limit_s is None else problem.time_limit_s
     memory = default.memory_bytes if problem.memory_limit_bytes is None else problem.memory_limit_bytes
-    return dataclasses.replace(default, wall_s=min(wall_s, max_wall_s or wall_s), memory_bytes=memory)
+    function = any(isinstance(test, FunctionTest) for test in (*problem.public_tests, *problem.hidden_tests))
+    output = max(default.output_bytes, RESULT_BYTES) if function else default.output_bytes
+    return dataclasses.replace(
+        default, wall_s=min(wall_s, max_wall_s or wall_s), memory_bytes=memory, output_bytes=output
+    )
 
 
 def submit_public(pool: ExecutionPool, program: str | None, problem: Problem, limits: Limits) -> Future[Verdict]:

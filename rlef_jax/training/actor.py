@@ -48,9 +48,10 @@ class Actor:
         first_index: int = 0,
         display: ProgressDisplay | None = None,
         stage: str = "rollouts",
+        donors: Sequence[Problem] | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> tuple[list[Episode], RolloutProgress]:
-        """One episode per problem, numbered from `first_index`, and where the time went.
+        """One episode per problem, numbered from `first_index`, and where the time went; `donors` as in `collect`.
 
         Raises StoppedError once `should_stop` says so.
         """
@@ -67,7 +68,8 @@ class Actor:
 
         made = collect(
             self.sampler, self.policy.chat, self.pool, problems, seed=seed, step=step, settings=settings,
-            first_index=first_index, on_progress=report, on_compile=report_compiling, should_stop=should_stop,
+            first_index=first_index, donors=donors, on_progress=report, on_compile=report_compiling,
+            should_stop=should_stop,
         )  # fmt: skip
         return made, seen[0]
 

@@ -5,6 +5,7 @@ One file an iteration, `episodes/000012.jsonl.gz`: one JSON object a line, in th
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import functools
 import gzip
@@ -13,12 +14,15 @@ import os
 import types
 import typing
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from rlef_jax.errors import ConfigError
-from rlef_jax.types import Episode, Status
+from rlef_jax.execution import calls
+from rlef_jax.types import Episode, FunctionTest, Problem, Status, Test, TestCase
+
+_CALLS_BYTES = 1 << 30
 
 
 def episodes_path(workdir: Path, step: int) -> Path:
@@ -36,9 +40,18 @@ def write_episodes(path: Path, episodes: Iterable[Episode]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     with open(part, "wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", filename="", mtime=0, compresslevel=3) as file:
+        problem, head = None, ""
         for episode in episodes:
-            file.write(json.dumps(dataclasses.asdict(episode), default=_plain).encode("ascii") + b"\n")
+            if episode.problem is not problem:  # rollouts of the same problem stand together
+                problem, head = episode.problem, problem_json(episode.problem)
+            rest = json.dumps(_fields(episode) | {"problem": None}, default=_plain)
+            file.write(f'{{"problem": {head}, {rest.removeprefix(_NO_PROBLEM)}\n'.encode("ascii"))
     os.replace(part, path)
+
+
+def problem_json(problem: Problem) -> str:
+    """A problem as one line of JSON, as episodes hold it."""
+    return json.dumps(_fields(problem), default=_plain)
 
 
 def read_episodes(path: Path) -> list[Episode]:
@@ -48,15 +61,43 @@ def read_episodes(path: Path) -> list[Episode]:
     """
     try:
         with gzip.open(path, "rt", encoding="ascii") as lines:
-            return [decode(Episode, json.loads(line)) for line in lines]
+            return list(_decoded(lines))
     except FileNotFoundError:
         raise
     except (OSError, EOFError, zlib.error, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path} cannot be read as episodes: {type(error).__name__}: {error}") from error
 
 
+_NO_PROBLEM = '{"problem": null, '  # how an episode without its problem begins
+
+
+def _decoded(lines: Iterable[str]) -> Iterator[Episode]:
+    """Episodes; those of the same problem that stand together share it."""
+    known: tuple[Any, Any] = None, None
+    for line in lines:
+        row = json.loads(line)
+        if not isinstance(row, dict) or "problem" not in row:
+            raise ValueError("not the fields of Episode")
+        if known[0] is None or row["problem"] != known[0]:
+            known = row["problem"], decode(Problem, row["problem"])
+        yield decode(Episode, row | {"problem": known[1]})
+
+
+def _fields(item: Any) -> dict[str, Any]:
+    """A dataclass's fields as they are: `_plain` goes into them."""
+    return {field.name: getattr(item, field.name) for field in dataclasses.fields(item)}
+
+
 def _plain(value: Any) -> Any:
-    """NumPy numbers, which samplers hand out, as Python's own (a float32 is exact as a double)."""
+    """A dataclass's fields; NumPy numbers, which samplers hand out, as Python's own (a float32 is exact as a double).
+
+    A function's test holds plain data of Python's, more than JSON has: it goes as the bytes that the judge sends.
+    """
+    if isinstance(value, FunctionTest):
+        data = calls.encode([getattr(value, field.name) for field in dataclasses.fields(value)], _CALLS_BYTES)
+        return {"function_test": base64.b64encode(data).decode("ascii")}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _fields(value)
     if hasattr(value, "item"):
         return value.item()
     if isinstance(value, Mapping):
@@ -70,10 +111,14 @@ def decode(kind: Any, value: Any) -> Any:
     Raises ValueError or TypeError where the JSON is of another kind.
     """
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        if kind is Problem and isinstance(value, Problem):
+            return value
         hints = _hints(kind)
-        if not isinstance(value, dict) or set(value) != set(hints):
+        if not isinstance(value, dict) or not set(hints) - set(_ADDED.get(kind, ())) <= set(value) <= set(hints):
             raise ValueError(f"not the fields of {kind.__name__}")
-        return kind(**{name: decode(hint, value[name]) for name, hint in hints.items()})
+        return kind(**{name: decode(hint, value[name]) for name, hint in hints.items() if name in value})
+    if kind == Test:
+        return _function_test(value) if "function_test" in _instance(value, dict) else decode(TestCase, value)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is tuple:
         return tuple(decode(arguments[0], item) for item in _instance(value, list))
@@ -84,6 +129,14 @@ def decode(kind: Any, value: Any) -> Any:
     if kind is float:
         return _instance(value, int, float)
     return Status(value) if kind is Status else _instance(value, kind)
+
+
+# Fields that episodes of earlier versions lack; they have the defaults there.
+_ADDED: dict[Any, tuple[str, ...]] = {Problem: ("style", "start", "shown_tests")}
+
+
+def _function_test(value: dict[str, Any]) -> FunctionTest:
+    return FunctionTest(*calls.decode(base64.b64decode(value["function_test"], validate=True)))
 
 
 @functools.cache

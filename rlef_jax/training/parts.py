@@ -178,6 +178,16 @@ def first_prompt_of(config: ConfigDict, chat: ChatFormat) -> Callable[[str], lis
     return lambda description: chat.first_prompt(problem_prompt(description), system)
 
 
+def limits_of(execution: ConfigDict) -> Limits:
+    """Of one test, where the problem has none of its own."""
+    return Limits(
+        wall_s=execution.wall_s,
+        memory_bytes=execution.memory_mb << 20,
+        output_bytes=execution.output_kb << 10,
+        patience=execution.wall_patience,
+    )
+
+
 def rollout_settings(config: ConfigDict, chat: ChatFormat, feedback: str, *, evaluation: bool) -> RolloutSettings:
     """How episodes are made, under one kind of feedback, for training or for an evaluation."""
     e, x, s = config.episode, config.execution, config.sampling
@@ -190,9 +200,7 @@ def rollout_settings(config: ConfigDict, chat: ChatFormat, feedback: str, *, eva
         max_failures=e.max_failures_shown,
         max_chars=e.max_text_chars,
         system_prompt=e.system_prompt,
-        limits=Limits(
-            wall_s=x.wall_s, memory_bytes=x.memory_mb << 20, output_bytes=x.output_kb << 10, patience=x.wall_patience
-        ),
+        limits=limits_of(x),
         max_wall_s=x.max_wall_s or None,
         stop_hidden_at_first_failure=x.stop_hidden_at_first_failure,
     )

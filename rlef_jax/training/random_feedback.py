@@ -25,11 +25,16 @@ class RandomFeedback:
     def __init__(
         self, pool: ExecutionPool, donors: Sequence[Problem], limits: Limits, max_wall_s: float | None = None
     ) -> None:
-        """Args: donors: problems to take failures from; those without public tests or incorrect solutions are not."""
+        """Args: donors: problems to take failures from.
+
+        Those without public tests are left out; so are those without incorrect solutions, unless none has any (function
+        problems): then `LAST_RESORT` fails for all.
+        """
         self._pool = pool
         self._limits = limits
         self._max_wall_s = max_wall_s
-        self._donors = [p for p in donors if p.public_tests and p.incorrect_solutions]
+        testable = [p for p in donors if p.public_tests]
+        self._donors = [p for p in testable if p.incorrect_solutions] or testable
         self._verdicts: dict[tuple[int, str], Future[Verdict]] = {}  # (donor, program): each runs once
 
     def donor(self, episode: Episode) -> Problem:
@@ -54,7 +59,7 @@ class RandomFeedback:
         for i in (*range(first, count), *range(first)):
             if (self._donors[i].name, self._donors[i].description) != (own.name, own.description):
                 return i
-        raise ValueError(f"random feedback for {own.name} needs another problem with incorrect solutions")
+        raise ValueError(f"random feedback for {own.name} needs another problem with public tests")
 
     def _submit(self, donor: int, program: str) -> Future[Verdict]:
         if (donor, program) not in self._verdicts:

@@ -18,9 +18,9 @@ from typing import Any, Protocol
 
 from rlef_jax import episode as machine
 from rlef_jax.dialog.chat import ChatFormat
-from rlef_jax.dialog.extract import extract_code
+from rlef_jax.dialog.extract import program_of
 from rlef_jax.dialog.feedback import feedback_message
-from rlef_jax.dialog.prompts import problem_prompt
+from rlef_jax.dialog.prompts import first_message
 from rlef_jax.errors import ConfigError, StoppedError
 from rlef_jax.execution.pool import ExecutionPool
 from rlef_jax.execution.verdict import limits_for, submit_hidden, submit_public
@@ -153,10 +153,11 @@ def collect(
 
 def _first_prompt(episode: Episode, chat: ChatFormat, settings: RolloutSettings) -> list[int]:
     """Turn 1's tokens. Raises ConfigError where they leave no room for a response."""
-    prompt = chat.first_prompt(problem_prompt(episode.problem.description), settings.system_prompt)
+    problem = episode.problem
+    prompt = chat.first_prompt(first_message(problem), settings.system_prompt, start=problem.start)
     if machine.room(episode, len(prompt), settings.context) < 1:
         raise ConfigError(
-            f"problem {episode.problem.name!r}: its prompt of {len(prompt)} tokens leaves no room for a"
+            f"problem {problem.name!r}: its prompt of {len(prompt)} tokens leaves no room for a"
             f" response; raise config.episode.context, which is {settings.context}, or leave such problems out:"
             " config.data.max_prompt_tokens"
         )
@@ -226,7 +227,7 @@ class _Driver:
     def _on_sample(self, row: int, prompt: Sequence[int], sample: Sample) -> None:
         """A response is complete: its program runs on the public tests."""
         problem = self._episodes[row].problem
-        program = self._programs[row] = extract_code(self._chat.response_text(sample.ids))
+        program = self._programs[row] = program_of(problem, self._chat.response_text(sample.ids))
         turn = Turn(
             prompt_delta_ids=tuple(prompt),
             response_ids=tuple(map(int, sample.ids)),
@@ -278,7 +279,8 @@ class _Driver:
         if message is None:
             self._episodes[row] = machine.end_by_infra(episode)
             return self._end(row)
-        prompt = self._chat.next_prompt(message, closed=episode.turns[-1].finish_reason == "stop")
+        closed = episode.turns[-1].finish_reason == "stop"
+        prompt = self._chat.next_prompt(message, closed=closed, start=episode.problem.start)
         if machine.room(episode, len(prompt), self._settings.context) < 1:
             self._episodes[row] = machine.end_by_context(episode)
             return self._end(row)

@@ -192,12 +192,12 @@ def tasks(name, step):
     if not path.is_file():
         pytest.skip(f"no {path}")
     with gzip.open(path, "rt") as lines:
-        return [evalplus.task(json.loads(line)) for i, line in enumerate(lines) if i % step == 0]
+        return [evalplus.problem(json.loads(line)) for i, line in enumerate(lines) if i % step == 0]
 
 
 def mutants(task):
     """Versions of the solution with one thing changed: constants, comparisons, arithmetic, at last the result."""
-    tree = ast.parse(task.solution)
+    tree = ast.parse(task.solutions[0])
     swaps = {ast.Lt: ast.GtE, ast.GtE: ast.Lt, ast.Gt: ast.LtE, ast.LtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq}
     swaps |= {
         ast.In: ast.NotIn,
@@ -226,7 +226,9 @@ def mutants(task):
 def check_references(pool, found):
     """Reference solutions pass all their tests; of each, some version with one thing changed fails."""
     wrong = {}
-    futures = {task.name: pool.run(task.solution, [*task.public, task.plus], LIMITS) for task in found}
+    futures = {
+        task.name: pool.run(task.solutions[0], [*task.public_tests, *task.hidden_tests], LIMITS) for task in found
+    }
     for task in found:
         if any(r.status is not Status.PASSED for r in futures[task.name].result(300)):
             wrong[task.name] = [(r.status, r.error[-300:]) for r in futures[task.name].result()]
@@ -236,7 +238,7 @@ def check_references(pool, found):
     def survives(task):
         """Whether none of the first mutants fails. Some change nothing: each task needs but one that does."""
         for mutant, _ in zip(mutants(task), range(12)):
-            if pool.run(mutant, [task.plus], quick).result(300)[0].status is not Status.PASSED:
+            if pool.run(mutant, task.hidden_tests, quick).result(300)[0].status is not Status.PASSED:
                 return False
         return True
 

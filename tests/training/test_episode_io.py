@@ -1,6 +1,8 @@
 """Saved episodes come back equal in every field, whatever a program printed."""
 
 import dataclasses
+import gzip
+import json
 import math
 
 import hypothesis
@@ -8,12 +10,35 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
+from rlef_jax.errors import ConfigError
 from rlef_jax.training.episode_io import episodes_path, read_episodes, saved_steps, write_episodes
-from rlef_jax.types import Episode, Problem, Status, TestCase, TestResult, Turn, Verdict
+from rlef_jax.types import Episode, FunctionTest, Problem, Status, TestCase, TestResult, Turn, Verdict
 
 TEXT = st.text(alphabet=st.characters(), max_size=20)  # lone surrogates included: programs print any bytes
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
-TESTS = st.lists(st.builds(TestCase, input=TEXT, output=TEXT), max_size=2).map(tuple)
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | FLOATS
+    | TEXT
+    | st.binary(max_size=4)
+    | st.sets(st.integers(), max_size=1),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.tuples(inner, inner) | st.dictionaries(st.integers(), inner, max_size=1)
+    ),
+    max_leaves=3,
+)
+FUNCTION_TESTS = st.builds(
+    FunctionTest,
+    entry_point=TEXT,
+    calls=st.lists(st.tuples(VALUES, VALUES), max_size=2).map(tuple),
+    expected=st.lists(VALUES, max_size=2).map(tuple),
+    atol=FLOATS,
+    compare=TEXT,
+    text=TEXT,
+)
+TESTS = st.lists(st.builds(TestCase, input=TEXT, output=TEXT) | FUNCTION_TESTS, max_size=2).map(tuple)
 RESULTS = st.lists(
     st.builds(
         TestResult,
@@ -49,6 +74,9 @@ PROBLEMS = st.builds(
     incorrect_solutions=st.lists(TEXT, max_size=2).map(tuple),
     time_limit_s=st.none() | FLOATS,
     memory_limit_bytes=st.none() | st.integers(0, 2**40),
+    style=TEXT,
+    start=TEXT,
+    shown_tests=st.lists(TEXT, max_size=2).map(tuple),
     tags=st.dictionaries(TEXT, TEXT | st.integers() | st.lists(st.integers(), max_size=2).map(tuple), max_size=2),
 )
 EPISODES = st.builds(
@@ -75,7 +103,7 @@ def test_round_trip_is_exact(tmp_path_factory, episodes):
 
 def test_strategies_cover_every_field():
     """A field added to the vocabulary must be added to this test, or it would not be known to come back."""
-    for strategy, cls in ((EPISODES, Episode), (PROBLEMS, Problem), (TURNS, Turn)):
+    for strategy, cls in ((EPISODES, Episode), (PROBLEMS, Problem), (TURNS, Turn), (FUNCTION_TESTS, FunctionTest)):
         assert set(strategy.wrapped_strategy.kwargs) == {f.name for f in dataclasses.fields(cls)}
 
 
@@ -109,3 +137,24 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path):
         write_episodes(path, broken())
     assert read_episodes(path) == [simple_episode(-1.0)]
     assert saved_steps(tmp_path) == [7]
+
+
+def test_episodes_of_earlier_versions_can_be_read(tmp_path):
+    """They know no function problems."""
+    path = tmp_path / "e.jsonl.gz"
+    write_episodes(path, [simple_episode(-1.0)])
+    row = json.loads(gzip.decompress(path.read_bytes()))
+    for name in ("style", "start", "shown_tests"):
+        del row["problem"][name]
+    path.write_bytes(gzip.compress(json.dumps(row).encode()))
+    assert read_episodes(path) == [simple_episode(-1.0)]
+    del row["problem"]["name"]
+    path.write_bytes(gzip.compress(json.dumps(row).encode()))
+    with pytest.raises(ConfigError, match="not the fields of Problem"):
+        read_episodes(path)
+
+
+def test_episodes_of_a_problem_share_it(tmp_path):
+    write_episodes(tmp_path / "e.gz", [simple_episode(-1.0), simple_episode(-2.0)])
+    one, other = read_episodes(tmp_path / "e.gz")
+    assert one.problem is other.problem

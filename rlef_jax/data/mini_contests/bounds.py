@@ -23,7 +23,7 @@ from rlef_jax.data.mini_contests import EVAL_SIZES, eval_split
 from rlef_jax.data.mini_contests.trusted import run_trusted
 from rlef_jax.dialog.feedback import feedback_message
 from rlef_jax.execution.judge import outputs_match
-from rlef_jax.types import Problem, Status, TestCase, TestResult, Verdict
+from rlef_jax.types import Problem, Status, TestCase, TestResult, Verdict, stdin_tests
 
 MAX_TURNS = 3
 
@@ -40,15 +40,16 @@ class Game:
 def game_of(problem: Problem) -> Game:
     """Plays every reading against every other on the problem's own test inputs."""
     programs = problem.tags["readings"]
-    outputs = [[run_trusted(p, t.input).output for p in programs] for t in problem.public_tests + problem.hidden_tests]
+    tests = stdin_tests(problem.public_tests + problem.hidden_tests)
+    outputs = [[run_trusted(p, t.input).output for p in programs] for t in tests]
     shown = len(problem.public_tests)
     public, solved, message = [], [], []
     for right in range(len(programs)):
         passes = [[outputs_match(row[right], row[answer]) for row in outputs] for answer in range(len(programs))]
         public.append(tuple(all(p[:shown]) for p in passes))
         solved.append(tuple(all(p) for p in passes))
-        tests = tuple(TestCase(t.input, outputs[i][right]) for i, t in enumerate(problem.public_tests))
-        asked = dataclasses.replace(problem, public_tests=tests)
+        public_tests = tuple(TestCase(t.input, outputs[i][right]) for i, t in enumerate(tests[:shown]))
+        asked = dataclasses.replace(problem, public_tests=public_tests)
         texts = []
         for answer, passed in enumerate(passes):
             results = tuple(

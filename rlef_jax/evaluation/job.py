@@ -1,0 +1,204 @@
+"""An evaluation from its problems to its numbers: rollouts sampled, or read, in chunks that are kept; a report."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from rlef_jax.dialog.extract import program_of
+from rlef_jax.errors import ConfigError
+from rlef_jax.evaluation.kept import all_chunks, open_folder, settings_hash, write_results
+from rlef_jax.evaluation.metrics import text_report, whole_report
+from rlef_jax.evaluation.recorded import judge_recorded, read_recorded
+from rlef_jax.evaluation.report import n_at_k_percent, summarise
+from rlef_jax.training.actor import Actor
+from rlef_jax.training.checkpoint import content_hash
+from rlef_jax.training.episode_io import problem_json
+from rlef_jax.training.evaluator import EVAL_SEED
+from rlef_jax.training.parts import build_policy, build_pool, build_samplers, complete, limits_of, rollout_settings
+from rlef_jax.training.progress import ProgressDisplay
+from rlef_jax.training.workdir import saved_policy
+from rlef_jax.types import Episode, Problem
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """An evaluation's rollouts.
+
+    Attributes:
+      episodes: all of them, those of a problem together.
+      programs: each one's, turn by turn.
+      turns: responses that a rollout counts for.
+      samples: responses a problem.
+      folder: where they are kept.
+      about: what the numbers are of, for their reader.
+    """
+
+    episodes: list[Episode]
+    programs: list[tuple[str | None, ...]]
+    turns: int
+    samples: int
+    folder: Path
+    about: dict[str, Any]
+
+
+def sampled(
+    config: ConfigDict,
+    name: str,
+    problems: Sequence[Problem],
+    *,
+    workdir: Path | None,
+    checkpoint: str | None,
+    rollouts: int,
+    feedback: str,
+    out: Path | None,
+    chunk: int,
+) -> Made:
+    """Rollouts of a policy: of a run's checkpoint, or where that is None of `config.model.init`.
+
+    Every rollout is a function of the weights, the seed and its number alone, as in a run's own evaluations. Raises
+    ConfigError for weights or a folder that can't be used.
+    """
+    config = complete(config)
+    policy = build_policy(config)
+    params = policy.params
+    if workdir is not None and checkpoint is not None:
+        params = saved_policy(workdir, checkpoint, policy.params)
+    settings = rollout_settings(config, policy.chat, feedback, evaluation=True)
+    about = {
+        "benchmark": name,
+        "problems": len(problems),
+        "weights": content_hash(params),
+        "rollouts": rollouts,
+        "seed": config.seed,
+        "chunk": chunk,
+        "settings": _plain(settings),
+        "tests": _content(problems),
+    }
+    folder = out or (workdir or Path("runs")) / "benchmarks" / _folder_name(name, about)
+    open_folder(folder, about)
+    rows = [p for p in problems for _ in range(rollouts)]
+    with build_pool(config.execution) as pool, ProgressDisplay(stream=sys.stderr) as display:
+        actor = Actor(build_samplers(config, policy, 1)[0], policy, pool)
+        actor.sampler.set_weights(params, version=0)
+
+        def make(first: int, size: int) -> list[Episode]:
+            episodes, _ = actor.episodes(
+                rows[first : first + size], seed=config.seed + EVAL_SEED, step=0, settings=settings, first_index=first,
+                display=display, stage="this chunk", donors=problems,
+            )  # fmt: skip
+            return episodes
+
+        episodes = all_chunks(
+            folder, _sizes(len(problems), rollouts, chunk), make, lambda d, t: display.stage("rollouts", d, t)
+        )
+    text = policy.chat.response_text
+    programs = [tuple(program_of(e.problem, text(t.response_ids)) for t in e.turns) for e in episodes]
+    turns = config.episode.max_turns
+    return Made(episodes, programs, turns, max(rollouts * turns, turns), folder, about)
+
+
+def recorded(
+    config: ConfigDict, name: str, problems: Sequence[Problem], path: Path, turns: int, out: Path | None, chunk: int
+) -> Made:
+    """The rollouts in a file (`evaluation.recorded`), judged. Where none has several responses, each is one sample."""
+    rollouts = read_recorded(path, problems)
+    if not rollouts:
+        raise ConfigError(f"--judge-only: {path} holds no samples")
+    turns = turns if any(len(r.programs) > 1 for r in rollouts) else 1
+    per_problem: dict[int, int] = {}
+    for rollout in rollouts:
+        per_problem[id(rollout.problem)] = per_problem.get(id(rollout.problem), 0) + 1
+    execution = config.execution.to_dict()
+    about = {
+        "benchmark": name,
+        "problems": len(problems),
+        "without_samples": len(problems) - len(per_problem),
+        "samples": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "turns": turns,
+        "chunk": chunk,
+        "settings": json.loads(json.dumps({k: v for k, v in execution.items() if k != "workers"})),
+        "tests": _content(problems),
+    }
+    folder = out or Path("runs") / "benchmarks" / _folder_name(f"{name}_{path.stem}", about)
+    open_folder(folder, about)
+    with build_pool(config.execution) as pool, ProgressDisplay(stream=sys.stderr) as display:
+
+        def make(first: int, size: int) -> list[Episode]:
+            return judge_recorded(
+                pool, rollouts[first : first + size], limits_of(config.execution), max_turns=turns,
+                max_wall_s=config.execution.max_wall_s or None, first_index=first,
+                stop_at_first_failure=config.execution.stop_hidden_at_first_failure,
+                on_progress=lambda d, t: display.stage("this chunk", d, t),
+            )  # fmt: skip
+
+        sizes = [min(chunk, len(rollouts) - i) for i in range(0, len(rollouts), chunk)]
+        episodes = all_chunks(folder, sizes, make, lambda d, t: display.stage("rollouts", d, t))
+    programs = [r.programs[: len(e.turns)] for r, e in zip(rollouts, episodes, strict=True)]
+    return Made(episodes, programs, turns, min(per_problem.values()) * turns, folder, about)
+
+
+def report(made: Made, asked: Sequence[tuple[int, int]], *, bootstrap_samples: int) -> dict[str, Any]:
+    """The numbers, written to the folder's results.json as well.
+
+    Raises ValueError where the judge broke on so many rollouts that nothing can be said.
+    """
+    turns, samples = made.turns, made.samples
+    pairs = list(asked) or list(dict.fromkeys(((1, turns), (1, samples))))
+    for n, k in pairs:
+        if k < turns and k != 1:
+            raise ConfigError(f"--n-at-k: {n}@{k} is less than one rollout of {turns} turns; only 1@1 is known of it")
+    percent, left_out = n_at_k_percent(made.episodes, 1, samples, turns=turns)
+    found: dict[str, Any] = {f"1@{samples}": percent, "left_out": left_out}
+    found |= summarise(made.episodes, max_turns=turns, bootstrap_samples=bootstrap_samples)
+    found |= whole_report(
+        made.episodes,
+        made.programs,
+        [(n, k) for n, k in pairs if k >= turns],
+        turns=turns,
+        problem_resamplings=bootstrap_samples,
+    )
+    found |= {"evaluation": made.about, "folder": str(made.folder)}
+    write_results(made.folder, found)
+    return found
+
+
+def text_of(found: dict[str, Any]) -> str:
+    """The numbers as a table."""
+    lines = [text_report(found)]
+    if found["1@1"] is not None:
+        low, high = found["1@1_ci"]
+        lines.append(f"1@1 {found['1@1']:.1f} % (first responses; over problems {low:.1f} to {high:.1f})")
+    if missing := found["evaluation"].get("without_samples"):
+        lines.append(f"{missing} problems of {found['evaluation']['benchmark']} have no sample and don't count")
+    return "\n".join([*lines, f"rollouts and numbers are kept in {found['folder']}"])
+
+
+def _sizes(problems: int, rollouts: int, chunk: int) -> list[int]:
+    """Rollouts of each chunk: whole problems, as many as `chunk` rollouts hold, at least one."""
+    each = max(1, chunk // rollouts)
+    return [rollouts * min(each, problems - i) for i in range(0, problems, each)]
+
+
+def _plain(settings: Any) -> dict[str, Any]:
+    """Settings as JSON gives them back."""
+    return json.loads(json.dumps(dataclasses.asdict(settings)))
+
+
+def _content(problems: Sequence[Problem]) -> str:
+    """A hash of statements and tests."""
+    digest = hashlib.sha256()
+    for problem in problems:
+        digest.update(problem_json(problem).encode("ascii"))
+    return digest.hexdigest()
+
+
+def _folder_name(name: str, about: dict[str, Any]) -> str:
+    return f"{name.replace('/', '_')}_{settings_hash(about)}"

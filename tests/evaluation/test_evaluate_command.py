@@ -1,0 +1,79 @@
+"""The whole command with the tiny model: killed and started again, chunks of any size, function problems, feedback."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rlef_jax.evaluate import evaluate, parsed
+from rlef_jax.evaluation.kept import RESULTS
+from rlef_jax.training.episode_io import read_episodes
+from tests.helpers.small_run import OVERRIDES, environment, leftovers
+
+CONFIG = [f"--config.{key}={value}" for key, value in OVERRIDES.items() if key != "eval.split"]
+ASKED = [
+    "--config=configs/tiny.py",
+    "--benchmark=mini_contests/valid",
+    "--problems=6",
+    "--samples=6",
+    "--n-at-k=1@3,1@6",
+]
+
+
+def without(found, *names):
+    return {k: v for k, v in found.items() if k not in names}
+
+
+def tokens(folder: Path):
+    return [(e.index, e.token_ids) for path in sorted((folder / "chunks").iterdir()) for e in read_episodes(path)]
+
+
+def test_killed_and_started_again(tmp_path, compile_cache, quick_compilation):
+    command = [sys.executable, "-m", "rlef_jax.evaluate", *ASKED, *CONFIG, "--chunk=2", f"--out={tmp_path / 'killed'}"]
+    first = tmp_path / "killed" / "chunks" / "000001.jsonl.gz"
+    process = subprocess.Popen(command, env=environment(compile_cache), stderr=subprocess.DEVNULL,
+                               stdout=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+    until = time.monotonic() + 200
+    while not first.exists() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    there = len(list(first.parent.glob("*.gz")))
+    assert 2 <= there < 6 and not (tmp_path / "killed" / RESULTS).exists()
+    stamps = {path.name: path.stat().st_mtime_ns for path in first.parent.glob("*.gz")}
+    done = subprocess.run(command, env=environment(compile_cache), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert all((first.parent / name).stat().st_mtime_ns == stamp for name, stamp in stamps.items())  # not made again
+    found = json.loads(done.stdout)
+    assert found["rollouts"] == 12 and "1@6" in done.stderr and not leftovers(tmp_path)
+    never = evaluate(parsed([*ASKED, *CONFIG, "--chunk=2", f"--out={tmp_path / 'never'}"]))
+    assert without(found, "folder") == without(never, "folder")
+    assert tokens(tmp_path / "killed") == tokens(tmp_path / "never")
+    whole = evaluate(parsed([*ASKED, *CONFIG, f"--out={tmp_path / 'whole'}"]))
+    assert without(whole, "folder", "evaluation") == without(never, "folder", "evaluation")
+
+
+HUMAN_EVAL = {
+    "task_id": "HumanEval/{}",
+    "prompt": 'def f{}(x):\n    """Says x."""\n',
+    "canonical_solution": "    return x\n",
+    "entry_point": "f{}",
+    "test": "def check(candidate):\n    assert candidate(1) == 1\n",
+}
+
+
+@pytest.mark.parametrize("feedback", ["true", "random"])
+def test_function_problems_from_prompt_to_score(tmp_path, quick_compilation, feedback):
+    rows = [{k: v.replace("{}", str(i)) for k, v in HUMAN_EVAL.items()} for i in range(2)]
+    (tmp_path / "HumanEval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = evaluate(parsed(["--config=configs/tiny.py", "--benchmark=human_eval", f"--data={tmp_path}", *CONFIG,
+                             "--config.episode.context=640", "--config.ppo.buckets=(640,)",
+                             f"--feedback={feedback}", f"--out={tmp_path / 'out'}"]))  # fmt: skip
+    assert found["problems"] == 2 and found["1@3"] == 0.0
+    episodes = [e for path in (tmp_path / "out" / "chunks").iterdir() for e in read_episodes(path)]
+    assert [len(e.turns) for e in episodes] == [3, 3]
+    assert episodes[0].problem.start == rows[0]["prompt"]
