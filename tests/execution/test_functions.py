@@ -253,6 +253,7 @@ def test_some_reference_solutions_pass_and_mutants_fail(pool, name):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:invalid escape sequence:SyntaxWarning")  # in some of the solutions
 @pytest.mark.parametrize(("name", "count"), [("HumanEvalPlus", 164), ("MbppPlus", 378)])
 def test_all_reference_solutions_pass_and_mutants_fail(pool, name, count):
     found = tasks(name, 1)

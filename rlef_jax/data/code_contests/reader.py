@@ -136,6 +136,7 @@ def _lengths(
     problems: Split, first_prompt: Callable[[str], Sequence[int]], report: Callable[[int, int], None] | None
 ) -> Iterator[int]:
     for i in range(len(problems)):
-        yield len(first_prompt(problems[i].description))
+        length = len(first_prompt(problems[i].description))
         if report is not None:
             report(i + 1, len(problems))
+        yield length  # the last, whose reader comes back for no more
