@@ -103,9 +103,9 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     if args.episodes is not None:
         _check_writable(args.episodes)
     name = args.benchmark or f"{config.data.name}/{config.eval.split}"
-    problems = benchmarks.load(
-        name, args.data, config.eval.problems, _fitted(_source(args, config, name), config, name)
-    )
+    source_name, slash, split = name.partition("/")
+    source = _fitted(_source(args, config, source_name), config, split) if slash else None
+    problems = benchmarks.load(name, args.data, config.eval.problems, source)
     if args.judge_only is not None:
         made = job.recorded(config, name, problems, args.judge_only, args.turns, args.out, args.chunk)
     else:
