@@ -33,7 +33,8 @@ from rlef_jax import config as config_lib
 from rlef_jax.command_line import errors_as_lines
 from rlef_jax.config_checks import validate
 from rlef_jax.data import benchmarks
-from rlef_jax.data.sources import Source, check_source, check_splits, fit
+from rlef_jax.data.code_contests.references import error_rate_line
+from rlef_jax.data.sources import CODE_CONTESTS, Source, check_source, check_splits, fit
 from rlef_jax.errors import ConfigError, RunError
 from rlef_jax.evaluation import job
 from rlef_jax.evaluation.n_at_k import rollouts_for
@@ -116,7 +117,9 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     if args.episodes is not None:
         episode_io.write_episodes(args.episodes, made.episodes)
     try:
-        return job.report(made, asked, bootstrap_samples=config.eval.bootstrap_samples)
+        return job.report(
+            made, asked, bootstrap_samples=config.eval.bootstrap_samples, judge=_judge_errors(source, split)
+        )
     except ConfigError:
         raise
     except ValueError as error:
@@ -140,6 +143,13 @@ def _fitted(source: Source, config: ConfigDict, split: str) -> Source:
     prompts = functools.cache(lambda: first_prompt_of(config, describe_policy(config)[1]))  # reads a tokenizer
     with ProgressDisplay(stream=sys.stderr) as display:
         return fit(source, [split], lambda text: prompts()(text), tell=display.message, report=display.stage)
+
+
+def _judge_errors(source: Source | None, split: str) -> str:
+    """What is known of the judge's own errors on these problems: a line, or nothing to say."""
+    if source is None or source.name != CODE_CONTESTS:
+        return ""
+    return error_rate_line(Path(source.dir), split)
 
 
 def _n_at_k(args: argparse.Namespace) -> list[tuple[int, int]]:

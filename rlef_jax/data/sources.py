@@ -34,7 +34,7 @@ class Source:
       name: one of SOURCES.
       dir: CodeContests' data folder.
       families: MiniContests' families that problems come from; none stands for all of them.
-      exclude: rules by which CodeContests' problems are left out (`code_contests.reader.EXCLUSIONS`).
+      exclude: rules by which CodeContests' problems are left out (`code_contests.reader.left_out`).
       max_prompt_tokens: problems with longer first prompts are left out; 0 leaves none out.
       kept: the positions that these rules leave, by split (see `fit`); splits without an entry are whole.
     """

@@ -145,8 +145,8 @@ def recorded(
     return Made(episodes, programs, turns, min(per_problem.values()) * turns, folder, about)
 
 
-def report(made: Made, asked: Sequence[tuple[int, int]], *, bootstrap_samples: int) -> dict[str, Any]:
-    """The numbers, written to the folder's results.json as well.
+def report(made: Made, asked: Sequence[tuple[int, int]], *, bootstrap_samples: int, judge: str = "") -> dict[str, Any]:
+    """The numbers, written to the folder's results.json as well; `judge` says what is known of the judge's own errors.
 
     Raises ValueError where the judge broke on so many rollouts that nothing can be said.
     """
@@ -165,7 +165,7 @@ def report(made: Made, asked: Sequence[tuple[int, int]], *, bootstrap_samples: i
         turns=turns,
         problem_resamplings=bootstrap_samples,
     )
-    found |= {"evaluation": made.about, "folder": str(made.folder)}
+    found |= {"evaluation": made.about, "folder": str(made.folder), "judge": judge}
     write_results(made.folder, found)
     return found
 
@@ -178,6 +178,8 @@ def text_of(found: dict[str, Any]) -> str:
         lines.append(f"1@1 {found['1@1']:.1f} % (first responses; over problems {low:.1f} to {high:.1f})")
     if missing := found["evaluation"].get("without_samples"):
         lines.append(f"{missing} problems of {found['evaluation']['benchmark']} have no sample and don't count")
+    if found["judge"]:
+        lines.append(found["judge"])
     return "\n".join([*lines, f"rollouts and numbers are kept in {found['folder']}"])
 
 

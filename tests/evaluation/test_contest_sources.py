@@ -1,0 +1,66 @@
+"""The command on CodeContests: where the problems come from, and what is said of the judge beside a score."""
+
+import json
+
+import pytest
+
+from rlef_jax.data.code_contests import judge_check
+from rlef_jax.data.code_contests.build import build
+from rlef_jax.errors import ConfigError
+from rlef_jax.evaluate import evaluate, parsed
+from rlef_jax.evaluation.job import text_of
+from rlef_jax.execution.interpreter import find_python
+from rlef_jax.execution.pool import ExecutionPool
+from rlef_jax.types import Limits
+from tests.helpers.contest_rows import row, write_parquet
+
+RIGHT = "print(sum(map(int, input().split())))"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    wrong = {"solutions": {"language": [3], "solution": ["print(0)"]}}
+    (tmp_path / "source").mkdir()
+    slow = {"time_limit": {"seconds": 20, "nanos": 0}}  # enough on a busy machine
+    write_parquet(tmp_path / "source" / "test.parquet", [row("good", **slow), row("bad", **wrong, **slow)])
+    build(tmp_path / "source", tmp_path / "built")
+    return tmp_path / "built"
+
+
+def judged(tmp_path, folder, *flags):
+    rows = [{"problem": name, "responses": [f"```python\n{RIGHT}\n```"]} for name in ("good", "bad")]
+    path = tmp_path / "samples.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    arguments = [f"--judge-only={path}", "--benchmark=code_contests/test", f"--data={folder}", "--turns=1"]
+    return evaluate(parsed([*arguments, f"--out={tmp_path / 'out'}", *flags]))
+
+
+def test_the_judges_own_errors_stand_beside_the_score(tmp_path, folder):
+    found = judged(tmp_path, folder)
+    assert (found["1@1"], found["problems"], found["infra"]) == (100.0, 2, 0)
+    assert "not measured; do python -m rlef_jax.data.code_contests.judge_check" in text_of(found)
+    with ExecutionPool(1, find_python("3.10")) as pool:
+        judge_check.check(folder, "test", pool, {}, solutions=3, limits=Limits(), ahead=2)
+    again = judged(tmp_path, folder)  # the rollouts that are there; only what is said of the judge changes
+    assert again["1@1"] == 100.0
+    assert "no reference solution passes on 1 of 2 problems (50.0 %: 1 wrong answer); 0 have none" in text_of(again)
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["judge"] == again["judge"]
+
+
+def test_a_configurations_rules_hold_for_its_own_source(tmp_path, folder, capsys):
+    with ExecutionPool(1, find_python("3.10")) as pool:
+        judge_check.check(folder, "test", pool, {}, solutions=3, limits=Limits(), ahead=2)
+    flags = ("--config.data.name=code_contests", '--config.data.exclude=("references_fail",)')
+    with pytest.raises(ConfigError, match="no problem 'bad'"):
+        judged(tmp_path, folder, *flags)
+    assert "test: 1 of 2 problems; left out: 1 references_fail" in capsys.readouterr().err
+
+
+def test_folders_that_are_not_there_are_one_line(tmp_path, folder):
+    for flags, message in (
+        ([f"--data={tmp_path / 'nowhere'}"], "no CodeContests in"),
+        (["--benchmark=code_contests/tests"], "'tests' is none of test"),
+    ):
+        with pytest.raises(ConfigError) as raised:
+            judged(tmp_path, folder, *flags)
+        assert message in str(raised.value) and len(str(raised.value).splitlines()) == 1
