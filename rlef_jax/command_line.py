@@ -98,7 +98,7 @@ def _check_override_names(argv: Sequence[str]) -> None:
         if match := re.match(r"--?config(?:=(.*)|$)", arg):
             config = load(match[1] if match[1] is not None else "".join(argv[i + 1 : i + 2]))
             known = set(leaf_keys(config))
-        elif match := re.match(r"--?(?:no)?config\.([\w.]+)", arg):
+        elif match := re.match(r"--?(?:no)?config\.([\w.]*)", arg):
             if config is None:
                 raise ConfigError(f"{arg} must come after --config=FILE")
             if match[1] in config and match[1] not in known:

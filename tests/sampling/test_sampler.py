@@ -272,10 +272,13 @@ def test_weights_that_come_during_a_response_are_taken_between_dispatches():
     made, _ = at_once(sampler, (0, 5), turns=2, how=how)
     for e in (0, 5):
         first, second = made[e, 0][1], made[e, 1][1]
-        assert first.versions[:4] == (7,) * len(first.versions[:4])
-        assert set(first.versions[4:]) <= {8} and set(second.versions) == {8}
-        assert first.ids[:4] == quiet[e, 0][1].ids[:4]
-    assert any(8 in made[e, 0][1].versions for e in (0, 5))
+        before = first.versions.count(7)  # two tokens for each of two dispatches, fewer if it was asked for after one
+        assert first.versions == (7,) * before + (8,) * (len(first.versions) - before)
+        assert before <= 4 and (before % 2 == 0 or before == len(first.versions))
+        assert first.ids[:before] == quiet[e, 0][1].ids[:before]
+        assert set(second.versions) == {8}
+    both = [made[e, 0][1].versions for e in (0, 5)]
+    assert any(7 in versions for versions in both) and any(8 in versions for versions in both)
 
 
 def test_nothing_is_compiled_after_the_start(programs):
