@@ -24,6 +24,7 @@ from rlef_jax.data.asserts import check_tests, listed_tests, reference, value
 from rlef_jax.types import FunctionTest, Problem
 
 _HUMAN_EVAL_ROOT_ATOL = 1e-4
+_MEMORY_BYTES = 4 << 30  # EvalPlus's own limit (its docs/execution.md); HumanEval and MBPP have none
 
 
 def problem(row: Mapping[str, Any], base: Mapping[str, Any] | None = None) -> Problem:
@@ -58,7 +59,7 @@ def _human_eval(row: Mapping[str, Any], base: Mapping[str, Any] | None) -> Probl
         raise ValueError(f"{row['task_id']}: none of its asserts could be taken apart")
     return Problem(
         row["task_id"], prompt, public, hidden, solutions=(solution,), tags={"entry_point": entry_point},
-        style="human_eval", start=prompt,
+        style="human_eval", start=prompt, memory_limit_bytes=_MEMORY_BYTES if plus else None,
     )  # fmt: skip
 
 
@@ -74,6 +75,7 @@ def _mbpp(row: Mapping[str, Any]) -> Problem:
     return Problem(
         name, row["prompt"] if "prompt" in row else row["text"], public, hidden, solutions=(solution,),
         tags={"entry_point": entry_point}, style="mbpp", shown_tests=tuple(row["test_list"][:1]),
+        memory_limit_bytes=_MEMORY_BYTES if plus else None,
     )  # fmt: skip
 
 

@@ -32,7 +32,7 @@ def find_problem(source: str, name: str) -> Problem:
     Raises:
       ProblemFileError: no such source, or not exactly one such problem in it.
     """
-    found = [problem for problem in problems(source) if name in ("", problem.name)]
+    found = [problem for problem in problems(source, name) if name in ("", problem.name)]
     if len(found) == 1:
         return found[0]
     if name and found:
@@ -40,8 +40,11 @@ def find_problem(source: str, name: str) -> Problem:
     raise ProblemFileError(f"{source}: {'several problems; name one' if found else f'no problem {name!r}'}")
 
 
-def problems(source: str) -> Iterator[Problem]:
-    """All problems of a source; see `find_problem`. Raises ProblemFileError."""
+def problems(source: str, name: str = "") -> Iterator[Problem]:
+    """All problems of a source; see `find_problem`. Raises ProblemFileError.
+
+    `name`: those of other names need not come (to know what a function problem expects takes running its reference).
+    """
     kind, _, split = source.partition(":")
     if kind == "mini_contests":
         if split not in mini_contests.EVAL_SIZES:
@@ -63,6 +66,8 @@ def problems(source: str) -> Iterator[Problem]:
             [json.loads(text)] if path.suffix == ".json" else [json.loads(line) for line in text.splitlines() if line]
         )
         for row in rows:
+            if name and str(row.get("task_id", name)) not in (name, name.removeprefix("Mbpp/")):
+                continue
             yield evalplus.problem(row) if "entry_point" in row or "test_list" in row else _from_json(row)
     except (ValueError, KeyError, TypeError) as exc:
         raise ProblemFileError(f"{source}: not problems in a known form: {exc!r}") from exc

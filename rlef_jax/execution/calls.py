@@ -5,11 +5,15 @@ A result is written by exact type, by the program's own process: what arrives ou
 runs no code of the program's. A type that isn't plain data arrives as an `Opaque`, which equals nothing.
 """
 
+import itertools
 import struct
 
 MAX_DEPTH = 200
+ROW_WIDTH, ROWS = 8, 4096  # tuples or lists go together where each holds so many items; so many at a time
 _SIZE = struct.Struct("!I")
 _DOUBLE = struct.Struct("!d")
+FEW = 64  # items of different kinds, from which on it is worth to see whether they are the same ones over and over
+_LEAVES = {type(None), bool, int, float, complex, bytes}
 _SEQUENCES = {"L": list, "U": tuple, "E": set, "Z": frozenset}
 _INT_MIN, _INT_MAX = -(1 << 63), (1 << 63) - 1
 
@@ -86,6 +90,9 @@ def _encode(value, out, depth):
                 packed = _packed(items, out)
                 if packed:
                     return out.put(b"P" + tag.encode() + packed)
+                width = _row_width(items)
+                if width:
+                    return _put_rows(tag, items, width, out, depth)
                 out.put(tag.encode() + _SIZE.pack(len(items)))
                 for item in items:
                     _encode(item, out, depth + 1)
@@ -102,35 +109,78 @@ def _packed(items, out):
 
     Kind, count, then: 64-bit integers, doubles, or the numbers of strings, after the strings that are new here.
     """
-    kinds = set(map(type, items))
     count = len(items)
-    if count < 2 or len(kinds) != 1:
+    if count < 2:
         return b""
-    kind = kinds.pop()
-    if kind is float:
+    if type(items[0]) is str:
+        try:
+            return _strings(items, out) if set(map(type, set(items))) == {str} else b""
+        except TypeError:  # something that can't be in a set
+            return b""
+    kinds = set(map(type, items))
+    if kinds == {float}:
         return b"D" + _SIZE.pack(count) + struct.pack(f"!{count}d", *items)
-    if kind is int and min(items) >= _INT_MIN and max(items) <= _INT_MAX:
+    if kinds == {int} and min(items) >= _INT_MIN and max(items) <= _INT_MAX:
         return b"I" + _SIZE.pack(count) + struct.pack(f"!{count}q", *items)
-    if kind is not str:
+    return _few(items, out) if count >= FEW and kinds <= _LEAVES else b""
+
+
+def _few(items, out):
+    """Many items that are few different objects, as one piece: these, then the number of each item. Or nothing.
+
+    Leaves only: lists that stand in each other again and again would take for ever to compare.
+    """
+    different = {id(item): item for item in items}
+    if len(different) > 1 << 8:
         return b""
-    new, known = b"", len(out.strings)
+    values = _Output(out.limit)
+    for value in different.values():
+        _encode(value, values, MAX_DEPTH)
+    numbers = dict(zip(different, range(len(different))))
+    sizes = _SIZE.pack(len(items)) + _SIZE.pack(len(different))
+    return b"V" + sizes + values.data + bytes(map(numbers.__getitem__, map(id, items)))
+
+
+def _strings(items, out):
+    """Strings as one piece: count, count of the new ones and those, then the numbers of all."""
+    new, known, number = b"", len(out.strings), out.strings.__getitem__
     try:
-        numbers = list(map(out.strings.__getitem__, items))
+        numbers = _numbers(map(number, items), len(items), known)
     except KeyError:
         for text in dict.fromkeys(items):
             if text not in out.strings:
                 body = text.encode("utf-8", "surrogatepass")
                 new += _SIZE.pack(len(body)) + body
                 out.strings[text] = len(out.strings)
-        numbers = list(map(out.strings.__getitem__, items))
-    width = _width(len(out.strings))
-    return (
-        b"S"
-        + _SIZE.pack(count)
-        + _SIZE.pack(len(out.strings) - known)
-        + new
-        + struct.pack(f"!{count}{width}", *numbers)
-    )
+        numbers = _numbers(map(number, items), len(items), len(out.strings))
+    return b"S" + _SIZE.pack(len(items)) + _SIZE.pack(len(out.strings) - known) + new + numbers
+
+
+def _numbers(numbers, count, strings):
+    """The numbers of `count` strings, where there are `strings` different ones."""
+    width = _width(strings)
+    return bytes(numbers) if width == "B" else struct.pack(f"!{count}{width}", *numbers)
+
+
+def _row_width(items):
+    """How many items each of these holds, if they are tuples or lists alike, and long enough; else 0."""
+    if len(items) < 2 or type(items[0]) not in (tuple, list) or len(set(map(type, items))) != 1:
+        return 0
+    widths = set(map(len, items))
+    return max(widths) if len(widths) == 1 and min(widths) >= ROW_WIDTH else 0
+
+
+def _put_rows(tag, rows, width, out, depth):
+    """Rows: their count and width, then the items of ROWS of them at a time as one piece, or (X) one by one."""
+    inner = "U" if type(rows[0]) is tuple else "L"
+    out.put(b"R" + (tag + inner).encode() + _SIZE.pack(len(rows)) + _SIZE.pack(width))
+    for start in range(0, len(rows), ROWS):
+        items = list(itertools.chain.from_iterable(rows[start : start + ROWS]))
+        packed = _packed(items, out)
+        out.put(packed or b"X" + _SIZE.pack(len(items)))
+        if not packed:
+            for item in items:
+                _encode(item, out, depth + 2)
 
 
 def _width(strings):
@@ -140,13 +190,26 @@ def _width(strings):
 
 def decode(data):
     """The value that `encode` made bytes of. Raises CodecError for anything else."""
-    try:
-        value, end = _decode(memoryview(data), 0, 0, [])
-    except (struct.error, IndexError, KeyError, UnicodeDecodeError, TypeError) as exc:  # TypeError: an unhashable key
-        raise CodecError(f"not a value: {exc}") from None
+    value, end = _first(memoryview(data), 0)
     if end != len(data):
         raise CodecError("something follows the value")
     return value
+
+
+def decode_each(data):
+    """The values of `encode`'s bytes one after the other, each when it is asked for. Raises CodecError as `decode`."""
+    view, at = memoryview(data), 0
+    while at < len(view):
+        value, at = _first(view, at)
+        yield value
+
+
+def _first(view, at):
+    """The value that begins at `at`, and where it ends."""
+    try:
+        return _decode(view, at, 0, [])
+    except (struct.error, IndexError, KeyError, UnicodeDecodeError, TypeError) as exc:  # TypeError: an unhashable key
+        raise CodecError(f"not a value: {exc}") from None
 
 
 def _decode(data, at, depth, strings):
@@ -162,6 +225,8 @@ def _decode(data, at, depth, strings):
     if tag == "P":
         items, end = _unpacked(data, at + 1, strings)
         return _SEQUENCES[chr(data[at])](items), end
+    if tag == "R":
+        return _decode_rows(data, at, depth, strings)
     (size,), at = _SIZE.unpack_from(data, at), at + _SIZE.size
     if tag in "ISBO":
         body = bytes(data[at : at + size])
@@ -188,6 +253,8 @@ def _unpacked(data, at, strings):
     kind, (count,), at = chr(data[at]), _SIZE.unpack_from(data, at + 1), at + 1 + _SIZE.size
     if kind in "DI":
         return struct.unpack_from(f"!{count}{'d' if kind == 'D' else 'q'}", data, at), at + 8 * count
+    if kind == "V":
+        return _unpacked_few(data, at, count)
     if kind != "S":
         raise CodecError(f"no kind of items: {kind!r}")
     (fresh,), at = _SIZE.unpack_from(data, at), at + _SIZE.size
@@ -199,7 +266,51 @@ def _unpacked(data, at, strings):
         strings.append(body.decode("utf-8", "surrogatepass"))
         at += size
     form = f"!{count}{_width(len(strings))}"
-    return map(strings.__getitem__, struct.unpack_from(form, data, at)), at + struct.calcsize(form)
+    end = at + struct.calcsize(form)
+    if end > len(data):
+        raise CodecError("the value is cut short")
+    numbers = data[at:end] if form[-1] == "B" else struct.unpack_from(form, data, at)
+    return map(strings.__getitem__, numbers), end
+
+
+def _unpacked_few(data, at, count):
+    """The items that `_few` wrote, and where they end."""
+    (different,), at = _SIZE.unpack_from(data, at), at + _SIZE.size
+    values = []
+    for _ in range(min(different, 1 << 8)):
+        if chr(data[at]) not in "NTFIDCB":
+            raise CodecError("not a leaf")
+        value, at = _decode(data, at, MAX_DEPTH, [])
+        values.append(value)
+    numbers = data[at : at + count]
+    if len(numbers) != count:
+        raise CodecError("the value is cut short")
+    return map(values.__getitem__, numbers), at + count
+
+
+def _decode_rows(data, at, depth, strings):
+    """The rows that `_put_rows` wrote, and where they end."""
+    outer, inner = _SEQUENCES[chr(data[at])], chr(data[at + 1])
+    (count, width), at = struct.unpack_from("!II", data, at + 2), at + 2 + 2 * _SIZE.size
+    if width < ROW_WIDTH or inner not in "UL":
+        raise CodecError("no rows")
+    rows = []
+    while len(rows) < count:
+        (size,) = _SIZE.unpack_from(data, at + 1)
+        if not size or size % width or size > width * ROWS:
+            raise CodecError("rows of another size")
+        if data[at] == ord("X"):
+            items, at = [], at + 1 + _SIZE.size
+            for _ in range(size):
+                item, at = _decode(data, at, depth + 2, strings)
+                items.append(item)
+        else:
+            items, at = _unpacked(data, at, strings)
+        block = zip(*[iter(items)] * width)
+        rows += block if inner == "U" else map(list, block)
+    if len(rows) != count:
+        raise CodecError("more rows than announced")
+    return outer(rows), at
 
 
 def _leaf(tag, body):
@@ -210,10 +321,17 @@ def _leaf(tag, body):
     return body if tag == "B" else Opaque(body.decode("utf-8", "replace"))
 
 
-def answer(names, data, limit):
-    """The results of the calls in `data` (`[entry point, [arguments, ...]]`), made with a program's names, as bytes."""
+def answers(names, data, limit):
+    """The result of each of the calls in `data` (`[entry point, [arguments, ...]]`), made with a program's names.
+
+    Yields bytes, a result's at a time, so that no more than one is held; `limit` is for all of them.
+    """
     entry_point, calls = decode(data)
     if entry_point not in names:
         raise NameError(f"name '{entry_point}' is not defined")
     function = names[entry_point]
-    return encode([function(*arguments) for arguments in calls], limit)
+    for arguments in calls:
+        out = _Output(limit)
+        _encode(function(*arguments), out, 0)
+        limit -= len(out.data)
+        yield out.data

@@ -98,14 +98,16 @@ def run(start, request):
     try:
         exec(start.code, start.main.__dict__)
         if request.functions:
-            tell(VALUES + start.calls.answer(start.main.__dict__, os.pread(0, os.fstat(0).st_size, 0), request.output))
+            tell(VALUES)
+            for result in start.calls.answers(start.main.__dict__, os.pread(0, os.fstat(0).st_size, 0), request.output):
+                tell(result)
         exit_code = 0
     except SystemExit as exc:
         exit_code = code_of(exc)
     except MemoryError:
-        tell(OUT_OF_MEMORY + b"MemoryError")
+        explain(OUT_OF_MEMORY, "MemoryError")
     except BaseException as exc:
-        tell(EXCEPTION + start.format_exception(exc, start.source).encode("utf-8", "backslashreplace"))
+        explain(EXCEPTION, start.format_exception(exc, start.source))
     return finish(start, exit_code)
 
 
@@ -133,7 +135,7 @@ def finish(start, exit_code):
             start.collector.collect()
             flush(*streams)
     except MemoryError:
-        tell(OUT_OF_MEMORY + b"MemoryError")
+        explain(OUT_OF_MEMORY, "MemoryError")
         return 1
     except BaseException:
         return 120  # CPython's code for a failed flush
@@ -147,8 +149,18 @@ def flush(*streams):
             stream.flush()
 
 
+def explain(kind, text):
+    """Reports why the program failed, in the place of what has been reported."""
+    try:
+        os.lseek(3, 0, os.SEEK_SET)
+        os.ftruncate(3, 0)
+    except OSError:
+        pass
+    tell(kind + text.encode("utf-8", "backslashreplace"))
+
+
 def tell(report):
-    """Writes the report; one that can't be written says nothing."""
+    """Adds to the report; what can't be written says nothing."""
     view = memoryview(report)
     try:
         while view:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from rlef_jax.execution.supervisor import Outcome
 
 _ARGUMENT_BYTES = 64 << 20
+_ALWAYS_READ_BYTES = 64 << 20  # of results; of more, it is asked first whether so much is expected
+_END = object()
 _DEFAULT_ATOL = 1e-6  # of the plus tests, where floats are expected and no tolerance is given
 
 
@@ -32,17 +34,32 @@ def function_failure(test: FunctionTest, outcome: Outcome, limit: int) -> str | 
     """What is wrong with a clean run's results: the first failure as `unittest` prints it. None if nothing is."""
     if outcome.report != child.VALUES:
         return "The program ended before its function was called."
+    if _oversized(len(outcome.error), test.expected):
+        return "No results: they are much longer than what is expected."
+    results = calls.decode_each(outcome.error)  # one is held at a time
     try:
-        results = calls.decode(outcome.error)
+        for arguments, expected in zip(test.calls, test.expected):
+            failure = compare(next(results), expected, test, arguments)
+            if failure is not None:
+                return failure
+        if next(results, _END) is _END:
+            return None
     except calls.CodecError as exc:
         return f"No results: {exc}."
-    if not isinstance(results, list) or len(results) != len(test.calls):
-        return "No results: the program wrote them itself."
-    for arguments, result, expected in zip(test.calls, results, test.expected):
-        failure = compare(result, expected, test, arguments)
-        if failure is not None:
-            return failure
-    return None
+    except StopIteration:
+        return "The program ended before all of its results were there."
+    return "No results: the program wrote them itself."
+
+
+def _oversized(size: int, expected: tuple[Any, ...]) -> bool:
+    """Whether results of so many bytes are twice what is expected or more: not worth the memory of reading them."""
+    if size <= _ALWAYS_READ_BYTES:
+        return False
+    try:
+        calls.encode(expected, size // 2)
+    except calls.CodecError:
+        return False
+    return True
 
 
 def compare(result: Any, expected: Any, test: FunctionTest, arguments: tuple[Any, ...]) -> str | None:

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from rlef_jax.execution.pool import ExecutionPool
 from rlef_jax.types import FunctionTest, Limits, Problem, Status, TestResult, Verdict
 
-RESULT_BYTES = 64 << 20  # what a function problem's calls may return: there are thousands of them in one test
+RESULT_BYTES = 256 << 20  # what a function problem's calls may return, written down; Mbpp/255's take 153 MB
 
 
 def limits_for(problem: Problem, default: Limits, max_wall_s: float | None = None) -> Limits:

@@ -2,10 +2,12 @@
 
 import ast
 import concurrent.futures
+import dataclasses
 import gzip
 import json
 import math
 import pathlib
+import struct
 
 import pytest
 from hypothesis import given
@@ -14,10 +16,11 @@ from hypothesis import strategies as st
 from rlef_jax.data import evalplus
 from rlef_jax.execution import calls
 from rlef_jax.execution.functions import compare
+from rlef_jax.execution.verdict import limits_for
 from rlef_jax.types import FunctionTest, Limits, Status
 
 DATA = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data" / "evalplus"
-LIMITS = Limits(wall_s=300.0, memory_bytes=4 << 30, output_bytes=512 << 20)  # some results are long
+LIMITS = Limits(wall_s=300.0)
 ADD = FunctionTest("add", ((1, 2), (3, 4)), (3, 7))
 
 leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
@@ -63,6 +66,41 @@ def test_other_bytes_are_an_error_and_no_crash(data):
 )
 def test_lists_of_one_kind_go_as_one_piece(value):
     assert same(calls.decode(calls.encode(value, 1 << 20)), value)
+
+
+@given(st.integers(8, 12).flatmap(lambda n: st.lists(st.lists(leaves, min_size=n, max_size=n), min_size=2, max_size=9)))
+def test_rows_go_together(rows):
+    for value in (rows, tuple(rows), [tuple(row) for row in rows], [[str(x) for x in row] for row in rows]):
+        assert same(calls.decode(calls.encode(value, 1 << 20)), value)
+
+
+def test_many_rows_take_a_byte_for_a_string():
+    value = [tuple("abcdefgh"[i % n] for i in range(20)) for n in range(1, 9)] * 2000
+    data = calls.encode(value, 1 << 30)
+    assert len(data) < 20 * len(value) + 200 and same(calls.decode(data), value)
+    for cut in (1, 19, len(data) // 2):
+        with pytest.raises(calls.CodecError):
+            calls.decode(data[:-cut])
+
+
+@given(st.lists(st.sampled_from([None, True, 1, 1.0, 0, False, -0.0, b"x", 2j]), min_size=calls.FEW))
+def test_few_values_over_and_over(items):
+    data = calls.encode(items, 1 << 20)
+    assert len(data) < len(items) * (1 if len(set(map(type, items))) > 1 else 9) + 200
+    assert list(map(repr, calls.decode(data))) == list(map(repr, items))
+
+
+def test_lists_in_themselves_are_no_leaves():
+    one = b"PLV" + struct.pack("!II", 64, 1)
+    with pytest.raises(calls.CodecError, match="not a leaf"):
+        calls.decode(one + one + b"N" + bytes(64) + bytes(64))
+
+
+def test_rows_that_would_take_more_memory_than_they_were_sent_in_are_refused():
+    for width in (0, 1, 7):
+        rows = b"RLU" + struct.pack("!II", 1000, width) + b"S" + struct.pack("!III", 1000, 1, 1) + b"a" + bytes(1000)
+        with pytest.raises(calls.CodecError, match="no rows"):
+            calls.decode(rows)
 
 
 def test_a_string_is_sent_once_however_often_it_stands_there():
@@ -224,20 +262,22 @@ def mutants(task):
 
 
 def check_references(pool, found):
-    """Reference solutions pass all their tests; of each, some version with one thing changed fails."""
+    """Reference solutions pass all their tests, within a user's limits; some version with one thing changed fails."""
     wrong = {}
+    limits = {task.name: limits_for(task, Limits(wall_s=60.0)) for task in found}  # 10 s, but for a busy machine
     futures = {
-        task.name: pool.run(task.solutions[0], [*task.public_tests, *task.hidden_tests], LIMITS) for task in found
+        task.name: pool.run(task.solutions[0], [*task.public_tests, *task.hidden_tests], limits[task.name])
+        for task in found
     }
     for task in found:
         if any(r.status is not Status.PASSED for r in futures[task.name].result(300)):
             wrong[task.name] = [(r.status, r.error[-300:]) for r in futures[task.name].result()]
     assert not wrong
-    quick = Limits(wall_s=5.0, memory_bytes=1 << 30, output_bytes=64 << 20)
 
     def survives(task):
         """Whether none of the first mutants fails. Some change nothing: each task needs but one that does."""
         for mutant, _ in zip(mutants(task), range(12)):
+            quick = dataclasses.replace(limits[task.name], wall_s=30.0)
             if pool.run(mutant, task.hidden_tests, quick).result(300)[0].status is not Status.PASSED:
                 return False
         return True
@@ -267,7 +307,6 @@ def test_every_stored_solution_that_is_known_to_pass_passes_its_public_tests(poo
         pytest.skip(f"no {folder}")
     pytest.importorskip("pyarrow")
     from rlef_jax.data.problem_files import problems
-    from rlef_jax.execution.verdict import limits_for
 
     known = json.loads((folder / "solution_check.json").read_text())
     stored = [
