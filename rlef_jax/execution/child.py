@@ -17,12 +17,14 @@ EXCEPTION, OUT_OF_MEMORY, VALUES = b"E", b"M", b"V"  # kinds of a report
 # What a program needs the interpreter's last breath for: files left open, finalizers. Where none of these words is in
 # its text, its objects go with the process, unvisited.
 TEARDOWN_WORDS = ("open", "__del__", "IO", "Wrap", "Write", "weakref", "finalize", "exec", "eval", "import(", "getattr")
+# Without these in its text, a program neither sends itself SIGINT nor asks what that would do.
+INTERRUPT_WORDS = ("signal", "kill", "SIGINT", "interrupt", "ctypes", "exec", "eval", "import(", "getattr")
 
 
 class Start:
     """What all tests of a program begin with, made once."""
 
-    def __init__(self, modules, code, source, fork_hooks, main):
+    def __init__(self, modules, code, source, fork_hooks, main, request):
         self.code = code
         self.source = source
         self.fork_hooks = fork_hooks
@@ -33,6 +35,8 @@ class Start:
         self.kernel = modules["kernel"]
         self.last_fd = modules["protocol"].LAST_FD
         self.teardown = any(word in source for word in TEARDOWN_WORDS)
+        self.interrupts = any(word in source for word in INTERRUPT_WORDS)
+        self.limits = own_limits(request)
 
 
 def prepare(modules, code, source, fork_hooks, request):
@@ -50,18 +54,20 @@ def prepare(modules, code, source, fork_hooks, request):
     sys.modules[main.__name__] = main
     if "random" in source and "random" not in sys.modules:
         import random  # noqa: F401  (seeded per test, wherever the program imports it)
-    return Start(modules, code, source, fork_hooks, main)
+    return Start(modules, code, source, fork_hooks, main, request)
 
 
 def be_test(start, settings, request, seed):
     """Runs the program on what descriptor 0 holds and exits as it does. Never returns."""
     code = 1
     try:
-        restrict(settings, request, start.last_fd)
+        os.closerange(4, start.last_fd + 1)  # no descriptor but its streams' and the report's
+        for name, limits in start.limits:
+            resource.setrlimit(name, limits)
         if settings["child_filter"]:
             filter_calls(settings, start.kernel)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        start.collector.enable()
+        if start.interrupts:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         for hook in start.fork_hooks:
             os.register_at_fork(**hook)
         if "random" in sys.modules:
@@ -71,17 +77,16 @@ def be_test(start, settings, request, seed):
         os._exit(code)
 
 
-def restrict(settings, request, last_fd):
-    """The limits that only a test's process takes, and no descriptor but its streams' and the report's."""
-    os.closerange(4, last_fd + 1)
+def own_limits(request):
+    """The resource limits that only a test's process takes: (resource, (soft, hard)) of each."""
+    limits = []
     seconds = int(request.wall_s) + 2  # a second line: the wall clock is watched from outside
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
     if hard == resource.RLIM_INFINITY or hard > seconds:
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
-    if not request.functions:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (request.output + 1,) * 2)
-    else:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (request.output + 65,) * 2)
+        limits.append((resource.RLIMIT_CPU, (seconds, seconds + 1)))
+    room = 65 if request.functions else 1
+    limits.append((resource.RLIMIT_FSIZE, (request.output + room,) * 2))
+    return limits
 
 
 def filter_calls(settings, kernel):

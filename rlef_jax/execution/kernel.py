@@ -33,22 +33,34 @@ _READ = 1 << 0 | 1 << 2 | 1 << 3  # execute, read a file, list a folder
 _HANDLED = ((5, (1 << 16) - 1), (3, (1 << 15) - 1), (2, (1 << 14) - 1), (1, (1 << 13) - 1))
 _FILE_RIGHTS = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 14  # what a rule for a file, not a folder, may speak of
 
-_syscall = None
+_functions = {}
 
 
-def call(name, *args):
-    """A raw system call by name; takes ints of 32 bits, bytes (as pointers) and None (as a null pointer)."""
-    global _syscall
-    if _syscall is None:
+def _function(name):
+    """A function of the C library that takes ints of 32 bits, bytes and None, and returns a long."""
+    if name not in _functions:
         word = type("word", (_ctypes._SimpleCData,), {"_type_": "l"})
         flags = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
         function = type("function", (_ctypes.CFuncPtr,), {"_flags_": flags, "_restype_": word})
         library = _ctypes.dlopen(None, 0)  # type: ignore[arg-type]  # the process itself
-        _syscall = function(_ctypes.dlsym(library, "syscall"))
+        _functions[name] = function(_ctypes.dlsym(library, name))
+    return _functions[name]
+
+
+def give_back_memory():
+    """Hands what the allocator holds unused back to the kernel, where the C library can: forks copy less."""
+    try:
+        _function("malloc_trim")(0)
+    except OSError:  # not the GNU C library
+        pass
+
+
+def call(name, *args):
+    """A raw system call by name; takes ints of 32 bits, bytes (as pointers) and None (as a null pointer)."""
     column = {"x86_64": 0, "aarch64": 1}.get(os.uname().machine)
     if column is None:
         raise OSError(38, f"{name}: its number on this machine is not known")
-    result = _syscall(_NUMBERS[name][column], *args)
+    result = _function("syscall")(_NUMBERS[name][column], *args)
     if result < 0:
         code = _ctypes.get_errno()
         raise OSError(code, f"{name}: {os.strerror(code)}")

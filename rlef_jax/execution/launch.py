@@ -16,7 +16,6 @@ ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
     "LC_ALL": "C.UTF-8",
     "PYTHONHASHSEED": "0",
-    "LD_BIND_NOW": "1",  # else each test's process looks up anew the functions that its parent hasn't called
     "MALLOC_ARENA_MAX": "1",  # an arena per thread would eat the address space that a program may have
 }
 STACK_BYTES = 256 << 20  # deep recursion is common in contest solutions; the kernel lays memory out by it at exec

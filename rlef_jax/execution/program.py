@@ -120,7 +120,6 @@ class Program:
         start = self.child.prepare(self.modules, code, self.source, fork_hooks, self.request)
         fresh_file(self.worker.REPORT_FD)
         self.ooms = self.count_ooms()
-        gc.disable()
         gc.freeze()
         for index in range(first, self.request.tests):
             if not self.test(index, start) or (self.pausing and index + 1 < self.request.tests):

@@ -187,7 +187,7 @@ def read_exactly(fd, count):
     return b"".join(parts)
 
 
-def warm_up():
+def warm_up(kernel):
     """What every program needs: common modules, small thread stacks, `exit` and `quit` (site is not loaded)."""
     import _sitebuiltins
     import _thread
@@ -201,6 +201,7 @@ def warm_up():
     builtins.quit = _sitebuiltins.Quitter("quit", "Ctrl-D (i.e. EOF)")
     gc.collect()
     gc.freeze()
+    kernel.give_back_memory()
 
 
 def main(bundle):
@@ -217,7 +218,7 @@ def main(bundle):
             os.close(ruleset)
     if settings["box_bytes"]:
         mount_box(modules["kernel"], settings)
-    warm_up()
+    warm_up(modules["kernel"])
     write_all(CONTROL_FD, READY)
     try:
         Server(settings, modules).serve()
