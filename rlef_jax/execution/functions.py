@@ -7,6 +7,7 @@ Python lacks, and the expected results, which no program's process may hold.
 from __future__ import annotations
 
 import math
+import reprlib
 import unittest
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 _ARGUMENT_BYTES = 64 << 20
 _ALWAYS_READ_BYTES = 64 << 20  # of results; of more, it is asked first whether so much is expected
 _END = object()
+_DIFF_CHARS = 640  # the longest diff that `unittest` shows
+_SHORT_BYTES = 1 << 16  # what takes more, as `calls` writes it, isn't even asked how long its text is
+_BRIEF = reprlib.Repr(maxlevel=4, maxlist=20, maxtuple=20, maxset=20, maxfrozenset=20, maxdict=20, maxstring=100)
 _DEFAULT_ATOL = 1e-6  # of the plus tests, where floats are expected and no tolerance is given
 
 
@@ -70,8 +74,10 @@ def compare(result: Any, expected: Any, test: FunctionTest, arguments: tuple[Any
         right = False
     if right:
         return None
+    if _is_long(result) or _is_long(expected):
+        return f"AssertionError: {_difference(result, expected)}"
     case = unittest.TestCase()
-    case.maxDiff = 640
+    case.maxDiff = _DIFF_CHARS
     try:
         if isinstance(expected, bool):
             (case.assertTrue if expected else case.assertFalse)(result)
@@ -83,9 +89,31 @@ def compare(result: Any, expected: Any, test: FunctionTest, arguments: tuple[Any
     return f"AssertionError: {_shown(result)} != {_shown(expected)}"
 
 
-def _shown(value: Any) -> str:
+def _is_long(value: Any) -> bool:
+    """Whether `unittest` would leave out the diff of such a value, after making it: two lists of 400 pairs take 25 s."""
     try:
-        return repr(value)[:500]
+        calls.encode(value, _SHORT_BYTES)
+        return len(repr(value)) > _DIFF_CHARS
+    except ValueError:  # more bytes than that, or an integer of too many digits to be shown
+        return True
+
+
+def _difference(result: Any, expected: Any) -> str:
+    """What `unittest` says of two values before their diff."""
+    text = f"{_shown(result)} != {_shown(expected)}"
+    if type(result) is not type(expected) or not isinstance(result, (list, tuple)):
+        return text
+    text = f"{'Lists' if isinstance(result, list) else 'Tuples'} differ: {text}"
+    at = next((i for i, (a, b) in enumerate(zip(result, expected)) if a != b), None)
+    if at is not None:
+        return f"{text}\n\nFirst differing element {at}:\n{_shown(result[at])}\n{_shown(expected[at])}"
+    return f"{text}\n\n{len(result)} elements instead of {len(expected)}."
+
+
+def _shown(value: Any) -> str:
+    """A value's text, in so many characters as a reader wants of it."""
+    try:
+        return _BRIEF.repr(value)
     except Exception:
         return f"<{type(value).__name__}>"
 

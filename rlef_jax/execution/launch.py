@@ -114,7 +114,7 @@ def become_first(kernel, root):
     os.setsid()
     namespace = os.open("/proc/self/ns/pid", os.O_RDONLY)
     kernel.mount(root, root, "", kernel.MS_BIND | kernel.MS_REC)  # one that this user namespace may move
-    for options in ("hidepid=2,subset=pid", "hidepid=2"):
+    for options in ("hidepid=4,subset=pid", "hidepid=2,subset=pid", "hidepid=2"):  # 2 hides nothing from group 0
         try:
             flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
             kernel.mount("proc", root + "/proc", "proc", flags, options)

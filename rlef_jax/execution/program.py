@@ -118,7 +118,6 @@ class Program:
         os.write(self.worker.STAGE_END_FD, self.worker.COMPILED)
         fork_hooks = preload(code)
         start = self.child.prepare(self.modules, code, self.source, fork_hooks, self.request)
-        fresh_file(self.worker.REPORT_FD)
         self.ooms = self.count_ooms()
         gc.freeze()
         for index in range(first, self.request.tests):
@@ -254,16 +253,13 @@ class Program:
             self.flush()
 
     def take_report(self):
-        """What the test's process told of its own end (kind, then text), or its results; the file is empty again."""
+        """What the test's process told of its own end (kind, then text), or its results."""
         fd = self.worker.REPORT_FD
         size = os.lseek(fd, 0, os.SEEK_END)
         if not size:
             return b""
         limit = self.request.output if self.request.functions else REPORT_BYTES
-        report = os.pread(fd, min(size, limit + 1), 0)
-        os.close(fd)
-        fresh_file(fd)
-        return report
+        return os.pread(fd, min(size, limit + 1), 0)
 
     def count_ooms(self):
         """What tells whether the kernel has killed a process for the memory of this worker's cgroup."""
@@ -293,9 +289,9 @@ def fresh_file(number):
 
 
 def fresh_streams():
-    """New files on descriptors 0 to 2: nothing of one test's streams reaches the next."""
-    os.closerange(0, 3)
-    for number in range(3):
+    """New files on descriptors 0 to 3, streams and report: nothing of one test's reaches the next, not even a mode."""
+    os.closerange(0, 4)
+    for number in range(4):
         fresh_file(number)
 
 

@@ -150,6 +150,27 @@ def test_failures_are_shown_as_unittest_shows_them(pool):
     assert judge(pool, "def f(): return 0", FunctionTest("f", ((),), (True,))).error == "AssertionError: 0 is not true"
 
 
+LONG = {
+    "pairs": ([[1, i] for i in range(4000)], [[i, 2] for i in range(4000)]),
+    "more of them": ([[1]] * 1_000_000, [[1]] * 1000),
+    "lines": ("\n".join(f"{i} 1" for i in range(4000)), "\n".join(f"1 {i}" for i in range(4000))),
+    "a set": ({(1, i) for i in range(4000)}, {(i, 2) for i in range(4000)}),
+    "a dict": ({i: [1, i] for i in range(4000)}, {i: [i, 2] for i in range(4000)}),
+    "a string of few": (["ab" * 2000] * 4000, ["ba" * 2000] * 4000),
+    "an integer": (1 << 1_000_000, 3),
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_long_wrong_results_are_told_apart_without_a_diff(name):
+    """A tenth of the first ones took `unittest` 25 s: its time grows with the cube."""
+    result, expected = LONG[name]
+    text = compare(result, expected, FunctionTest("f", ((),), (expected,)), ())
+    assert text.startswith("AssertionError: ") and len(text) < 10_000
+    if name == "pairs":
+        assert "Lists differ: [[1, 0], [1, 1], " in text and text.endswith("First differing element 0:\n[1, 0]\n[0, 2]")
+
+
 EQUAL_TO_ALL = """
 class E(BASE):
     def __eq__(self, o): return True
