@@ -294,7 +294,7 @@ def _decode_rows(data, at, depth, strings):
     (count, width), at = struct.unpack_from("!II", data, at + 2), at + 2 + 2 * _SIZE.size
     if width < ROW_WIDTH or inner not in "UL":
         raise CodecError("no rows")
-    rows = []
+    rows: list = []
     while len(rows) < count:
         (size,) = _SIZE.unpack_from(data, at + 1)
         if not size or size % width or size > width * ROWS:

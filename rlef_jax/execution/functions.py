@@ -90,7 +90,7 @@ def compare(result: Any, expected: Any, test: FunctionTest, arguments: tuple[Any
 
 
 def _is_long(value: Any) -> bool:
-    """Whether `unittest` would leave out the diff of such a value, after making it: two lists of 400 pairs take 25 s."""
+    """Whether `unittest` would leave out its diff, after making it: of two lists of 400 pairs in 25 s."""
     try:
         calls.encode(value, _SHORT_BYTES)
         return len(repr(value)) > _DIFF_CHARS

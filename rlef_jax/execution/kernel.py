@@ -33,7 +33,7 @@ _READ = 1 << 0 | 1 << 2 | 1 << 3  # execute, read a file, list a folder
 _HANDLED = ((5, (1 << 16) - 1), (3, (1 << 15) - 1), (2, (1 << 14) - 1), (1, (1 << 13) - 1))
 _FILE_RIGHTS = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 14  # what a rule for a file, not a folder, may speak of
 
-_functions = {}
+_functions: dict = {}  # of the C library, by name
 
 
 def _function(name):

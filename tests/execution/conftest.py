@@ -1,5 +1,7 @@
 """One pool of two workers for the whole session, and a short way to run a program in it."""
 
+import os
+
 import pytest
 
 from rlef_jax.execution.interpreter import find_python
@@ -16,7 +18,8 @@ def interpreter():
 
 @pytest.fixture(scope="session")
 def pool(interpreter):
-    with ExecutionPool(2, interpreter) as shared:
+    """At the best level there is, or the one that RLEF_TEST_LEVEL names."""
+    with ExecutionPool(2, interpreter, level=os.environ.get("RLEF_TEST_LEVEL", "")) as shared:
         yield shared
 
 

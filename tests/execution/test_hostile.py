@@ -54,12 +54,31 @@ def test_does_no_harm_as_an_ordinary_user():
     assert not {name: what for name, what in wrong.items() if what}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("uid", [0, NOBODY])
-@pytest.mark.parametrize("level", ["namespaces", "user", "process"])
-def test_does_no_harm_at_lower_levels(level, uid):
-    if os.geteuid() != 0 or (uid and level == "namespaces"):
+LOWER = [("namespaces", 0), ("user", 0), ("process", 0), ("user", NOBODY), ("process", NOBODY)]
+
+
+def skip_unless_available(level):
+    if os.geteuid() != 0:
         pytest.skip("takes root")
     if isinstance(reason := trial(Level(level), find_python("3.10")), str):
         pytest.skip(f"level {level} is not available here: {reason}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("level", "uid"), LOWER)
+def test_does_no_harm_at_lower_levels(level, uid):
+    skip_unless_available(level)
     assert not {name: what for name, what in run_suite(level, uid).items() if what}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("level", "uid"), LOWER)
+def test_honest_programs_run_at_lower_levels(level, uid):
+    """All of test_programs.py, at that level and as that user."""
+    skip_unless_available(level)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/execution/test_programs.py"]
+    if uid:
+        command = [sys.executable, "-m", "tests.helpers.as_user", str(uid), *command]
+    environment = os.environ | {"RLEF_TEST_LEVEL": level}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+    assert done.returncode == 0, done.stdout[-3000:]

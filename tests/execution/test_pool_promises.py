@@ -205,6 +205,21 @@ def test_a_level_that_cannot_be_had_is_refused_with_the_reason():
     assert "isolation 'namespaces' is not available: full: users other than one's own take root" in done.stderr
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_training_does_not_start_without_the_level_that_its_config_requires():
+    arguments = [
+        "--config=configs/tiny.py",
+        "--config.execution.require_isolation=namespaces",
+        "--workdir=/nonexistent/run",
+    ]
+    command = [sys.executable, "-m", "rlef_jax.train", *arguments]
+    command = [sys.executable, "-m", "tests.helpers.as_user", "65534", *command]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    reason = "execution.require_isolation: isolation 'namespaces' is not available: full: users other than one's own"
+    assert reason in done.stderr
+
+
 @pytest.mark.parametrize("level", list(Level))
 def test_every_level_judges_alike(level, interpreter):
     if isinstance(reason := trial(level, interpreter), str):

@@ -100,8 +100,13 @@ PASSING = {
 }
 
 
+NEED_FILES = {"empty folder", "empty folder again", "no descriptors"}  # a folder to write, or /proc
+
+
 @pytest.mark.parametrize("name", PASSING)
-def test_programs_run_as_under_plain_python(run, name):
+def test_programs_run_as_under_plain_python(pool, run, name):
+    if pool.level is Level.PROCESS and name in NEED_FILES:
+        pytest.skip("nothing can be written at this level, and /proc is not shown")
     for result in run(PASSING[name], ("3 4\n", "7\n"), ("3 4\n", "7\n")):
         assert result.status is Status.PASSED, result
 
