@@ -226,40 +226,57 @@ class Program:
         """Adds a test's reply to those that wait, and sends them if it is time."""
         worker, output = self.worker, self.request.output
         code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-        size = os.lseek(1, 0, os.SEEK_END)
-        stdout = os.pread(1, min(size, output + 1), 0) if size else b""
+        stdout_size = min(os.lseek(1, 0, os.SEEK_END), output + 1)
         size = os.lseek(2, 0, os.SEEK_END)
         stderr = os.pread(2, STDERR_BYTES, max(0, size - STDERR_BYTES)) if size else b""
         if size > STDERR_BYTES:
             stderr = b"[%d bytes cut]..." % (size - STDERR_BYTES) + stderr
-        report = self.take_report()
+        report, report_size = self.kind_of_report()
         ooms = self.count_ooms()
         oom, self.ooms = ooms != self.ooms, ooms
         header = worker.REPLY.pack(
             kind,
-            report[:1] or worker.NO_REPORT,
+            report,
             oom,
             code,
             usage.ru_utime + usage.ru_stime,
             wall_s,
             usage.ru_maxrss * 1024,
-            len(stdout),
+            stdout_size,
             len(stderr),
-            max(0, len(report) - 1),
+            report_size,
         )
-        self.replies += (header, stdout, stderr, report[1:])
-        self.waiting_bytes += len(stdout)
-        if self.request.eager or self.waiting_bytes > BATCH_BYTES or len(self.replies) > 256:
+        self.replies.append(header)
+        self.waiting_bytes += stdout_size + report_size
+        if self.waiting_bytes > BATCH_BYTES:  # what is long never is in this process's memory as a whole
+            self.flush()
+            self.send(1, 0, stdout_size)
+            worker.write_all(worker.CONTROL_FD, stderr)
+            self.send(worker.REPORT_FD, 1, report_size)
+            return
+        if stdout_size:
+            self.replies.append(os.pread(1, stdout_size, 0))
+        self.replies.append(stderr)
+        if report_size:
+            self.replies.append(os.pread(worker.REPORT_FD, report_size, 1))
+        if self.request.eager or len(self.replies) > 256:
             self.flush()
 
-    def take_report(self):
-        """What the test's process told of its own end (kind, then text), or its results."""
+    def send(self, fd, at, count):
+        """Sends `count` bytes of a file to the pool, from `at` on."""
+        while count:
+            data = os.pread(fd, min(count, BATCH_BYTES), at)
+            self.worker.write_all(self.worker.CONTROL_FD, data)
+            at, count = at + len(data), count - len(data)
+
+    def kind_of_report(self):
+        """What kind of report the test's process has left, and the size of what follows: its text, or the results."""
         fd = self.worker.REPORT_FD
         size = os.lseek(fd, 0, os.SEEK_END)
         if not size:
-            return b""
+            return self.worker.NO_REPORT, 0
         limit = self.request.output if self.request.functions else REPORT_BYTES
-        return os.pread(fd, min(size, limit + 1), 0)
+        return os.pread(fd, 1, 0), min(size - 1, limit)
 
     def count_ooms(self):
         """What tells whether the kernel has killed a process for the memory of this worker's cgroup."""

@@ -16,7 +16,10 @@ from hypothesis import strategies as st
 from rlef_jax.data import evalplus
 from rlef_jax.execution import calls
 from rlef_jax.execution.functions import compare
+from rlef_jax.execution.isolation import Level
+from rlef_jax.execution.pool import ExecutionPool
 from rlef_jax.execution.verdict import limits_for
+from rlef_jax.execution.workshop import trial
 from rlef_jax.types import FunctionTest, Limits, Status
 
 DATA = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data" / "evalplus"
@@ -217,6 +220,19 @@ def test_results_cannot_be_forged(pool, name):
     result = judge(pool, FORGERIES[name], test, Limits(wall_s=10.0))
     assert result.status not in (Status.PASSED, Status.INFRA_ERROR), result
     assert judge(pool, "def add(a, b): return a + b").status is Status.PASSED
+
+
+@pytest.mark.parametrize("level", [Level.FULL, Level.PROCESS])
+def test_long_claims_do_not_break_the_worker(interpreter, level):
+    """Longer than a program's memory may be: that ends as a failure of the program's, not of the judge."""
+    if isinstance(reason := trial(level, interpreter), str):
+        pytest.skip(f"level {level} is not available here: {reason}")
+    flood = "import os\nfor _ in range(200):\n    for fd in (1, 3): os.write(fd, b'V' * (1 << 20))\nos._exit(0)"
+    limits = Limits(wall_s=60.0, memory_bytes=100 << 20, output_bytes=256 << 20)
+    with ExecutionPool(1, interpreter, level=level.value) as own:
+        assert judge(own, flood, limits=limits).status not in (Status.PASSED, Status.INFRA_ERROR)
+        assert judge(own, "def add(a, b): return a + b").status is Status.PASSED
+        assert own.stats()["retries"] == 0
 
 
 @pytest.mark.parametrize(
