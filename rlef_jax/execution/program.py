@@ -34,6 +34,8 @@ def be_program(settings, modules, request, first):
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Python's handler would let a program interrupt this process
         confine(settings, modules, request)
         code = Program(settings, modules, request).run(first)
+    except MemoryError:  # the limit is the program's: so long is its text, or what it was compiled to
+        code = modules["protocol"].NO_MEMORY
     except BaseException as exc:
         try:
             worker = modules["protocol"]

@@ -33,7 +33,7 @@ READY = b"R"  # before any request: here I am
 REPORT_FD, CONTROL_FD, PAYLOAD_FD, NAMESPACE_FD, LANDLOCK_FD, OOM_FD, STAGE_FD, STAGE_END_FD = range(3, 11)
 LAST_FD = 31  # a program's process closes all from CONTROL_FD on to here
 BOX = "/box/cwd"  # a mount below the folder that Landlock lets be written: its rules are blind to mount points
-DIRTY = 17  # exit code of a program's process: the scratch folder must be made anew
+DIRTY, NO_MEMORY = 17, 18  # exit codes of a program's process: the scratch folder must be made anew; its memory is full
 INDEX = struct.Struct("!I")
 COMPILED = b"G"
 COMPILE_SLACK_S = 0.5  # beyond a test's wall limit, for starting a program's process
@@ -85,7 +85,7 @@ class Server:
             self.clean_box()
             if not (os.WIFEXITED(status) and os.WEXITSTATUS(status) == DIRTY):
                 code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-                answer_died(compiled, code, self.count_ooms() != ooms)
+                answer_died(compiled, code, code == NO_MEMORY or self.count_ooms() != ooms)
                 return
             first = INDEX.unpack(told[-INDEX.size :])[0]
 

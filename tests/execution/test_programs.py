@@ -149,6 +149,15 @@ def test_memory_is_counted_for_the_program_as_a_whole(pool, run):
     assert result.status is Status.MEMORY_LIMIT and result.stdout != "4\n"
 
 
+def test_a_program_too_long_for_its_memory_is_no_failure_of_the_judge(pool, run):
+    limits = dataclasses.replace(FAST, memory_bytes=32 << 20, wall_s=30.0)
+    retries = pool.stats()["retries"]
+    for size in (1 << 22, 1 << 23, 1 << 24, 1 << 25):
+        (result,) = run(f"x = '{'y' * size}'\nz = b'{'y' * size}'", limits=limits)
+        assert result.status in (Status.PASSED, Status.SYNTAX_ERROR, Status.MEMORY_LIMIT)
+    assert pool.stats()["retries"] == retries
+
+
 def test_hostile_reports_change_no_failure_into_a_pass_or_an_infrastructure_error(run):
     for text in ("X", "M", "E", "-", ""):
         (result,) = run(f"import os\nos.write(3, {text!r}.encode())\nprint(8)\nos._exit(1)", ("", "7"))
