@@ -19,12 +19,13 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
+import difflib
 import functools
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import logging
 from ml_collections import ConfigDict
@@ -36,7 +37,7 @@ from rlef_jax.data import benchmarks
 from rlef_jax.data.code_contests.references import error_rate_line
 from rlef_jax.data.shown_tests import with_public
 from rlef_jax.data.sources import CODE_CONTESTS, Source, check_source, check_splits, fit
-from rlef_jax.errors import ConfigError, RunError
+from rlef_jax.errors import EXIT_BAD_INPUT, ConfigError, RunError
 from rlef_jax.evaluation import few_shot, job
 from rlef_jax.evaluation.n_at_k import rollouts_for
 from rlef_jax.training import episode_io
@@ -45,9 +46,16 @@ from rlef_jax.training.progress import ProgressDisplay
 from rlef_jax.types import Problem
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with a command line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_BAD_INPUT, f"error: {message}; --help names every option\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
+    p = _Parser(
         prog="python -m rlef_jax.evaluate",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -82,14 +90,16 @@ def parser() -> argparse.ArgumentParser:
 
 
 def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The arguments; `overrides` holds what `--config.KEY=VALUE` gave. Exits, as argparse does, for unknown ones."""
+    """The arguments; `overrides` holds what `--config.KEY=VALUE` gave. Exits, with one line on stderr, for others."""
     p = parser()
     args, rest = p.parse_known_args(argv)
     args.overrides = {}
     for item in rest:
         name, equals, text = item.partition("=")
         if not name.startswith("--config.") or not equals:
-            p.error(f"unrecognized argument {item}")
+            flags = ["--" + flag.replace("_", "-") for flag in vars(args)]
+            near = "".join(f", did you mean {flag}?" for flag in difflib.get_close_matches(name, flags, 1))
+            p.error(f"unrecognized argument {item}{near}")
         args.overrides[name.removeprefix("--config.")] = _literal(text)
     return args
 
