@@ -98,7 +98,7 @@ def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
         name, equals, text = item.partition("=")
         if not name.startswith("--config.") or not equals:
             flags = ["--" + flag.replace("_", "-") for flag in vars(args)]
-            near = "".join(f", did you mean {flag}?" for flag in difflib.get_close_matches(name, flags, 1))
+            near = "".join(f" (did you mean {flag}?)" for flag in difflib.get_close_matches(name, flags, 1))
             p.error(f"unrecognized argument {item}{near}")
         args.overrides[name.removeprefix("--config.")] = _literal(text)
     return args

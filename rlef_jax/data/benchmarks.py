@@ -57,8 +57,11 @@ def load(
     if name not in FUNCTION_SETS and name != LIVE_CODE_BENCH:
         known = ", ".join((*FUNCTION_SETS, LIVE_CODE_BENCH, "SOURCE/SPLIT (such as mini_contests/test_500)"))
         raise ConfigError(f"--benchmark: no {name!r}; there is {known}")
-    if data is None:
-        raise ConfigError(f"--benchmark={name} needs --data=FOLDER, where its published files are")
+    if data is None or not data.is_dir():
+        raise ConfigError(
+            f"--benchmark={name} needs --data=FOLDER, where its published files are"
+            + (f"; there is no folder {data}" if data is not None else "")
+        )
     try:
         if name == LIVE_CODE_BENCH:
             return live_code_bench.problems(_live_code_bench_files(data), since=since, until=until, count=count)

@@ -157,9 +157,11 @@ def test_lines_of_another_form_are_named(tmp_path, change, message):
 
 def test_wrong_usage_is_one_line(tmp_path):
     folder = written(tmp_path / "files", [ADD, SUM])
+    (tmp_path / "empty").mkdir()
     for name, data, window, message in (
         ("livecodebench", None, {}, "--benchmark=livecodebench needs --data=FOLDER"),
-        ("livecodebench", tmp_path / "nowhere", {}, "no test.jsonl, test2.jsonl, ... in it"),
+        ("livecodebench", tmp_path / "nowhere", {}, f"; there is no folder {tmp_path / 'nowhere'}"),
+        ("livecodebench", tmp_path / "empty", {}, "no test.jsonl, test2.jsonl, ... in it"),
         ("livecodebench", folder, {"until": "October 2024"}, "--until: a date such as 2024-10 or 2024-10-31, not"),
         ("livecodebench", folder, {"since": "2025"}, "no question of these dates; theirs are 2024-04-30 to 2024-05-01"),
         ("mini_contests/valid", None, {"since": "2024"}, "--since: only livecodebench has dates"),

@@ -169,7 +169,7 @@ def test_bad_arguments_are_one_line(tmp_path):
 @pytest.mark.parametrize(
     "arguments, line",
     [
-        (["--turn=3"], "error: unrecognized argument --turn=3, did you mean --turns?; --help names every option"),
+        (["--turn=3"], "error: unrecognized argument --turn=3 (did you mean --turns?); --help names every option"),
         (["--workdir=a", "--config=b"], "error: argument --config: not allowed with argument --workdir"),
         (["--feedback=some"], "error: argument --feedback: invalid choice: 'some' (choose from"),
         (["--config.episode.context"], "error: unrecognized argument --config.episode.context"),
