@@ -80,8 +80,8 @@ def problem(row: Mapping[str, Any]) -> Problem:
         tuple(_test(test, function) for test in tests)
         for tests in (json.loads(row["public_test_cases"]), private_tests(row["private_test_cases"]))
     )
-    if not public or not private:
-        raise ValueError(f"{row['question_id']} lacks {'private' if public else 'public'} tests")
+    if not public:
+        raise ValueError(f"{row['question_id']} lacks public tests")
     description, starter = row["question_content"], row["starter_code"]
     if function:
         description += f"\n\nComplete this starter code:\n\n{starter.rstrip()}"
@@ -95,7 +95,7 @@ def problem(row: Mapping[str, Any]) -> Problem:
     # Under this name the judge finds the method; no name of a program's own can be in its way.
     after = f"\n\nglobals()['{_entry_point(function)}'] = {_entry_point(function)}\n" if function else ""
     return Problem(
-        row["question_id"], description, public, private, tags=tags, style="function" if function else "contest",
+        row["question_id"], description, public, private or public, tags=tags, style="function" if function else "contest",
         frame=(IMPORTS, after),
     )  # fmt: skip
 

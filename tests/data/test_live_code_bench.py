@@ -81,6 +81,11 @@ def test_every_field(tmp_path):
     assert late.private_tests == (TestCase("2 2\n", "4\n"),)  # plain JSON is read too
 
 
+def test_without_private_tests_the_public_ones_decide(tmp_path):
+    (problem,) = load(written(tmp_path, [row("x", "2024-01-01", stdin(("1\n", "1\n")), [])]))
+    assert problem.hidden_tests == problem.public_tests == (TestCase("1\n", "1\n"),)
+
+
 def test_what_the_model_is_told(tmp_path):
     _, total = load(written(tmp_path, [ADD, SUM]))
     assert first_message(total) == (
