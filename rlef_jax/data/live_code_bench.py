@@ -94,10 +94,9 @@ def problem(row: Mapping[str, Any]) -> Problem:
     }
     # Under this name the judge finds the method; no name of a program's own can be in its way.
     after = f"\n\nglobals()['{_entry_point(function)}'] = {_entry_point(function)}\n" if function else ""
-    return Problem(
-        row["question_id"], description, public, private or public, tags=tags, style="function" if function else "contest",
-        frame=(IMPORTS, after),
-    )  # fmt: skip
+    style = "function" if function else "contest"
+    frame = IMPORTS, after
+    return Problem(row["question_id"], description, public, private or public, tags=tags, style=style, frame=frame)
 
 
 def _test(test: Mapping[str, Any], function: str) -> Test:
