@@ -2,8 +2,9 @@
 
 Ten rollouts of three responses for each problem of a built folder's train, valid and test splits: stored solutions, the
 same with one thing changed, and junk (no code, no Python, an answer that is never right). Public tests all run, hidden
-ones until the first failure. Sizes of a quarter, a half and all of the problems show whether a step grows faster than
-the work: the ratio is of the seconds a test at full size to those at a quarter. One line of JSON at the end.
+ones until the first failure. A quarter of the problems and all of them show whether a step grows faster than the work:
+the ratio is of the seconds a test at full size to those at a quarter. What the programs themselves take of the workers'
+time is printed beside. One line of JSON at the end.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import ast
 import collections
 import json
+import os
 import random
 import resource
 import time
@@ -22,8 +24,8 @@ from rlef_jax.data.code_contests.build import read_plan
 from rlef_jax.data.code_contests.reader import open_split
 from rlef_jax.evaluation.recorded import Recorded, judge_recorded
 from rlef_jax.execution.interpreter import find_python
-from rlef_jax.execution.pool import ExecutionPool, auto_workers
-from rlef_jax.types import Episode, Limits, Problem
+from rlef_jax.execution.pool import ExecutionPool
+from rlef_jax.types import Episode, Limits, Problem, Status, TestResult
 
 JUNK = (None, "I am not sure", "print('no such answer')", "def f(:\n", "import sys\nsys.exit(3)\n")
 _SWAPS: dict[type, type] = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Add: ast.Sub, ast.Gt: ast.GtE, ast.Eq: ast.NotEq}
@@ -65,10 +67,10 @@ def rollouts(problems: Sequence[Problem], each: int, turns: int) -> list[Recorde
     return found
 
 
-def tests_run(episodes: Sequence[Episode]) -> int:
-    """Tests with a result, over all turns."""
+def results_of(episodes: Sequence[Episode]) -> list[TestResult]:
+    """Of each test that was run, over all turns."""
     verdicts = [turn.verdict for e in episodes for turn in e.turns if turn.verdict is not None]
-    return sum(len(v.public) + len(v.hidden) for v in verdicts)
+    return [result for v in verdicts for result in (*v.public, *v.hidden)]
 
 
 def main() -> None:
@@ -76,31 +78,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a folder that rlef_jax.data.code_contests has built")
     parser.add_argument("--quick", action="store_true", help="16 problems")
-    parser.add_argument("--workers", type=int, default=auto_workers())
-    parser.add_argument("--wall-s", type=float, default=2.0, help="of a test where the problem has no limit")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="default: one for each core")
+    parser.add_argument("--wall-s", type=float, default=1.0, help="of a test where it has no limit (default: 1)")
     args = parser.parse_args()
     splits = read_plan(args.data)["splits"]
     problems = [p for split in splits for p in open_split(str(args.data), split) if p.solutions]
     random.Random(0).shuffle(problems)
     problems = problems[:16] if args.quick else problems
     results, per_test = [], []
-    for share in (4, 2, 1):
+    for share in (4, 1):
         work = rollouts(problems[: len(problems) // share], 10, 3)
         with ExecutionPool(args.workers, find_python("3.10")) as pool:
             began = time.perf_counter()
             episodes = judge_recorded(pool, work, Limits(wall_s=args.wall_s), max_turns=3)
             seconds = time.perf_counter() - began
-        tests = tests_run(episodes)
-        per_test.append(seconds / tests)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        ends = collections.Counter(e.end for e in episodes)
+        ran = results_of(episodes)
+        per_test.append(seconds / len(ran))
         print(
             f"{len(work) // 10:>4} problems, {len(work)} rollouts, {sum(len(e.turns) for e in episodes)} responses:"
-            f" {seconds:.0f} s, {tests} tests, {tests / seconds:.0f} tests/s, {peak:.0f} MB here at most;"
-            f" {sum(e.solved for e in episodes)} solved, ends {dict(ends)}",
+            f" {seconds:.0f} s, {len(ran)} tests, {len(ran) / seconds:.0f} tests/s,"
+            f" {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB here at most;"
+            f" {100 * sum(r.wall_s for r in ran) / seconds / args.workers:.0f} % of the workers' time in programs,"
+            f" {sum(r.status is Status.TIME_LIMIT for r in ran)} tests out of time;"
+            f" {sum(e.solved for e in episodes)} solved, ends {dict(collections.Counter(e.end for e in episodes))}",
             flush=True,
         )
-        results.append({"case": f"{len(work) // 10} problems", "ours": tests / seconds, "unit": "tests/s"})
+        results.append({"case": f"{len(work) // 10} problems", "ours": len(ran) / seconds, "unit": "tests/s"})
     ratio = per_test[-1] / per_test[0]
     print(f"seconds a test, all problems to a quarter of them: {ratio:.2f}x")
     print(json.dumps({"benchmark": "recorded", "results": results, "growth": ratio}))

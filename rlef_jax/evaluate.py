@@ -8,10 +8,10 @@
 `--turns=1 --samples=3` three independent responses, of which one that passes the public tests is submitted (n@k,
 section 3.2). Weights are those of a run's checkpoint, of its warm start (`--warm-start`), or of `config.model.init`.
 
-Benchmarks: SOURCE/SPLIT (mini_contests/test_500, ...), human_eval_plus, mbpp_plus, human_eval, mbpp, mbpp_sanitized;
-the last five read the published files in --data. Every rollout is written to --out; the same command again, after a
-kill too, goes on from there. The numbers are printed as JSON on stdout, as a table on stderr, and written to
-OUT/results.json. Values of the configuration can be given as with rlef_jax.train: --config.KEY=VALUE.
+Benchmarks: SOURCE/SPLIT (mini_contests/test_500, ...), human_eval_plus, mbpp_plus, human_eval, mbpp, mbpp_sanitized,
+livecodebench; all but the first read the published files in --data. Every rollout is written to --out; the same
+command again, after a kill too, goes on from there. The numbers are printed as JSON on stdout, as a table on stderr,
+and written to OUT/results.json. Values of the configuration can be given as with rlef_jax.train: --config.KEY=VALUE.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
+import difflib
 import functools
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import logging
 from ml_collections import ConfigDict
@@ -34,18 +35,27 @@ from rlef_jax.command_line import errors_as_lines
 from rlef_jax.config_checks import validate
 from rlef_jax.data import benchmarks
 from rlef_jax.data.code_contests.references import error_rate_line
+from rlef_jax.data.shown_tests import with_public
 from rlef_jax.data.sources import CODE_CONTESTS, Source, check_source, check_splits, fit
-from rlef_jax.errors import ConfigError, RunError
-from rlef_jax.evaluation import job
+from rlef_jax.errors import EXIT_BAD_INPUT, ConfigError, RunError
+from rlef_jax.evaluation import few_shot, job
 from rlef_jax.evaluation.n_at_k import rollouts_for
 from rlef_jax.training import episode_io
 from rlef_jax.training.parts import describe_policy, first_prompt_of
 from rlef_jax.training.progress import ProgressDisplay
+from rlef_jax.types import Problem
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with a command line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_BAD_INPUT, f"error: {message}; --help names every option\n")
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
+    p = _Parser(
         prog="python -m rlef_jax.evaluate",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -65,6 +75,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--temperature", type=float, help="default: the config's eval.temperature")
     p.add_argument("--top-p", type=float, help="default: the config's eval.top_p")
     p.add_argument("--feedback", choices=("true", "random", "none"), default="true")
+    p.add_argument("--few-shot", type=Path, metavar="FILE", help="saved episodes: solved ones stand before each prompt")
+    p.add_argument("--shots", type=int, default=2, help="how many of them, with --few-shot (default: 2)")
+    p.add_argument("--feedback-tests", type=int, default=0, metavar="N", help="feedback from up to N tests a problem,"
+                   " hidden ones too; default: from its public tests")  # fmt: skip
+    p.add_argument("--since", default="", metavar="DATE", help="livecodebench: first contest date, such as 2024-05")
+    p.add_argument("--until", default="", metavar="DATE", help="livecodebench: last contest date, such as 2024-10")
     p.add_argument("--n-at-k", default="", help="such as 1@1,1@3,10@100; default: 1@TURNS and 1@SAMPLES")
     p.add_argument("--problems", type=int, default=0, help="the first n; 0 = all")
     p.add_argument("--out", type=Path, help="folder for rollouts and numbers (default: one named after what is asked)")
@@ -74,14 +90,16 @@ def parser() -> argparse.ArgumentParser:
 
 
 def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The arguments; `overrides` holds what `--config.KEY=VALUE` gave. Exits, as argparse does, for unknown ones."""
+    """The arguments; `overrides` holds what `--config.KEY=VALUE` gave. Exits, with one line on stderr, for others."""
     p = parser()
     args, rest = p.parse_known_args(argv)
     args.overrides = {}
     for item in rest:
         name, equals, text = item.partition("=")
         if not name.startswith("--config.") or not equals:
-            p.error(f"unrecognized argument {item}")
+            flags = ["--" + flag.replace("_", "-") for flag in vars(args)]
+            near = "".join(f" (did you mean {flag}?)" for flag in difflib.get_close_matches(name, flags, 1))
+            p.error(f"unrecognized argument {item}{near}")
         args.overrides[name.removeprefix("--config.")] = _literal(text)
     return args
 
@@ -106,13 +124,16 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     name = args.benchmark or f"{config.data.name}/{config.eval.split}"
     source_name, slash, split = name.partition("/")
     source = _fitted(_source(args, config, source_name), config, split) if slash else None
-    problems = benchmarks.load(name, args.data, config.eval.problems, source)
+    published = benchmarks.load(name, args.data, config.eval.problems, source, since=args.since, until=args.until)
+    problems, also = _with_feedback_tests(published, args.feedback_tests)
     if args.judge_only is not None:
-        made = job.recorded(config, name, problems, args.judge_only, args.turns, args.out, args.chunk)
+        made = job.recorded(config, name, problems, args.judge_only, args.turns, args.out, args.chunk, also)
     else:
+        shots = few_shot.choose(args.few_shot, args.shots, problems) if args.few_shot is not None else []
         made = job.sampled(
             config, name, problems, workdir=args.workdir, checkpoint=None if args.warm_start else args.checkpoint,
-            rollouts=rollouts_for(args.samples, args.turns), feedback=args.feedback, out=args.out, chunk=args.chunk,
+            rollouts=rollouts_for(args.samples, args.turns), feedback=args.feedback, shots=shots, out=args.out,
+            chunk=args.chunk, also=also,
         )  # fmt: skip
     if args.episodes is not None:
         episode_io.write_episodes(args.episodes, made.episodes)
@@ -124,6 +145,15 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         raise
     except ValueError as error:
         raise RunError(f"{error}: the judge broke on the others") from error
+
+
+def _with_feedback_tests(problems: Sequence[Problem], count: int) -> tuple[Sequence[Problem], dict[str, Any]]:
+    """The problems with up to `count` public tests, and what an evaluation's settings say of it; 0 changes nothing."""
+    if not count:
+        return problems, {}
+    shown = [with_public(problem, count) for problem in problems]
+    moved = sum(len(p.public_tests) for p in shown) - sum(len(p.public_tests) for p in problems)
+    return shown, {"feedback_tests": count, "made_public": moved}
 
 
 def _source(args: argparse.Namespace, config: ConfigDict, name: str) -> Source:
@@ -203,8 +233,11 @@ def _changed_config(args: argparse.Namespace) -> ConfigDict:
         raise ConfigError(line) from error
     if args.benchmark and args.split:
         raise ConfigError("--split: --benchmark=SOURCE/SPLIT names the split; give one of the two")
-    if args.chunk < 1:
-        raise ConfigError(f"--chunk: 1 or more; it is {args.chunk}")
+    for flag, least in (("chunk", 1), ("shots", 1), ("feedback_tests", 0)):
+        if getattr(args, flag) < least:
+            raise ConfigError(f"--{flag.replace('_', '-')}: {least} or more; it is {getattr(args, flag)}")
+    if args.few_shot is not None and args.judge_only is not None:
+        raise ConfigError("--few-shot: responses made elsewhere were made with prompts of their own; leave it out")
     if args.samples < args.turns and args.judge_only is None:
         raise ConfigError(f"--samples={args.samples} must be at least --turns={args.turns}")
     return config

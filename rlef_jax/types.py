@@ -60,9 +60,10 @@ class Problem:
 
     `time_limit_s` (seconds) and `memory_limit_bytes` are None where the source has none; the judge then uses
     its configured defaults. `tags` holds what analyses group by (family, reading, ...); no prompt shows it.
-    `style` says how the dialogue about it is worded: "contest" (C.1), "human_eval" (C.4) or "mbpp" (C.5).
-    Every response begins with the text `start`, which is given to the model, not sampled. `shown_tests` are the
-    asserts that the first prompt shows, where the style has a place for them.
+    `style` says how the dialogue about it is worded: "contest" (C.1), "human_eval" (C.4), "mbpp" (C.5) or "function"
+    (ours). Every response begins with the text `start`, which is given to the model, not sampled. `shown_tests` are
+    the asserts that the first prompt shows, where the style has a place for them. `frame` is the text that the
+    benchmark puts before and behind each program to run it; no prompt shows it.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Problem:
     style: str = "contest"
     start: str = ""
     shown_tests: tuple[str, ...] = ()
+    frame: tuple[str, ...] = ()
 
     @property
     def hidden_tests(self) -> tuple[Test, ...]:

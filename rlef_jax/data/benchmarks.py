@@ -7,6 +7,7 @@
 | `human_eval` | HumanEval.jsonl.gz |
 | `mbpp` | mbpp.jsonl: its test part, task ids 11 to 510 |
 | `mbpp_sanitized` | sanitized-mbpp.json: those of the same ids |
+| `livecodebench` | test.jsonl, test2.jsonl, ... (livecodebench/code_generation_lite), all that are there |
 | `code_contests/SPLIT` | what python -m rlef_jax.data.code_contests has built; or `config.data.dir` |
 | `mini_contests/SPLIT` | none |
 """
@@ -15,11 +16,12 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlef_jax.data import evalplus
+from rlef_jax.data import evalplus, live_code_bench
 from rlef_jax.data.sources import Source, evaluation_problems
 from rlef_jax.errors import ConfigError
 from rlef_jax.types import Problem
@@ -28,22 +30,41 @@ _MBPP_TEST = range(11, 511)
 _NO_CALLS = frozenset({367})  # MBPP's test of trees calls with objects of a class of its own
 
 
-def load(name: str, data: Path | None = None, count: int = 0, source: Source | None = None) -> Sequence[Problem]:
+LIVE_CODE_BENCH = "livecodebench"
+
+
+def load(
+    name: str,
+    data: Path | None = None,
+    count: int = 0,
+    source: Source | None = None,
+    *,
+    since: str = "",
+    until: str = "",
+) -> Sequence[Problem]:
     """The problems of a benchmark, the first `count` of them (0 = all). Reading some runs reference solutions.
 
-    `source` is where SOURCE/SPLIT leads; without it, the source of that name, in `data`, without rules.
+    `source` is where SOURCE/SPLIT leads; without it, the source of that name, in `data`, without rules. `since` and
+    `until` are the first and last date of LiveCodeBench's questions (`live_code_bench.problems`).
 
     Raises ConfigError for one that there isn't, or whose files aren't in `data` or aren't what they should be.
     """
+    if (since or until) and name != LIVE_CODE_BENCH:
+        raise ConfigError(f"--{'since' if since else 'until'}: only {LIVE_CODE_BENCH} has dates, {name} has none")
     source_name, slash, split = name.partition("/")
     if slash:
         return evaluation_problems(source or Source(source_name, dir=str(data or "")), split, count)
-    if name not in FUNCTION_SETS:
-        known = ", ".join((*FUNCTION_SETS, "SOURCE/SPLIT (such as mini_contests/test_500)"))
+    if name not in FUNCTION_SETS and name != LIVE_CODE_BENCH:
+        known = ", ".join((*FUNCTION_SETS, LIVE_CODE_BENCH, "SOURCE/SPLIT (such as mini_contests/test_500)"))
         raise ConfigError(f"--benchmark: no {name!r}; there is {known}")
-    if data is None:
-        raise ConfigError(f"--benchmark={name} needs --data=FOLDER, where its published files are")
+    if data is None or not data.is_dir():
+        raise ConfigError(
+            f"--benchmark={name} needs --data=FOLDER, where its published files are"
+            + (f"; there is no folder {data}" if data is not None else "")
+        )
     try:
+        if name == LIVE_CODE_BENCH:
+            return live_code_bench.problems(_live_code_bench_files(data), since=since, until=until, count=count)
         return FUNCTION_SETS[name](data, count)
     except (ValueError, KeyError, TypeError, EOFError) as error:
         if isinstance(error, ConfigError):
@@ -65,6 +86,16 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     if path.name.removesuffix(".gz").endswith(".json"):
         return json.loads(text)
     return [json.loads(line) for line in text.splitlines() if line.strip()]
+
+
+def _live_code_bench_files(data: Path) -> list[Path]:
+    """test.jsonl, test2.jsonl, ... in the order of their releases."""
+    for folder in (data, *sorted(path for path in data.glob("*") if path.is_dir())):
+        numbered = {path: re.fullmatch(r"test(\d*)\.jsonl", path.name) for path in folder.glob("test*.jsonl")}
+        found = {path: int(match[1] or 1) for path, match in numbered.items() if match}
+        if found:
+            return sorted(found, key=lambda path: found[path])
+    raise ConfigError(f"--data={data}: no test.jsonl, test2.jsonl, ... in it")
 
 
 def _first(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:

@@ -75,12 +75,21 @@ class ChatStyle:
         """Marks and texts of turn 1's prompt."""
         head = self.system_head + (self.trimmed(system) or self.system)
         shown = self._message("system", head) if head else []
-        return _joined([*self._split(self.head), *shown, *self._message("user", user), *self._answer(start)])
+        return _joined([*self._split(self.head), *shown, *self.user_turn(user, start)])
 
     def next(self, user: str, *, closed: bool, start: str = "") -> list[str]:
         """Marks and texts between a response and the next one; `closed`: the response holds its end already."""
         end = [] if closed else [Mark(self.end)]
-        return _joined([*end, self.gap, *self._message("user", user), *self._answer(start)])
+        return _joined([*end, self.gap, *self.user_turn(user, start)])
+
+    def another(self, user: str, start: str = "") -> list[str]:
+        """Marks and texts between a dialogue's last response and another dialogue's: an empty response first (C.3)."""
+        empty = self._message("assistant", "")
+        return _joined([self.gap, *empty, *self.user_turn(user, start)])
+
+    def user_turn(self, user: str, start: str = "") -> list[str]:
+        """Marks and texts of a message and of what opens the response to it."""
+        return _joined([*self._message("user", user), *self._answer(start)])
 
     def trimmed(self, text: str) -> str:
         """A message's text as the format has it."""
@@ -147,6 +156,14 @@ class ChatFormat:
     def next_prompt(self, user: str, *, closed: bool, start: str = "") -> list[int]:
         """Tokens appended after a response; `closed` says whether the response ended with a stop id."""
         return self._ids(self.style.next(user, closed=closed, start=start))
+
+    def another_prompt(self, user: str, *, start: str = "") -> list[int]:
+        """Tokens appended after a dialogue's last response, its stop id included, where another dialogue begins."""
+        return self._ids(self.style.another(user, start))
+
+    def user_turn(self, user: str, *, start: str = "") -> list[int]:
+        """Tokens that every prompt with this message ends with."""
+        return self._ids(self.style.user_turn(user, start))
 
     def response(self, text: str) -> list[int]:
         """Tokens of a response written by someone else (supervised data), its stop id included."""

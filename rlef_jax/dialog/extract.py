@@ -37,6 +37,14 @@ def program_of(problem: Problem, response: str) -> str | None:
     return continued(problem.start, response) if problem.start else extract_code(response)
 
 
+def framed(problem: Problem, program: str | None) -> str | None:
+    """What the judge runs of a program: itself, or with what the benchmark puts around it (`problem.frame`)."""
+    if program is None or not problem.frame:
+        return program
+    before, after = problem.frame
+    return before + program + after
+
+
 def continued(start: str, response: str) -> str | None:
     """`start` and what a response goes on with, or None for a blank one. Ours: the paper says no more than that.
 

@@ -13,7 +13,7 @@ from rlef_jax.dialog.prompts import FORMAT_SENTENCE
 from rlef_jax.types import FunctionTest, Problem, Status, Test, TestCase, TestResult, Verdict
 
 TRY_AGAIN = f"Give it another try.\n{FORMAT_SENTENCE}"
-_ENDINGS = {"contest": TRY_AGAIN, "human_eval": "Give it another try.", "mbpp": TRY_AGAIN}
+_ENDINGS = {"contest": TRY_AGAIN, "human_eval": "Give it another try.", "mbpp": TRY_AGAIN, "function": TRY_AGAIN}
 KINDS = ("true", "none")
 
 

@@ -8,15 +8,13 @@ FORMAT_SENTENCE = (
     "Your code should be enclosed in triple backticks like so: ```python YOUR CODE HERE ```. "
     "Use the backticks for your code only."
 )
-STYLES = ("contest", "human_eval", "mbpp")
+STYLES = ("contest", "human_eval", "mbpp", "function")
+_QUESTION = "Provide a Python solution for the following competitive programming question:"
 
 
 def problem_prompt(description: str) -> str:
     """The user message of turn 1. The description goes in as it is; the full stop after it is the paper's."""
-    return (
-        f"Provide a Python solution for the following competitive programming question: {description}."
-        f"\n\n{FORMAT_SENTENCE}"
-    )
+    return f"{_QUESTION} {description}.\n\n{FORMAT_SENTENCE}"
 
 
 def first_message(problem: Problem) -> str:
@@ -32,6 +30,8 @@ def first_message(problem: Problem) -> str:
                 "Write a solution to the following problem and make sure that it passes the tests:"
                 f"\n{problem.description}"
             )
+        case "function":  # ours: the description ends with code, which a full stop would break
+            return f"{_QUESTION} {problem.description}\n\n{FORMAT_SENTENCE}"
         case "mbpp":
             tests = "\n".join(problem.shown_tests)
             return (

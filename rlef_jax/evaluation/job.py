@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from rlef_jax.dialog.extract import program_of
 from rlef_jax.errors import ConfigError
+from rlef_jax.evaluation.few_shot import opening
 from rlef_jax.evaluation.kept import all_chunks, open_folder, settings_hash, write_results
 from rlef_jax.evaluation.metrics import text_report, whole_report
 from rlef_jax.evaluation.recorded import judge_recorded, read_recorded
@@ -24,6 +25,7 @@ from rlef_jax.training.episode_io import problem_json
 from rlef_jax.training.evaluator import EVAL_SEED
 from rlef_jax.training.parts import build_policy, build_pool, build_samplers, complete, limits_of, rollout_settings
 from rlef_jax.training.progress import ProgressDisplay
+from rlef_jax.training.rollout import RolloutSettings
 from rlef_jax.training.workdir import saved_policy
 from rlef_jax.types import Episode, Problem
 
@@ -58,13 +60,16 @@ def sampled(
     checkpoint: str | None,
     rollouts: int,
     feedback: str,
+    shots: Sequence[Episode],
     out: Path | None,
     chunk: int,
+    also: Mapping[str, Any],
 ) -> Made:
     """Rollouts of a policy: of a run's checkpoint, or where that is None of `config.model.init`.
 
-    Every rollout is a function of the weights, the seed and its number alone, as in a run's own evaluations. Raises
-    ConfigError for weights or a folder that can't be used.
+    `shots` are dialogues in front of each prompt (`evaluation.few_shot`). `also` is added to what the folder says of
+    the evaluation. Every rollout is a function of the weights, the seed and its number alone, as in a run's own
+    evaluations. Raises ConfigError for weights, dialogues or a folder that can't be used.
     """
     config = complete(config)
     policy = build_policy(config)
@@ -72,6 +77,7 @@ def sampled(
     if workdir is not None and checkpoint is not None:
         params = saved_policy(workdir, checkpoint, policy.params)
     settings = rollout_settings(config, policy.chat, feedback, evaluation=True)
+    settings = dataclasses.replace(settings, opening=opening(policy.chat, shots, settings.system_prompt))
     about = {
         "benchmark": name,
         "problems": len(problems),
@@ -81,7 +87,10 @@ def sampled(
         "chunk": chunk,
         "settings": _plain(settings),
         "tests": _content(problems),
+        **also,
     }
+    if shots:
+        about["few_shot"] = [shot.problem.name for shot in shots]
     folder = out or (workdir or Path("runs")) / "benchmarks" / _folder_name(name, about)
     open_folder(folder, about)
     rows = [p for p in problems for _ in range(rollouts)]
@@ -106,9 +115,19 @@ def sampled(
 
 
 def recorded(
-    config: ConfigDict, name: str, problems: Sequence[Problem], path: Path, turns: int, out: Path | None, chunk: int
+    config: ConfigDict,
+    name: str,
+    problems: Sequence[Problem],
+    path: Path,
+    turns: int,
+    out: Path | None,
+    chunk: int,
+    also: Mapping[str, Any],
 ) -> Made:
-    """The rollouts in a file (`evaluation.recorded`), judged. Where none has several responses, each is one sample."""
+    """The rollouts in a file (`evaluation.recorded`), judged. Where none has several responses, each is one sample.
+
+    `also` is added to what the folder says of the evaluation.
+    """
     rollouts = read_recorded(path, problems)
     if not rollouts:
         raise ConfigError(f"--judge-only: {path} holds no samples")
@@ -126,6 +145,7 @@ def recorded(
         "chunk": chunk,
         "settings": json.loads(json.dumps({k: v for k, v in execution.items() if k != "workers"})),
         "tests": _content(problems),
+        **also,
     }
     folder = out or Path("runs") / "benchmarks" / _folder_name(f"{name}_{path.stem}", about)
     open_folder(folder, about)
@@ -178,6 +198,13 @@ def text_of(found: dict[str, Any]) -> str:
         lines.append(f"1@1 {found['1@1']:.1f} % (first responses; over problems {low:.1f} to {high:.1f})")
     if missing := found["evaluation"].get("without_samples"):
         lines.append(f"{missing} problems of {found['evaluation']['benchmark']} have no sample and don't count")
+    if count := found["evaluation"].get("feedback_tests"):
+        lines.append(
+            f"feedback, and the choice of what is submitted, from up to {count} tests a problem:"
+            f" {found['evaluation']['made_public']} hidden tests were made public"
+        )
+    if shown := found["evaluation"].get("few_shot"):
+        lines.append(f"few-shot dialogues in front: {', '.join(shown)}")
     if found["judge"]:
         lines.append(found["judge"])
     return "\n".join([*lines, f"rollouts and numbers are kept in {found['folder']}"])
@@ -189,9 +216,12 @@ def _sizes(problems: int, rollouts: int, chunk: int) -> list[int]:
     return [rollouts * min(each, problems - i) for i in range(0, problems, each)]
 
 
-def _plain(settings: Any) -> dict[str, Any]:
-    """Settings as JSON gives them back."""
-    return json.loads(json.dumps(dataclasses.asdict(settings)))
+def _plain(settings: RolloutSettings) -> dict[str, Any]:
+    """Settings as JSON gives them back; of the tokens in front of each prompt, if there are any, their hash."""
+    fields = dataclasses.asdict(settings)
+    if ids := fields.pop("opening"):
+        fields["opening"] = hashlib.sha256(json.dumps(ids).encode()).hexdigest()
+    return json.loads(json.dumps(fields))
 
 
 def _content(problems: Sequence[Problem]) -> str:

@@ -132,7 +132,7 @@ def decode(kind: Any, value: Any) -> Any:
 
 
 # Fields that episodes of earlier versions lack; they have the defaults there.
-_ADDED: dict[Any, tuple[str, ...]] = {Problem: ("style", "start", "shown_tests")}
+_ADDED: dict[Any, tuple[str, ...]] = {Problem: ("style", "start", "shown_tests", "frame")}
 
 
 def _function_test(value: dict[str, Any]) -> FunctionTest:

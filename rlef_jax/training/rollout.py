@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from rlef_jax import episode as machine
 from rlef_jax.dialog.chat import ChatFormat
-from rlef_jax.dialog.extract import program_of
+from rlef_jax.dialog.extract import framed, program_of
 from rlef_jax.dialog.feedback import feedback_message
 from rlef_jax.dialog.prompts import first_message
 from rlef_jax.errors import ConfigError, StoppedError
@@ -72,6 +72,8 @@ class RolloutSettings:
       max_failures: failed tests named in one message; 0 names all.
       max_chars: of each text in a message; 0 cuts nothing.
       system_prompt: opens the dialogue where not empty.
+      opening: tokens in front of each first prompt, the system message included: other dialogues (C.3), see
+        `evaluation.few_shot`.
       limits: of one test, where the problem has none of its own.
       max_wall_s: caps the problem's own time limit (seconds); None or 0 never does.
       stop_hidden_at_first_failure: enough for the reward; off where all hidden results are wanted.
@@ -84,6 +86,7 @@ class RolloutSettings:
     max_failures: int = 0
     max_chars: int = 0
     system_prompt: str = ""
+    opening: tuple[int, ...] = ()
     limits: Limits = Limits()
     max_wall_s: float | None = None
     stop_hidden_at_first_failure: bool = True
@@ -154,10 +157,15 @@ def collect(
 def _first_prompt(episode: Episode, chat: ChatFormat, settings: RolloutSettings) -> list[int]:
     """Turn 1's tokens. Raises ConfigError where they leave no room for a response."""
     problem = episode.problem
-    prompt = chat.first_prompt(first_message(problem), settings.system_prompt, start=problem.start)
+    message, opening = first_message(problem), settings.opening
+    if opening:
+        prompt = [*opening, *chat.another_prompt(message, start=problem.start)]
+    else:
+        prompt = chat.first_prompt(message, settings.system_prompt, start=problem.start)
     if machine.room(episode, len(prompt), settings.context) < 1:
+        shots = f" ({len(opening)} of them few-shot dialogues)" if opening else ""
         raise ConfigError(
-            f"problem {problem.name!r}: its prompt of {len(prompt)} tokens leaves no room for a"
+            f"problem {problem.name!r}: its prompt of {len(prompt)} tokens{shots} leaves no room for a"
             f" response; raise config.episode.context, which is {settings.context}, or leave such problems out:"
             " config.data.max_prompt_tokens"
         )
@@ -227,7 +235,7 @@ class _Driver:
     def _on_sample(self, row: int, prompt: Sequence[int], sample: Sample) -> None:
         """A response is complete: its program runs on the public tests."""
         problem = self._episodes[row].problem
-        program = self._programs[row] = program_of(problem, self._chat.response_text(sample.ids))
+        program = self._programs[row] = framed(problem, program_of(problem, self._chat.response_text(sample.ids)))
         turn = Turn(
             prompt_delta_ids=tuple(prompt),
             response_ids=tuple(map(int, sample.ids)),

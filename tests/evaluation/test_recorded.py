@@ -166,6 +166,22 @@ def test_bad_arguments_are_one_line(tmp_path):
     assert done.returncode == 2 and done.stderr.startswith("error: one of --workdir, --config and --judge-only")
 
 
+@pytest.mark.parametrize(
+    "arguments, line",
+    [
+        (["--turn=3"], "error: unrecognized argument --turn=3 (did you mean --turns?); --help names every option"),
+        (["--workdir=a", "--config=b"], "error: argument --config: not allowed with argument --workdir"),
+        (["--feedback=some"], "error: argument --feedback: invalid choice: 'some' (choose from"),
+        (["--config.episode.context"], "error: unrecognized argument --config.episode.context"),
+    ],
+)
+def test_a_misspelt_option_is_one_line(capsys, arguments, line):
+    with pytest.raises(SystemExit) as stop:
+        parsed(arguments)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.startswith(line) and len(error.splitlines()) == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "count"), [("human_eval_plus", 164), ("mbpp_plus", 378), ("human_eval", 164)])
 def test_every_canonical_solution_passes_and_no_prompt_does(tmp_path, name, count):

@@ -77,6 +77,7 @@ PROBLEMS = st.builds(
     style=TEXT,
     start=TEXT,
     shown_tests=st.lists(TEXT, max_size=2).map(tuple),
+    frame=st.just(()) | st.tuples(TEXT, TEXT),
     tags=st.dictionaries(TEXT, TEXT | st.integers() | st.lists(st.integers(), max_size=2).map(tuple), max_size=2),
 )
 EPISODES = st.builds(

@@ -1,0 +1,80 @@
+"""Feedback from more tests (B.3): which become public, and what is judged and shown then, by the real judge."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from rlef_jax.data import mini_contests
+from rlef_jax.data.shown_tests import with_public
+from rlef_jax.dialog.feedback import feedback_message
+from rlef_jax.errors import ConfigError
+from rlef_jax.evaluate import evaluate, parsed
+from rlef_jax.evaluation.job import text_of
+from rlef_jax.training.episode_io import read_episodes
+from rlef_jax.types import FunctionTest, Problem, TestCase
+
+
+def doubles(*numbers):
+    return tuple(TestCase(f"{n}\n", f"{2 * n}") for n in numbers)
+
+
+PROBLEM = Problem("double", "d", doubles(1), doubles(2, 1, 3), doubles(4, 5, 3))
+
+
+@pytest.mark.parametrize(
+    "count, public, private, generated",
+    [
+        (0, (1,), (2, 1, 3), (4, 5, 3)),
+        (1, (1,), (2, 1, 3), (4, 5, 3)),
+        (2, (1, 2), (1, 3), (4, 5, 3)),
+        (3, (1, 2, 3), (1,), (4, 5, 3)),  # one that is public already isn't shown twice
+        (5, (1, 2, 3, 4, 5), (1,), (3,)),
+        (20, (1, 2, 3, 4, 5), (1,), (3,)),
+    ],
+)
+def test_private_tests_come_first_and_each_once(count, public, private, generated):
+    found = with_public(PROBLEM, count)
+    assert found.public_tests == doubles(*public)
+    assert (found.private_tests, found.generated_tests) == (doubles(*private), doubles(*generated))
+    assert set(found.public_tests + found.hidden_tests) == set(PROBLEM.public_tests + PROBLEM.hidden_tests)
+
+
+def test_one_test_stays_hidden():
+    assert with_public(Problem("p", "d", doubles(1), doubles(2, 3)), 20) == Problem("p", "d", doubles(1, 2), doubles(3))
+    assert with_public(Problem("p", "d", doubles(1), (), doubles(2)), 20) == Problem(
+        "p", "d", doubles(1), (), doubles(2)
+    )
+    plus = FunctionTest("f", ((1,), (2,)), (1, 2))  # thousands of calls in one test, which is no feedback
+    human_eval = Problem("h", "d", (FunctionTest("f", ((1,),), (1,)),), (plus,), style="human_eval")
+    assert with_public(human_eval, 20) == human_eval
+
+
+def test_more_tests_end_choose_and_show(tmp_path):
+    problem = mini_contests.eval_split("valid")[0]
+    count = len(problem.public_tests)
+    shown = problem.public_tests[0]
+    half = f"```python\nprint({shown.output!r})\n```"
+    path = tmp_path / "samples.jsonl"
+    path.write_text(json.dumps({"problem": problem.name, "responses": [half, half, half]}) + "\n")
+
+    def judged(out, *flags):
+        arguments = [f"--judge-only={path}", "--benchmark=mini_contests/valid", "--problems=1", f"--out={out}"]
+        found = evaluate(parsed([*arguments, *flags]))
+        [episode] = [e for file in (out / "chunks").iterdir() for e in read_episodes(file)]
+        return found, episode
+
+    found, episode = judged(tmp_path / "plain")
+    assert len(episode.turns[0].verdict.public) == count and "feedback_tests" not in found["evaluation"]
+    found, episode = judged(tmp_path / "more", "--feedback-tests=5")
+    assert [len(t.verdict.public) for t in episode.turns] == [5, 5, 5]
+    assert found["evaluation"]["made_public"] == 5 - count
+    message = feedback_message(episode.problem, episode.turns[0].verdict)
+    assert episode.problem.public_tests[4] == problem.hidden_tests[4 - count]
+    assert f"- input `{problem.hidden_tests[4 - count].input}` failed:" in message
+    assert f"from up to 5 tests a problem: {5 - count} hidden tests were made public" in text_of(found)
+    with pytest.raises(ConfigError, match="holds another evaluation"):
+        judged(tmp_path / "plain", "--feedback-tests=5")
+    with pytest.raises(ConfigError, match="--feedback-tests: 0 or more; it is -1"):
+        judged(tmp_path / "none", "--feedback-tests=-1")
