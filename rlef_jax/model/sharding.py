@@ -52,7 +52,7 @@ ROWS = PartitionSpec(("data", "fsdp"))
 
 
 def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over the first data * fsdp * tensor of `devices` (default: all). Raises ValueError where there are fewer."""
+    """A mesh over the first data * fsdp * tensor of `devices` (default: all). Raises ValueError if they are fewer."""
     needed, devices = data * fsdp * tensor, jax.devices() if devices is None else devices
     if needed > len(devices):
         raise ValueError(f"{data} x {fsdp} x {tensor} = {needed} devices are needed; there are {len(devices)}")

@@ -133,7 +133,7 @@ _APART: dict[str, Callable[[ConfigDict], bool]] = {
 def build_sampler_mesh(config: ConfigDict) -> Mesh:
     """The sampler's devices: with `sampling.own_devices` those after the trainer's, else this process's first ones.
 
-    Raises ConfigError where there are fewer, or the sampler or the reference is to be apart from the trainer in a job of
+    Raises ConfigError where there are fewer, or sampler or reference are to lie elsewhere than the trainer in a job of
     several processes.
     """
     s, m = config.sampling, config.mesh
