@@ -63,8 +63,8 @@ def compare(name: str, repeats: int) -> dict[str, Any]:
             guess = (before.total + after.total) / 2
             rounds.append((guess, taken, guess / taken))
             print(
-                f"  round {number + 1}: predicted {guess:.2f} s (products {after.compute:.2f}, memory {after.memory:.2f}"
-                f" at {speeds[0]:.0f} GFLOP/s and {speeds[1]:.0f} GB/s), measured {taken:.2f} s",
+                f"  round {number + 1}: predicted {guess:.2f} s (products {after.compute:.2f}, memory"
+                f" {after.memory:.2f} at {speeds[0]:.0f} GFLOP/s and {speeds[1]:.0f} GB/s), measured {taken:.2f} s",
                 flush=True,
             )
         worker.close()
