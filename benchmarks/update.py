@@ -1,4 +1,4 @@
-"""The PPO update against plain torch: python benchmarks/update.py [--case tiny ...] [--repeats 5] [--quick]
+"""The PPO update against plain torch: python benchmarks/update.py [--case tiny ...] [--repeats 5] [--quick] [--memory]
 
 Both sides make the same step (forward, policy and value loss, backward, AdamW; float32, one trunk with a value head) on
 the same weights and batch, each in a process of its own, in turns: other work on the machine slows both. Torch is a
@@ -11,6 +11,9 @@ the same weights and batch, each in a process of its own, in turns: other work o
 Prints medians, the ratio of each round's seconds (median), peak memory of the process, and the limit: the products that
 the step cannot do without, at the machine's own matmul speed, measured between the rounds. Half of each row's tokens
 are actions; only they need the output layer.
+
+--memory instead makes one update of smollm2 and of the case with vocabulary, length or rows doubled, and prints the
+process's peak.
 """
 
 from __future__ import annotations
@@ -83,6 +86,15 @@ CASES = {
     "smollm2": Case(SMOLLM2, 8, 512, {"remat": "dots", "unroll": False}, 8),
     "iteration": Case(TINY, 64, 256, {"remat": "none"}, 64, updates=4, passes=2),
 }
+_SMOLLM2 = CASES["smollm2"]
+_WORDY = dataclasses.replace(SMOLLM2, vocab_size=2 * SMOLLM2.vocab_size)
+DOUBLED = {
+    "smollm2": _SMOLLM2,
+    "vocabulary": dataclasses.replace(_SMOLLM2, model=_WORDY),
+    "length": dataclasses.replace(_SMOLLM2, length=1024),
+    "rows": dataclasses.replace(_SMOLLM2, rows=16, microbatch_rows=16),
+    "vocabulary+rows": dataclasses.replace(_SMOLLM2, model=_WORDY, rows=16, microbatch_rows=16),
+}
 
 
 def make_batch(case: Case, seed: int = 0) -> TokenBatch:
@@ -112,7 +124,7 @@ def make_batch(case: Case, seed: int = 0) -> TokenBatch:
 
 def serve_ours(name: str, folder: Path) -> None:
     """The worker of our side: a step for each line on stdin."""
-    case = CASES[name]
+    case = (CASES | DOUBLED)[name]
     learner = Learner(
         case.model, make_optimizer(1e-4, warmup_steps=1), loss=LossSettings(), separate_critic=False,
         how=ForwardSettings(**case.how),
@@ -238,16 +250,35 @@ def measure(name: str, repeats: int) -> dict[str, Any]:
     }
 
 
+def measure_memory() -> None:
+    """One update of smollm2 as each of its sizes doubles: the process's peak."""
+    peaks = {}
+    for name, case in DOUBLED.items():
+        with tempfile.TemporaryDirectory() as folder:
+            prepare(case, Path(folder))
+            worker = Worker(sys.executable, __file__, "--serve", name, folder)
+            peaks[name] = worker.ask("step")["peak_gib"]
+            worker.close()
+        logits = case.tokens * case.model.vocab_size * 4 / 2**30
+        print(f"{name:<17}{peaks[name]:>7.2f} GiB; logits of all tokens, float32, would be {logits:.2f}", flush=True)
+    both = peaks["vocabulary+rows"] - peaks["vocabulary"] - peaks["rows"] + peaks["smollm2"]
+    print(f"what grows with both vocabulary and rows: {both:.2f} GiB")
+
+
 def main() -> None:
     """Runs the cases and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="two rounds of the tiny case")
+    parser.add_argument("--memory", action="store_true", help="peaks as sizes double")
     parser.add_argument("--serve", nargs=2, metavar=("CASE", "FOLDER"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
         serve_ours(args.serve[0], Path(args.serve[1]))
+        return
+    if args.memory:
+        measure_memory()
         return
     if not Path(TORCH[0]).exists():
         raise SystemExit("the baseline needs torch: make bench-env")

@@ -59,7 +59,9 @@ def base_config() -> ConfigDict:
                 capacities=(128,),  # lengths of row that decoding is compiled for, beside episode.context
                 chunks=(32, 64),  # lengths of chunk in which prompts are prefilled
                 prefill_tokens=512,  # of the chunks that are prefilled together, about
-                own_device=False,  # work on the first device after the mesh's instead of sharing them
+                data=1,  # devices that share the rows
+                tensor=1,  # devices that share heads, feed-forward layer and vocabulary
+                own_devices=False,  # those after the mesh's instead of the mesh's first ones
             ),
             execution=dict(
                 workers=0,  # 0 = as many as leave a quarter of the cores, at least one, to JAX
@@ -78,7 +80,7 @@ def base_config() -> ConfigDict:
             ),
             reward=dict(invalid_penalty=-0.2),  # a non-final response without valid code (2.2)
             ppo=_ppo(),
-            mesh=dict(data=1, fsdp=1, tensor=1),  # devices along each axis
+            mesh=dict(data=1, fsdp=1, tensor=1, reference="trainer"),  # devices along each axis; where rho lies
             train=dict(
                 max_staleness=0,  # iterations that rollouts may be ahead of the learner's weights; 0 = synchronous
                 bad_update="stop",  # gradient not finite or over ppo.max_grad_norm: "stop" or "skip" the update

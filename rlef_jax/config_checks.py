@@ -17,7 +17,7 @@ _ABOVE_0 = (
 _AT_LEAST_1 = (
     "model.d_model", "model.n_layers", "model.n_heads", "model.n_kv_heads", "model.d_head", "model.d_ff",
     "episode.max_turns", "episode.context", "episode.max_new_tokens",
-    "sampling.rows", "sampling.lanes", "sampling.steps", "sampling.prefill_tokens",
+    "sampling.rows", "sampling.lanes", "sampling.steps", "sampling.prefill_tokens", "sampling.data", "sampling.tensor",
     "execution.memory_mb", "execution.output_kb", "execution.wall_patience",
     "ppo.rollouts", "ppo.updates", "ppo.microbatch_rows", "ppo.row_episodes", "model.logit_tokens",
     "mesh.data", "mesh.fsdp", "mesh.tensor",
@@ -38,6 +38,7 @@ _CHOICES = {
     "model.remat": ("none", "dots", "full"),
     "model.attention": ("blocks", "dot_product"),
     "episode.feedback": ("true", "random", "none"),
+    "mesh.reference": ("trainer", "sampler"),
     "ppo.importance": ("paper", "decoupled", "none"),
     "ppo.importance_mode": ("cap", "mask"),
     "train.bad_update": ("stop", "skip"),
@@ -127,6 +128,10 @@ def _check_episode(config: ConfigDict) -> Faults:
 def _check_sampling(config: ConfigDict) -> Faults:
     s = config.sampling
     yield s.rows % s.lanes != 0, "sampling.rows", f"must be a multiple of lanes={s.lanes}; it is {s.rows}"
+    unshared = f"must be a multiple of lanes * data = {s.lanes * s.data}; it is {s.rows}"
+    yield s.rows % s.lanes == 0 and s.rows % (s.lanes * s.data) != 0, "sampling.rows", unshared
+    crossing = f"must be 1 on several devices (data * tensor = {s.data * s.tensor}); it is {s.lanes}"
+    yield s.lanes > 1 and s.data * s.tensor > 1, "sampling.lanes", crossing
     yield not _increase(s.chunks), "sampling.chunks", _LENGTHS.format(tuple(s.chunks))
     unordered = bool(s.capacities) and not _increase(s.capacities)
     yield unordered, "sampling.capacities", _LENGTHS.format(tuple(s.capacities))
@@ -148,6 +153,9 @@ def _check_ppo(config: ConfigDict) -> Faults:
     shards = config.mesh.data * config.mesh.fsdp
     unshared = f"must be a multiple of mesh.data * mesh.fsdp = {shards}; it is {p.microbatch_rows}"
     yield p.microbatch_rows % shards != 0, "ppo.microbatch_rows", unshared
+    scored = f'must be a multiple of sampling.data={config.sampling.data} with mesh.reference="sampler"'
+    apart = config.mesh.reference == "sampler" and p.microbatch_rows % config.sampling.data != 0
+    yield apart, "ppo.microbatch_rows", f"{scored}; it is {p.microbatch_rows}"
     mixed = f'must be 1 with model.attention="dot_product", which knows no episodes; it is {p.row_episodes}'
     yield config.model.attention == "dot_product" and p.row_episodes > 1, "ppo.row_episodes", mixed
 

@@ -27,11 +27,13 @@ from rlef_jax.errors import ConfigError
 from rlef_jax.model.weights import model_config, resolve
 from rlef_jax.planning import report
 from rlef_jax.planning.costs import CARDS
+from rlef_jax.planning.machine import measure
 from rlef_jax.planning.programs import decode_program, update_programs
 from rlef_jax.planning.report import Assumptions, Plan
 from rlef_jax.training.parts import build_learner
 
 LLAMA3_VOCABULARY = 128_256
+MEASURED = "measured"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -44,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--length", type=int, default=0, help="tokens of a row (default: the longest bucket)")
     made.add_argument("--action-share", type=float, default=0.5, help="of the tokens, sampled ones")
     made.add_argument("--vocabulary", type=int, default=0, help="default: the tokenizer's, else Llama 3's")
-    made.add_argument("--card", choices=CARDS, default="h100")
+    made.add_argument("--card", choices=[*CARDS, MEASURED], default="h100", help=f"{MEASURED}: this machine")
     made.add_argument("--mfu", type=float, default=0.4, help="share of the card's peak that products reach")
     made.add_argument("--bandwidth-share", type=float, default=0.8, help="share of each bandwidth that is reached")
     return made
@@ -69,11 +71,15 @@ def make_plan(config: ConfigDict, args: argparse.Namespace) -> Plan:
         cfg, jnp.dtype(config.model.compute_dtype), tensor=args.sampler_tensor, rows=group,
         length=length, tail=config.sampling.steps,
     )  # fmt: skip
+    # What is measured is what is reached.
+    measured = args.card == MEASURED
+    card = measure(cfg, p.microbatch_rows * length // learner.mesh.size) if measured else CARDS[args.card]
     return Plan(
         cfg=cfg, mesh=dict(learner.mesh.shape), programs=programs, separate_critic=p.separate_critic,
         param_bytes=dtype.itemsize, compile_seconds=time.perf_counter() - began,
         assumed=Assumptions(
-            card=CARDS[args.card], mfu=args.mfu, share=args.bandwidth_share, length=length,
+            card=card, mfu=1.0 if measured else args.mfu, share=1.0 if measured else args.bandwidth_share,
+            measured=measured, length=length,
             action_share=args.action_share, updates=p.updates, microbatches=per_update, rows=p.microbatch_rows,
             iterations=config.train.iterations, group=group, sampler_tensor=args.sampler_tensor,
             sampler_devices=sampler_devices,

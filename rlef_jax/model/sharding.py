@@ -7,6 +7,7 @@ heads, the feed-forward layer's hidden width and the vocabulary.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -50,17 +51,12 @@ RULES: dict[str | None, str | None] = {
 ROWS = PartitionSpec(("data", "fsdp"))
 
 
-def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """A mesh over the first data * fsdp * tensor devices. Raises ValueError where there are fewer."""
-    needed, devices = data * fsdp * tensor, jax.devices()
+def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over the first data * fsdp * tensor of `devices` (default: all). Raises ValueError if they are fewer."""
+    needed, devices = data * fsdp * tensor, jax.devices() if devices is None else devices
     if needed > len(devices):
-        raise ValueError(f"mesh {data} x {fsdp} x {tensor} needs {needed} devices; jax sees {len(devices)}")
+        raise ValueError(f"{data} x {fsdp} x {tensor} = {needed} devices are needed; there are {len(devices)}")
     return Mesh(np.array(devices[:needed]).reshape(data, fsdp, tensor), AXES)
-
-
-def one_device(device: jax.Device) -> Mesh:
-    """A mesh of a single device."""
-    return Mesh(np.array([device]).reshape(1, 1, 1), AXES)
 
 
 def place(tree: Any, shardings: Any) -> Any:

@@ -1,8 +1,9 @@
 """From a run's programs to bytes, seconds and device hours, on stated hardware.
 
-Products take their operations over the card's peak times the share of it that they reach (MFU). An exchange takes what
-a device sends over its link: the one within a node where its devices lie in one, else the network. A decoding step
-reads all weights and the cache once. All but the shares and bandwidths comes from the compiled programs.
+Products take their operations over the card's peak times the share of it that they reach (MFU), and everything else
+what it reads and writes over the memory's bandwidth. An exchange takes what a device sends over its link: the one
+within a node where its devices lie in one, else the network. A decoding step reads all weights and the cache once. All
+but shares and bandwidths comes from the compiled programs.
 """
 
 from __future__ import annotations
@@ -40,21 +41,27 @@ CARDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Seconds:
-    """Time of a program on a device: products, and exchanges if nothing hides them."""
+    """Time of a program on a device: products, what else moves through memory, and exchanges if nothing hides them."""
 
     compute: float
+    memory: float
     exchange: float
 
     def __add__(self, other: Seconds) -> Seconds:
-        return Seconds(self.compute + other.compute, self.exchange + other.exchange)
+        return Seconds(self.compute + other.compute, self.memory + other.memory, self.exchange + other.exchange)
 
     def __mul__(self, times: float) -> Seconds:
-        return Seconds(self.compute * times, self.exchange * times)
+        return Seconds(self.compute * times, self.memory * times, self.exchange * times)
+
+    @property
+    def own(self) -> float:
+        """Without exchanges."""
+        return self.compute + self.memory
 
     @property
     def total(self) -> float:
         """Nothing hidden: an upper bound."""
-        return self.compute + self.exchange
+        return self.own + self.exchange
 
 
 def exchange_seconds(collectives: Iterable[Collective], card: Card, share: float) -> float:
@@ -64,7 +71,11 @@ def exchange_seconds(collectives: Iterable[Collective], card: Card, share: float
 
 def training_seconds(program: Program, card: Card, mfu: float, share: float) -> Seconds:
     """Time of a training program."""
-    return Seconds(program.work.flops / (card.flops * mfu), exchange_seconds(program.work.collectives, card, share))
+    return Seconds(
+        program.work.flops / (card.flops * mfu),
+        program.work.bytes / (card.memory_bandwidth * share),
+        exchange_seconds(program.work.collectives, card, share),
+    )
 
 
 def decode_seconds(program: Program, card: Card, share: float) -> float:

@@ -1,4 +1,5 @@
-"""Reads a compiled program's text (HLO): its matrix products and collectives, loops counted as often as they run.
+"""Reads a compiled program's text (HLO): its matrix products, what else it moves through memory, and its collectives,
+loops counted as often as they run.
 
 XLA's own cost analysis counts the body of a loop once, and knows no axes of a mesh.
 """
@@ -22,6 +23,12 @@ _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)
 _SHAPE = re.compile(r"\b(" + "|".join(_BYTES) + r")\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations)=\{?((?:%[\w.\-]+(?:, )?)+)\}?")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CONTROL = ("while", "conditional", "call")
+_STILL = (
+    "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "iota", "partition-id", "replica-id",
+)  # fmt: skip
+_READS = ("slice", "dynamic-slice", "gather")  # of their first argument as much as their result holds
+_SLICES = (*_READS, "dynamic-update-slice")
 _KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 
@@ -43,9 +50,11 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What one device does in one run of a program: products' operations and exchanges."""
+    """What one device does in one run of a program: products' operations, bytes that everything else reads and writes,
+    and exchanges."""
 
     flops: float
+    bytes: float
     collectives: tuple[Collective, ...]
 
 
@@ -66,14 +75,17 @@ def read_work(
       text: the module as XLA prints it.
       mesh_shape, axes: sizes and names of the mesh's axes; device i is the i-th in row-major order.
       open_trips: how often a loop runs whose number of trips the program finds out only as it runs.
-      float_bytes: of a float32 that travels. A CPU sends what was bfloat16 as float32.
+      float_bytes: of a float32 that travels or moves. A CPU sends and keeps what was bfloat16 as float32.
     """
     computations, entry = _computations(text)
-    flops = 0.0
+    flops, moved = 0.0, 0.0
+    inner = _inner(computations)
     found: dict[tuple[str, tuple[str, ...], int, int], list[float]] = defaultdict(lambda: [0.0, 0.0])
     for name, times in _times(computations, entry, open_trips).items():
         shapes = {i.name: i.shape for i in computations[name]}
         for i in computations[name]:
+            if name not in inner:
+                moved += times * _moved(i, shapes, computations, float_bytes)
             if i.kind == "dot":
                 flops += times * _dot_flops(i, shapes)
             elif (kind := i.kind.removesuffix("-start")) in _KINDS:
@@ -84,7 +96,7 @@ def read_work(
                 total[0] += times * sent
                 total[1] += times
     collectives = (Collective(*key, *total) for key, total in found.items() if key[2] > 1)
-    return Work(flops, tuple(sorted(collectives, key=lambda c: -c.bytes)))
+    return Work(flops, moved, tuple(sorted(collectives, key=lambda c: -c.bytes)))
 
 
 def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
@@ -142,6 +154,56 @@ def _dot_flops(i: _Instruction, shapes: dict[str, str]) -> float:
     assert left is not None and contracted is not None, i
     sizes = _sizes(shapes[left[1]])
     return 2.0 * math.prod(_sizes(i.shape)) * math.prod(sizes[int(d)] for d in contracted[1].split(",") if d)
+
+
+def _inner(computations: dict[str, list[_Instruction]]) -> set[str]:
+    """Computations whose values never reach memory: a fusion's, and what a reduction does to two numbers."""
+    callers = [i for body in computations.values() for i in body if i.kind not in _CONTROL]
+    return {called for i in callers for called in _called(i.rest)}
+
+
+def _moved(
+    i: _Instruction, shapes: dict[str, str], computations: dict[str, list[_Instruction]], float_bytes: int
+) -> float:
+    """Bytes that an instruction reads and writes, each argument once; none for products, exchanges and control.
+
+    What takes a slice reads so much, and what replaces one reads and writes that: the rest stays where it is.
+    """
+    if i.kind in _STILL or i.kind in _CONTROL or i.kind.removesuffix("-start").removesuffix("-done") in _KINDS:
+        return 0.0
+    body = computations[next(_called(i.rest))] if i.kind == "fusion" else [i]
+    if any(part.kind == "dot" for part in body):
+        return 0.0
+    arguments = [name for name in _arguments(i) if name in shapes]
+    if i.kind != "fusion":
+        return _touched(i, [shapes[name] for name in arguments], float_bytes)
+    local = {part.name: part for part in body}
+    total, replaced = 0.0, 0.0
+    for part in body:
+        if part.kind == "dynamic-update-slice":
+            replaced += _bytes(local[_arguments(part)[1]].shape, float_bytes, last=False)
+        elif part.kind == "parameter":
+            users = [user for user in body if part.name in _arguments(user)]
+            if all(user.kind in _SLICES and _arguments(user)[0] == part.name for user in users):
+                total += sum(_bytes(user.shape, float_bytes, last=False) for user in users if user.kind in _READS)
+            else:
+                total += _bytes(part.shape, float_bytes, last=False)
+    return total + (replaced if replaced else _bytes(i.shape, float_bytes, last=False))
+
+
+def _touched(i: _Instruction, arguments: Sequence[str], float_bytes: int) -> float:
+    """Of an instruction by itself."""
+    result = _bytes(i.shape, float_bytes, last=False)
+    if i.kind in _READS:
+        return 2 * result
+    if i.kind in ("dynamic-update-slice", "scatter"):
+        return 2 * _bytes(arguments[-1 if i.kind == "scatter" else 1], float_bytes, last=False)
+    return result + sum(_bytes(shape, float_bytes, last=False) for shape in arguments)
+
+
+def _arguments(i: _Instruction) -> list[str]:
+    """Names of an instruction's arguments, in order."""
+    return re.findall(r"%([\w.\-]+)", i.rest.partition(")")[0])
 
 
 def _first_group(rest: str, devices: int) -> list[int]:

@@ -74,7 +74,11 @@ def update_programs(
     chunk = max(learner.how.logit_tokens * learner.how.row_shards // rows, 1)
     trips = -(-int(length * action_share) // chunk)
     lowered = learner.lowered(state_shapes(learner, dtype), stacked)
-    return {name: compiled(program, mesh_shape, learner.how.compute_dtype, trips) for name, program in lowered.items()}
+    dtypes = {"apply": dtype}  # the optimizer works on the weights as they are kept
+    return {
+        name: compiled(program, mesh_shape, dtypes.get(name, learner.how.compute_dtype), trips)
+        for name, program in lowered.items()
+    }
 
 
 def decode_program(cfg: ModelConfig, dtype: Any, *, tensor: int, rows: int, length: int, tail: int) -> Program:

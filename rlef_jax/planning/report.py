@@ -27,6 +27,7 @@ class Assumptions:
     card: Card
     mfu: float
     share: float
+    measured: bool
     length: int
     action_share: float
     updates: int
@@ -85,16 +86,14 @@ class Plan:
     def seconds(self) -> dict[str, Seconds]:
         """An iteration's parts on the trainer's devices."""
         a = self.assumed
-        part = {name: training_seconds(self.programs[name], a.card, a.mfu, a.share) for name in ("gradients", "score")}
+        names = ("gradients", "score", "apply")
+        part = {name: training_seconds(self.programs[name], a.card, a.mfu, a.share) for name in names}
         passes = a.updates * a.microbatches
-        apply = exchange_seconds(self.programs["apply"].work.collectives, a.card, a.share)
-        # Adam reads and writes weights and moments, and reads gradients.
-        moved = (self.programs["apply"].arguments * 2) / (a.card.memory_bandwidth * a.share)
         return {
             "old log-probabilities, values": part["score"] * passes,
             "reference log-probabilities": part["score"] * (passes / self.networks),
             "gradients": part["gradients"] * a.updates,
-            "optimizer": Seconds(moved, apply) * a.updates,
+            "optimizer": part["apply"] * a.updates,
         }
 
     def sampling_seconds(self) -> dict[str, float]:
@@ -130,10 +129,10 @@ def _memory(plan: Plan) -> Iterator[str]:
     parts = plan.memory()
     yield f"{'memory of a training device':<44}{'GiB':>10}"
     for name, size in parts.items():
-        yield f"  {name:<42}{size / _GIB:>10.2f}"
+        yield f"  {name:<42}{size / _GIB:>10.3g}"
     total = sum(parts.values())
-    yield f"  {'total':<42}{total / _GIB:>10.2f}  {total / card:.0%} of the card's {card / _GIB:.1f}"
-    yield f"{'memory of a sampling device':<44}{plan.sampler_memory() / _GIB:>10.2f}  {plan.assumed.group} rows at once"
+    yield f"  {'total':<42}{total / _GIB:>10.3g}  {total / card:.0%} of the card's {card / _GIB:.1f}"
+    yield f"{'memory of a sampling device':<44}{plan.sampler_memory() / _GIB:>10.3g}  {plan.assumed.group} rows at once"
 
 
 def _work(plan: Plan) -> Iterator[str]:
@@ -141,9 +140,9 @@ def _work(plan: Plan) -> Iterator[str]:
     tokens = a.microbatches * a.rows * a.length / plan.devices
     by_hand = 3 * flops_per_token(plan.cfg, a.length, a.action_share) * plan.networks
     yield f"{'operations of a token, forward and backward':<44}{'GFLOP':>10}"
-    yield f"  {'by hand, nothing computed twice':<42}{by_hand / 1e9:>10.2f}"
-    yield f"  {'compiled products, loops as they run':<42}{gradients.work.flops / tokens / 1e9:>10.2f}"
-    yield f"  {'by XLA, which counts a loop once':<42}{gradients.xla_flops / tokens / 1e9:>10.2f}"
+    yield f"  {'by hand, nothing computed twice':<42}{by_hand / 1e9:>10.3g}"
+    yield f"  {'compiled products, loops as they run':<42}{gradients.work.flops / tokens / 1e9:>10.3g}"
+    yield f"  {'by XLA, which counts a loop once':<42}{gradients.xla_flops / tokens / 1e9:>10.3g}"
     yield f"{'sent by a device in an update':<30}{'over':<20}{'times':>8}{'GiB':>9}{'s':>8}"
     for name in ("gradients", "apply"):
         for c in plan.programs[name].work.collectives[:8]:
@@ -154,13 +153,13 @@ def _work(plan: Plan) -> Iterator[str]:
 
 def _time(plan: Plan) -> Iterator[str]:
     a, parts, sampling = plan.assumed, plan.seconds(), plan.sampling_seconds()
-    total = sum(parts.values(), Seconds(0.0, 0.0))
-    yield f"{'time of an iteration, s':<34}{'products':>10}{'exchanges':>11}{'of all':>8}"
+    total = sum(parts.values(), Seconds(0.0, 0.0, 0.0))
+    yield f"{'time of an iteration, s':<34}{'products':>10}{'memory':>9}{'exchanges':>11}{'of all':>8}"
     for name, s in parts.items():
-        yield f"  {name:<32}{s.compute:>10.2f}{s.exchange:>11.2f}{s.total / total.total:>8.0%}"
-    yield f"  {'training, nothing overlapped':<32}{total.compute:>10.2f}{total.exchange:>11.2f}  {total.total:.1f} s"
-    best = max(total.compute, total.exchange)
-    yield f"  {'training, all overlapped':<53}  {best:.1f} s"
+        yield f"  {name:<32}{s.compute:>10.2f}{s.memory:>9.2f}{s.exchange:>11.2f}{s.total / total.total:>8.0%}"
+    sums = f"{total.compute:>10.2f}{total.memory:>9.2f}{total.exchange:>11.2f}"
+    yield f"  {'training, nothing overlapped':<32}{sums}  {total.total:.1f} s"
+    yield f"  {'training, exchanges overlapped':<62}  {max(total.own, total.exchange):.1f} s"
     sampled = sum(sampling.values())
     each = ", ".join(f"{name} {s:.1f}" for name, s in sampling.items())
     yield f"  sampling on {a.sampler_devices} devices: {sampled:.1f} s ({each})"
@@ -177,13 +176,19 @@ def _time(plan: Plan) -> Iterator[str]:
 
 def _notes(plan: Plan) -> Iterator[str]:
     a = plan.assumed
+    if a.measured:
+        yield (
+            f"measured on this machine: products at {a.card.flops / 1e9:.0f} GFLOP/s,"
+            f" {a.card.memory_bandwidth / 1e9:.0f} GB/s of memory; every row full, {a.action_share:.0%} of it sampled"
+        )
+        return
     yield (
         f"assumed: products at {a.mfu:.0%} of {a.card.flops / 1e12:.0f} TFLOP/s; {a.share:.0%} of"
         f" {a.card.link / 1e9:.0f} GB/s within {a.card.node} devices, {a.card.network / 1e9:.0f} GB/s beyond,"
         f" {a.card.memory_bandwidth / 1e12:.2f} TB/s of memory; every row full, {a.action_share:.0%} of it sampled"
     )
     yield (
-        "compiled for CPUs: a GPU's fusions, its temporary memory (fused attention needs far less) and its"
-        " reduce-scatters, which show here as all-reduces of twice the bytes, are not in these numbers; what CPUs"
-        " exchange as float32 is counted in the model's compute_dtype"
+        "compiled for CPUs: a GPU's fusions, which move less through memory, its temporary memory (fused attention"
+        " needs far less) and its reduce-scatters, which show here as all-reduces of twice the bytes, are not in these"
+        " numbers; what CPUs hold and exchange as float32 is counted in the model's compute_dtype"
     )

@@ -46,6 +46,11 @@ class ForwardSettings:
     layout: Layout | None = None
 
 
+def _on_mesh(how: ForwardSettings, mesh: Mesh, cfg: ModelConfig) -> ForwardSettings:
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    return dataclasses.replace(how, row_shards=shards, layout=Layout(mesh, cfg) if mesh.size > 1 else None)
+
+
 def log_probs_and_values(
     params: dict[str, Any], cfg: ModelConfig, batch: TokenBatch, how: ForwardSettings
 ) -> tuple[jax.Array, jax.Array]:
@@ -117,16 +122,20 @@ class Learner:
         loss: LossSettings | None = None,
         separate_critic: bool = True,
         mesh: Mesh | None = None,
+        reference_mesh: Mesh | None = None,
         how: ForwardSettings | None = None,
         max_grad_norm: float = 0.0,
     ) -> None:
+        """`reference_mesh` is where the reference policy lies and is scored, by default `mesh`."""
         self.model_cfg, self.optimizer, self.separate_critic = model_cfg, optimizer, separate_critic
         self.max_grad_norm = max_grad_norm if max_grad_norm > 0 else float("inf")
         self.mesh = mesh if mesh is not None else make_mesh()
-        shards = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         self.loss = loss or LossSettings()
-        layout = Layout(self.mesh, model_cfg) if self.mesh.size > 1 else None
-        self.how = dataclasses.replace(how or ForwardSettings(), row_shards=shards, layout=layout)
+        self.how = _on_mesh(how or ForwardSettings(), self.mesh, model_cfg)
+        reference = self.mesh if reference_mesh is None else reference_mesh
+        self._reference_how = _on_mesh(self.how, reference, model_cfg)
+        self.reference_shardings = param_shardings(reference, model_cfg)
+        self.reference_rows = NamedSharding(reference, ROWS)
         self.replicated = NamedSharding(self.mesh, PartitionSpec())
         self.rows = NamedSharding(self.mesh, ROWS)
         self.stacked_rows = NamedSharding(self.mesh, PartitionSpec(None, *ROWS))
@@ -141,7 +150,10 @@ class Learner:
         one, rows, params = self.replicated, self.rows, self.param_shardings
         # Whole on every device, so that every process can read them.
         self._score = jax.jit(self._score_fn, in_shardings=(params, rows), out_shardings=(one, one))
-        self._ref = jax.jit(self._ref_fn, in_shardings=(self.policy_shardings, rows), out_shardings=one)
+        self._ref = jax.jit(
+            self._ref_fn, in_shardings=(self.reference_shardings, self.reference_rows),
+            out_shardings=NamedSharding(self.reference_rows.mesh, PartitionSpec()),
+        )  # fmt: skip
         self._gradients = jax.jit(
             self._gradients_fn, in_shardings=(params, self.stacked_rows, one), out_shardings=(params, one)
         )
@@ -198,8 +210,8 @@ class Learner:
         }
 
     def place_policy(self, policy_params: Params) -> Params:
-        """A copy of policy-shaped weights on the mesh, to serve as the reference policy."""
-        return place(jax.tree.map(jnp.copy, policy_params), self.policy_shardings)
+        """A copy of policy-shaped weights on the reference's mesh, to serve as the reference policy."""
+        return place(jax.tree.map(jnp.copy, policy_params), self.reference_shardings)
 
     def score(self, params: dict[str, Any], batch: TokenBatch) -> tuple[jax.Array, jax.Array]:
         """(log-probabilities [B, T], 0 on tokens that weren't sampled; values [B, N]) under `TrainState.params`."""
@@ -207,7 +219,7 @@ class Learner:
 
     def ref_logp(self, ref_params: Params, batch: TokenBatch) -> jax.Array:
         """Log-probabilities [B, T] under a reference policy, 0 on tokens that weren't sampled."""
-        return self._ref(ref_params, place(batch, self.rows))
+        return self._ref(ref_params, place(batch, self.reference_rows))
 
     def update(self, state: TrainState, microbatches: Sequence[TokenBatch]) -> tuple[TrainState, dict[str, float]]:
         """One optimizer step on the mean loss over all micro-batches. `state` is donated: use the one returned.
@@ -250,8 +262,8 @@ class Learner:
         return log_probs_and_values(params, self.model_cfg, batch, self.how)
 
     def _ref_fn(self, ref_params: Params, batch: TokenBatch) -> jax.Array:
-        hidden = _hidden(ref_params, self.model_cfg, batch, self.how)
-        return _logp(ref_params, self.model_cfg, hidden, batch, self.how)
+        hidden = _hidden(ref_params, self.model_cfg, batch, self._reference_how)
+        return _logp(ref_params, self.model_cfg, hidden, batch, self._reference_how)
 
     def _gradients_fn(
         self, params: Any, stacked: TokenBatch, denominators: Any

@@ -120,7 +120,7 @@ def learn(
     metrics = staleness_metrics(episodes, version=int(state.step), updates=ppo.updates)
     with watch.part("pack"):
         parts = split_updates(episodes, ppo.updates, seed=seed, step=rollouts.step)
-        batches = [_packed(part, ppo) for part in parts]
+        batches = [packed(part, ppo) for part in parts]
     with watch.part("score"):
         batches, scores = prepare_iteration(
             learner, state.params, reference, batches, kl_beta=ppo.kl_beta,
@@ -182,7 +182,8 @@ def time_metrics(rollouts: Rollouts, watch: Stopwatch, *, synchronous: bool) -> 
     }
 
 
-def _packed(episodes: Sequence[Episode], ppo: PpoSettings) -> list[TokenBatch]:
+def packed(episodes: Sequence[Episode], ppo: PpoSettings) -> list[TokenBatch]:
+    """An update's micro-batches, not filled yet."""
     return pack(
         episodes,
         buckets=ppo.buckets,

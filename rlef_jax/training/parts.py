@@ -22,7 +22,7 @@ from rlef_jax.execution.isolation import IsolationError
 from rlef_jax.execution.pool import ExecutionPool, auto_workers
 from rlef_jax.execution.results import JudgeOptions
 from rlef_jax.model.pretrained import Weights, load_pretrained, open_weights
-from rlef_jax.model.sharding import make_mesh, one_device, param_shardings
+from rlef_jax.model.sharding import make_mesh, param_shardings
 from rlef_jax.model.transformer import ModelConfig, Params, init_params
 from rlef_jax.model.weights import SHAPE_KEYS, load_params, model_config, resolve
 from rlef_jax.ppo.losses import LossSettings
@@ -124,12 +124,37 @@ def build_mesh(config: ConfigDict) -> Mesh:
         raise ConfigError(f"config.mesh: {error}") from error
 
 
-def mesh_shardings(mesh: Mesh, cfg: ModelConfig) -> Params:
-    """Where each parameter lies. Raises ConfigError where the mesh doesn't divide it."""
+_APART: dict[str, Callable[[ConfigDict], bool]] = {
+    "sampling.own_devices": lambda config: config.sampling.own_devices,
+    "mesh.reference": lambda config: config.mesh.reference == "sampler",
+}
+
+
+def build_sampler_mesh(config: ConfigDict) -> Mesh:
+    """The sampler's devices: with `sampling.own_devices` those after the trainer's, else this process's first ones.
+
+    Raises ConfigError where there are fewer, or sampler or reference are to lie elsewhere than the trainer in a job of
+    several processes.
+    """
+    s, m = config.sampling, config.mesh
+    apart = [key for key, asked in _APART.items() if asked(config)]
+    if apart and jax.process_count() > 1:
+        raise ConfigError(f"config.{apart[0]}: not in a job of several processes, see docs/cluster.md")
+    trainer = m.data * m.fsdp * m.tensor
+    devices = jax.devices()[trainer:] if s.own_devices else jax.local_devices()
+    try:
+        return make_mesh(data=s.data, tensor=s.tensor, devices=devices)
+    except ValueError as error:
+        left = f" after the mesh's {trainer}" if s.own_devices else ""
+        raise ConfigError(f"config.sampling.data, config.sampling.tensor: {error}{left}") from error
+
+
+def mesh_shardings(mesh: Mesh, cfg: ModelConfig, section: str = "mesh") -> Params:
+    """Where each parameter lies. Raises ConfigError, naming the section, where the mesh doesn't divide it."""
     try:
         return param_shardings(mesh, cfg)
     except ValueError as error:
-        raise ConfigError(f"config.mesh: {error}") from error
+        raise ConfigError(f"config.{section}: {error}") from error
 
 
 def build_pool(execution: ConfigDict) -> ExecutionPool:
@@ -150,14 +175,10 @@ def build_pool(execution: ConfigDict) -> ExecutionPool:
 def build_samplers(config: ConfigDict, policy: Policy, count: int) -> list[Sampler]:
     """Samplers without weights that share their compiled programs.
 
-    Raises ConfigError where `sampling.own_device` asks for a device that isn't there, or the shapes can't be.
+    Raises ConfigError where their devices aren't there or don't divide the model.
     """
-    s, mesh, devices = config.sampling, config.mesh, jax.devices()
-    trainer = mesh.data * mesh.fsdp * mesh.tensor
-    if s.own_device and trainer >= len(devices):
-        raise ConfigError(
-            f"config.sampling.own_device: the mesh takes {trainer} devices and jax sees {len(devices)}, none is left"
-        )
+    s, mesh = config.sampling, build_sampler_mesh(config)
+    mesh_shardings(mesh, policy.cfg, "sampling")
     shapes = Shapes(
         rows=s.rows // s.lanes,
         max_len=config.episode.context,
@@ -167,8 +188,7 @@ def build_samplers(config: ConfigDict, policy: Policy, count: int) -> list[Sampl
         steps=s.steps,
         stop_ids=len(policy.chat.stop_ids),
     )
-    place = devices[trainer] if s.own_device else jax.local_devices()[0]
-    programs = Programs(policy.cfg, shapes, one_device(place), dtype=jnp.dtype(config.model.compute_dtype))
+    programs = Programs(policy.cfg, shapes, mesh, dtype=jnp.dtype(config.model.compute_dtype))
     return [Sampler(programs, lanes=s.lanes, gather=s.gather) for _ in range(count)]
 
 
@@ -230,4 +250,5 @@ def build_learner(config: ConfigDict, cfg: ModelConfig) -> Learner:
     return Learner(
         cfg, optimizer, loss=loss, separate_critic=p.separate_critic, mesh=mesh, how=ForwardSettings(**how),
         max_grad_norm=p.max_grad_norm,
+        reference_mesh=build_sampler_mesh(config) if config.mesh.reference == "sampler" else None,
     )  # fmt: skip

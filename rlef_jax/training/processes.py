@@ -102,12 +102,13 @@ def from_first(make: Callable[[], Any]) -> Any:
 
 
 def on_this_process(tree: Any, mesh: jax.sharding.Mesh, dtype: Any = None) -> Any:
-    """Arrays that lie on all processes' devices, whole on one of this process's; as they are in a job of one.
+    """Arrays that lie on all processes' devices, whole on one of this process's; where they are in a job of one.
 
-    With a `dtype` they are cast before they travel.
+    With a `dtype` they are cast, before they travel.
     """
     if jax.process_count() == 1:
-        return tree
+        same = all(a.dtype == (dtype or a.dtype) for a in jax.tree.leaves(tree))
+        return tree if same else jax.jit(_cast, static_argnums=1)(tree, dtype)
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     whole = jax.jit(_cast, static_argnums=1, out_shardings=everywhere)(tree, dtype)
     return jax.tree.map(lambda a: a.addressable_data(0), whole)

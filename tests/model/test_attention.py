@@ -33,7 +33,7 @@ def inputs(length):
 @pytest.mark.parametrize("kind", ["blocks", "dot_product"])
 @pytest.mark.parametrize("block", [4, 128])
 def test_values_and_gradients_are_those_of_the_formula(monkeypatch, kind, block):
-    monkeypatch.setattr(attention, "_QUERY_BLOCK", block)
+    monkeypatch.setattr(attention, "_QUERY_BLOCKS", (block, block))
     arrays = inputs(11)
     segments = np.ones((2, 11), np.int32)
     if kind == "blocks":

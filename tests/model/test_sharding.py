@@ -30,7 +30,7 @@ def test_one_device_mesh_places_parameters():
 
 
 def test_what_a_mesh_cannot_hold_is_named():
-    with pytest.raises(ValueError, match="needs 4096 devices"):
+    with pytest.raises(ValueError, match="4096 devices are needed; there are 1"):
         make_mesh(data=4096)
     with pytest.raises(ValueError, match=r"'attn_out'.*tensor=4 doesn't divide 2"):
         param_shardings(AbstractMesh((1, 1, 4), AXES), CFG)

@@ -16,6 +16,8 @@ def numbers(devices, *extra):
     gradients = made.programs["gradients"]
     return {
         "flops": gradients.work.flops,
+        "moved": gradients.work.bytes,
+        "optimizer_moves": made.programs["apply"].work.bytes,
         "weights": made.memory()["weights"],
         "optimizer": made.memory()["optimizer"],
         "temporary": made.memory()["activations and other temporary memory"],

@@ -63,6 +63,21 @@ def test_loops_count_as_often_as_they_run():
     assert reduced == Collective("all-reduce", ("fsdp", "tensor"), 4, 4, 2 * 0.75 * (16 * 8 + 4) * 4, 1)
 
 
+def test_what_is_no_product_moves_its_arguments_and_results():
+    """Not the inside of a fusion, nor products and exchanges; of a stack that a loop fills, the slices."""
+    x = jnp.ones((64, 32))
+
+    def moved(function, *arguments):
+        text = jax.jit(function).lower(*arguments).compile().as_text()
+        return read_work(text, (1, 1, 1), ("data", "fsdp", "tensor")).bytes
+
+    assert moved(lambda x: jnp.tanh(x) * 2 + x, x) == 2 * x.nbytes
+    assert moved(lambda x, y: x @ y, x, x.T) == 0
+    stacked = moved(lambda xs: jax.lax.scan(lambda c, x: (c, jnp.sin(x)), 0.0, xs)[1], jnp.ones((50, 64, 32)))
+    # A slice read and one written each time; the whole stack each time would be 50 times that.
+    assert 2 * 50 * x.nbytes <= stacked < 4 * 50 * x.nbytes
+
+
 def test_groups_may_be_named_by_axes():
     groups = "replica_groups=mesh['data'=2,'fsdp'=2,'tensor'=2] {'data','tensor'}"
     named = MODULE.replace("replica_groups={{0,1,2,3},{4,5,6,7}}", groups)

@@ -379,12 +379,12 @@ def test_any_mesh_samples_what_one_device_does():
     """On eight pretend devices, rows split over data and fsdp, heads over tensor: the same ids, log p to 1e-4."""
     program = """
         import numpy as np
-        from rlef_jax.model.sharding import make_mesh, one_device
+        from rlef_jax.model.sharding import make_mesh
         from rlef_jax.sampling.programs import Programs, Shapes
         from tests.sampling.test_sampler import CFG, at_once, jax, make_sampler
         shapes = Shapes(rows=8, max_len=64, capacities=(32,), chunks=(8,), prefill_tokens=32, steps=4)
         fourth = jax.devices()[3]
-        sampler = make_sampler(Programs(CFG, shapes, one_device(fourth)))
+        sampler = make_sampler(Programs(CFG, shapes, make_mesh(devices=[fourth])))
         held = jax.tree.leaves((sampler.weights()[0], sampler.programs.new_cache()))
         assert {d for a in held for d in a.devices()} == {fourth}
         alone = at_once(sampler, range(12))[0]

@@ -1,0 +1,46 @@
+"""What an update needs while it runs, from its compiled program: nothing as large as the logits of all tokens."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+from rlef_jax.model.transformer import ModelConfig
+from rlef_jax.planning.programs import shape_of, state_shapes
+from rlef_jax.ppo.pack import empty_arrays
+from rlef_jax.ppo.update import ForwardSettings, Learner
+from rlef_jax.types import TokenBatch
+
+CFG = ModelConfig(vocab_size=4096, d_model=16, n_layers=1, n_heads=2, n_kv_heads=1, d_head=8, d_ff=32)
+ROWS, LENGTH = 8, 128
+
+
+@pytest.fixture(scope="module", autouse=True)
+def whole_compilation():
+    """These tests ask what the compiler makes of it, with all of its passes: the folder's fixture leaves some out."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+def temporary(vocabulary=1, rows=1, length=1):
+    """Bytes beside weights, batch and gradients, of a model and batch so many times as large."""
+    cfg = dataclasses.replace(CFG, vocab_size=vocabulary * CFG.vocab_size)
+    learner = Learner(cfg, optax.sgd(0.1), separate_critic=False, how=ForwardSettings(logit_tokens=64))
+    one = shape_of(TokenBatch(**empty_arrays(rows * ROWS, length * LENGTH, 3)))
+    stacked = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape), a.dtype), one)
+    lowered = learner.lowered(state_shapes(learner, jnp.float32), stacked)
+    return lowered["gradients"].compile().memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("more", ["rows", "length"])
+def test_nothing_grows_with_tokens_times_vocabulary(more):
+    """What doubling the tokens adds doesn't depend on the vocabulary: their product has no share in the memory."""
+    logits = 4 * ROWS * LENGTH * CFG.vocab_size
+    added = {v: temporary(vocabulary=v, **{more: 2}) - temporary(vocabulary=v) for v in (1, 2)}
+    assert added[1] > 0
+    assert abs(added[2] - added[1]) < 0.05 * logits
+    assert temporary() < logits

@@ -1,0 +1,90 @@
+"""Run by test_disjoint in a process with eight pretend devices: a run's episodes and weights, wherever its parts lie.
+
+The trainer is on devices 0 to 3; sampler and reference share its devices or have 4 to 7. Prints one line of JSON.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from rlef_jax import config as config_lib
+from rlef_jax.train import train
+from rlef_jax.training.episode_io import read_episodes
+from rlef_jax.training.metrics_writer import read_metrics
+from rlef_jax.training.parts import build_learner, build_policy, build_samplers
+from rlef_jax.training.processes import on_this_process
+from tests.helpers.small_run import OVERRIDES
+
+SHAPE = {"model.n_kv_heads": 2, "train.iterations": 2, "train.checkpoint_every": 2}
+TRAINER = {"mesh.data": 2, "mesh.fsdp": 2}
+SAMPLER = {"sampling.data": 2, "sampling.tensor": 2}
+APART = {"sampling.own_devices": True}
+LAYOUTS = {
+    "alone": {},
+    "shared": TRAINER | SAMPLER,
+    "disjoint": TRAINER | SAMPLER | APART,
+    "reference too": TRAINER | SAMPLER | APART | {"mesh.reference": "sampler"},
+}
+
+
+def configured(name, **more):
+    return config_lib.load("configs/tiny.py", overrides=OVERRIDES | SHAPE | LAYOUTS[name] | more)
+
+
+def outcome(name, folder):
+    """What a run leaves: its weights, its episodes' tokens and the distance from the reference."""
+    train(configured(name), folder)
+    with np.load(folder / "policy.npz") as stored:
+        weights = {key: stored[key] for key in stored.files}
+    episodes = [read_episodes(folder / "episodes" / f"{step:06d}.jsonl.gz") for step in range(2)]
+    return weights, [[e.token_ids for e in part] for part in episodes], [m["kl_to_ref"] for m in read_metrics(folder)]
+
+
+def devices_of(tree):
+    return sorted({d.id for a in jax.tree.leaves(tree) for d in a.devices()})
+
+
+def places(name):
+    """Which devices hold what, and the dtype in which weights reach a sampler in bfloat16."""
+    config = configured(name, **{"model.compute_dtype": "bfloat16"})
+    policy = build_policy(config)
+    learner = build_learner(config, policy.cfg)
+    state = learner.init(jax.random.PRNGKey(0), policy.params)
+    [sampler] = build_samplers(config, policy, 1)
+    sent = on_this_process(state.params["policy"], learner.mesh, "bfloat16")
+    sampler.set_weights(sent, 7)
+    weights, version = sampler.weights()
+    return {
+        "trainer": devices_of(state),
+        "sent": [devices_of(sent), sorted({str(a.dtype) for a in jax.tree.leaves(sent)})],
+        "reference": devices_of(learner.place_policy(policy.params)),
+        "sampler": devices_of((weights, sampler.programs.new_cache())),
+        "version": version,
+    }
+
+
+def main(folder):
+    found = {name: outcome(name, folder / name.replace(" ", "_")) for name in LAYOUTS}
+    weights, episodes, kl = found["shared"]
+    told = {"places": {name: places(name) for name in LAYOUTS}}
+    for name, (other, made, other_kl) in found.items():
+        told[name] = {
+            "gap": max(float(np.abs(other[key] - weights[key]).max()) for key in weights),
+            "moved": max(float(np.abs(weights[key] - first).max()) for key, first in first_weights().items()),
+            "same_episodes": [a == b for a, b in zip(made, episodes)],
+            "kl_gap": max(abs(a - b) for a, b in zip(kl, other_kl)),
+        }
+    print(json.dumps(told))
+
+
+def first_weights():
+    """By their names in policy.npz."""
+    paths, _ = jax.tree_util.tree_flatten_with_path(build_policy(configured("alone")).params)
+    return {"/".join(part.key for part in path): np.asarray(leaf) for path, leaf in paths}
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
