@@ -22,8 +22,8 @@ from jax.ad_checkpoint import checkpoint_name
 ATTENTION = ("blocks", "dot_product")
 KEPT = "attention"  # the name under which rematerialisation policies find what the forward pass keeps
 
-# A block of queries attends only to the keys up to its own end: less of the causal square is computed. A quarter of the
-# row leaves five eighths of it; more blocks save less than their smaller products cost.
+# A block of queries attends only to the keys up to its own end: with four blocks to a row five eighths of the causal
+# square are computed. The shortest block and the longest:
 _QUERY_BLOCKS = (32, 128)
 
 Attention = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
