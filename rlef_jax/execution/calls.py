@@ -122,7 +122,19 @@ def _packed(items, out):
         return b"D" + _SIZE.pack(count) + struct.pack(f"!{count}d", *items)
     if kinds == {int} and min(items) >= _INT_MIN and max(items) <= _INT_MAX:
         return b"I" + _SIZE.pack(count) + struct.pack(f"!{count}q", *items)
-    return _few(items, out) if count >= FEW and kinds <= _LEAVES else b""
+    few = _few(items, out) if count >= FEW and kinds <= _LEAVES else b""
+    return few or (_numbers_of_both_kinds(items) if kinds == {int, float} else b"")
+
+
+def _numbers_of_both_kinds(items):
+    """Integers and floats as one piece: count, a byte for each that is 1 for a float, then the two kinds apart."""
+    integers = [item for item in items if type(item) is int]
+    if min(integers) < _INT_MIN or max(integers) > _INT_MAX:
+        return b""
+    floats = [item for item in items if type(item) is float]
+    which = bytes(type(item) is float for item in items)
+    form = f"!{len(integers)}q{len(floats)}d"
+    return b"N" + _SIZE.pack(len(items)) + which + struct.pack(form, *integers, *floats)
 
 
 def _few(items, out):
@@ -255,6 +267,8 @@ def _unpacked(data, at, strings):
         return struct.unpack_from(f"!{count}{'d' if kind == 'D' else 'q'}", data, at), at + 8 * count
     if kind == "V":
         return _unpacked_few(data, at, count)
+    if kind == "N":
+        return _unpacked_numbers(data, at, count)
     if kind != "S":
         raise CodecError(f"no kind of items: {kind!r}")
     (fresh,), at = _SIZE.unpack_from(data, at), at + _SIZE.size
@@ -271,6 +285,18 @@ def _unpacked(data, at, strings):
         raise CodecError("the value is cut short")
     numbers = data[at:end] if form[-1] == "B" else struct.unpack_from(form, data, at)
     return map(strings.__getitem__, numbers), end
+
+
+def _unpacked_numbers(data, at, count):
+    """The items that `_numbers_of_both_kinds` wrote, and where they end."""
+    which = bytes(data[at : at + count])
+    floats = which.count(1)
+    if len(which) != count or which.count(0) + floats != count:
+        raise CodecError("not numbers of two kinds")
+    form = f"!{count - floats}q{floats}d"
+    numbers = struct.unpack_from(form, data, at + count)
+    kinds = iter(numbers[: count - floats]), iter(numbers[count - floats :])
+    return [next(kinds[kind]) for kind in which], at + count + struct.calcsize(form)
 
 
 def _unpacked_few(data, at, count):

@@ -93,6 +93,18 @@ def test_few_values_over_and_over(items):
     assert list(map(repr, calls.decode(data))) == list(map(repr, items))
 
 
+@given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1), st.lists(st.floats(), min_size=1), st.randoms())
+def test_integers_and_floats_among_each_other_go_as_one_piece(integers, floats, rng):
+    items = integers + floats
+    rng.shuffle(items)
+    data = calls.encode(items, 1 << 20)
+    assert len(data) <= 9 * len(items) + 7
+    assert list(map(repr, calls.decode(data))) == list(map(repr, items))
+    for broken in (data[:-1], data[:7] + b"\2" + data[8:]):
+        with pytest.raises(calls.CodecError):
+            calls.decode(broken)
+
+
 def test_lists_in_themselves_are_no_leaves():
     one = b"PLV" + struct.pack("!II", 64, 1)
     with pytest.raises(calls.CodecError, match="not a leaf"):
