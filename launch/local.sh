@@ -31,22 +31,26 @@ signalled=0
 pass_on() { signalled=1; kill -TERM "${pids[@]}" 2>/dev/null; }
 trap pass_on INT TERM
 
-left=$processes code=0
-while ((left > 0)); do
-    wait -n -p ended "${pids[@]}"
-    status=$?
-    if [ -z "${ended:-}" ]; then continue; fi # a signal came, no process ended
-    left=$((left - 1))
-    for i in "${!pids[@]}"; do if [ "${pids[$i]}" = "$ended" ]; then number=$i; unset "pids[$i]"; fi; done
-    if ((status != 0 && code == 0)); then
-        code=$status
-        if ((status != 75 && signalled == 0 && left > 0)); then
-            echo "process $number of $processes ended with code $status: stopping the job;" \
-                "the same command goes on from its last checkpoint" >&2
-            kill -TERM "${pids[@]}" 2>/dev/null
-            (sleep $GRACE_S; kill -KILL "${pids[@]}" 2>/dev/null) &
-        fi
+# Looked at one by one: `wait -n` misses processes that end together, and would wait for them for ever.
+code=0
+while ((${#pids[@]} > 0)); do
+    sleep 0.2
+    worst=0
+    for i in "${!pids[@]}"; do
+        if kill -0 "${pids[$i]}" 2>/dev/null; then continue; fi
+        wait "${pids[$i]}"
+        status=$?
+        unset "pids[$i]"
+        # Of those that ended together, a signal's 128 and more is the cause, the others' errors what came of it.
+        if ((status > worst)); then worst=$status number=$i; fi
+    done
+    if ((worst == 0 || code != 0)); then continue; fi
+    code=$worst
+    if ((worst != 75 && signalled == 0)); then
+        echo "process $number of $processes ended with code $worst: stopping the job;" \
+            "the same command goes on from its last checkpoint" >&2
+        kill -TERM "${pids[@]}" 2>/dev/null
+        (sleep $GRACE_S; kill -KILL "${pids[@]}") >/dev/null 2>&1 &
     fi
-    ended=
 done
 exit "$code"

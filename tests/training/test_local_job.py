@@ -23,14 +23,23 @@ ITERATIONS = 6
 pytestmark = pytest.mark.slow
 
 
-def started(workdir, cache):
+def started(workdir, cache, log):
     values = OVERRIDES | {"train.iterations": ITERATIONS, "train.checkpoint_every": 1, "execution.workers": 1}
     words = [f"--config.{key}={value}" for key, value in values.items()]
     return subprocess.Popen(
         [str(ROOT / "launch" / "local.sh"), str(PROCESSES), "configs/tiny.py", str(workdir), *words],
-        env=environment(cache, PYTHON=sys.executable), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True, cwd=ROOT,
+        env=environment(cache, PYTHON=sys.executable), stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+        cwd=ROOT,
     )  # fmt: skip
+
+
+def code_of(job, seconds):
+    """The exit code of a job that ends in so many seconds."""
+    try:
+        return job.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(job.pid, signal.SIGKILL)
+        raise
 
 
 def iterations_done(workdir):
@@ -58,22 +67,19 @@ def member(job, number):
 @pytest.fixture(scope="module")
 def job(tmp_path_factory, compile_cache):
     """A run of four processes of which one was killed after two iterations, and which was started again."""
-    workdir = tmp_path_factory.mktemp("runs") / "four"
-    first = started(workdir, compile_cache)
-    while iterations_done(workdir) < 2:
-        if first.poll() is not None:
-            pytest.fail(f"ended early: {first.communicate()}")
-        time.sleep(0.05)
-    os.kill(member(first, 2), signal.SIGKILL)
-    try:
-        _, told = first.communicate(timeout=30)  # what the job promises
-    except subprocess.TimeoutExpired:
-        os.killpg(first.pid, signal.SIGKILL)
-        raise
+    folder = tmp_path_factory.mktemp("runs")
+    workdir, logs = folder / "four", [folder / "first.log", folder / "second.log"]
+    with open(logs[0], "w") as log:
+        first = started(workdir, compile_cache, log)
+        while iterations_done(workdir) < 2:
+            assert first.poll() is None, logs[0].read_text()
+            time.sleep(0.05)
+        os.kill(member(first, 2), signal.SIGKILL)
+        codes = [code_of(first, seconds=30)]  # what the job promises
     left = iterations_done(workdir)
-    second = started(workdir, compile_cache)
-    output, errors = second.communicate(timeout=900)
-    return workdir, (first.returncode, told, left), (second.returncode, output, errors)
+    with open(logs[1], "w") as log:
+        codes.append(code_of(started(workdir, compile_cache, log), seconds=900))
+    return workdir, (codes[0], logs[0].read_text(), left), (codes[1], logs[1].read_text())
 
 
 def test_a_killed_process_stops_the_job_and_says_so(job):
@@ -84,10 +90,10 @@ def test_a_killed_process_stops_the_job_and_says_so(job):
 
 
 def test_the_same_command_goes_on(job):
-    workdir, (_, _, left), (code, output, errors) = job
-    assert code == 0, errors[-3000:]
+    workdir, (_, _, left), (code, told) = job
+    assert code == 0, told[-3000:]
     assert [record["step"] for record in read_metrics(workdir)] == list(range(ITERATIONS))
-    assert "going on from iteration" in output + errors
+    assert "going on from iteration" in told
     assert (workdir / "policy.npz").exists() and left < ITERATIONS
 
 

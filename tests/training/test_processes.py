@@ -79,6 +79,21 @@ def test_an_update_over_processes_equals_one_device(count):
     assert not any("gaps" in e[0] for e in ended[1:])  # only the first one tells
 
 
+@pytest.mark.parametrize("others", ["exit 1", "sleep 0.3; exit 1", "exec sleep 300"])
+def test_a_local_job_ends_with_the_first_of_its_processes(tmp_path, others):
+    """Whether the others end with it, after it or not at all, it is the killed one that is named."""
+    python = tmp_path / "python"
+    ends = f'if [ "$RLEF_JAX_PROCESS" = 2 ]; then kill -9 $$; fi; {others}'
+    python.write_text(f'#!/bin/bash\nif [ "$1" = -c ]; then echo 1234; exit; fi\nsleep 0.3; {ends}\n')
+    python.chmod(0o755)
+    done = subprocess.run(
+        [f"{ROOT}/launch/local.sh", "4", "configs/tiny.py", str(tmp_path / "run")],
+        env=os.environ | {"PYTHON": str(python)}, capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
+    assert done.returncode == 128 + signal.SIGKILL
+    assert "process 2 of 4 ended with code 137: stopping the job; the same command goes on" in done.stderr
+
+
 def test_sigterm_ends_a_process_that_waits_for_the_others():
     waiting = started(2)
     waiting[1].kill()
