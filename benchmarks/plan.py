@@ -15,26 +15,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-from update import ACTION_SHARE, CASES, TURNS, Case, Worker, prepare
+from update import CASES, Case, Worker, prepare, programs_of
 
 from rlef_jax.planning.costs import Seconds, training_seconds
 from rlef_jax.planning.machine import measure
-from rlef_jax.planning.programs import Program, update_programs
-from rlef_jax.ppo.update import ForwardSettings, Learner, make_optimizer
+from rlef_jax.planning.programs import Program
 
 SERVE = str(Path(__file__).with_name("update.py"))
-
-
-def programs_of(case: Case) -> dict[str, Program]:
-    """The compiled programs of the case's update."""
-    learner = Learner(
-        case.model, make_optimizer(1e-4, warmup_steps=1), separate_critic=False, how=ForwardSettings(**case.how)
-    )
-    return update_programs(
-        learner, jnp.float32, microbatches=case.rows // case.microbatch_rows, rows=case.microbatch_rows,
-        length=case.length, turns=TURNS, action_share=ACTION_SHARE,
-    )  # fmt: skip
 
 
 def predicted(programs: dict[str, Program], case: Case) -> tuple[Seconds, list[float]]:
@@ -55,7 +42,8 @@ def compare(name: str, repeats: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         prepare(case, Path(folder))
         worker = Worker(sys.executable, SERVE, "--serve", name, folder)
-        worker.ask("step")  # it compiles
+        for _ in range(2):  # it compiles, and takes the memory that it will use again
+            worker.ask("step")
         for number in range(repeats):
             before, _ = predicted(programs, case)
             taken = worker.ask("step")["seconds"]

@@ -12,8 +12,8 @@ Prints medians, the ratio of each round's seconds (median), peak memory of the p
 the step cannot do without, at the machine's own matmul speed, measured between the rounds. Half of each row's tokens
 are actions; only they need the output layer.
 
---memory instead makes one update of smollm2 and of the case with vocabulary, length or rows doubled, and prints the
-process's peak.
+--memory instead makes one update of smollm2 and of the case with vocabulary, length or rows doubled, and prints what
+the compiled gradients need and the process's peak.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ import numpy as np
 from rlef_jax.model.transformer import ModelConfig, init_params
 from rlef_jax.model.value import init_value_head
 from rlef_jax.model.weights import load_params, save_params
+from rlef_jax.planning.programs import Program, update_programs
 from rlef_jax.ppo.losses import LossSettings
 from rlef_jax.ppo.pack import empty_arrays
 from rlef_jax.ppo.update import ForwardSettings, Learner, make_optimizer, prepare_iteration
@@ -250,19 +251,33 @@ def measure(name: str, repeats: int) -> dict[str, Any]:
     }
 
 
+def programs_of(case: Case) -> dict[str, Program]:
+    """The compiled programs of the case's update."""
+    learner = Learner(
+        case.model, make_optimizer(1e-4, warmup_steps=1), separate_critic=False, how=ForwardSettings(**case.how)
+    )
+    return update_programs(
+        learner, jnp.float32, microbatches=case.rows // case.microbatch_rows, rows=case.microbatch_rows,
+        length=case.length, turns=TURNS, action_share=ACTION_SHARE,
+    )  # fmt: skip
+
+
 def measure_memory() -> None:
-    """One update of smollm2 as each of its sizes doubles: the process's peak."""
-    peaks = {}
+    """One update of smollm2 as each of its sizes doubles: what the compiled gradients need beside their arguments and
+    results, and the process's peak. Peaks don't add up: what one step leaves in the heap decides what the next can use.
+    """
+    temporary = {}
     for name, case in DOUBLED.items():
+        temporary[name] = programs_of(case)["gradients"].temporary / 2**30
         with tempfile.TemporaryDirectory() as folder:
             prepare(case, Path(folder))
             worker = Worker(sys.executable, __file__, "--serve", name, folder)
-            peaks[name] = worker.ask("step")["peak_gib"]
+            peak = worker.ask("step")["peak_gib"]
             worker.close()
         logits = case.tokens * case.model.vocab_size * 4 / 2**30
-        print(f"{name:<17}{peaks[name]:>7.2f} GiB; logits of all tokens, float32, would be {logits:.2f}", flush=True)
-    both = peaks["vocabulary+rows"] - peaks["vocabulary"] - peaks["rows"] + peaks["smollm2"]
-    print(f"what grows with both vocabulary and rows: {both:.2f} GiB")
+        print(f"{name:<17}{temporary[name]:>7.2f} GiB{peak:>7.2f} in all; all logits {logits:.2f}", flush=True)
+    both = temporary["vocabulary+rows"] - temporary["vocabulary"] - temporary["rows"] + temporary["smollm2"]
+    print(f"of the first, what grows with vocabulary times rows: {both:.4f} GiB")
 
 
 def main() -> None:
