@@ -49,9 +49,17 @@ def init_cache(cfg: ModelConfig, rows: int, capacity: int, dtype: Any = jnp.floa
 
 
 def unstack(params: Params) -> Params:
-    """The same parameters with a tuple of layers in place of the stack."""
+    """The same parameters with a tuple of layers in place of the stack, and their matrices with outputs first."""
     count = jax.tree.leaves(params["layers"])[0].shape[0]
-    return {**params, "layers": tuple(transformer.layer_params(params, index) for index in range(count))}
+
+    def layer(index: int) -> Params:
+        one = transformer.layer_params(params, index)
+        return one | {
+            name: transformer.OutputsFirst(jnp.moveaxis(one[name], range(inputs), range(-inputs, 0)))
+            for name, inputs in transformer.MATRICES.items()
+        }
+
+    return {**params, "layers": tuple(map(layer, range(count)))}
 
 
 def first_slots(cache: KVCache, capacity: int) -> KVCache:

@@ -13,6 +13,7 @@ import dataclasses
 import math
 from typing import Any, NamedTuple, Protocol
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -115,6 +116,10 @@ def param_shapes(cfg: ModelConfig) -> dict[str, Any]:
     return shapes
 
 
+MATRICES = {"qkv": 1, "attn_out": 3, "gate": 1, "up": 1, "down": 1}
+"""A layer's matrices, and how many of their axes (`param_shapes`, without L) are inputs."""
+
+
 def count_params(cfg: ModelConfig) -> int:
     """How many numbers the model has; nothing is allocated."""
     return sum(map(math.prod, jax.tree.leaves(param_shapes(cfg), is_leaf=lambda s: isinstance(s, tuple))))
@@ -187,16 +192,49 @@ def apply_rope(x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
-def project(x: jax.Array, weights: jax.Array, bias: jax.Array | None = None) -> jax.Array:
-    """x [B, T, D] times weights [D, ...], plus bias [...] -> [B, T, ...], as one plain matrix product.
+@flax.struct.dataclass
+class OutputsFirst:
+    """A weight [*I, *O] kept as its transpose `array` [*O, *I]: what decoding multiplies by (`kv_cache.unstack`)."""
+
+    array: jax.Array
+
+
+# Up to so many rows a product takes XLA's CPU backend less time with the matrix in front (docs/benchmarks.md).
+_FEW_ROWS = 64
+
+
+def _times_transposed(x: jax.Array, matrix: jax.Array) -> jax.Array:
+    """x [N, D] times the transpose of matrix [F, D] -> [N, F], float32 if x is.
+
+    On CPUs the right-hand matrix of a product is packed each time, the left-hand one isn't: for few rows of x, matrix
+    is put on the left. Without the barrier the compiler turns the product round again.
+    """
+    if len(x) > _FEW_ROWS:
+        return x @ matrix.T
+    return jax.lax.platform_dependent(
+        x, matrix,
+        cpu=lambda x, matrix: jax.lax.optimization_barrier(matrix @ x.T).T,
+        default=lambda x, matrix: x @ matrix.T,
+    )  # fmt: skip
+
+
+def project(x: jax.Array, weights: jax.Array | OutputsFirst, bias: jax.Array | None = None) -> jax.Array:
+    """x [B, T, *I] times weights [*I, ...], plus bias [...] -> [B, T, ...], as one plain matrix product.
 
     XLA's CPU backend takes up to twice as long over the same product written on the unflattened arrays.
     """
-    b, t, d = x.shape
-    flat = x.reshape(b * t, d) @ weights.astype(x.dtype).reshape(d, -1)
+    b, t, *inputs = x.shape
+    flat = x.reshape(b * t, -1)
+    width = flat.shape[1]
+    if isinstance(weights, OutputsFirst):
+        outputs = weights.array.shape[: -len(inputs)]
+        flat = _times_transposed(flat, weights.array.astype(x.dtype).reshape(-1, width))
+    else:
+        outputs = weights.shape[len(inputs) :]
+        flat = flat @ weights.astype(x.dtype).reshape(width, -1)
     if bias is not None:
         flat = flat + bias.astype(x.dtype).reshape(1, -1)
-    return flat.reshape(b, t, *weights.shape[1:])
+    return flat.reshape(b, t, *outputs)
 
 
 def block(
@@ -208,7 +246,6 @@ def block(
     rotated queries (already divided by sqrt(H)) and keys; what else they may look at is the caller's business, and
     so is `kept` (a cache; None in training).
     """
-    b, t, d = x.shape
     r = cfg.queries_per_kv
     qkv = project(rms_norm(x, layer["attn_norm"], cfg.norm_eps), layer["qkv"], layer.get("qkv_bias"))
     heads = qkv[:, :, :, : r + 1]
@@ -217,7 +254,7 @@ def block(
         heads = rms_norm(heads, scales, cfg.norm_eps)
     rotated = apply_rope(heads, rope)
     attended, kept = attention(rotated[:, :, :, :r] * cfg.d_head**-0.5, rotated[:, :, :, r], qkv[:, :, :, r + 1])
-    x = x + project(attended.reshape(b, t, -1), layer["attn_out"].reshape(-1, d))
+    x = x + project(attended, layer["attn_out"])
     normed = rms_norm(x, layer["mlp_norm"], cfg.norm_eps)
     hidden = jax.nn.silu(project(normed, layer["gate"])) * project(normed, layer["up"])
     return x + project(hidden, layer["down"]), kept
@@ -290,5 +327,8 @@ def output_weights(params: Params, cfg: ModelConfig) -> jax.Array:
 
 def unembed(params: Params, cfg: ModelConfig, hidden: jax.Array) -> jax.Array:
     """Logits [B, T, V], float32, of hidden states [B, T, D]. The update never holds so many: `model/logp.py`."""
+    b, t, d = hidden.shape
     weights = output_weights(params, cfg).astype(hidden.dtype)
+    if hidden.dtype == jnp.float32:
+        return _times_transposed(hidden.reshape(b * t, d), weights).reshape(b, t, -1)
     return jnp.einsum("btd,vd->btv", hidden, weights, preferred_element_type=jnp.float32)
