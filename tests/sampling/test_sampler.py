@@ -24,7 +24,7 @@ CFG = ModelConfig(vocab_size=24, d_model=16, n_layers=2, n_heads=4, n_kv_heads=2
 STOP = 3
 # Sharp enough that a wrong position or mask moves log-probabilities by far more than 1e-4.
 PARAMS = jax.tree.map(
-    lambda a: a * 3.0, jax.device_get(jax.jit(init_params, static_argnums=1)(jax.random.PRNGKey(0), CFG))
+    lambda a: a * 2.5, jax.device_get(jax.jit(init_params, static_argnums=1)(jax.random.PRNGKey(0), CFG))
 )
 SHAPES = Shapes(rows=3, max_len=64, capacities=(), chunks=(4, 8), prefill_tokens=16, steps=4, stop_ids=2)
 HOW = SamplingConfig(temperature=1.0, top_p=1.0, top_k=0, stop_ids=(STOP,), max_new_tokens=6)
