@@ -24,6 +24,9 @@ from rlef_jax.data.asserts import check_tests, listed_tests, reference, value
 from rlef_jax.types import FunctionTest, Problem
 
 _HUMAN_EVAL_ROOT_ATOL = 1e-4
+_CALLS = (
+    10  # of a plus test's calls go into one of ours, whose time limit is for these: EvalPlus gives each call its own
+)
 _MEMORY_BYTES = 4 << 30  # EvalPlus's own limit (its docs/execution.md); HumanEval and MBPP have none
 
 
@@ -54,7 +57,7 @@ def _human_eval(row: Mapping[str, Any], base: Mapping[str, Any] | None) -> Probl
     public = check_tests(check, solution, entry_point) if check else ()
     if "poly(" in check:  # other roots than the reference's are right too
         public = tuple(dataclasses.replace(t, atol=_HUMAN_EVAL_ROOT_ATOL, compare="root") for t in public)
-    hidden = (_plus_test(row["test"], solution, entry_point),) if plus else public
+    hidden = _plus_tests(row["test"], solution, entry_point) if plus else public
     if not hidden:
         raise ValueError(f"{row['task_id']}: none of its asserts could be taken apart")
     return Problem(
@@ -69,7 +72,7 @@ def _mbpp(row: Mapping[str, Any]) -> Problem:
     entry_point = _called(ast.parse(row["test"])) if plus else _tested(row["test_list"], solution)
     setup = "\n".join(row.get("test_imports", ())) or row.get("test_setup_code", "")
     public = listed_tests(row["test_list"], solution, entry_point, setup)
-    hidden = (_plus_test(row["test"], solution, entry_point),) if plus else public
+    hidden = _plus_tests(row["test"], solution, entry_point) if plus else public
     if not hidden:
         raise ValueError(f"{name}: none of its asserts could be taken apart")
     return Problem(
@@ -84,8 +87,8 @@ def _is_plus(test: str) -> bool:
     return "def assertion(" in test or "assert _poly(" in test
 
 
-def _plus_test(code: str, solution: str, entry_point: str) -> FunctionTest:
-    """All calls of EvalPlus's test code as one test."""
+def _plus_tests(code: str, solution: str, entry_point: str) -> tuple[FunctionTest, ...]:
+    """The calls of EvalPlus's test code, in its order, `_CALLS` to a test."""
     tree = ast.parse(code)
     values = _assigned(tree)
     inputs = [tuple(arguments) for arguments in values["inputs"]]
@@ -95,7 +98,10 @@ def _plus_test(code: str, solution: str, entry_point: str) -> FunctionTest:
         function = reference(solution, entry_point)
         expected = [function(*copy.deepcopy(arguments)) for arguments in inputs]
     compare, atol = _comparison(code, tree)
-    return FunctionTest(entry_point, tuple(inputs), tuple(expected), atol, compare)
+    return tuple(
+        FunctionTest(entry_point, tuple(inputs[at : at + _CALLS]), tuple(expected[at : at + _CALLS]), atol, compare)
+        for at in range(0, len(inputs), _CALLS)
+    )
 
 
 def _assigned(tree: ast.AST) -> dict[str, Any]:

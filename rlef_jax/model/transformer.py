@@ -203,19 +203,22 @@ class OutputsFirst:
 _FEW_ROWS = 64
 
 
-def _times_transposed(x: jax.Array, matrix: jax.Array) -> jax.Array:
-    """x [N, D] times the transpose of matrix [F, D] -> [N, F], float32 if x is.
+def _times_transposed(x: jax.Array, matrix: jax.Array, dtype: Any) -> jax.Array:
+    """x [N, D] times the transpose of matrix [F, D] -> [N, F], added up and given in `dtype`.
 
     On CPUs the right-hand matrix of a product is packed each time, the left-hand one isn't: for few rows of x, matrix
     is put on the left. Without the barrier the compiler turns the product round again.
     """
+
+    def matrix_right(x: jax.Array, matrix: jax.Array) -> jax.Array:
+        return jnp.matmul(x, matrix.T, preferred_element_type=dtype)
+
+    def matrix_left(x: jax.Array, matrix: jax.Array) -> jax.Array:
+        return jax.lax.optimization_barrier(jnp.matmul(matrix, x.T, preferred_element_type=dtype)).T
+
     if len(x) > _FEW_ROWS:
-        return x @ matrix.T
-    return jax.lax.platform_dependent(
-        x, matrix,
-        cpu=lambda x, matrix: jax.lax.optimization_barrier(matrix @ x.T).T,
-        default=lambda x, matrix: x @ matrix.T,
-    )  # fmt: skip
+        return matrix_right(x, matrix)
+    return jax.lax.platform_dependent(x, matrix, cpu=matrix_left, default=matrix_right)
 
 
 def project(x: jax.Array, weights: jax.Array | OutputsFirst, bias: jax.Array | None = None) -> jax.Array:
@@ -228,7 +231,7 @@ def project(x: jax.Array, weights: jax.Array | OutputsFirst, bias: jax.Array | N
     width = flat.shape[1]
     if isinstance(weights, OutputsFirst):
         outputs = weights.array.shape[: -len(inputs)]
-        flat = _times_transposed(flat, weights.array.astype(x.dtype).reshape(-1, width))
+        flat = _times_transposed(flat, weights.array.astype(x.dtype).reshape(-1, width), x.dtype)
     else:
         outputs = weights.shape[len(inputs) :]
         flat = flat @ weights.astype(x.dtype).reshape(width, -1)
@@ -329,6 +332,4 @@ def unembed(params: Params, cfg: ModelConfig, hidden: jax.Array) -> jax.Array:
     """Logits [B, T, V], float32, of hidden states [B, T, D]. The update never holds so many: `model/logp.py`."""
     b, t, d = hidden.shape
     weights = output_weights(params, cfg).astype(hidden.dtype)
-    if hidden.dtype == jnp.float32:
-        return _times_transposed(hidden.reshape(b * t, d), weights).reshape(b, t, -1)
-    return jnp.einsum("btd,vd->btv", hidden, weights, preferred_element_type=jnp.float32)
+    return _times_transposed(hidden.reshape(b * t, d), weights, jnp.float32).reshape(b, t, -1)

@@ -1,0 +1,36 @@
+"""The sampler on several devices, in a process that has them."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+
+def test_any_mesh_samples_what_one_device_does():
+    """On eight pretend devices, rows split over data and fsdp, heads over tensor: the same ids, log p to 1e-4."""
+    program = """
+        import numpy as np
+        from rlef_jax.model.sharding import make_mesh
+        from rlef_jax.sampling.programs import Programs, Shapes
+        from tests.sampling.test_sampler import CFG, at_once, jax, make_sampler
+        shapes = Shapes(rows=8, max_len=64, capacities=(32,), chunks=(8,), prefill_tokens=32, steps=4)
+        fourth = jax.devices()[3]
+        sampler = make_sampler(Programs(CFG, shapes, make_mesh(devices=[fourth])))
+        held = jax.tree.leaves((sampler.weights()[0], sampler.programs.new_cache()))
+        assert {d for a in held for d in a.devices()} == {fourth}
+        alone = at_once(sampler, range(12))[0]
+        for data, fsdp, tensor in ((2, 2, 2), (1, 1, 2)):
+            programs = Programs(CFG, shapes, make_mesh(data, fsdp, tensor))
+            made = at_once(make_sampler(programs), range(12))[0]
+            for key, (_, sample) in alone.items():
+                assert made[key][1].ids == sample.ids, (data, fsdp, tensor, key)
+                np.testing.assert_allclose(made[key][1].policy_logp, sample.policy_logp, atol=1e-4)
+        slots = programs.new_cache().layers[0][0]
+        assert len(slots.sharding.device_set) == 2 and slots.addressable_shards[0].data.shape[1] == 1
+        print("same")
+        """
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, env=environment
+    )
+    assert done.stdout == "same\n", done.stderr
