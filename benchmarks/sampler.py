@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import pathlib
 import statistics
 import subprocess
@@ -47,7 +48,7 @@ def build(sizes: dict[str, int], shapes: Shapes, lanes: int = 1) -> Sampler:
     """A compiled sampler with random weights."""
     cfg = ModelConfig(**sizes)
     params: Params = jax.jit(init_params, static_argnums=1)(jax.random.PRNGKey(0), cfg)
-    programs = Programs(cfg, shapes, make_mesh())
+    programs = Programs(cfg, shapes, make_mesh(), one_thread=lanes >= len(os.sched_getaffinity(0)))
     programs.compile()
     sampler = Sampler(programs, lanes=lanes)
     sampler.set_weights(params, version=0)

@@ -94,6 +94,29 @@ def flush(cache: KVCache, tail: KVCache, lengths: jax.Array) -> KVCache:
     return write(cache, tail.layers, jnp.arange(lengths.shape[0]), lengths)
 
 
+# Up to so many queries of a group XLA's CPU backend takes less time for one after the other (docs/benchmarks.md).
+_FEW_QUERIES = 4
+
+
+def _products(queries: jax.Array, keys: jax.Array) -> jax.Array:
+    """Inner products [B, K, N, S] of queries [B, K, N, H] and keys [B, K, S, H].
+
+    On CPUs a product of matrices packs and turns all of the keys first, one of a matrix and a vector reads them as they
+    lie. A GPU wants few, large products.
+    """
+
+    def together(queries: jax.Array, keys: jax.Array) -> jax.Array:
+        return jnp.einsum("bknh,bksh->bkns", queries, keys)
+
+    def one_by_one(queries: jax.Array, keys: jax.Array) -> jax.Array:
+        count = queries.shape[2]
+        return jnp.stack([jnp.einsum("bkh,bksh->bks", queries[:, :, n], keys) for n in range(count)], axis=2)
+
+    if queries.shape[2] > _FEW_QUERIES:
+        return together(queries, keys)
+    return jax.lax.platform_dependent(queries, keys, cpu=one_by_one, default=together)
+
+
 def attend(queries: jax.Array, parts: Sequence[Part]) -> jax.Array:
     """Attention of queries [B, C, K, Q, H] over several parts at once -> [B, C, K, Q, H].
 
@@ -104,7 +127,7 @@ def attend(queries: jax.Array, parts: Sequence[Part]) -> jax.Array:
     flat = jnp.transpose(queries, (0, 2, 3, 1, 4)).reshape(b, k, q * c, h)
 
     def scores(keys: jax.Array, seen: jax.Array) -> jax.Array:
-        found = jnp.einsum("bkrh,bksh->bkrs", flat, keys).astype(jnp.float32)
+        found = _products(flat, keys).astype(jnp.float32)
         return jnp.where(seen, found.reshape(b, k, q, c, -1), -jnp.inf)
 
     found = [scores(keys, seen) for keys, _, seen in parts]

@@ -60,8 +60,10 @@ class Lane:
                     self._admit()
                     if self._due() or self._quiet:
                         self._fill()
-                        self._decode()
-                        self._quiet = False
+                        # Who came meanwhile and can be given a row decodes along, instead of a dispatch later.
+                        if not self._free or self.inbox.empty():
+                            self._decode()
+                            self._quiet = False
         except BaseException as raised:
             error = raised
             raise

@@ -93,8 +93,15 @@ class Programs:
     They hold no state. Weights are given as `prepare` makes them, cache and arrays as `new_cache` and `Rows` say.
     """
 
-    def __init__(self, cfg: ModelConfig, shapes: Shapes, mesh: Mesh, *, dtype: Any = jnp.float32) -> None:
-        """Raises ValueError where the model is too short for the rows or the mesh doesn't divide them."""
+    def __init__(
+        self, cfg: ModelConfig, shapes: Shapes, mesh: Mesh, *, dtype: Any = jnp.float32, one_thread: bool = False
+    ) -> None:
+        """Args:
+          one_thread: on CPUs, a program runs on one core, for as many lanes as there are cores: lanes that share all of
+            the cores wait for each other's products.
+
+        Raises ValueError where the model is too short for the rows or the mesh doesn't divide them.
+        """
         if shapes.max_len > cfg.max_positions:
             raise ValueError(f"max_len={shapes.max_len} is over the model's max_positions={cfg.max_positions}")
         shards = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -102,6 +109,8 @@ class Programs:
             raise ValueError(f"mesh axes data * fsdp = {shards} don't divide {shapes.rows} rows")
         self.cfg, self.shapes, self.mesh, self.dtype = cfg, shapes, mesh, jnp.dtype(dtype)
         self.compiled = 0
+        cpu = mesh.devices.flat[0].platform == "cpu"
+        self._options = {"xla_cpu_multi_thread_eigen": False} if one_thread and cpu else None
         self._rows = NamedSharding(mesh, ROWS)
         self._whole = NamedSharding(mesh, PartitionSpec())
         self._cache = NamedSharding(mesh, PartitionSpec(*ROWS, "tensor"))
@@ -146,7 +155,7 @@ class Programs:
 
         def build(table: Any, key: Any, function: Any, donate: tuple[int, ...], out: Any, *args: Any) -> None:
             jitted = jax.jit(function, donate_argnums=donate, out_shardings=out)
-            table[key] = jitted.lower(*args).compile()
+            table[key] = jitted.lower(*args).compile(self._options)
             self.compiled += 1
 
         for capacity in sorted({s.capacity(length) for length in range(1, s.max_len + 1)}):

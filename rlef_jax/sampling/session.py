@@ -106,7 +106,7 @@ class Session:
                 job.future.set_exception(self._error)
                 return job.future
             if last:
-                self._open[dialogue.lane] -= 1
+                job.future.add_done_callback(lambda _: self._count_out(dialogue))
             if job.first:
                 self._prefixes.want(job.prompt)
             self._lanes[dialogue.lane].inbox.put(job)
@@ -114,9 +114,12 @@ class Session:
 
     def end(self, dialogue: Dialogue) -> None:
         """The dialogue, whose last response is complete, won't go on."""
+        self._count_out(dialogue)
+        self._lanes[dialogue.lane].inbox.put(dialogue)
+
+    def _count_out(self, dialogue: Dialogue) -> None:
         with self._lock:
             self._open[dialogue.lane] -= 1
-            self._lanes[dialogue.lane].inbox.put(dialogue)
 
     def stats(self) -> SamplerStats:
         """What was done so far."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -188,7 +189,8 @@ def build_samplers(config: ConfigDict, policy: Policy, count: int) -> list[Sampl
         steps=s.steps,
         stop_ids=len(policy.chat.stop_ids),
     )
-    programs = Programs(policy.cfg, shapes, mesh, dtype=jnp.dtype(config.model.compute_dtype))
+    one_thread = s.lanes >= len(os.sched_getaffinity(0))
+    programs = Programs(policy.cfg, shapes, mesh, dtype=jnp.dtype(config.model.compute_dtype), one_thread=one_thread)
     return [Sampler(programs, lanes=s.lanes, gather=s.gather) for _ in range(count)]
 
 

@@ -161,6 +161,19 @@ def test_a_prompt_that_several_begin_with_is_prefilled_once(programs):
         assert shared[5, 0] == alone[5, 0] and shared[5, 1] == alone[5, 1]
 
 
+def test_dialogues_of_one_response_are_dealt_to_all_lanes(programs):
+    """They count until the response is there, not until it is asked for."""
+    session = make_sampler(programs, lanes=3).session()  # nothing is answered before its threads begin
+    dialogues = [session.dialogue(seed=1, step=2, episode=e) for e in range(2)]
+    asked = [session.respond(d, [4, 5], HOW, turn=0, last=True) for d in dialogues]
+    dialogues += [session.dialogue(seed=1, step=2, episode=e) for e in range(2, 6)]
+    assert [d.lane for d in dialogues] == [0, 1, 2, 0, 1, 2]
+    with session:
+        for future in asked:
+            future.result(WAIT_S)
+    assert [session.dialogue(seed=1, step=3, episode=e).lane for e in range(2)] == [0, 1]
+
+
 def test_seed_step_episode_and_turn_each_change_the_draws(programs):
     def draw(seed=1, step=2, episode=0, turn=0):
         with make_sampler(programs).session() as session:
