@@ -49,7 +49,7 @@ def test_disjoint_devices_make_the_same_run(told):
 
 def test_devices_that_are_not_there_are_an_error():
     config = config_lib.load("configs/tiny.py", overrides=OVERRIDES | {"sampling.own_devices": True})
-    with pytest.raises(ConfigError, match="sampling.data.*1 devices are needed; there are 0 after the mesh's 1"):
+    with pytest.raises(ConfigError, match="sampling.data.*1 devices are needed; there are 0 after the trainer's 1"):
         build_sampler_mesh(config)
     with pytest.raises(ConfigError, match="sampling.lanes: must be 1 on several devices"):
         config_lib.load("configs/tiny.py", overrides={"sampling.data": 2})
