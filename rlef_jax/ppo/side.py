@@ -65,12 +65,9 @@ class Side:
             self._gradients_fn, in_shardings=(params, self.stacked_rows, one), out_shardings=(params, one)
         )
         self._add = jax.jit(
-            lambda a, b: jax.tree.map(jnp.add, a, b),
-            in_shardings=((params, one), (params, one)), out_shardings=(params, one), donate_argnums=(0,),
-        )  # fmt: skip
-        self._square = jax.jit(
-            lambda grads: optax.tree.norm(grads, squared=True), in_shardings=(params,), out_shardings=one
+            _sum, in_shardings=((params, one), (params, one)), out_shardings=(params, one), donate_argnums=(0,)
         )
+        self._square = jax.jit(_squared_norm, in_shardings=(params,), out_shardings=one)
         self._apply: Any = None  # compiled once the optimizer state's structure is known
 
     def _applied(self, where: Any) -> Any:
@@ -190,3 +187,11 @@ class Side:
         before = (state.params, state.opt_state)
         params, opt_state = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, before)
         return TrainState(params, opt_state, state.step + 1), (norm, good)
+
+
+def _sum(a: Share, b: Share) -> Share:
+    return jax.tree.map(jnp.add, a, b)
+
+
+def _squared_norm(grads: dict[str, Any]) -> jax.Array:
+    return optax.tree.norm(grads, squared=True)

@@ -78,8 +78,12 @@ class Learner:
     def _place_reference(self, mesh: Mesh, how: ForwardSettings) -> None:
         self.reference_shardings, self.reference_rows = param_shardings(mesh, self.model_cfg), NamedSharding(mesh, ROWS)
         how = how.on_mesh(mesh, self.model_cfg)
+
+        def ref_logp(params: Params, batch: TokenBatch) -> jax.Array:
+            return policy_logp(params, self.model_cfg, batch, how)
+
         self._ref = jax.jit(
-            lambda params, batch: policy_logp(params, self.model_cfg, batch, how),
+            ref_logp,
             in_shardings=(self.reference_shardings, self.reference_rows),
             out_shardings=NamedSharding(mesh, PartitionSpec()),
         )

@@ -1,4 +1,4 @@
-"""Run by test_critic_apart in a process with eight pretend devices: updates with policy and critic on one mesh and on two.
+"""Run by test_critic_apart in a process with eight pretend devices: updates with policy and critic on one mesh or two.
 
 Argument: a folder for checkpoints. Prints one line of JSON.
 """
@@ -21,7 +21,7 @@ from rlef_jax.ppo.train_state import clip_by_norm, warmup_schedule
 from rlef_jax.ppo.update import ForwardSettings, Learner, prepare_iteration
 from rlef_jax.training.checkpoint import Checkpoints
 from rlef_jax.training.workdir import items_of, state_of
-from tests.ppo.mesh_script import CFG, LAYOUTS, gap, load_factories
+from tests.ppo.mesh_script import CFG, gap, load_factories
 
 KEY = jax.random.PRNGKey(0)
 
@@ -38,7 +38,7 @@ def meshes(name):
 
 def make_learner(name, optimizer, **more):
     how = ForwardSettings(unroll=False, remat="dots", logit_tokens=32)
-    return Learner(CFG, optimizer, separate_critic=True, how=how, **meshes(name), **more)
+    return Learner(CFG, optimizer, how=how, **meshes(name), **more)
 
 
 def smooth(clip):
@@ -80,8 +80,13 @@ def programs_run(learner, policy, microbatches, folder):
         jax.block_until_ready(state)
     [path] = folder.rglob("*.trace.json.gz")
     events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
-    calls = [e["name"] for e in events if e.get("name", "").startswith("PjitFunction(")]
-    return collections.Counter(name.removeprefix("PjitFunction(").removesuffix(")") for name in calls)
+    calls = sorted((e for e in events if e.get("name", "").startswith("PjitFunction(")), key=lambda e: e["ts"])
+    counts, end = collections.Counter(), 0.0
+    for call in calls:
+        if call["ts"] >= end:  # else it is a call's own second record
+            counts[call["name"].removeprefix("PjitFunction(").removesuffix(")")] += 1
+            end = call["ts"] + call["dur"]
+    return counts
 
 
 def compared(policy, batches):
@@ -106,24 +111,37 @@ def refused(policy, microbatches, **more):
     return {"applied": metrics["applied"], "moved": moved, "step": int(after.step)}
 
 
+def refusals():
+    """What a learner says to meshes that can't be."""
+    overlapping = {"mesh": make_mesh(4), "critic_mesh": make_mesh(4, devices=jax.devices()[3:])}
+    said = []
+    for case in (overlapping, {**meshes("apart"), "separate_critic": False}):
+        try:
+            Learner(CFG, optax.sgd(0.1), **case)
+        except ValueError as error:
+            said.append(str(error))
+    return said
+
+
 def restored(policy, microbatches, clip, folder):
     """Checkpoints written with and restored into each layout, and a second update after it."""
     told = {}
     for source in ("shared", "apart"):
-        state, _ = make_learner(source, smooth(clip)).update(make_learner(source, smooth(clip)).init(KEY, policy), microbatches)
+        learner = make_learner(source, smooth(clip))
+        state, _ = learner.update(learner.init(KEY, policy), microbatches)
         saved = jax.tree.map(np.array, jax.device_get(state))
         with Checkpoints(folder / source) as checkpoints:
             checkpoints.save(1, items_of(state), {})
-        further = jax.device_get(make_learner(source, smooth(clip)).update(state, microbatches)[0])
+        further = jax.device_get(learner.update(state, microbatches)[0])
         for target in ("shared", "apart"):
             learner = make_learner(target, smooth(clip))
             fresh = learner.init(KEY, policy)
             with Checkpoints(folder / source) as checkpoints:
                 found = state_of(checkpoints.restore(1, items_of(fresh)))
-            same_places = all(a.sharding == b.sharding for a, b in zip(*map(jax.tree.leaves, (fresh, found)), strict=True))
+            pairs = zip(jax.tree.leaves(fresh), jax.tree.leaves(found), strict=True)
             told[f"{source} to {target}"] = {
                 "gap": gap(saved, found),
-                "same_places": same_places,
+                "same_places": all(a.sharding == b.sharding for a, b in pairs),
                 "gap_further": gap(further, jax.device_get(learner.update(found, microbatches)[0])),
             }
     return told
@@ -131,9 +149,10 @@ def restored(policy, microbatches, clip, folder):
 
 def main(folder):
     policy = init_params(jax.random.PRNGKey(1), CFG)
-    episodes = load_factories().random_episodes(13, vocab=16, seed=3)
-    rows, buckets, row_episodes = LAYOUTS["split"]
-    batches, _ = pack(episodes, buckets=buckets, rows=rows, max_turns=3, row_episodes=row_episodes)
+    episodes = load_factories().random_episodes(12, vocab=16, seed=3)
+    # Three micro-batches of one length: two groups, whose gradients are added up.
+    batches, _ = pack(episodes, buckets=(24,), rows=4, max_turns=3, row_episodes=1)
+    assert len(batches) == 3
     gaps, filled, gradients, metrics = compared(policy, batches)
     norms = {name: float(optax.tree.norm(tree)) for name, tree in gradients.items()} | {"both": metrics["grad_norm"]}
     # Over it is the norm of both together, but of neither alone.
@@ -157,8 +176,8 @@ def main(folder):
             "under": refused(policy, filled, max_grad_norm=2 * norms["both"]),
             "critic not finite": refused(policy, broken),
         },
+        "refusals": refusals(),
         "restored": restored(policy, filled, clip, folder),
-        "groups": len({b.tokens.shape[1] for b in filled}),
         "programs": {
             name: programs_run(make_learner(name, smooth(clip)), policy, filled, folder / f"trace {name}")
             for name in ("shared", "apart")
