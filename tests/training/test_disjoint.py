@@ -17,11 +17,12 @@ from rlef_jax.training.parts import build_learner, build_policy, build_sampler_m
 from tests.helpers.small_run import OVERRIDES, assert_same_run, environment, finish, start, timeless
 
 ROOT = str(pathlib.Path(__file__).parents[2])
+EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
 
 
 @pytest.fixture(scope="module")
 def told(compile_cache, tmp_path_factory):
-    given = environment(compile_cache, PYTHONPATH=ROOT, XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    given = environment(compile_cache, PYTHONPATH=ROOT, **EIGHT)
     done = subprocess.run(
         [sys.executable, "-m", "tests.training.disjoint_script", str(tmp_path_factory.mktemp("runs"))],
         env=given, capture_output=True, text=True, cwd=ROOT, timeout=900,
@@ -61,18 +62,17 @@ def metrics_of(folder):
     return [timeless(record) for record in read_metrics(folder)]
 
 
-def test_a_critic_on_its_own_devices_makes_the_same_run_and_resumes(compile_cache, tmp_path, monkeypatch):
+def test_a_critic_on_its_own_devices_makes_the_same_run_and_resumes(compile_cache, tmp_path):
     """Policy on devices 0 to 3, critic on 4 to 7; killed once it has saved, and started again."""
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
     own = CRITIC | {"mesh.critic": "own"}
     shared, whole, killed = (tmp_path / name for name in ("shared", "whole", "killed"))
-    finish(shared, compile_cache, CRITIC)
-    finish(whole, compile_cache, own)
+    finish(shared, compile_cache, CRITIC, **EIGHT)
+    finish(whole, compile_cache, own, **EIGHT)
     for one, other in zip(metrics_of(shared), metrics_of(whole), strict=True):
         assert one.keys() == other.keys()
         assert {k: v for k, v in other.items() if v != pytest.approx(one[k], rel=1e-5, abs=1e-5)} == {}
 
-    process = start(killed, compile_cache, own)
+    process = start(killed, compile_cache, own, **EIGHT)
     deadline = time.monotonic() + 600
     while not (killed / "checkpoints" / "1").is_dir():
         assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
@@ -80,7 +80,7 @@ def test_a_critic_on_its_own_devices_makes_the_same_run_and_resumes(compile_cach
     process.kill()
     process.communicate()
     assert len(read_metrics(killed)) < 3
-    assert "going on from iteration" in finish(killed, compile_cache, own)
+    assert "going on from iteration" in finish(killed, compile_cache, own, **EIGHT)
     assert_same_run(whole, killed)
     with Checkpoints(whole / "checkpoints", read_only=True) as checkpoints:
         assert checkpoints.steps() == [1, 2, 3]
