@@ -61,7 +61,7 @@ def base_config() -> ConfigDict:
                 prefill_tokens=512,  # of the chunks that are prefilled together, about
                 data=1,  # devices that share the rows
                 tensor=1,  # devices that share heads, feed-forward layer and vocabulary
-                own_devices=False,  # those after the mesh's instead of the mesh's first ones
+                own_devices=False,  # those after the mesh's and the critic's instead of the mesh's first ones
             ),
             execution=dict(
                 workers=0,  # 0 = as many as leave a quarter of the cores, at least one, to JAX
@@ -80,7 +80,13 @@ def base_config() -> ConfigDict:
             ),
             reward=dict(invalid_penalty=-0.2),  # a non-final response without valid code (2.2)
             ppo=_ppo(),
-            mesh=dict(data=1, fsdp=1, tensor=1, reference="trainer"),  # devices along each axis; where rho lies
+            mesh=dict(
+                data=1,  # devices along each axis
+                fsdp=1,
+                tensor=1,
+                critic="trainer",  # on the policy's devices; "own": on as many after them
+                reference="trainer",  # where rho lies; "sampler": on the sampler's devices
+            ),
             train=dict(
                 max_staleness=0,  # iterations that rollouts may be ahead of the learner's weights; 0 = synchronous
                 bad_update="stop",  # gradient not finite or over ppo.max_grad_norm: "stop" or "skip" the update

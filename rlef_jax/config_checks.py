@@ -38,6 +38,7 @@ _CHOICES = {
     "model.remat": ("none", "dots", "full"),
     "model.attention": ("blocks", "dot_product"),
     "episode.feedback": ("true", "random", "none"),
+    "mesh.critic": ("trainer", "own"),
     "mesh.reference": ("trainer", "sampler"),
     "ppo.importance": ("paper", "decoupled", "none"),
     "ppo.importance_mode": ("cap", "mask"),
@@ -156,6 +157,8 @@ def _check_ppo(config: ConfigDict) -> Faults:
     scored = f'must be a multiple of sampling.data={config.sampling.data} with mesh.reference="sampler"'
     apart = config.mesh.reference == "sampler" and p.microbatch_rows % config.sampling.data != 0
     yield apart, "ppo.microbatch_rows", f"{scored}; it is {p.microbatch_rows}"
+    one_trunk = config.mesh.critic == "own" and not p.separate_critic
+    yield one_trunk, "mesh.critic", 'must be "trainer" with ppo.separate_critic=False: it is the policy\'s own trunk'
     mixed = f'must be 1 with model.attention="dot_product", which knows no episodes; it is {p.row_episodes}'
     yield config.model.attention == "dot_product" and p.row_episodes > 1, "ppo.row_episodes", mixed
 

@@ -107,6 +107,10 @@ def configured(path: str, overrides: list[str], devices: int) -> ConfigDict:
         except (SyntaxError, ValueError):
             given[key] = value
     config = config_lib.load(path, overrides=given)
+    if config.mesh.critic != "trainer":
+        raise ConfigError(
+            "config.mesh.critic: a plan counts policy and critic on the same devices: add --config.mesh.critic=trainer"
+        )
     rest = config.mesh.fsdp * config.mesh.tensor
     if devices % rest:
         raise ConfigError(f"--devices={devices} must be a multiple of mesh.fsdp * mesh.tensor = {rest}")

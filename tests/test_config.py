@@ -118,6 +118,8 @@ def test_an_unknown_key_names_the_nearest(key, nearest):
         ({"episode.context": 512}, "ppo.buckets: the longest must hold"),
         ({"ppo.buckets": (256, 128)}, "ppo.buckets: whole numbers above 0 that increase"),
         ({"mesh.data": 3}, "ppo.microbatch_rows: must be a multiple of"),
+        ({"mesh.critic": "own"}, 'mesh.critic: must be "trainer" with ppo.separate_critic=False'),
+        ({"mesh.critic": "sampler"}, 'mesh.critic: "trainer" or "own", not \'sampler\''),
         ({"episode.feedback": "some"}, "episode.feedback"),
         ({"ppo.importance": "papre"}, "ppo.importance"),
         ({"sampling.temperature": 0.0}, "sampling.temperature"),

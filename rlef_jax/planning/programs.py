@@ -15,7 +15,7 @@ from rlef_jax.model.sharding import AXES, make_mesh, param_shardings
 from rlef_jax.model.transformer import ModelConfig, init_params
 from rlef_jax.planning.hlo import Work, read_work
 from rlef_jax.ppo.pack import empty_arrays
-from rlef_jax.ppo.train_state import init_state
+from rlef_jax.ppo.train_state import first_params, init_state
 from rlef_jax.ppo.update import Learner
 from rlef_jax.types import TokenBatch
 
@@ -58,7 +58,8 @@ def state_shapes(learner: Learner, dtype: Any) -> Any:
 
     def make() -> Any:
         key = jax.random.PRNGKey(0)
-        return init_state(key, init_params(key, cfg, dtype), cfg, learner.separate_critic, learner.optimizer)
+        params = first_params(key, init_params(key, cfg, dtype), cfg, learner.separate_critic)
+        return init_state(params, learner.optimizer.init)
 
     return jax.eval_shape(make)
 
@@ -66,17 +67,20 @@ def state_shapes(learner: Learner, dtype: Any) -> Any:
 def update_programs(
     learner: Learner, dtype: Any, *, microbatches: int, rows: int, length: int, turns: int, action_share: float
 ) -> dict[str, Program]:
-    """The programs of one update, see `Learner.lowered`, on micro-batches of `rows` rows of `length` tokens."""
+    """The programs of one update, see `Side.lowered`, on micro-batches of `rows` rows of `length` tokens.
+
+    Policy and critic must share a mesh."""
+    [side] = learner.sides
     one = shape_of(TokenBatch(**empty_arrays(rows, length, turns)))
     stacked = jax.tree.map(lambda a: jax.ShapeDtypeStruct((microbatches, *a.shape), a.dtype), one)
-    mesh_shape = tuple(learner.mesh.shape[axis] for axis in AXES)
+    mesh_shape = tuple(side.mesh.shape[axis] for axis in AXES)
     # The loop over the logits' chunks is the only one without a fixed number of trips.
-    chunk = max(learner.how.logit_tokens * learner.how.row_shards // rows, 1)
+    chunk = max(side.how.logit_tokens * side.how.row_shards // rows, 1)
     trips = -(-int(length * action_share) // chunk)
-    lowered = learner.lowered(state_shapes(learner, dtype), stacked)
+    lowered = side.lowered(state_shapes(learner, dtype), stacked)
     dtypes = {"apply": dtype}  # the optimizer works on the weights as they are kept
     return {
-        name: compiled(program, mesh_shape, dtypes.get(name, learner.how.compute_dtype), trips)
+        name: compiled(program, mesh_shape, dtypes.get(name, side.how.compute_dtype), trips)
         for name, program in lowered.items()
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.struct
@@ -24,6 +25,27 @@ class TrainState:
     params: dict[str, Any]
     opt_state: optax.OptState
     step: jax.Array
+
+
+def part(tree: Any, names: Sequence[str]) -> Any:
+    """The parts `names`, of "policy" and "critic", of a TrainState or of anything made of trees like its `params`.
+
+    Leaves outside of such trees (counts) are every part's.
+    """
+    return jax.tree.map(lambda node: {n: node[n] for n in names} if _parted(node) else node, tree, is_leaf=_parted)
+
+
+def merged(parts: Sequence[Any]) -> Any:
+    """The whole of which these are the parts; what every part has is taken from the first."""
+
+    def both(first: Any, *others: Any) -> Any:
+        return {name: leaf for node in (first, *others) for name, leaf in node.items()} if _parted(first) else first
+
+    return jax.tree.map(both, *parts, is_leaf=_parted)
+
+
+def _parted(node: Any) -> bool:
+    return isinstance(node, dict) and not node.keys().isdisjoint(("policy", "critic"))
 
 
 def warmup_schedule(learning_rate: float, warmup_steps: int) -> optax.Schedule:
@@ -62,22 +84,32 @@ def make_optimizer(
     adamw = optax.adamw(
         warmup_schedule(learning_rate, warmup_steps), b1=b1, b2=b2, weight_decay=weight_decay, mask=decayed
     )
-    return optax.chain(optax.clip_by_global_norm(clip_norm), adamw) if clip_norm > 0 else adamw
+    return optax.chain(clip_by_norm(clip_norm), adamw) if clip_norm > 0 else adamw
 
 
-def init_state(
-    key: jax.Array,
-    policy_params: Params,
-    model_cfg: ModelConfig,
-    separate_critic: bool,
-    optimizer: optax.GradientTransformation,
-) -> TrainState:
-    """A state at step 0: the policy as given, the critic's trunk (if it has its own) from the same weights.
+def clip_by_norm(limit: float) -> optax.GradientTransformationExtraArgs:
+    """`optax.clip_by_global_norm` by a norm that `update` is given: part of the gradients may lie on other devices."""
+
+    def update(updates: Any, state: Any, params: Any = None, *, norm: jax.Array, **_: Any) -> tuple[Any, Any]:
+        small = norm < limit
+        return jax.tree.map(lambda g: jax.lax.select(small, g, (g / norm.astype(g.dtype)) * limit), updates), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+def first_params(
+    key: jax.Array, policy_params: Params, model_cfg: ModelConfig, separate_critic: bool
+) -> dict[str, Any]:
+    """`TrainState.params` at step 0: the policy as given, the critic's trunk (if it has its own) from the same weights.
 
     Every array is a copy: the update donates its buffers, and the caller's weights (the reference policy) live on.
     """
     critic: dict[str, Any] = {"head": init_value_head(key, model_cfg)}
     if separate_critic:
         critic["trunk"] = jax.tree.map(jnp.copy, policy_params)
-    params = {"policy": jax.tree.map(jnp.copy, policy_params), "critic": critic}
-    return TrainState(params=params, opt_state=optimizer.init(params), step=jnp.zeros((), jnp.int32))
+    return {"policy": jax.tree.map(jnp.copy, policy_params), "critic": critic}
+
+
+def init_state(params: dict[str, Any], init_moments: Callable[[Any], optax.OptState]) -> TrainState:
+    """A state at step 0; `init_moments` is the optimizer's `init`."""
+    return TrainState(params=params, opt_state=init_moments(params), step=jnp.zeros((), jnp.int32))

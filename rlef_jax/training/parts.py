@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rlef_jax.config import base_config
+from rlef_jax.config import base_config, flat
 from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.dialog.load import load_chat
 from rlef_jax.dialog.prompts import problem_prompt
@@ -118,35 +118,61 @@ def _check_length(config: ConfigDict, weights: Weights, rows: int) -> None:
 
 
 def build_mesh(config: ConfigDict) -> Mesh:
-    """The trainer's devices. Raises ConfigError where there are fewer."""
+    """The policy's devices in training, and the critic's where they share them.
+
+    Raises ConfigError where there are fewer, or parts are to lie on devices of their own in a job of several processes.
+    """
+    _check_processes(config)
     try:
         return make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     except ValueError as error:
         raise ConfigError(f"config.mesh: {error}") from error
 
 
-_APART: dict[str, Callable[[ConfigDict], bool]] = {
-    "sampling.own_devices": lambda config: config.sampling.own_devices,
-    "mesh.reference": lambda config: config.mesh.reference == "sampler",
-}
+def build_critic_mesh(config: ConfigDict) -> Mesh | None:
+    """The critic's own devices, those after the policy's in a mesh of the same shape; None where it has none.
+
+    Raises ConfigError as `build_mesh`.
+    """
+    m = config.mesh
+    if m.critic == "trainer":
+        return None
+    _check_processes(config)
+    policy = m.data * m.fsdp * m.tensor
+    try:
+        return make_mesh(m.data, m.fsdp, m.tensor, devices=jax.devices()[policy:])
+    except ValueError as error:
+        mend = 'make config.mesh smaller or set config.mesh.critic="trainer"'
+        raise ConfigError(f"config.mesh.critic: {error} after the policy's {policy}: {mend}") from error
+
+
+# The values of the keys that place parts on other devices, where they don't.
+_IN_ONE_PLACE = {"mesh.critic": "trainer", "mesh.reference": "trainer", "sampling.own_devices": False}
+
+
+def _check_processes(config: ConfigDict) -> None:
+    count, values = jax.process_count(), flat(config)
+    apart = [f"config.{key}" for key, value in _IN_ONE_PLACE.items() if values[key] != value]
+    if count > 1 and apart:
+        raise ConfigError(
+            f"{', '.join(apart)}: not in a job of several processes, and this one has {count}: leave it out, or start"
+            " one process (docs/cluster.md)"
+        )
 
 
 def build_sampler_mesh(config: ConfigDict) -> Mesh:
     """The sampler's devices: with `sampling.own_devices` those after the trainer's, else this process's first ones.
 
-    Raises ConfigError where there are fewer, or sampler or reference are to lie elsewhere than the trainer in a job of
-    several processes.
+    Raises ConfigError as `build_mesh`.
     """
     s, m = config.sampling, config.mesh
-    apart = [key for key, asked in _APART.items() if asked(config)]
-    if apart and jax.process_count() > 1:
-        raise ConfigError(f"config.{apart[0]}: not in a job of several processes, see docs/cluster.md")
-    trainer = m.data * m.fsdp * m.tensor
+    _check_processes(config)
+    trainer = m.data * m.fsdp * m.tensor * (1 if m.critic == "trainer" else 2)
     devices = jax.devices()[trainer:] if s.own_devices else jax.local_devices()
     try:
         return make_mesh(data=s.data, tensor=s.tensor, devices=devices)
     except ValueError as error:
-        left = f" after the mesh's {trainer}" if s.own_devices else ""
+        left = f" after the trainer's {trainer}" if s.own_devices else ""
         raise ConfigError(f"config.sampling.data, config.sampling.tensor: {error}{left}") from error
 
 
@@ -229,7 +255,7 @@ def rollout_settings(config: ConfigDict, chat: ChatFormat, feedback: str, *, eva
 
 
 def build_learner(config: ConfigDict, cfg: ModelConfig) -> Learner:
-    """The update's compiled functions, on a mesh of the configured shape.
+    """The update's compiled functions, on meshes of the configured shape.
 
     Raises ConfigError where the devices don't match the mesh, or the mesh doesn't divide the model.
     """
@@ -251,6 +277,6 @@ def build_learner(config: ConfigDict, cfg: ModelConfig) -> Learner:
     mesh_shardings(mesh, cfg)  # whether it divides the model
     return Learner(
         cfg, optimizer, loss=loss, separate_critic=p.separate_critic, mesh=mesh, how=ForwardSettings(**how),
-        max_grad_norm=p.max_grad_norm,
+        max_grad_norm=p.max_grad_norm, critic_mesh=build_critic_mesh(config),
         reference_mesh=build_sampler_mesh(config) if config.mesh.reference == "sampler" else None,
     )  # fmt: skip

@@ -63,11 +63,13 @@ def environment(cache: Path, **extra: str) -> dict[str, str]:
     }
 
 
-def start(workdir: Path, cache: Path, overrides: dict[str, Any] | None = None, *flags: str) -> subprocess.Popen[str]:
-    """Starts a run in a process group of its own."""
+def start(
+    workdir: Path, cache: Path, overrides: dict[str, Any] | None = None, *flags: str, **extra: str
+) -> subprocess.Popen[str]:
+    """Starts a run in a process group of its own, with `extra` in its environment."""
     return subprocess.Popen(
         command(workdir, overrides, *flags),
-        env=environment(cache),
+        env=environment(cache, **extra),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -75,10 +77,14 @@ def start(workdir: Path, cache: Path, overrides: dict[str, Any] | None = None, *
     )
 
 
-def finish(workdir: Path, cache: Path, overrides: dict[str, Any] | None = None, *flags: str) -> str:
-    """Runs to the end; the output. Fails if the run does."""
+def finish(workdir: Path, cache: Path, overrides: dict[str, Any] | None = None, *flags: str, **extra: str) -> str:
+    """Runs to the end with `extra` in its environment; the output. Fails if the run does."""
     done = subprocess.run(
-        command(workdir, overrides, *flags), env=environment(cache), capture_output=True, text=True, timeout=900
+        command(workdir, overrides, *flags),
+        env=environment(cache, **extra),
+        capture_output=True,
+        text=True,
+        timeout=900,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout

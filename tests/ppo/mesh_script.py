@@ -73,7 +73,7 @@ def main():
         found, learner, batches = outcome(make_mesh(*shape), layout, episodes, policy)
         gaps[f"{shape} {layout}"] = [gap(a, b) for a, b in zip(expected, found, strict=True)]
         if shape == (2, 2, 2):
-            placed = jax.device_put(batches[0].tokens, learner.rows)
+            placed = jax.device_put(batches[0].tokens, learner.sides[0].rows)
             rows_per_device = placed.addressable_shards[0].data.shape[0] / placed.shape[0]
     print(
         json.dumps(

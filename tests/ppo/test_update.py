@@ -14,8 +14,9 @@ import pytest
 from rlef_jax.model.logp import token_logp
 from rlef_jax.model.transformer import init_params
 from rlef_jax.ppo.losses import LossSettings
+from rlef_jax.ppo.objective import ForwardSettings, objective
 from rlef_jax.ppo.pack import pack
-from rlef_jax.ppo.update import ForwardSettings, Learner, objective, prepare_iteration, split_updates
+from rlef_jax.ppo.update import Learner, prepare_iteration, split_updates
 
 
 def leaves_close(one, other, tolerance=1e-5):
@@ -130,7 +131,7 @@ def test_prompt_and_feedback_tokens_carry_no_policy_gradient(
     learners, tiny_model, policy, make_episodes, monkeypatch, separate
 ):
     """The gradient with respect to a token's log-probability is exactly 0 unless it was sampled and counts."""
-    from rlef_jax.ppo import update
+    from rlef_jax.ppo import objective as where
 
     learner = learners[separate]
     params = learner.init(jax.random.PRNGKey(0), policy).params
@@ -140,7 +141,7 @@ def test_prompt_and_feedback_tokens_carry_no_policy_gradient(
 
     def loss(nudge):
         # Every token's log-probability is computed here: what the loss leaves out, it leaves out itself.
-        monkeypatch.setattr(update, "token_logp", lambda *model, **_: token_logp(*model[:4]) + nudge)
+        monkeypatch.setattr(where, "token_logp", lambda *model, **_: token_logp(*model[:4]) + nudge)
         counts = {"tokens": jnp.float32(7.0), "turns": jnp.float32(3.0)}
         return objective(moved(params), batch, counts, tiny_model, LossSettings(), ForwardSettings())[0]
 

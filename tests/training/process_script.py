@@ -7,8 +7,11 @@ import pathlib
 
 import jax
 
+from rlef_jax import config as config_lib
+from rlef_jax.errors import ConfigError
 from rlef_jax.model.sharding import make_mesh
 from rlef_jax.model.transformer import init_params
+from rlef_jax.training.parts import build_mesh, build_sampler_mesh
 from rlef_jax.training.processes import find_job, gathered, is_first, join, share_of
 
 
@@ -18,6 +21,24 @@ def load_mesh_script():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def refusals():
+    """What is said to each key that places a part on devices of its own."""
+    asked = [
+        {"sampling.own_devices": True},
+        {"mesh.reference": "sampler"},
+        {"mesh.critic": "own", "ppo.separate_critic": True},
+    ]
+    said = []
+    for overrides in asked:
+        config = config_lib.load("configs/tiny.py", overrides=overrides)
+        for build in (build_mesh, build_sampler_mesh):
+            try:
+                build(config)
+            except ConfigError as error:
+                said.append(str(error))
+    return said
 
 
 def main():
@@ -37,6 +58,7 @@ def main():
             "processes": jax.process_count(),
             "shares": [len(part) for part in parts],
             "same_episodes": together == episodes,
+            "refusals": refusals(),
             "devices": len({d.process_index for d in mesh.devices.flat}),
             "gaps": [script.gap(a, b) for a, b in zip(expected, found, strict=True)],
         }

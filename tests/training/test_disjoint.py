@@ -1,23 +1,28 @@
-"""Trainer, reference and sampler on shared and on disjoint devices of one process: the same run."""
+"""Trainer, critic, reference and sampler on shared and on disjoint devices of one process: the same run."""
 
 import json
 import pathlib
 import subprocess
 import sys
+import time
 
 import pytest
 
 from rlef_jax import config as config_lib
+from rlef_jax import plan
 from rlef_jax.errors import ConfigError
-from rlef_jax.training.parts import build_sampler_mesh
-from tests.helpers.small_run import OVERRIDES, environment
+from rlef_jax.training.checkpoint import Checkpoints
+from rlef_jax.training.metrics_writer import read_metrics
+from rlef_jax.training.parts import build_learner, build_policy, build_sampler_mesh
+from tests.helpers.small_run import OVERRIDES, assert_same_run, environment, finish, start, timeless
 
 ROOT = str(pathlib.Path(__file__).parents[2])
+EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
 
 
 @pytest.fixture(scope="module")
 def told(compile_cache, tmp_path_factory):
-    given = environment(compile_cache, PYTHONPATH=ROOT, XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    given = environment(compile_cache, PYTHONPATH=ROOT, **EIGHT)
     done = subprocess.run(
         [sys.executable, "-m", "tests.training.disjoint_script", str(tmp_path_factory.mktemp("runs"))],
         env=given, capture_output=True, text=True, cwd=ROOT, timeout=900,
@@ -47,9 +52,54 @@ def test_disjoint_devices_make_the_same_run(told):
     assert all(told["reference too"]["same_episodes"]) and told["alone"]["same_episodes"][0]
 
 
+CRITIC = {
+    "mesh.data": 2, "mesh.fsdp": 2, "ppo.separate_critic": True, "train.iterations": 3, "train.checkpoint_every": 1,
+}  # fmt: skip
+
+
+def metrics_of(folder):
+    """By iteration, without times."""
+    return [timeless(record) for record in read_metrics(folder)]
+
+
+def test_a_critic_on_its_own_devices_makes_the_same_run_and_resumes(compile_cache, tmp_path):
+    """Policy on devices 0 to 3, critic on 4 to 7; killed once it has saved, and started again."""
+    own = CRITIC | {"mesh.critic": "own"}
+    shared, whole, killed = (tmp_path / name for name in ("shared", "whole", "killed"))
+    finish(shared, compile_cache, CRITIC, **EIGHT)
+    finish(whole, compile_cache, own, **EIGHT)
+    for one, other in zip(metrics_of(shared), metrics_of(whole), strict=True):
+        assert one.keys() == other.keys()
+        assert {k: v for k, v in other.items() if v != pytest.approx(one[k], rel=1e-5, abs=1e-5)} == {}
+
+    process = start(killed, compile_cache, own, **EIGHT)
+    deadline = time.monotonic() + 600
+    while not (killed / "checkpoints" / "1").is_dir():
+        assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert len(read_metrics(killed)) < 3
+    assert "going on from iteration" in finish(killed, compile_cache, own, **EIGHT)
+    assert_same_run(whole, killed)
+    with Checkpoints(whole / "checkpoints", read_only=True) as checkpoints:
+        assert checkpoints.steps() == [1, 2, 3]
+
+
+def test_a_critic_without_devices_and_a_plan_of_one_are_errors():
+    own = OVERRIDES | {"mesh.critic": "own", "ppo.separate_critic": True}
+    config = config_lib.load("configs/tiny.py", overrides=own)
+    cfg = build_policy(config).cfg
+    with pytest.raises(ConfigError, match="mesh.critic: .*1 devices are needed; there are 0 after the policy's 1"):
+        build_learner(config, cfg)
+    asked = ["--config.mesh.critic=own", "--config.ppo.separate_critic=True"]
+    with pytest.raises(ConfigError, match="config.mesh.critic: a plan counts .* add --config.mesh.critic=trainer"):
+        plan.configured("configs/tiny.py", asked, 2)
+
+
 def test_devices_that_are_not_there_are_an_error():
     config = config_lib.load("configs/tiny.py", overrides=OVERRIDES | {"sampling.own_devices": True})
-    with pytest.raises(ConfigError, match="sampling.data.*1 devices are needed; there are 0 after the mesh's 1"):
+    with pytest.raises(ConfigError, match="sampling.data.*1 devices are needed; there are 0 after the trainer's 1"):
         build_sampler_mesh(config)
     with pytest.raises(ConfigError, match="sampling.lanes: must be 1 on several devices"):
         config_lib.load("configs/tiny.py", overrides={"sampling.data": 2})

@@ -1,0 +1,123 @@
+"""The update's objective: what it needs of the model, and a micro-batch's share of loss and metrics."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from rlef_jax.model.logp import LOGIT_TOKENS, token_logp
+from rlef_jax.model.sharding import Layout
+from rlef_jax.model.transformer import ModelConfig, Params, forward
+from rlef_jax.model.value import values as read_values
+from rlef_jax.ppo.losses import LossSettings, policy_loss, value_loss
+from rlef_jax.types import TokenBatch
+
+
+@dataclasses.dataclass(frozen=True)
+class ForwardSettings:
+    """How the trainer runs the model; none of it changes a result but for rounding.
+
+    `compute_dtype`, `remat`, `unroll` and `attention` are `forward`'s. `logit_tokens` is how many tokens' logits a
+    device holds at a time, where `row_shards` of them share a batch's rows. The last two are the mesh's: `on_mesh` sets
+    them.
+    """
+
+    compute_dtype: Any = jnp.float32
+    remat: str = "none"
+    unroll: bool = True
+    attention: str = "blocks"
+    logit_tokens: int = LOGIT_TOKENS
+    row_shards: int = 1
+    layout: Layout | None = None
+
+    def on_mesh(self, mesh: Mesh, cfg: ModelConfig) -> ForwardSettings:
+        """The same on `mesh`."""
+        shards = mesh.shape["data"] * mesh.shape["fsdp"]
+        return dataclasses.replace(self, row_shards=shards, layout=Layout(mesh, cfg) if mesh.size > 1 else None)
+
+
+def policy_logp(params: Params, cfg: ModelConfig, batch: TokenBatch, how: ForwardSettings) -> jax.Array:
+    """Log-probabilities [B, T], float32, of sampled tokens under a policy's weights; 0 for others."""
+    return _logp(params, cfg, _hidden(params, cfg, batch, how), batch, how)
+
+
+def scores(params: dict[str, Any], cfg: ModelConfig, batch: TokenBatch, how: ForwardSettings) -> dict[str, jax.Array]:
+    """What policy and critic say of a batch, whichever of the two `params` hold.
+
+    {"logp": [B, T] of sampled tokens, 0 for others; "values": [B, N] of turns}, float32. A critic without a trunk needs
+    the policy beside it.
+    """
+    found: dict[str, jax.Array] = {}
+    hidden: Any = None
+    if "policy" in params:
+        hidden = _hidden(params["policy"], cfg, batch, how)
+        found["logp"] = _logp(params["policy"], cfg, hidden, batch, how)
+    if "critic" in params:
+        critic = params["critic"]
+        seen = _hidden(critic["trunk"], cfg, batch, how) if "trunk" in critic else hidden
+        found["values"] = read_values(critic["head"], seen, batch.turn_positions)
+    return found
+
+
+def _hidden(params: Params, cfg: ModelConfig, batch: TokenBatch, how: ForwardSettings) -> jax.Array:
+    return forward(
+        params, cfg, batch.tokens, batch.positions, batch.segment_ids,
+        compute_dtype=how.compute_dtype, remat=how.remat, unroll=how.unroll, attention=how.attention, layout=how.layout,
+    )  # fmt: skip
+
+
+def _logp(params: Params, cfg: ModelConfig, hidden: jax.Array, batch: TokenBatch, how: ForwardSettings) -> jax.Array:
+    chunk = max(how.logit_tokens * how.row_shards // batch.tokens.shape[0], 1)
+    return token_logp(params, cfg, hidden, batch.tokens, batch.action_mask, chunk=chunk, layout=how.layout)
+
+
+def objective(
+    params: dict[str, Any],
+    batch: TokenBatch,
+    denominators: dict[str, jax.Array],
+    cfg: ModelConfig,
+    loss: LossSettings,
+    how: ForwardSettings,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """A micro-batch's share of the update's loss, and the sums that make up its metrics.
+
+    The loss is a sum of two terms, the policy's and the value's. Of `params` that hold only one of the two parts it is
+    that part's term: where each has a trunk of its own, neither term depends on the other's weights.
+
+    Args:
+      params: `TrainState.params`, or one of its parts.
+      batch: filled by `prepare_iteration`.
+      denominators: {"tokens", "turns"}: action tokens and turns of the *whole update*, float scalars. With them the
+        shares of any split into micro-batches add up to the same loss and gradients.
+      cfg, loss, how: the model's sizes, the loss constants and how to run the model.
+    """
+    found = scores(params, cfg, batch, how)
+    terms: list[jax.Array] = []
+    sums: dict[str, jax.Array] = {}
+    if "logp" in found:
+        mask = batch.action_mask * batch.weight[:, None]
+        policy, token_sums = policy_loss(
+            found["logp"], batch.old_logp, batch.behavior_logp, batch.advantages, mask, loss
+        )
+        terms.append(policy / denominators["tokens"])
+        sums |= {"policy": policy, **token_sums}
+    if "values" in found:
+        mask = batch.turn_mask * batch.weight[:, None]
+        value, turn_sums = value_loss(found["values"], batch.old_values, batch.returns, mask, loss)
+        terms.append(loss.value_coef * value / denominators["turns"])
+        sums |= {"value": value, **turn_sums}
+    total = sum(terms[1:], terms[0])
+    return total, {"loss": total, **sums}
+
+
+def count_denominators(microbatches: Sequence[TokenBatch]) -> dict[str, np.float32]:
+    """Action tokens and turns of an update over all of its micro-batches, rows of weight 0 left out; at least 1."""
+    tokens = sum(float((np.asarray(b.action_mask).sum(1) * np.asarray(b.weight)).sum()) for b in microbatches)
+    turns = sum(float((np.asarray(b.turn_mask).sum(1) * np.asarray(b.weight)).sum()) for b in microbatches)
+    return {"tokens": np.float32(max(tokens, 1.0)), "turns": np.float32(max(turns, 1.0))}

@@ -1,0 +1,197 @@
+"""A side of the update: one mesh, the part of the parameters that lies there, and the programs that train it.
+
+A program can't span two meshes. Where policy and critic share one, a side holds both and each step is a single program;
+where they don't, each is a side of its own, with its own term of the objective.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from rlef_jax.model.sharding import ROWS, param_shardings, place
+from rlef_jax.model.transformer import ModelConfig
+from rlef_jax.ppo.losses import LossSettings
+from rlef_jax.ppo.objective import ForwardSettings, objective, scores
+from rlef_jax.ppo.train_state import TrainState, init_state, part
+from rlef_jax.types import TokenBatch
+
+# Gradients of a side's parameters and its metric sums.
+type Share = tuple[dict[str, Any], dict[str, jax.Array]]
+
+
+class Side:
+    """The jitted functions of the parts `names` of the parameters on `mesh`. It owns no weights.
+
+    What it is given may be the whole of it, parameters or state: it takes its own part. Nothing here waits for a
+    device, so that what several sides are asked for runs at the same time.
+    """
+
+    def __init__(
+        self,
+        names: tuple[str, ...],
+        mesh: Mesh,
+        model_cfg: ModelConfig,
+        optimizer: optax.GradientTransformation,
+        *,
+        separate_critic: bool,
+        loss: LossSettings,
+        how: ForwardSettings,
+        max_grad_norm: float,
+    ) -> None:
+        self.names, self.mesh, self.model_cfg = names, mesh, model_cfg
+        self.optimizer = optax.with_extra_args_support(optimizer)
+        self.loss, self.how, self.max_grad_norm = loss, how.on_mesh(mesh, model_cfg), max_grad_norm
+        self.replicated = NamedSharding(mesh, PartitionSpec())
+        self.rows = NamedSharding(mesh, ROWS)
+        self.stacked_rows = NamedSharding(mesh, PartitionSpec(None, *ROWS))
+        policy = param_shardings(mesh, model_cfg)
+        critic: dict[str, Any] = {"head": {"w": self.replicated, "b": self.replicated}}
+        if separate_critic:
+            critic["trunk"] = policy
+        self.param_shardings = part({"policy": policy, "critic": critic}, names)
+        self._compile()
+
+    def _compile(self) -> None:
+        one, params = self.replicated, self.param_shardings
+        # Whole on every device, so that every process can read them.
+        self._score = jax.jit(self._score_fn, in_shardings=(params, self.rows), out_shardings=one)
+        self._gradients = jax.jit(
+            self._gradients_fn, in_shardings=(params, self.stacked_rows, one), out_shardings=(params, one)
+        )
+        self._add = jax.jit(
+            _sum, in_shardings=((params, one), (params, one)), out_shardings=(params, one), donate_argnums=(0,)
+        )
+        self._square = jax.jit(_squared_norm, in_shardings=(params,), out_shardings=one)
+        self._apply: Any = None  # compiled once the optimizer state's structure is known
+
+    def _applied(self, where: Any) -> Any:
+        """The jitted optimizer step on a state that lies `where` its shardings say."""
+        return jax.jit(
+            self._apply_fn,
+            in_shardings=(where, self.param_shardings, self.replicated),
+            out_shardings=(where, self.replicated),
+            donate_argnums=(0,),
+        )
+
+    def init(self, params: dict[str, Any]) -> TrainState:
+        """This side's part of a new TrainState, on its mesh."""
+        params = place(part(params, self.names), self.param_shardings)
+        where = self.state_shardings(jax.eval_shape(lambda: init_state(params, self.optimizer.init)))
+        state = init_state(params, jax.jit(self.optimizer.init, out_shardings=where.opt_state))
+        return dataclasses.replace(state, step=place(state.step, self.replicated))
+
+    def state_shardings(self, state: TrainState) -> Any:
+        """A TrainState of shardings for this side's part of a state: the optimizer's moments lie where their parameters
+        do, the rest everywhere."""
+        moments = optax.tree_map_params(
+            self.optimizer,
+            lambda _, sharding: sharding,
+            part(state.opt_state, self.names),
+            self.param_shardings,
+            transform_non_params=lambda _: self.replicated,
+        )
+        step: Any = self.replicated
+        return TrainState(params=self.param_shardings, opt_state=moments, step=step)
+
+    def lowered(self, state: TrainState, microbatches: TokenBatch) -> dict[str, Any]:
+        """An update's programs before they are compiled, from shapes alone.
+
+        Args:
+          state: of `ShapeDtypeStruct`s, without shardings.
+          microbatches: of `ShapeDtypeStruct`s, [M, B, ...].
+
+        Returns:
+          {"gradients": of those micro-batches, "apply": the optimizer's step, "score": of one micro-batch}.
+        """
+        where = self.state_shardings(state)
+        state = jax.tree.map(
+            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), part(state, self.names), where
+        )
+        counts = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in ("tokens", "turns")}
+        one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), microbatches)
+        return {
+            "gradients": self._gradients.lower(state.params, microbatches, counts),
+            "apply": self._applied(where).lower(state, state.params, ()),
+            "score": self._score.lower(state.params, one),
+        }
+
+    def score(self, params: dict[str, Any], batch: TokenBatch) -> dict[str, jax.Array]:
+        """`objective.scores` of this side's parameters."""
+        return self._score(part(params, self.names), place(batch, self.rows))
+
+    def added(
+        self, total: Share | None, params: dict[str, Any], stacked: TokenBatch, denominators: dict[str, jax.Array]
+    ) -> Share:
+        """`total`, which is donated, and the share of micro-batches [M, B, ...]; `denominators` lie on this mesh."""
+        share = self._gradients(part(params, self.names), place(stacked, self.stacked_rows), denominators)
+        return share if total is None else self._add(total, share)
+
+    def square(self, grads: dict[str, Any]) -> jax.Array:
+        """The squared norm of this side's gradients, a scalar on its mesh."""
+        return self._square(grads)
+
+    def own(self, state: TrainState) -> TrainState:
+        """This side's part of a state, whose counts lie with the first side, on its mesh."""
+
+        def here(leaf: jax.Array) -> jax.Array:
+            away = leaf.sharding.device_set != self.replicated.device_set
+            return jax.device_put(leaf, self.replicated) if away else leaf
+
+        return jax.tree.map(here, part(state, self.names))
+
+    def apply(
+        self, state: TrainState, grads: dict[str, Any], squares: tuple[jax.Array, ...]
+    ) -> tuple[TrainState, tuple[jax.Array, jax.Array]]:
+        """(this side's next state, (global norm, whether the gradient was applied)).
+
+        Args:
+          state: `own`'s; donated.
+          grads: this side's gradients.
+          squares: the squared norms of all sides' gradients, in one order for all: they must come to the same decision.
+            () where this side has all of them.
+        """
+        if self._apply is None:
+            self._apply = self._applied(self.state_shardings(state))
+        return self._apply(state, grads, jax.device_put(squares, self.replicated))
+
+    def _score_fn(self, params: dict[str, Any], batch: TokenBatch) -> dict[str, jax.Array]:
+        return scores(params, self.model_cfg, batch, self.how)
+
+    def _gradients_fn(self, params: Any, stacked: TokenBatch, denominators: Any) -> Share:
+        """Gradients and metric sums of micro-batches [M, B, ...], one after the other."""
+
+        def share(batch: TokenBatch) -> Share:
+            derivative = jax.grad(objective, has_aux=True)
+            return derivative(params, batch, denominators, self.model_cfg, self.loss, self.how)
+
+        first, rest = jax.tree.map(lambda a: a[0], stacked), jax.tree.map(lambda a: a[1:], stacked)
+        # The first share is the sum's start: a single micro-batch needs no second set of gradients.
+        total = share(first)
+        if len(stacked.weight) == 1:
+            return total
+        return jax.lax.scan(lambda sums, batch: (jax.tree.map(jnp.add, sums, share(batch)), None), total, rest)[0]
+
+    def _apply_fn(
+        self, state: TrainState, grads: Any, squares: tuple[jax.Array, ...]
+    ) -> tuple[TrainState, tuple[jax.Array, jax.Array]]:
+        norm = jnp.sqrt(sum(squares[1:], squares[0])) if squares else optax.tree.norm(grads)
+        good = norm <= self.max_grad_norm if self.max_grad_norm < float("inf") else jnp.isfinite(norm)
+        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params, norm=norm)
+        after = (optax.apply_updates(state.params, updates), opt_state)
+        before = (state.params, state.opt_state)
+        params, opt_state = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, before)
+        return TrainState(params, opt_state, state.step + 1), (norm, good)
+
+
+def _sum(a: Share, b: Share) -> Share:
+    return jax.tree.map(jnp.add, a, b)
+
+
+def _squared_norm(grads: dict[str, Any]) -> jax.Array:
+    return optax.tree.norm(grads, squared=True)

@@ -1,0 +1,190 @@
+"""Run by test_critic_apart in a process with eight pretend devices: updates with policy and critic on one mesh or two.
+
+Argument: a folder for checkpoints. Prints one line of JSON.
+"""
+
+import collections
+import dataclasses
+import gzip
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+
+from rlef_jax.model.sharding import make_mesh
+from rlef_jax.model.transformer import init_params
+from rlef_jax.ppo.pack import pack
+from rlef_jax.ppo.train_state import clip_by_norm, warmup_schedule
+from rlef_jax.ppo.update import ForwardSettings, Learner, prepare_iteration
+from rlef_jax.training.checkpoint import Checkpoints
+from rlef_jax.training.workdir import items_of, state_of
+from tests.ppo.mesh_script import CFG, gap, load_factories
+
+KEY = jax.random.PRNGKey(0)
+
+
+def meshes(name):
+    """Of the policy, and of the critic where it has one of its own."""
+    last = jax.devices()[4:]
+    return {
+        "shared": {"mesh": make_mesh(2, 2, 1)},
+        "apart": {"mesh": make_mesh(2, 2, 1), "critic_mesh": make_mesh(2, 2, 1, last)},
+        "other shapes": {"mesh": make_mesh(4, 1, 1), "critic_mesh": make_mesh(1, 1, 2, last)},
+    }[name]
+
+
+def make_learner(name, optimizer, **more):
+    how = ForwardSettings(unroll=False, remat="dots", logit_tokens=32)
+    return Learner(CFG, optimizer, how=how, **meshes(name), **more)
+
+
+def smooth(clip):
+    """Clipping and AdamW with all of its state, whose first steps don't follow the signs of near-zero gradients."""
+    return optax.chain(clip_by_norm(clip), optax.adamw(warmup_schedule(1.0, 2), eps=1.0))
+
+
+def updated(learner, policy, microbatches):
+    """The state before and after an update, on the host, and its metrics."""
+    state = learner.init(KEY, policy)
+    before = jax.tree.map(np.array, jax.device_get(state))
+    after, metrics = learner.update(state, microbatches)
+    return before, jax.device_get(after), metrics
+
+
+def metric_gap(one, other):
+    return max(abs(one[name] - other[name]) for name in one)
+
+
+def devices_of(tree):
+    return sorted({d.id for a in jax.tree.leaves(tree) for d in a.devices()})
+
+
+def places(learner, policy):
+    state = learner.init(KEY, policy)
+    adam = state.opt_state[1][0]
+    return {
+        "policy": devices_of([state.params["policy"], adam.mu["policy"], adam.nu["policy"]]),
+        "critic": devices_of([state.params["critic"], adam.mu["critic"], adam.nu["critic"]]),
+        "counts": devices_of([state.step, adam.count]),
+    }
+
+
+def programs_run(learner, policy, microbatches, folder):
+    """How often each compiled function was called in an update, once everything is compiled."""
+    state, _ = learner.update(learner.init(KEY, policy), microbatches)
+    with jax.profiler.trace(str(folder)):
+        state, _ = learner.update(state, microbatches)
+        jax.block_until_ready(state)
+    [path] = folder.rglob("*.trace.json.gz")
+    events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    calls = sorted((e for e in events if e.get("name", "").startswith("PjitFunction(")), key=lambda e: e["ts"])
+    counts, end = collections.Counter(), 0.0
+    for call in calls:
+        if call["ts"] >= end:  # else it is a call's own second record
+            counts[call["name"].removeprefix("PjitFunction(").removesuffix(")")] += 1
+            end = call["ts"] + call["dur"]
+    return counts
+
+
+def compared(policy, batches):
+    """Per layout of the parts: gaps to the shared mesh in scores, gradients and an update by SGD."""
+    expected, told = None, {}
+    for name in ("shared", "apart", "other shapes"):
+        learner = make_learner(name, optax.sgd(0.1))
+        params = learner.init(KEY, policy).params
+        [filled], scores = prepare_iteration(learner, params, learner.place_policy(policy), [batches])
+        gradients = jax.device_get(learner.gradients(params, filled))
+        _, after, metrics = updated(learner, policy, filled)
+        found = [filled, gradients, after.params]
+        expected = expected or (found, scores | metrics)
+        told[name] = [*map(gap, expected[0], found), metric_gap(expected[1], scores | metrics)]
+    return told, expected[0][0], expected[0][1], expected[1]
+
+
+def refused(policy, microbatches, **more):
+    """Whether an update was applied, and what it changed but for the count of updates."""
+    before, after, metrics = updated(make_learner("apart", smooth(1e9), **more), policy, microbatches)
+    moved = gap((before.params, before.opt_state), (after.params, after.opt_state))
+    return {"applied": metrics["applied"], "moved": moved, "step": int(after.step)}
+
+
+def refusals():
+    """What a learner says to meshes that can't be."""
+    overlapping = {"mesh": make_mesh(4), "critic_mesh": make_mesh(4, devices=jax.devices()[3:])}
+    said = []
+    for case in (overlapping, {**meshes("apart"), "separate_critic": False}):
+        try:
+            Learner(CFG, optax.sgd(0.1), **case)
+        except ValueError as error:
+            said.append(str(error))
+    return said
+
+
+def restored(policy, microbatches, clip, folder):
+    """Checkpoints written with and restored into each layout, and a second update after it."""
+    told = {}
+    for source in ("shared", "apart"):
+        learner = make_learner(source, smooth(clip))
+        state, _ = learner.update(learner.init(KEY, policy), microbatches)
+        saved = jax.tree.map(np.array, jax.device_get(state))
+        with Checkpoints(folder / source) as checkpoints:
+            checkpoints.save(1, items_of(state), {})
+        further = jax.device_get(learner.update(state, microbatches)[0])
+        for target in ("shared", "apart"):
+            learner = make_learner(target, smooth(clip))
+            fresh = learner.init(KEY, policy)
+            with Checkpoints(folder / source) as checkpoints:
+                found = state_of(checkpoints.restore(1, items_of(fresh)))
+            pairs = zip(jax.tree.leaves(fresh), jax.tree.leaves(found), strict=True)
+            told[f"{source} to {target}"] = {
+                "gap": gap(saved, found),
+                "same_places": all(a.sharding == b.sharding for a, b in pairs),
+                "gap_further": gap(further, jax.device_get(learner.update(found, microbatches)[0])),
+            }
+    return told
+
+
+def main(folder):
+    policy = init_params(jax.random.PRNGKey(1), CFG)
+    episodes = load_factories().random_episodes(12, vocab=16, seed=3)
+    # Three micro-batches of one length: two groups, whose gradients are added up.
+    batches, _ = pack(episodes, buckets=(24,), rows=4, max_turns=3, row_episodes=1)
+    assert len(batches) == 3
+    gaps, filled, gradients, metrics = compared(policy, batches)
+    norms = {name: float(optax.tree.norm(tree)) for name, tree in gradients.items()} | {"both": metrics["grad_norm"]}
+    # Over it is the norm of both together, but of neither alone.
+    between = (max(norms["policy"], norms["critic"]) + norms["both"]) / 2
+    clip = 0.5 * min(norms["policy"], norms["critic"])
+    clipped = {name: updated(make_learner(name, smooth(clip)), policy, filled) for name in ("shared", "apart")}
+    before, after, clipped_metrics = clipped["shared"]
+    broken = [dataclasses.replace(b, returns=b.returns * np.float32("nan")) for b in filled]
+    told = {
+        "places": {name: places(make_learner(name, smooth(clip)), policy) for name in ("shared", "apart")},
+        "gaps": gaps,
+        "gradient_size": max(float(np.abs(x).max()) for x in jax.tree.leaves(gradients)),
+        "norms": norms,
+        "clipped": {
+            "moved": gap(before.params, after.params),
+            "gap": gap(after, clipped["apart"][1]),
+            "metric_gap": metric_gap(clipped_metrics, clipped["apart"][2]),
+        },
+        "refused": {
+            "over": refused(policy, filled, max_grad_norm=between),
+            "under": refused(policy, filled, max_grad_norm=2 * norms["both"]),
+            "critic not finite": refused(policy, broken),
+        },
+        "refusals": refusals(),
+        "restored": restored(policy, filled, clip, folder),
+        "programs": {
+            name: programs_run(make_learner(name, smooth(clip)), policy, filled, folder / f"trace {name}")
+            for name in ("shared", "apart")
+        },
+    }
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

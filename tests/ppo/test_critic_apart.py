@@ -1,0 +1,69 @@
+"""The critic on devices of its own: scores, gradients and updates are those of one mesh, and so is what is refused."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from tests.helpers.small_run import environment
+
+ROOT = str(pathlib.Path(__file__).parents[2])
+
+
+@pytest.fixture(scope="module")
+def told(compile_cache, tmp_path_factory):
+    given = environment(compile_cache, PYTHONPATH=ROOT, XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.ppo.critic_script", str(tmp_path_factory.mktemp("checkpoints"))],
+        env=given, capture_output=True, text=True, cwd=ROOT, timeout=900,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_each_part_lies_with_its_moments(told):
+    first, last = [0, 1, 2, 3], [4, 5, 6, 7]
+    assert told["places"]["shared"] == {"policy": first, "critic": first, "counts": first}
+    assert told["places"]["apart"] == {"policy": first, "critic": last, "counts": first}
+
+
+@pytest.mark.parametrize("layout", ["apart", "other shapes"])
+def test_scores_gradients_and_weights_are_those_of_one_mesh(told, layout):
+    """After a step of SGD; the last gap is of the metrics, the gradient's norm among them."""
+    assert told["gradient_size"] > 1e-2
+    *gaps, metric_gap = told["gaps"][layout]
+    assert max(gaps) < 1e-5 and metric_gap < 1e-5 * told["norms"]["both"]
+
+
+def test_clipping_is_by_the_norm_of_both(told):
+    """The limit is below each part's norm, so that by its own norm each would be clipped less."""
+    assert told["norms"]["policy"] < 0.5 * told["norms"]["both"]
+    assert told["clipped"]["moved"] > 1e-2
+    assert told["clipped"]["gap"] < 1e-5 and told["clipped"]["metric_gap"] < 1e-5 * told["norms"]["both"]
+
+
+def test_a_gradient_is_refused_on_both_meshes_or_on_none(told):
+    kept = {"applied": 0.0, "moved": 0.0, "step": 1}
+    assert told["refused"]["over"] == kept  # each part's own norm is under the limit
+    assert told["refused"]["critic not finite"] == kept
+    assert told["refused"]["under"]["applied"] == 1.0 and told["refused"]["under"]["moved"] > 1e-2
+
+
+def test_checkpoints_are_restored_on_one_mesh_and_on_two(told):
+    for way, found in told["restored"].items():
+        assert found["gap"] == 0.0 and found["same_places"], way
+        source, target = way.split(" to ")
+        assert found["gap_further"] <= (0.0 if source == target else 1e-5), way
+
+
+def test_one_mesh_runs_one_program_for_each_step(told):
+    """Two groups of micro-batches; only two meshes need to be told each other's norm."""
+    assert told["programs"]["shared"] == {"_gradients_fn": 2, "_sum": 1, "_apply_fn": 1}
+    assert told["programs"]["apart"] == {"_gradients_fn": 4, "_sum": 2, "_squared_norm": 2, "_apply_fn": 2}
+
+
+def test_meshes_that_cannot_be_are_refused(told):
+    shares, trunk = told["refusals"]
+    assert "has none of its devices" in shares and "a critic without a trunk of its own" in trunk
