@@ -247,14 +247,14 @@ def main() -> None:
         if "uniform" in args.cases:
             new = 8 if quick else 128
             shapes = Shapes(
-                rows=32,
+                rows=16,
                 max_len=128 + new,
                 capacities=(128, 160, 192, 224),
                 chunks=(128,),
                 prefill_tokens=1024,
                 steps=32,
             )
-            found.append(against_torch("uniform", SMOLLM2, shapes, 1, new, repeats, torch))
+            found.append(against_torch("uniform", SMOLLM2, shapes, 2, new, repeats, torch))
         if "tiny" in args.cases:
             new = 16 if quick else 96
             shapes = Shapes(

@@ -28,7 +28,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config.episode.max_failures_shown = 1
     config.episode.max_text_chars = 120
     config.sampling.rows = 32
-    config.sampling.lanes = 1  # its matrices keep all cores busy
     config.sampling.capacities = (256, 512)
     config.sampling.chunks = (64, 256)
     config.execution.wall_patience = 10.0

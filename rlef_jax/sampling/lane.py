@@ -21,6 +21,8 @@ from rlef_jax.sampling.request import Dialogue, Job
 
 # A lane that gathers goes on with what it has once nothing came for so long.
 _QUIET_S = 0.5
+# Prompts seldom come alone: while there are rows for more, the next is waited for so long, a small part of a dispatch.
+_BURST_S = 0.002
 
 
 class Lane:
@@ -80,17 +82,20 @@ class Lane:
 
     def _read_inbox(self) -> bool:
         """Takes what has come; waits where there is nothing to do, or too little. False once it should end."""
+        burst = False
         while not self.closing:
-            ready = bool(self._filling or self._decoding)
+            due, ready = self._due(), bool(self._filling or self._decoding)
+            wait = (_BURST_S if burst else 0.0) if due else _QUIET_S if ready else None
             try:
-                item = self.inbox.get(block=not self._due(), timeout=_QUIET_S if ready else None)
+                item = self.inbox.get(block=wait != 0.0, timeout=wait)
             except queue.Empty:
-                self._quiet = not self._due()
+                self._quiet = not due
                 return True
             if isinstance(item, Dialogue):
                 self._end(item)
             elif item is not None:
                 self._receive(item)
+                burst = bool(self._free)
             self._stuck = False
         return False
 
