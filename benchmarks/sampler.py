@@ -5,9 +5,10 @@
 Cases: `uniform`, the shape of SmolLM2-135M, 32 prompts of 128 tokens and 128 new ones each; `tiny`, a million
 parameters, 256 x (96 + 96); `ragged`, 128 requests for 16 to 256 new tokens (log-uniform) through 32 rows, against
 ourselves in static batches of 32; `multi-turn`, dialogues of three turns with 60 tokens of feedback, against ourselves
-prefilling everything again each turn. Weights are random, float32, all log-probabilities on; both sides take turns, and
-medians are shown. The limit is what the model's own matrix products take at the best speed that this machine reaches on
-them, NumPy's or XLA's, measured in the same run; for `ragged` rows that are never idle.
+prefilling everything again each turn. The first two run in two lanes (one thread each on two cores), the others in one.
+Weights are random, float32, all log-probabilities on; both sides take turns, and medians are shown. The limit is what
+the model's own matrix products take at the best speed that this machine reaches on them, NumPy's or XLA's, measured in
+the same run; for `ragged` rows that are never idle.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.episode.max_new_tokens = 160
     config.episode.max_failures_shown = 1
     config.episode.max_text_chars = 120
-    config.sampling.rows = 32
+    config.sampling.rows = 32  # two lanes of 16, for two cores; set lanes=1 on a GPU or with more cores
     config.sampling.capacities = (256, 512)
     config.sampling.chunks = (64, 256)
     config.execution.wall_patience = 10.0

@@ -153,9 +153,9 @@ class Learner:
 
 def _check_apart(policy: Mesh, critic: Mesh, separate_critic: bool) -> None:
     if not separate_critic:
-        raise ValueError("a critic without a trunk of its own lies where the policy does")
+        raise ValueError("a critic without a trunk of its own must lie where the policy does")
     if set(policy.devices.flat) & set(critic.devices.flat):
-        raise ValueError("critic_mesh is the policy's mesh or has none of its devices")
+        raise ValueError("critic_mesh must be the policy's mesh or have none of its devices")
 
 
 def _equal_groups(microbatches: Sequence[TokenBatch]) -> Iterator[TokenBatch]:

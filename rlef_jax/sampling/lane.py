@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 
-from rlef_jax.errors import StoppedError
 from rlef_jax.model.transformer import Params
 from rlef_jax.sampling.prefixes import Prefixes
 from rlef_jax.sampling.programs import Programs, empty_rows
@@ -51,51 +50,49 @@ class Lane:
         self._quiet = False  # nothing has come for a while
         self._filling: list[Job] = []
         self._decoding: dict[int, Job] = {}
+        self._unfinished: dict[int, Job] = {}  # all that were received, by identity
 
     def run(self) -> None:
-        """Works until it is closed; then, or if it fails, what is unfinished ends with an exception."""
-        error: BaseException = StoppedError("while it sampled")
-        try:
-            while self._read_inbox():
-                with self._clock.busy():
-                    self._now, self._version = self._weights()
-                    self._admit()
-                    if self._due() or self._quiet:
-                        self._fill()
-                        # Who came meanwhile and can be given a row decodes along, instead of a dispatch later.
-                        if not self._free or self.inbox.empty():
-                            self._decode()
-                            self._quiet = False
-        except BaseException as raised:
-            error = raised
-            raise
-        finally:
-            self._drain()
-            for job in (*self._waiting, *self._filling, *self._decoding.values()):
-                job.future.set_exception(error)
+        """Works until it is closed. What is unfinished then, or if it fails, is `abandon`'s."""
+        while self._read_inbox():
+            with self._clock.busy():
+                self._now, self._version = self._weights()
+                self._admit()
+                if self._due() or self._quiet:
+                    self._fill()
+                    # Who came meanwhile decodes along, instead of a dispatch later, while there are rows for more.
+                    if not self._free or self.inbox.empty():
+                        self._decode()
+                        self._quiet = False
 
-    def _drain(self) -> None:
+    def abandon(self, error: BaseException) -> None:
+        """Ends with `error` what was asked for and isn't finished. `run` must have returned or failed."""
         while not self.inbox.empty():
             item = self.inbox.get()
             if isinstance(item, Job):
-                self._waiting.append(item)
+                self._unfinished[id(item)] = item
+        while self._unfinished:
+            self._unfinished.popitem()[1].future.set_exception(error)
 
     def _read_inbox(self) -> bool:
-        """Takes what has come; waits where there is nothing to do, or too little. False once it should end."""
+        """Takes what has come; waits where there is nothing to do or too little, and a moment for the next of a burst.
+
+        False once it should end.
+        """
         burst = False
         while not self.closing:
-            due, ready = self._due(), bool(self._filling or self._decoding)
+            due, ready = self._due() or self._quiet, bool(self._filling or self._decoding)
             wait = (_BURST_S if burst else 0.0) if due else _QUIET_S if ready else None
             try:
                 item = self.inbox.get(block=wait != 0.0, timeout=wait)
             except queue.Empty:
-                self._quiet = not due
+                self._quiet = self._quiet or not due
                 return True
             if isinstance(item, Dialogue):
                 self._end(item)
             elif item is not None:
                 self._receive(item)
-                burst = bool(self._free)
+                burst = len(self._free) > len(self._waiting)
             self._stuck = False
         return False
 
@@ -108,6 +105,7 @@ class Lane:
         return ready > 0 and ready >= self._gather * in_use
 
     def _receive(self, job: Job) -> None:
+        self._unfinished[id(job)] = job
         dialogue = job.dialogue
         job.tokens = [*([] if dialogue.pending is None else [dialogue.pending]), *job.prompt]
         job.chunks = self._programs.shapes.split(len(job.tokens) - 1)
@@ -243,6 +241,7 @@ class Lane:
 
     def _finish(self, row: int, stopped: bool) -> None:
         job = self._decoding.pop(row)
+        del self._unfinished[id(job)]
         dialogue = job.dialogue
         self._table.room[row] = 0
         dialogue.length, dialogue.pending = int(self._table.lengths[row]), job.ids[-1]

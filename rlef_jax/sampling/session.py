@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Self
 
+from rlef_jax.errors import StoppedError
 from rlef_jax.model.transformer import Params
 from rlef_jax.sampling.lane import Clock, Lane
 from rlef_jax.sampling.prefixes import Prefixes
@@ -105,7 +106,7 @@ class Session:
             if self._error is not None:
                 job.future.set_exception(self._error)
                 return job.future
-            if last:
+            if last:  # just after who waits for the response goes on: the next dialogue may still be dealt without it
                 job.future.add_done_callback(lambda _: self._count_out(dialogue))
             if job.first:
                 self._prefixes.want(job.prompt)
@@ -162,8 +163,9 @@ class Session:
         try:
             lane.run()
         except BaseException as error:
-            with self._lock:
+            with self._lock:  # from now on nothing is put into an inbox that nobody reads
                 self._error = error
             for other in self._lanes:
                 other.closing = True
             self._wake()
+        lane.abandon(self._error or StoppedError("while it sampled"))

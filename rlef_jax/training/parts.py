@@ -155,8 +155,8 @@ def _check_processes(config: ConfigDict) -> None:
     apart = [f"config.{key}" for key, value in _IN_ONE_PLACE.items() if values[key] != value]
     if count > 1 and apart:
         raise ConfigError(
-            f"{', '.join(apart)}: not in a job of several processes, and this one has {count}: leave it out, or start"
-            " one process (docs/cluster.md)"
+            f"{', '.join(apart)}: not in a job of several processes, and this one has {count}: leave out what"
+            " is named, or start one process (docs/cluster.md)"
         )
 
 

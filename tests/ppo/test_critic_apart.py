@@ -66,4 +66,4 @@ def test_one_mesh_runs_one_program_for_each_step(told):
 
 def test_meshes_that_cannot_be_are_refused(told):
     shares, trunk = told["refusals"]
-    assert "has none of its devices" in shares and "a critic without a trunk of its own" in trunk
+    assert "have none of its devices" in shares and "a critic without a trunk of its own" in trunk

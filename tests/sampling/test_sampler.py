@@ -133,6 +133,15 @@ def test_arrival_order_neighbours_and_rows_that_are_given_up_change_nothing(prog
     assert all(crowded[key] == found for key, found in few.items())
 
 
+def test_programs_of_one_thread_round_the_same_in_any_lane(programs):
+    one_thread = Programs(CFG, SHAPES, make_mesh(), one_thread=True)
+    crowded, _ = at_once(make_sampler(one_thread, lanes=2), range(9))
+    assert crowded == one_by_one(make_sampler(one_thread), range(9))
+    first = {key: sample.policy_logp[0] for key, (_, sample) in crowded.items() if key[1] == 0}
+    for key, (_, sample) in at_once(make_sampler(programs), range(9), turns=1)[0].items():
+        assert abs(sample.policy_logp[0] - first[key]) < 1e-4  # the same but for rounding
+
+
 def test_only_new_tokens_are_prefilled(programs):
     """Of each prompt all but the last token, which decoding runs; and the token that a response ended with."""
     made, stats = at_once(make_sampler(programs), range(3))

@@ -77,7 +77,7 @@ def test_an_update_over_processes_equals_one_device(count):
     assert told["same_episodes"]
     keys = ["sampling.own_devices", "mesh.reference", "mesh.critic"]
     said = [f"config.{key}: not in a job of several processes, and this one has {count}" for key in keys for _ in "12"]
-    assert [text.partition(": leave it out")[0] for text in told["refusals"]] == said
+    assert [text.partition(": leave out")[0] for text in told["refusals"]] == said
     assert max(told["gaps"]) < 1e-5
     assert not any("gaps" in e[0] for e in ended[1:])  # only the first one tells
 
