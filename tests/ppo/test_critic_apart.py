@@ -1,26 +1,13 @@
 """The critic on devices of its own: scores, gradients and updates are those of one mesh, and so is what is refused."""
 
-import json
-import pathlib
-import subprocess
-import sys
-
 import pytest
 
-from tests.helpers.small_run import environment
-
-ROOT = str(pathlib.Path(__file__).parents[2])
+from tests.helpers.eight_devices import told_by
 
 
 @pytest.fixture(scope="module")
 def told(compile_cache, tmp_path_factory):
-    given = environment(compile_cache, PYTHONPATH=ROOT, XLA_FLAGS="--xla_force_host_platform_device_count=8")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.ppo.critic_script", str(tmp_path_factory.mktemp("checkpoints"))],
-        env=given, capture_output=True, text=True, cwd=ROOT, timeout=900,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return told_by("tests.ppo.critic_script", tmp_path_factory.mktemp("checkpoints"), compile_cache)
 
 
 def test_each_part_lies_with_its_moments(told):

@@ -1,9 +1,5 @@
 """Trainer, critic, reference and sampler on shared and on disjoint devices of one process: the same run."""
 
-import json
-import pathlib
-import subprocess
-import sys
 import time
 
 import pytest
@@ -14,21 +10,13 @@ from rlef_jax.errors import ConfigError
 from rlef_jax.training.checkpoint import Checkpoints
 from rlef_jax.training.metrics_writer import read_metrics
 from rlef_jax.training.parts import build_learner, build_policy, build_sampler_mesh
-from tests.helpers.small_run import OVERRIDES, assert_same_run, environment, finish, start, timeless
-
-ROOT = str(pathlib.Path(__file__).parents[2])
-EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+from tests.helpers.eight_devices import EIGHT, told_by
+from tests.helpers.small_run import OVERRIDES, assert_same_run, finish, start, timeless
 
 
 @pytest.fixture(scope="module")
 def told(compile_cache, tmp_path_factory):
-    given = environment(compile_cache, PYTHONPATH=ROOT, **EIGHT)
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.training.disjoint_script", str(tmp_path_factory.mktemp("runs"))],
-        env=given, capture_output=True, text=True, cwd=ROOT, timeout=900,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return told_by("tests.training.disjoint_script", tmp_path_factory.mktemp("runs"), compile_cache)
 
 
 def test_each_part_lies_where_the_config_says(told):
