@@ -1,31 +1,54 @@
 """The program in a response: the last complete fenced block tagged python, else the last complete one (ours).
 
-A fence is a line of three or more backticks, as in CommonMark. A second opening fence with a tag inside an open
-block means that the writer began anew: the first block is not complete. If no line is a fence, blocks written
-within a line (as the format sentence itself writes one) are looked for.
+Blocks are CommonMark's, of backticks or tildes: a fence ends a block only if it is of the block's kind, at least as
+long and indented by less than four blanks, so that a fence in a docstring is part of the program. A block that doesn't
+parse, with a further opening fence in it, is one whose writer began anew. If no line is a fence, blocks written within
+a line (as the format sentence itself writes one) are looked for. What a model has thought counts for nothing: see
+`answer`.
 """
 
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import warnings
 from collections.abc import Iterator
 
+from markdown_it import MarkdownIt
+
 from rlef_jax.types import Problem
 
-_FENCE = re.compile(r"^([ \t]*)(`{3,})[ \t]*([^\s`]*)[^`]*$")
+_FENCE = re.compile(r" {0,3}(`{3,}[^`]*$|~{3,})")
+_FENCE_AND_RETURN = re.compile(r"^([\s>]*(?:`{3,}[^`\n]*|~{3,}[^\n]*))\r$", re.MULTILINE)
+_INDENTED_FENCE = re.compile(r"\s*(`{3,}[^`]*$|~{3,})")
 _INLINE = re.compile(r"```(?:(python3?|py)\b)?(.*?)```", re.DOTALL | re.IGNORECASE)
 _TAGS = frozenset({"python", "python3", "py"})
+_THOUGHT_END = "</think>"
+_THOUGHT = re.compile(r"^[ \t]*<think>", re.MULTILINE)
+_DOES_SOMETHING = re.compile(r"^\s*(async\s+def|def|class)\b|\binput\s*\(|\bstdin\b|\bopen\s*\(", re.MULTILINE)
 
 
 def extract_code(text: str) -> str | None:
     """The program in `text`, or None if there is no complete fenced block with anything in it."""
-    blocks = [block for block in _fenced_blocks(text) or _inline_blocks(text) if block[1].strip()]
-    tagged = [code for tag, code in blocks if tag.lower() in _TAGS]
-    if tagged:
-        return tagged[-1]
-    return blocks[-1][1] if blocks else None
+    blocks = _blocks(answer(text))
+    return blocks[-1] if blocks else None
+
+
+def answer(text: str) -> str:
+    """What follows a response's last `</think>`, up to a line that opens a thought which doesn't end."""
+    said = text.rpartition(_THOUGHT_END)[2]
+    unfinished = _THOUGHT.search(said)
+    return said[: unfinished.start()] if unfinished else said
+
+
+def ends_in_example(text: str) -> bool:
+    """Whether the program taken is probably an example of how to use another block's: a metric, no rule.
+
+    That is where the last block neither defines anything nor reads input, and one before it does.
+    """
+    *before, last = _blocks(answer(text)) or [""]
+    return not _DOES_SOMETHING.search(last) and any(map(_DOES_SOMETHING.search, before))
 
 
 def program_of(problem: Problem, response: str) -> str | None:
@@ -34,15 +57,7 @@ def program_of(problem: Problem, response: str) -> str | None:
     Where responses begin with a given text (`problem.start`, HumanEval's prompt) the response goes on from there
     without a fence, and the program is both together; see `continued`. Elsewhere it is in a fenced block.
     """
-    return continued(problem.start, response) if problem.start else extract_code(response)
-
-
-def framed(problem: Problem, program: str | None) -> str | None:
-    """What the judge runs of a program: itself, or with what the benchmark puts around it (`problem.frame`)."""
-    if program is None or not problem.frame:
-        return program
-    before, after = problem.frame
-    return before + program + after
+    return continued(problem.start, answer(response)) if problem.start else extract_code(response)
 
 
 def continued(start: str, response: str) -> str | None:
@@ -53,68 +68,127 @@ def continued(start: str, response: str) -> str | None:
     longest part that ends before a line without indentation; the program in a fenced block, below `start`. If none
     does, it is what stands before the first fence.
     """
+    response = response.removeprefix("\ufeff")
     if not response.strip():
         return None
-    for part in _parts(response):
-        if part.strip() and _parses(start + part):
-            return start + part
-    head = _before_fence(response)
+    for program in _programs(start, response):
+        if _parses(program):
+            return program
+    head = _before(_FENCE, response)
     return start + (head if head.strip() else response)
 
 
-def _parts(response: str) -> Iterator[str]:
-    yield response
-    head = _before_fence(response)
-    yield head
-    lines = head.splitlines(keepends=True)
+def _programs(start: str, response: str) -> Iterator[str]:
+    parts = [response, _before(_FENCE, response), _before(_INDENTED_FENCE, response)]
+    lines = _lines(parts[1])
     for end in range(len(lines) - 1, 0, -1):
         if lines[end].strip() and not lines[end][0].isspace():
-            yield "".join(lines[:end])
+            parts.append("".join(lines[:end]))
+    yield from (start + part for part in parts if part.strip())
     if (block := extract_code(response)) is not None:
-        yield "\n" + block
+        future, rest = _without_future(block.removeprefix("\ufeff"))
+        yield f"{future}{start}\n{rest}"
 
 
-def _before_fence(text: str) -> str:
-    lines = text.splitlines(keepends=True)
-    fence = next((i for i, line in enumerate(lines) if _FENCE.match(line.rstrip("\n"))), len(lines))
-    return "".join(lines[:fence])
+def _without_future(program: str) -> tuple[str, str]:
+    """The imports from __future__ of a program, which must stand first, and the program with blanks in their place."""
+    try:
+        nodes = [n for n in _tree(program).body if isinstance(n, ast.ImportFrom) and n.module == "__future__"]
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return "", program
+    lines = _lines(program)
+    for node in nodes:
+        last = (node.end_lineno or node.lineno) - 1
+        before, after = lines[node.lineno - 1].encode()[: node.col_offset], lines[last].encode()[node.end_col_offset :]
+        rest = after.decode().lstrip(" \t").removeprefix(";").lstrip(" \t")
+        lines[node.lineno - 1 : last + 1] = [before.decode() + rest, *["\n"] * (last + 1 - node.lineno)]
+    return "".join(f"{ast.unparse(node)}\n" for node in nodes), "".join(lines)
+
+
+def _lines(text: str) -> list[str]:
+    """Lines with their ends. Only a newline ends one: `str.splitlines` knows ten more, which may stand in a string."""
+    return re.findall(r"[^\n]*\n|[^\n]+", text)
+
+
+def _before(fence: re.Pattern[str], text: str) -> str:
+    lines = _lines(text)
+    first = next((i for i, line in enumerate(lines) if fence.match(line.rstrip("\r\n"))), len(lines))
+    return "".join(lines[:first])
 
 
 def _parses(program: str) -> bool:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a program's own odd escapes
-            ast.parse(program)
+        _tree(program)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
     return True
 
 
+def _tree(program: str) -> ast.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a program's own odd escapes
+        return ast.parse(program)
+
+
+def _blocks(text: str) -> list[str]:
+    """The complete blocks that aren't blank, of those tagged python where there are any, in order."""
+    blocks = [block for block in _fenced_blocks(text) or _inline_blocks(text) if block[1].strip()]
+    return [code for tag, code in blocks if tag.lower() in _TAGS] or [code for _, code in blocks]
+
+
+@functools.cache
+def _commonmark() -> MarkdownIt:
+    """A parser of what fences stand in, or look like. HTML isn't: a line with a tag would hide the fence behind it."""
+    return MarkdownIt("zero").enable(["blockquote", "code", "fence", "hr", "list"]).disable(["inline", "normalize"])
+
+
 def _fenced_blocks(text: str) -> list[tuple[str, str]]:
     """(tag, content) of each complete block, in order."""
-    blocks: list[tuple[str, str]] = []
-    opening: re.Match[str] | None = None
-    content: list[str] = []
-    for line in text.split("\n"):
-        fence = _FENCE.match(line)
-        if fence is None:
-            content.append(line)
-        elif opening is None or (fence[3] and len(fence[2]) >= len(opening[2])):
-            opening, content = fence, []
-        elif len(fence[2]) >= len(opening[2]):
-            indent = len(opening[1])
-            blocks.append((opening[3], "\n".join(_outdent(line, indent) for line in content)))
-            opening = None
-        else:  # a shorter run of backticks is part of the block
-            content.append(line)
+    blocks = []
+    # What is in a block stays as it was written, so nothing is normalized but fences of lines that end with \r\n.
+    text = _FENCE_AND_RETURN.sub(r"\1", text) + "\n"
+    for token in _commonmark().parse(text):
+        if token.type != "fence" or token.map is None:
+            continue
+        # One whose end is missing ends with its list item, quotation or text: it has a line less than with two fences.
+        whole = token.map[1] - token.map[0] == token.content.count("\n") + 2
+        content: str | None = token.content.removesuffix("\n")
+        if not whole:
+            content = _out_of_its_list(text, token.map[0], token.markup) if token.level else None
+        if content is not None:
+            blocks.append(_begun_last(_tag(token.info), content, token.markup))
     return blocks
 
 
-def _outdent(line: str, indent: int) -> str:
-    """Takes at most `indent` leading blanks away: a fence within a list item indents its whole block."""
-    blanks = len(line) - len(line.lstrip(" \t"))
-    return line[min(blanks, indent) :]
+def _out_of_its_list(text: str, opening: int, markup: str) -> str | None:
+    """What stands between the fence in line `opening` and its end, where lines in between have left a list (ours)."""
+    lines = text.split("\n")
+    indent = len(lines[opening]) - len(lines[opening].lstrip(" "))
+    end = re.compile(rf" {{0,{indent + 3}}}{markup[0]}{{{len(markup)},}}[ \t]*")
+    closing = next((i for i in range(opening + 1, len(lines)) if end.fullmatch(lines[i])), None)
+    if closing is None:
+        return None
+    return "\n".join(line[min(indent, len(line) - len(line.lstrip(" "))) :] for line in lines[opening + 1 : closing])
+
+
+def _tag(info: str) -> str:
+    return next(iter(info.split()), "")
+
+
+def _begun_last(tag: str, content: str, markup: str) -> tuple[str, str]:
+    """(tag, content) of a block; if it doesn't parse, of what begins in it with an opening fence like its own."""
+    lines = content.split("\n")
+    opened = [i for i, line in enumerate(lines) if (found := _FENCE.match(line)) and found[1].startswith(markup)]
+    if not opened or _parses(content):
+        return tag, content
+    return _tag(lines[opened[-1]].strip().lstrip(markup[0])), "\n".join(lines[opened[-1] + 1 :])
 
 
 def _inline_blocks(text: str) -> list[tuple[str, str]]:
-    return [(match[1] or "", match[2].strip()) for match in _INLINE.finditer(text)]
+    """(tag, content) of each block whose opening isn't a line of its own, in order."""
+    found = []
+    for match in _INLINE.finditer(text):
+        line = text[text.rfind("\n", 0, match.start()) + 1 : match.start()]
+        if line.strip() or "\n" not in match[0]:
+            found.append((match[1] or "", match[2].strip()))
+    return found
