@@ -41,6 +41,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.sampling.capacities, config.sampling.chunks, config.sampling.prefill_tokens = (2048, 4096), (512,), 2048
     config.execution.require_python = True
     config.execution.wall_s, config.execution.memory_mb = 10.0, 1024
+    # Ours: the paper's limit is by the wall clock, which on nodes that train as well would fail right programs. Whoever
+    # was given 10 s of a processor is out of time as in the paper, and nobody else before 100 s.
+    config.execution.wall_patience = 10.0
 
     p = config.ppo
     p.rollouts, p.updates = 1024, 4

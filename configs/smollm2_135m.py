@@ -30,7 +30,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config.sampling.rows = 32  # two lanes of 16, for two cores; set lanes=1 on a GPU or with more cores
     config.sampling.capacities = (256, 512)
     config.sampling.chunks = (64, 256)
-    config.execution.wall_patience = 10.0
 
     config.ppo.rollouts = 64
     config.ppo.updates = 2
@@ -61,7 +60,6 @@ def _code_contests(config: ConfigDict) -> None:
     config.episode.max_text_chars = 160
     config.sampling.rows = 16
     config.sampling.capacities = (768, 1280)
-    config.execution.wall_patience = 1.0  # the problems' limits as they are
     config.ppo.rollouts, config.ppo.updates, config.ppo.microbatch_rows = 16, 2, 2
     config.ppo.buckets = (768, 1280, 1920)
     config.train.iterations, config.train.checkpoint_every = 3, 1

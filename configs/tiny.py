@@ -24,8 +24,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config.episode.max_new_tokens = 80
     config.sampling.rows = 128  # two lanes of 64
     config.execution.workers = 2  # on two cores they and JAX take turns: each waits for the other much of the time
-    # Problems bring limits of their own (0.5 s, 256 MB). By the wall clock alone, a busy laptop would fail right ones.
-    config.execution.wall_patience = 10.0
     config.ppo.rollouts = 256
     config.ppo.updates = 4
     config.ppo.microbatch_rows = 16

@@ -64,17 +64,17 @@ def base_config() -> ConfigDict:
                 own_devices=False,  # those after the mesh's and the critic's instead of the mesh's first ones
             ),
             execution=dict(
-                workers=0,  # 0 = as many as leave a quarter of the cores, at least one, to JAX
+                workers=0,  # 0 = as many as leave a quarter of the cores (or of a CPU quota), at least one, to JAX
                 require_isolation="",  # "full", "namespaces", "user" or "process", at least; "" = the best there is
                 clean_exit=True,  # a right answer counts only with a clean end (ours)
                 exact_integers=True,  # integers match if they are equal, not as doubles (ours)
-                python="3.10",  # the version that candidate programs run under (B.3)
+                python="3.10",  # the version that candidate programs run under (B.3); or a path, with its packages
                 require_python=False,  # refuse another version instead of warning
                 wall_s=10.0,  # per test, where the problem has no limit of its own (A.2)
                 memory_mb=1024,  # the same
                 output_kb=1024,
                 max_wall_s=0.0,  # caps the problem's own time limit; 0 = never
-                wall_patience=1.0,  # a test may take so many limits if it was given less processor time than one (ours)
+                wall_patience=10.0,  # a test may take so many limits if it had less processor time than one; 1 = never
                 wall_scale=1.0,  # factor on every time limit after the cap, for slower machines
                 stop_hidden_at_first_failure=True,
             ),

@@ -1,8 +1,10 @@
 """Judges programs by hand: `python -m rlef_jax.judge PROGRAM --problem SOURCE [--name NAME]`.
 
-PROGRAM is a Python file, or a folder whose `*.py` files are judged one by one. SOURCE is a CodeContests parquet shard,
-an EvalPlus OriginFmt file (.jsonl.gz), a JSON file of a problem, or mini_contests:SPLIT. Prints one table per program
-(test, status, time, memory, expected and got) or, with --json, one line of JSON per program.
+PROGRAM is a Python file, or a folder whose `*.py` files are judged one by one; each is read as Python reads it (byte
+order mark, encoding line) and runs as `python PROGRAM` would, confined as docs/executor.md says. SOURCE is a
+CodeContests parquet shard, an EvalPlus OriginFmt file (.jsonl.gz), a JSON file of a problem, or mini_contests:SPLIT.
+Prints one table per program (test, status, time, memory, expected and got) or, with --json, one line of JSON per
+program.
 
 Exit code: 0 all programs passed all tests, 1 some failed, 2 wrong usage or data, 3 the judge itself broke.
 
@@ -13,11 +15,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import json
 import os
 import pathlib
 import signal
 import sys
+import tokenize
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -61,8 +65,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tests", choices=("all", "public", "hidden"), default="all")
     parser.add_argument("--stop-at-first-failure", action="store_true")
     parser.add_argument("--json", action="store_true", help="one line of JSON per program")
-    parser.add_argument("--python", default="3.10", help="version of Python that programs run under (default: 3.10)")
+    parser.add_argument(
+        "--python", default="3.10", help="version that programs run under, with the standard library only (default:"
+        " 3.10); or the path of an interpreter, whose packages they may import"
+    )  # fmt: skip
     parser.add_argument("--wall-s", type=float, default=10.0, help="where the problem has no time limit (default: 10)")
+    parser.add_argument("--wall-patience", type=float, default=10.0, help="as config.execution.wall_patience")
     parser.add_argument("--memory-mb", type=int, default=1024, help="where it has no memory limit (default: 1024)")
     parser.add_argument("--workers", type=int, default=0, help="programs at a time; 0 leaves a core free")
     parser.add_argument("--require-isolation", default="", choices=("", *(level.value for level in LEVELS)))
@@ -100,7 +108,8 @@ def _parts(settings: Any) -> str:
 def _judge(args: argparse.Namespace) -> int:
     problem = find_problem(args.problem, args.name)
     tests = _tests(problem, args.tests)
-    limits = limits_for(problem, Limits(wall_s=args.wall_s, memory_bytes=args.memory_mb << 20))
+    default = Limits(wall_s=args.wall_s, memory_bytes=args.memory_mb << 20, patience=args.wall_patience)
+    limits = limits_for(problem, default)
     files = sorted(args.program.glob("*.py")) if args.program.is_dir() else [args.program]
     if not files or not tests:
         raise ProblemFileError(f"no {'programs in ' + str(args.program) if not files else 'tests to run'}")
@@ -111,12 +120,10 @@ def _judge(args: argparse.Namespace) -> int:
         require=args.require_isolation,
         options=JudgeOptions(clean_exit=not args.stdout_only, exact_integers=not args.doubles),
     ) as pool:
-        texts = [(file, file.read_text(encoding="utf-8", errors="surrogateescape")) for file in files]
-        futures = [
-            (file, pool.run(text, tests, limits, stop_at_first_failure=args.stop_at_first_failure))
-            for file, text in texts
-        ]
-        for file, future in futures:
+        stop = args.stop_at_first_failure
+        texts = list(map(_program_text, files))
+        futures = [pool.run(t, tests, limits, stop_at_first_failure=stop, frame=problem.frame) for t in texts]
+        for file, future in zip(files, futures):
             results = future.result()
             print(_as_json(file, problem.name, results) if args.json else _as_table(file, problem.name, tests, results))
             statuses = {result.status for result in results}
@@ -124,6 +131,15 @@ def _judge(args: argparse.Namespace) -> int:
                 BROKEN if Status.INFRA_ERROR in statuses else FAILED if statuses != {Status.PASSED} else PASSED
             )
     return max(codes)
+
+
+def _program_text(file: pathlib.Path) -> str:
+    """A program's text in the encoding that Python would read it in: UTF-8, or what its first two lines say."""
+    data = file.read_bytes()
+    try:
+        return data.decode(tokenize.detect_encoding(io.BytesIO(data).readline)[0])
+    except (SyntaxError, UnicodeDecodeError):
+        return data.decode("utf-8", "surrogateescape")  # what isn't text is a syntax error
 
 
 def _tests(problem: Problem, which: str) -> tuple[Test, ...]:

@@ -62,8 +62,8 @@ class Problem:
     its configured defaults. `tags` holds what analyses group by (family, reading, ...); no prompt shows it.
     `style` says how the dialogue about it is worded: "contest" (C.1), "human_eval" (C.4), "mbpp" (C.5) or "function"
     (ours). Every response begins with the text `start`, which is given to the model, not sampled. `shown_tests` are
-    the asserts that the first prompt shows, where the style has a place for them. `frame` is the text that the
-    benchmark puts before and behind each program to run it; no prompt shows it.
+    the asserts that the first prompt shows, where the style has a place for them. `frame`, where there is
+    one, is two texts that the benchmark runs before and behind each program, in its names; no prompt shows them.
     """
 
     name: str
@@ -112,7 +112,7 @@ class Limits:
     wall_s: float = 10.0
     memory_bytes: int = 1 << 30
     output_bytes: int = 1 << 20
-    processes: int = 16
+    processes: int = 128  # processes and threads; programs are told of no more cores than these can keep busy
     patience: float = 1.0
 
     @property

@@ -20,7 +20,7 @@ from typing import Any
 
 from rlef_jax import episode as machine
 from rlef_jax.data.benchmarks import read_rows
-from rlef_jax.dialog.extract import framed, program_of
+from rlef_jax.dialog.extract import program_of
 from rlef_jax.errors import ConfigError
 from rlef_jax.execution.pool import ExecutionPool
 from rlef_jax.execution.verdict import limits_for, submit_hidden, submit_public
@@ -99,7 +99,7 @@ def judge_recorded(
         future.add_done_callback(lambda done: events.put(lambda: act(done.result())))
 
     def try_next(row: int) -> None:
-        program = framed(rollouts[row].problem, rollouts[row].programs[len(episodes[row].turns)])
+        program = rollouts[row].programs[len(episodes[row].turns)]
         public = submit_public(pool, program, rollouts[row].problem, own_limits[row])
         when_done(public, lambda verdict: on_public(row, program, verdict))
 

@@ -6,6 +6,7 @@ is trusted once it runs: a report can only explain a failure, or hold a function
 """
 
 import builtins
+import errno
 import gc
 import io
 import os
@@ -14,6 +15,7 @@ import signal
 import sys
 
 EXCEPTION, OUT_OF_MEMORY, VALUES = b"E", b"M", b"V"  # kinds of a report
+POOL_THREADS = 4  # what a pool of processes needs beside them: the program itself and three threads
 # What a program needs the interpreter's last breath for: files left open, finalizers. Where none of these words is in
 # its text, its objects go with the process, unvisited.
 TEARDOWN_WORDS = ("open", "__del__", "IO", "Wrap", "Write", "weakref", "finalize", "exec", "eval", "import(", "getattr")
@@ -24,8 +26,8 @@ INTERRUPT_WORDS = ("signal", "kill", "SIGINT", "interrupt", "ctypes", "exec", "e
 class Start:
     """What all tests of a program begin with, made once."""
 
-    def __init__(self, modules, code, source, fork_hooks, main, request):
-        self.code = code
+    def __init__(self, modules, codes, source, fork_hooks, main, settings, request):
+        self.codes = codes
         self.source = source
         self.fork_hooks = fork_hooks
         self.main = main
@@ -36,10 +38,11 @@ class Start:
         self.last_fd = modules["protocol"].LAST_FD
         self.teardown = any(word in source for word in TEARDOWN_WORDS)
         self.interrupts = any(word in source for word in INTERRUPT_WORDS)
-        self.limits = own_limits(request)
+        self.limits = own_limits(request, settings["cores"])
+        self.cgroup = settings["cgroup"]
 
 
-def prepare(modules, code, source, fork_hooks, request):
+def prepare(modules, codes, source, fork_hooks, settings, request):
     """Makes the streams' objects and the main module, in the program's process: a test's fork copies them unused."""
     for fd, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         errors = "backslashreplace" if name == "stderr" else "surrogateescape"
@@ -54,7 +57,23 @@ def prepare(modules, code, source, fork_hooks, request):
     sys.modules[main.__name__] = main
     if "random" in source and "random" not in sys.modules:
         import random  # noqa: F401  (seeded per test, wherever the program imports it)
-    return Start(modules, code, source, fork_hooks, main, request)
+    show_cores(min(settings["cores"], request.processes - POOL_THREADS))
+    return Start(modules, codes, source, fork_hooks, main, settings, request)
+
+
+def show_cores(count):
+    """Has `os` name so many cores, at least one: what a pool of processes makes as many of must fit the limits."""
+    count, affinity = max(1, count), os.sched_getaffinity
+
+    def cpu_count():
+        return count
+
+    def sched_getaffinity(pid):
+        return set(sorted(affinity(pid))[:count])
+
+    os.cpu_count, os.sched_getaffinity = cpu_count, sched_getaffinity
+    if hasattr(os, "process_cpu_count"):  # from Python 3.13 on
+        os.process_cpu_count = cpu_count
 
 
 def be_test(start, settings, request, seed):
@@ -72,15 +91,17 @@ def be_test(start, settings, request, seed):
             os.register_at_fork(**hook)
         if "random" in sys.modules:
             sys.modules["random"].seed(seed)  # differs by input, yet the same in every worker
+        if "numpy.random" in sys.modules:
+            sys.modules["numpy.random"].seed(seed)
         code = run(start, request)
     finally:
         os._exit(code)
 
 
-def own_limits(request):
+def own_limits(request, cores):
     """The resource limits that only a test's process takes: (resource, (soft, hard)) of each."""
     limits = []
-    seconds = int(request.wall_s) + 2  # a second line: the wall clock is watched from outside
+    seconds = int(request.wall_s * cores) + 2  # a second line: time is watched from outside
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
     if hard == resource.RLIM_INFINITY or hard > seconds:
         limits.append((resource.RLIMIT_CPU, (seconds, seconds + 1)))
@@ -101,7 +122,8 @@ def run(start, request):
     """Runs the program as `python solution.py` would, or calls its function. Returns the exit code."""
     exit_code = 1
     try:
-        exec(start.code, start.main.__dict__)
+        for code in start.codes:
+            exec(code, start.main.__dict__)
         if request.functions:
             tell(VALUES)
             for result in start.calls.answers(start.main.__dict__, os.pread(0, os.fstat(0).st_size, 0), request.output):
@@ -112,8 +134,16 @@ def run(start, request):
     except MemoryError:
         explain(OUT_OF_MEMORY, "MemoryError")
     except BaseException as exc:
-        explain(EXCEPTION, start.format_exception(exc, start.source))
+        kind = OUT_OF_MEMORY if not start.cgroup and reserved_too_much(exc) else EXCEPTION
+        explain(kind, start.format_exception(exc, start.source))
     return finish(start, exit_code)
+
+
+def reserved_too_much(exc):
+    """Whether address space has run out, which has a limit where no control group counts the memory that is touched."""
+    return getattr(exc, "errno", None) == errno.ENOMEM or (
+        isinstance(exc, RuntimeError) and str(exc) == "can't start new thread"
+    )
 
 
 def code_of(exc):

@@ -15,15 +15,24 @@ from collections.abc import Iterator
 from rlef_jax.errors import ConfigError
 
 _PROBE = "import sys, resource, select; print(sys.executable); print('%d.%d.%d' % sys.version_info[:3])"
+_PROBE_PACKAGES = "import os, site; print(*filter(os.path.isdir, site.getsitepackages()), sep='\\n')"
 _PROBE_TIMEOUT_S = 30.0
+_OLDEST = (3, 8)  # what the worker's files are written for
 
 
 @dataclasses.dataclass(frozen=True)
 class Interpreter:
-    """A Python executable that has run: its path and full version ("3.10.13")."""
+    """A Python executable that has run.
+
+    Attributes:
+      path: of the executable.
+      version: in full ("3.10.13").
+      packages: folders of third-party modules that programs may import.
+    """
 
     path: str
     version: str
+    packages: tuple[str, ...] = ()
 
 
 class InterpreterNotFoundError(ConfigError):
@@ -33,9 +42,14 @@ class InterpreterNotFoundError(ConfigError):
 def find_python(version: str = "3.10", required: bool = False) -> Interpreter:
     """The first interpreter of `version` ("3.10") that runs: on PATH, in pyenv's versions folder, as uv knows it.
 
-    Where there is none, `required` decides: an InterpreterNotFoundError that says what to install, or a warning
-    and the interpreter that runs this process.
+    It has the standard library only. A path in the place of a version ("/opt/judge/bin/python", of a virtual
+    environment for instance) is that executable, with the packages that are installed for it.
+
+    Where there is no interpreter of a version, `required` decides: an InterpreterNotFoundError that says what to
+    install, or a warning and the interpreter that runs this process. A path that doesn't run is always an error.
     """
+    if "/" in version:
+        return _named(os.path.abspath(os.path.expanduser(version)))
     found = _search(version)
     if found is not None:
         return found
@@ -50,6 +64,18 @@ def find_python(version: str = "3.10", required: bool = False) -> Interpreter:
         stacklevel=2,
     )
     return fallback
+
+
+@functools.cache
+def _named(path: str) -> Interpreter:
+    interpreter = _probe(path)
+    if interpreter is None:
+        raise InterpreterNotFoundError(f"execution.python: {path} is not a Python that runs here")
+    if tuple(map(int, interpreter.version.split(".")[:2])) < _OLDEST:
+        raise InterpreterNotFoundError(f"execution.python: {path} is Python {interpreter.version}; 3.8 is the oldest")
+    return dataclasses.replace(
+        interpreter, path=path, packages=tuple(_output([path, "-I", "-B", "-c", _PROBE_PACKAGES]))
+    )
 
 
 @functools.cache

@@ -7,10 +7,11 @@ import enum
 import functools
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rlef_jax.execution import kernel, seccomp
+from rlef_jax.execution.cores import whole_cores
 from rlef_jax.execution.interpreter import Interpreter
 
 BOX_BYTES, BOX_INODES = 64 << 20, 1024  # a test's scratch folder
@@ -27,6 +28,8 @@ for line in open("/proc/self/maps"):
     path = line.split(None, 5)[-1].strip()
     if ".so" in path and path.startswith("/"): print(path)
 """
+# Where an interpreter's packages may find what they are linked with; files of the host's that everybody may read.
+_SYSTEM_LIBRARIES = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/lib", "/lib64")
 _LOADERS = ("/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1")
 
 
@@ -75,15 +78,16 @@ def plan(level: Level, interpreter: Interpreter) -> Plan:
     except seccomp.UnknownMachineError as exc:
         raise IsolationError(str(exc)) from exc
     files = interpreter_files(interpreter)
-    landlock = _landlock(files, spaces)
+    landlock = _landlock((*files.binds, *map(os.path.realpath, interpreter.packages)), spaces)
     if landlock is None and not spaces and root:
         raise IsolationError("as root, without namespaces and without Landlock, programs could write anywhere")
     users = level in (Level.FULL, Level.NAMESPACES)
-    settings = dict(
+    settings: dict[str, Any] = dict(
         namespaces=spaces,
         cgroup=level is Level.FULL,
         program_uid=1 if users else None,
         oom_score=500 if level is Level.FULL else 0,  # a program goes before its worker
+        cores=whole_cores(),  # that programs are told of
         own_processes=1 if users else 3,  # that share the program's user: its own process; launcher and server too
         box_bytes=BOX_BYTES if spaces else 0,
         box_inodes=BOX_INODES,
@@ -92,18 +96,22 @@ def plan(level: Level, interpreter: Interpreter) -> Plan:
         own_pid_mark=seccomp.OWN_PID,
         landlock=landlock,
     )
-    room = dict(python=files.python, mapped_by_pool=users, binds=files.binds, links=dict(files.links))
+    packages = {f"/packages/{i}": os.path.realpath(folder) for i, folder in enumerate(interpreter.packages)}
+    settings["packages"] = list(packages if spaces else packages.values())
+    room = dict(
+        python=files.python, mapped_by_pool=users, binds=files.binds, packages=packages, links=dict(files.links)
+    )
     return Plan(level, room, settings)
 
 
-def _landlock(files: InterpreterFiles, spaces: bool) -> tuple[list[str], list[str], list[str]] | None:
+def _landlock(files: tuple[str, ...], spaces: bool) -> tuple[list[str], list[str], list[str]] | None:
     """Readable, writable paths and device files for the rule set; None where the kernel has no Landlock."""
     try:
         kernel.landlock_version()
     except OSError:
         return None
     devices = [f"/dev/{name}" for name in _DEVICES]
-    return (["/"], ["/box"], devices) if spaces else (list(files.binds), [], devices)
+    return (["/"], ["/box"], devices) if spaces else (list(files), [], devices)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +134,8 @@ def interpreter_files(interpreter: Interpreter) -> InterpreterFiles:
     if done.returncode != 0:
         raise IsolationError(f"the worker could not be started: {done.stderr[-500:]}")
     python, library, *objects = done.stdout.splitlines()
-    binds = {python, library}
+    folders = _outermost(library, *_shared_libraries(interpreter))
+    binds = {python, *folders}
     binds |= {f"/dev/{name}" for name in _DEVICES}
     binds |= {path for path in ("/etc/ld.so.cache", *_LOADERS) if os.path.exists(path)}
     links = {"/dev/stdin": "/proc/self/fd/0", "/dev/stdout": "/proc/self/fd/1", "/dev/stderr": "/proc/self/fd/2"}
@@ -134,15 +143,31 @@ def interpreter_files(interpreter: Interpreter) -> InterpreterFiles:
     for name in ("/bin", "/sbin", "/lib", "/lib32", "/lib64"):  # merged into /usr on most systems
         if os.path.islink(name):
             links[name] = os.readlink(name)
-    shown = {path for path in objects if not path.startswith(library + "/")}
+    shown = {path for path in objects if not _within(path, folders)}
     for folder in {os.path.dirname(path) for path in shown}:  # a library is looked for by its short name, a link
         for entry in os.scandir(folder):
             if ".so" in entry.name and entry.is_symlink() and os.path.realpath(entry.path) in shown:
                 links[entry.path] = os.path.realpath(entry.path)
     binds |= shown
+    binds -= {path for path in binds if path not in folders and _within(os.path.realpath(path), folders)}
+    links = {link: target for link, target in links.items() if not _within(link, folders)}
     merged = {path for path in binds if os.path.realpath(os.path.dirname(path)) == os.path.dirname(path)}
     merged |= {os.path.realpath(os.path.dirname(p)) + "/" + os.path.basename(p) for p in binds - merged}
     return InterpreterFiles(python, tuple(sorted(merged)), tuple(sorted(links.items())))
+
+
+def _shared_libraries(interpreter: Interpreter) -> list[str]:
+    """Folders of shared libraries that an interpreter with packages is shown."""
+    return [f for f in _SYSTEM_LIBRARIES if interpreter.packages and os.path.isdir(f) and not os.path.islink(f)]
+
+
+def _outermost(*folders: str) -> list[str]:
+    """The folders that lie in none of the others."""
+    return [folder for folder in dict.fromkeys(folders) if not _within(os.path.dirname(folder), folders)]
+
+
+def _within(path: str, folders: Iterable[str]) -> bool:
+    return any(path == folder or path.startswith(folder + "/") for folder in folders)
 
 
 def user_ids(slot: int) -> tuple[int, int]:

@@ -16,7 +16,9 @@ ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
     "LC_ALL": "C.UTF-8",
     "PYTHONHASHSEED": "0",
+    "PYTHONINTMAXSTRDIGITS": "0",  # big numbers are common in contests, and time is limited anyway
     "MALLOC_ARENA_MAX": "1",  # an arena per thread would eat the address space that a program may have
+    "OMP_NUM_THREADS": "1",  # of NumPy's libraries, where an interpreter has it
 }
 STACK_BYTES = 256 << 20  # deep recursion is common in contest solutions; the kernel lays memory out by it at exec
 BOOT = "import os, sys, marshal; sys.path.pop(0); b = marshal.loads(os.pread(11, os.fstat(11).st_size, 0)); "
@@ -58,7 +60,8 @@ def main():
 
 def enter_namespaces(kernel, room, control):
     """New namespaces and, in the mount namespace, a new root, built with one's own rights; returns where it is."""
-    root = next(r for r in ROOTS if os.path.isdir(r) and not any(p.startswith(r + "/") for p in room["binds"]))
+    sources = (*room["binds"], *room["packages"].values())
+    root = next(r for r in ROOTS if os.path.isdir(r) and not any(p.startswith(r + "/") for p in sources))
     ids = os.getuid(), os.getgid()
     if room["mapped_by_pool"]:
         kernel.call("unshare", kernel.CLONE_NEWNS)
@@ -97,6 +100,9 @@ def build_root(kernel, root, room):
             os.makedirs(os.path.dirname(place), exist_ok=True)
             os.close(os.open(place, os.O_CREAT | os.O_WRONLY, 0o644))
         kernel.bind(path, place)
+    for place, path in room["packages"].items():
+        os.makedirs(root + place, exist_ok=True)
+        kernel.bind(path, root + place)
     kernel.restrict_mounts(root, kernel.ATTR_READ_ONLY | kernel.ATTR_NO_SUID)
 
 

@@ -10,13 +10,13 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
-import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rlef_jax.execution import worker as protocol
+from rlef_jax.execution.cores import whole_cores
 from rlef_jax.execution.functions import encode_calls
 from rlef_jax.execution.interpreter import Interpreter
 from rlef_jax.execution.isolation import Level
@@ -43,6 +43,7 @@ class _Job:
     tests: tuple[Test, ...]
     limits: Limits
     stop_at_first_failure: bool
+    frame: tuple[str, ...]
     future: concurrent.futures.Future[tuple[TestResult, ...]]
     results: list[TestResult] = dataclasses.field(default_factory=list)
     started: bool = False
@@ -118,16 +119,23 @@ class ExecutionPool:
         return self._workshop.level
 
     def run(
-        self, program: str, tests: Sequence[Test], limits: Limits, *, stop_at_first_failure: bool = False
+        self,
+        program: str,
+        tests: Sequence[Test],
+        limits: Limits,
+        *,
+        stop_at_first_failure: bool = False,
+        frame: tuple[str, ...] = (),
     ) -> concurrent.futures.Future[tuple[TestResult, ...]]:
         """Queues a program; the future holds one result per test, in order (up to the first failure if so asked).
 
+        A `frame` is two texts that run before and behind the program, in its names (`Problem.frame`).
         Blocks while `max_queue` programs wait (never a thread of the pool's own). A program that doesn't compile is a
         SYNTAX_ERROR on every test. A broken worker is replaced and what it left unfinished run again, `RETRIES` times;
         then the rest is INFRA_ERROR. PoolClosedError after `close`.
         """
         limits = dataclasses.replace(limits, wall_s=limits.wall_s * self._wall_scale)
-        job = _Job(program, tuple(tests), limits, stop_at_first_failure, concurrent.futures.Future())
+        job = _Job(program, tuple(tests), limits, stop_at_first_failure, frame, concurrent.futures.Future())
         with self._changed:
             own = threading.current_thread() in self._threads  # a callback's: it must not wait for itself
             while len(self._queue) >= self._max_queue and not self._closed and not own:
@@ -285,7 +293,8 @@ class ExecutionPool:
         functions = isinstance(tests[0], FunctionTest)
         eager = job.careful or job.stop_at_first_failure
         told = False  # to stop or pause
-        outcomes = worker.run(job.program, list(map(_bytes, tests)), job.limits, eager=eager, functions=functions)
+        inputs = list(map(_bytes, tests))
+        outcomes = worker.run(job.program, inputs, job.limits, frame=job.frame, eager=eager, functions=functions)
         for test, outcome in zip(_endless(tests), outcomes):
             if outcome.kind == protocol.NOT_COMPILED:
                 error = outcome.error.decode("utf-8", "replace")
@@ -341,8 +350,8 @@ class ExecutionPool:
 
 
 def auto_workers() -> int:
-    """As many workers as leave a quarter of the cores that this process may use, at least one, to JAX."""
-    cores = len(os.sched_getaffinity(0))
+    """As many workers as leave a quarter of the usable cores (`cores.usable_cores`), at least one, to JAX."""
+    cores = whole_cores()
     return max(1, cores - max(1, cores // 4))
 
 

@@ -14,9 +14,11 @@ import time
 
 REPORT_BYTES = 1 << 16
 STDERR_BYTES = 2000  # of a test's standard error, its end is kept
-OPEN_FILES = 64
-INTERPRETER_BYTES = 64 << 20  # address space, where it can't be read
 BATCH_BYTES, BATCH_MS = 1 << 16, 5  # replies wait for company, but not for long
+# A test past its limit is looked at so often, and has to have used so much of a processor since: 2 ms of a second.
+IDLE_WINDOW_S, IDLE_SHARE = 1.0, 0.002
+FORK_WORDS = ("fork", "multiprocessing", "concurrent", "exec", "eval", "import(", "getattr")  # what may start processes
+BYTE_ORDER_MARK = "\ufeff"
 PROCESS_CPU_CLOCK = 2  # beside a process's number: the kernel's clock of the processor time it has used
 # What programs may find loaded already: importing these has no effect but that they are there.
 IMPORTABLE = frozenset(
@@ -24,6 +26,8 @@ IMPORTABLE = frozenset(
     "itertools json math numbers operator queue random re statistics string struct textwrap threading time types "
     "typing".split()
 )
+# By a package that programs' interpreters may have, what is imported for it: it takes a good part of a second.
+PACKAGES = {"numpy": "numpy.random"}
 
 
 def be_program(settings, modules, request, first):
@@ -32,7 +36,7 @@ def be_program(settings, modules, request, first):
     try:
         os.setsid()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Python's handler would let a program interrupt this process
-        confine(settings, modules, request)
+        modules["confine"].confine(settings, modules, request)
         code = Program(settings, modules, request).run(first)
     except MemoryError:  # the limit is the program's: so long is its text, or what it was compiled to
         code = modules["protocol"].NO_MEMORY
@@ -45,55 +49,6 @@ def be_program(settings, modules, request, first):
     os._exit(code)
 
 
-def confine(settings, modules, request):
-    """Gives up every right that a program must not have; its tests inherit the rest."""
-    kernel, worker = modules["kernel"], modules["protocol"]
-    if settings["box_bytes"]:
-        os.chdir(worker.BOX)
-    set_limits(settings, request)
-    if settings["oom_score"]:
-        with open("/proc/self/oom_score_adj", "w") as f:
-            f.write(str(settings["oom_score"]))
-    if settings["program_uid"] is not None:
-        os.setresgid(*[settings["program_uid"]] * 3)
-        os.setresuid(*[settings["program_uid"]] * 3)
-    kernel.drop_capabilities()
-    kernel.no_new_privileges()
-    kernel.prctl(kernel.PR_SET_DUMPABLE, 0)  # no tracing, and /proc/PID belongs to no program
-    if not settings["namespaces"]:
-        kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
-    if settings["landlock"]:
-        kernel.landlock_restrict(worker.LANDLOCK_FD)
-    if settings["filter"]:
-        kernel.install_filter(settings["filter"])
-
-
-def set_limits(settings, request):
-    """Resource limits that tests inherit; those that would hinder this process are set in each test's own."""
-    try:
-        with open("/proc/self/statm") as f:
-            pages = int(f.read().split()[0])  # the interpreter's share comes on top of the program's
-    except OSError:  # no /proc here
-        pages = INTERPRETER_BYTES // resource.getpagesize()
-    wanted = {
-        resource.RLIMIT_AS: request.memory + pages * resource.getpagesize(),
-        resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_NOFILE: OPEN_FILES,
-        resource.RLIMIT_MSGQUEUE: 0,
-    }
-    if settings["namespaces"]:  # elsewhere the limit counts all processes of the user
-        wanted[resource.RLIMIT_NPROC] = request.processes + settings["own_processes"]
-    for name, value in wanted.items():
-        lower(name, value)
-
-
-def lower(name, value):
-    """Sets a resource's soft and hard limit, as far as the hard one allows."""
-    hard = resource.getrlimit(name)[1]
-    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    resource.setrlimit(name, (value, value))
-
-
 class Program:
     """A compiled program and its tests."""
 
@@ -101,25 +56,38 @@ class Program:
         self.worker = modules["protocol"]
         self.child = modules["child"]
         self.settings, self.modules, self.request = settings, modules, request
-        self.source = os.pread(self.worker.PAYLOAD_FD, request.size, 0).decode("utf-8", "surrogatepass")
-        table = os.pread(self.worker.PAYLOAD_FD, self.worker.TEST.size * request.tests, request.size)
+        *self.frame, self.source = self.read_texts()
+        table = os.pread(self.worker.PAYLOAD_FD, self.worker.TEST.size * request.tests, sum(request.sizes))
         self.tests = list(self.worker.TEST.iter_unpack(table))
+        # What the largest process may hold where its peak is what decides: the interpreter's share comes on top.
+        self.most_memory = request.memory + resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        self.alone = not any(word in self.source for word in FORK_WORDS)
+        self.sampled = None
         self.replies, self.waiting_bytes = [], 0
         self.poll = select.poll()
         self.poll.register(self.worker.CONTROL_FD, select.POLLIN)
         self.ooms, self.compiling_s = b"", 0.0
         self.pausing = False
 
+    def read_texts(self):
+        """The texts before and behind the program, and the program, each as Python reads a file of it."""
+        texts, at = [], 0
+        for size in self.request.sizes:
+            text = os.pread(self.worker.PAYLOAD_FD, size, at).decode("utf-8", "surrogatepass")
+            texts.append(text[1:] if text[:1] == BYTE_ORDER_MARK else text)
+            at += size
+        return texts
+
     def run(self, first):
         """Compiles the program and runs the tests from number `first` on. Returns the process's exit code."""
         began = time.monotonic()
-        code = self.compile()
-        if code is None:
+        codes = self.compile()
+        if codes is None:
             return 0
         self.compiling_s = time.monotonic() - began
         os.write(self.worker.STAGE_END_FD, self.worker.COMPILED)
-        fork_hooks = preload(code)
-        start = self.child.prepare(self.modules, code, self.source, fork_hooks, self.request)
+        fork_hooks = preload(codes, PACKAGES if self.settings["packages"] else {})
+        start = self.child.prepare(self.modules, codes, self.source, fork_hooks, self.settings, self.request)
         self.ooms = self.count_ooms()
         gc.freeze()
         for index in range(first, self.request.tests):
@@ -135,9 +103,17 @@ class Program:
         return 0
 
     def compile(self):
-        """The program's code; None if there is none, which the pool is told."""
+        """What to execute, in order, the frame's texts each by itself; None if it isn't code, which the pool is told.
+
+        A program so is what it would be in a file of its own: its first line is 1, its docstring and its imports from
+        __future__ stand first.
+        """
+        before, after = self.frame
+        texts = [(before, "before.py"), (self.source, "solution.py"), (after, "after.py")]
         try:
-            return compile(self.source, "solution.py", "exec", dont_inherit=True)
+            return [
+                compile(text, name, "exec", dont_inherit=True) for text, name in texts if text or text is self.source
+            ]
         except BaseException as exc:
             text = self.modules["traceback_text"].format_exception(exc, self.source)
             report = text.encode("utf-8", "backslashreplace")
@@ -147,6 +123,7 @@ class Program:
     def test(self, index, start):
         """Runs one test and files its reply. False if the pool wants no more of this program."""
         offset, size, seed = self.tests[index]
+        self.sampled = None
         fresh_streams()
         copy_input(self.worker.PAYLOAD_FD, offset, size)
         began, self.compiling_s = time.monotonic() - self.compiling_s, 0.0  # the first test pays for the compiler
@@ -193,12 +170,19 @@ class Program:
         return self.worker.ENDED if any(fd == ended for fd, _ in ready) else self.wait(pidfd, pid, began)
 
     def seconds_more(self, pid, began):
-        """For a test past its limit by the wall clock: how long it may go on, having had little of the processor."""
-        patience = began + self.request.longest_s - time.monotonic()
-        if patience <= 0:
+        """For a test past its limit by the wall clock: how long it may go on, having had little of the processor.
+
+        One that makes no use of the processor for a second waits for itself, not for the machine. Of a program that
+        may have started others, nobody knows: they may be at work.
+        """
+        now, used = time.monotonic(), time.clock_gettime((~pid << 3) | PROCESS_CPU_CLOCK)
+        since, before = self.sampled or (now, used)
+        if now - since >= IDLE_WINDOW_S and self.alone and used - before < IDLE_SHARE * (now - since):
             return 0
-        used = time.clock_gettime((~pid << 3) | PROCESS_CPU_CLOCK)
-        return min(patience, max(self.request.wall_s - used, 0))
+        if now - since >= IDLE_WINDOW_S or not self.sampled:
+            since, _ = self.sampled = now, used
+        left = began + self.request.longest_s - now, self.request.wall_s - used, since + IDLE_WINDOW_S - now
+        return max(min(left), 0)
 
     def listen(self):
         """Reads a message and returns its kind if it is about this request. This process ends with the stream."""
@@ -236,6 +220,7 @@ class Program:
         report, report_size = self.kind_of_report()
         ooms = self.count_ooms()
         oom, self.ooms = ooms != self.ooms, ooms
+        oom = oom or (not self.settings["cgroup"] and usage.ru_maxrss * 1024 > self.most_memory)
         header = worker.REPLY.pack(
             kind,
             report,
@@ -324,8 +309,10 @@ def copy_input(source, offset, size):
     os.lseek(0, 0, os.SEEK_SET)
 
 
-def preload(code):
+def preload(codes, packages):
     """Imports here, once for all tests, what the program's top level imports. Returns the fork hooks they asked for.
+
+    Of third-party modules, only `packages`; where one can't be imported, the program will find out.
 
     The hooks (of `random` and `threading`) would run after each fork of this process, at a cost, for nothing; tests
     register them for forks of their own.
@@ -333,8 +320,14 @@ def preload(code):
     hooks, register = [], os.register_at_fork
     os.register_at_fork = lambda **functions: hooks.append(functions)
     try:
-        for name in IMPORTABLE.intersection(code.co_names):
+        names = {name for code in codes for name in code.co_names}
+        for name in IMPORTABLE.intersection(names):
             __import__(name)
+        for name in names.intersection(packages):
+            try:
+                __import__(packages[name])
+            except Exception:
+                pass
     finally:
         os.register_at_fork = register
     return hooks

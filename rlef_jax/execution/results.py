@@ -56,14 +56,19 @@ def judged(outcome: Outcome, test: TestCase | FunctionTest, limits: Limits, opti
     )
 
 
+def _late(outcome: Outcome, limits: Limits) -> bool:
+    """Whether a test that ended by itself was over its limit. Within it, it may have used several cores."""
+    was_given_its_time = limits.patience <= 1 or outcome.cpu_s > limits.wall_s
+    return outcome.wall_s > (limits.wall_s if was_given_its_time else limits.longest_s)
+
+
 def _status(outcome: Outcome, limits: Limits) -> tuple[Status, str]:
     """The status before the output is compared (PASSED: nothing but the output decides), and the error's text."""
     killed_by = -outcome.exit_code if outcome.exit_code < 0 else 0
     text = outcome.error.decode("utf-8", "replace")
     if outcome.out_of_memory:  # some process of the program's was killed for it, not always the first
         return Status.MEMORY_LIMIT, ""
-    late = outcome.wall_s > limits.longest_s or (limits.patience > 1 and outcome.cpu_s > limits.wall_s)
-    if outcome.kind == worker.TIMED_OUT or killed_by == signal.SIGXCPU or late:  # late: it ended before it was killed
+    if outcome.kind == worker.TIMED_OUT or killed_by == signal.SIGXCPU or _late(outcome, limits):
         return Status.TIME_LIMIT, ""
     if killed_by == signal.SIGXFSZ or len(outcome.stdout) > limits.output_bytes:
         return Status.OUTPUT_LIMIT, ""

@@ -19,7 +19,7 @@ from rlef_jax.execution.isolation import Plan, user_ids
 from rlef_jax.types import Limits
 
 _HERE = pathlib.Path(worker.__file__).resolve().parent
-_SOURCES = ("kernel", "program", "child", "traceback_text", "calls")
+_SOURCES = ("kernel", "confine", "program", "child", "traceback_text", "calls")
 _START_S = 60.0  # a worker's start, on a machine that is busy with other things
 _GRACE_S = 30.0  # beyond the wall limit of a test, before a worker that says nothing counts as broken
 _EXIT_S = 5.0
@@ -129,22 +129,30 @@ class WorkerProcess:
                 raise BrokenWorkerError((got[1:] + rest.read()).decode("utf-8", "replace") or "it said nothing")
 
     def run(
-        self, program: str, inputs: Sequence[bytes], limits: Limits, *, eager: bool = False, functions: bool = False
+        self,
+        program: str,
+        inputs: Sequence[bytes],
+        limits: Limits,
+        *,
+        frame: tuple[str, ...] = (),
+        eager: bool = False,
+        functions: bool = False,
     ) -> Iterator[Outcome]:
         """One Outcome per input, each soon after its test ends; a NOT_COMPILED or DIED one stands for all the rest.
 
-        `eager` has each come at once; a STOPPED one is the last after `stop`. With `functions`, inputs are calls
+        A `frame` is two texts to run before and behind the program, in its names. `eager` has each outcome come at
+        once; a STOPPED one is the last after `stop`. With `functions`, inputs are calls
         (`calls.py`). The iterator must be used up before the next call. BrokenWorkerError if the worker doesn't answer
         rightly.
         """
         try:
             if self._cgroup is not None:
                 self._cgroup.limit_memory(self._idle_bytes + limits.memory_bytes)
-            size = self._write_payload(program, inputs)
+            sizes = self._write_payload((*(frame or ("", "")), program), inputs)
             with self._sending:
                 self._number += 1
             flags = worker.EAGER * eager | worker.FUNCTIONS * functions
-            self._send(worker.REQUEST, self._number, limits, flags, size, len(inputs))
+            self._send(worker.REQUEST, self._number, limits, flags, sizes, len(inputs))
             self._socket.settimeout(limits.longest_s + _GRACE_S)
             for _ in range(len(inputs)):
                 outcome = self._reply()
@@ -156,25 +164,34 @@ class WorkerProcess:
         except OSError as exc:
             raise BrokenWorkerError(f"the worker broke off: {exc!r}") from exc
 
-    def _write_payload(self, program: str, inputs: Sequence[bytes]) -> int:
-        """Program, table of tests and inputs, into the file shared with the worker. Returns the program's size."""
-        text = program.encode("utf-8", "surrogatepass")
-        at = len(text) + worker.TEST.size * len(inputs)
+    def _write_payload(self, texts: Sequence[str], inputs: Sequence[bytes]) -> tuple[int, ...]:
+        """Texts, table of tests and inputs, into the file shared with the worker. Returns the texts' sizes in bytes."""
+        encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
+        sizes = tuple(map(len, encoded))
+        at = sum(sizes) + worker.TEST.size * len(inputs)
         table = bytearray()
         for data in inputs:
             table += worker.TEST.pack(at, len(data), zlib.crc32(data))
             at += len(data)
         os.ftruncate(self._payload, 0)
-        view = memoryview(b"".join((text, table, *inputs)))
+        view = memoryview(b"".join((*encoded, table, *inputs)))
         written = 0
         while written < len(view):
             written += os.pwrite(self._payload, view[written:], written)
-        return len(text)
+        return sizes
 
-    def _send(self, kind: bytes, number: int, limits: Limits, flags: int = 0, size: int = 0, tests: int = 0) -> None:
+    def _send(
+        self,
+        kind: bytes,
+        number: int,
+        limits: Limits,
+        flags: int = 0,
+        sizes: tuple[int, ...] = (0, 0, 0),
+        tests: int = 0,
+    ) -> None:
         message = worker.MESSAGE.pack(
             kind, number, limits.wall_s, limits.patience, limits.memory_bytes, limits.output_bytes, limits.processes,
-            flags, size, tests,
+            flags, *sizes, tests,
         )  # fmt: skip
         with self._sending:
             self._socket.sendall(message)

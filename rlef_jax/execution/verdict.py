@@ -36,7 +36,7 @@ def submit_public(pool: ExecutionPool, program: str | None, problem: Problem, li
     def finish(results: tuple[TestResult, ...]) -> Verdict:
         return Verdict(_status(results), public=results)
 
-    return _then(pool.run(program, problem.public_tests, limits), finish)
+    return _then(pool.run(program, problem.public_tests, limits, frame=problem.frame), finish)
 
 
 def submit_hidden(
@@ -60,7 +60,9 @@ def submit_hidden(
     def finish(results: tuple[TestResult, ...]) -> Verdict:
         return Verdict(_status((*verdict.public, *results)), public=verdict.public, hidden=results)
 
-    future = pool.run(program, problem.hidden_tests, limits, stop_at_first_failure=stop_at_first_failure)
+    future = pool.run(
+        program, problem.hidden_tests, limits, stop_at_first_failure=stop_at_first_failure, frame=problem.frame
+    )
     return _then(future, finish)
 
 

@@ -19,8 +19,9 @@ import struct
 import sys
 import time
 
-# kind, number of the request, wall_s, patience, memory, output bytes, processes, flags, program bytes, tests
-MESSAGE = struct.Struct("!cIddQQIIQI")
+# kind, number of the request, wall_s, patience, memory, output bytes, processes, flags, bytes of the text before the
+# program, of the one behind it and of the program, tests
+MESSAGE = struct.Struct("!cIddQQIIQQQI")
 REQUEST, STOP, PAUSE = b"R", b"S", b"P"  # PAUSE: as STOP, but the test that runs may end
 EAGER, FUNCTIONS = 1, 2  # flags: answer after each test; inputs are calls of functions, not standard input
 TEST = struct.Struct("!QQI")  # where an input begins in the file, its bytes, the seed of its random numbers
@@ -136,7 +137,7 @@ class Request:
 
     def __init__(self, message):
         _, self.number, self.wall_s, patience, self.memory, self.output, self.processes, *rest = message
-        flags, self.size, self.tests = rest
+        flags, *self.sizes, self.tests = rest
         self.longest_s = self.wall_s * max(1.0, patience)
         self.eager = bool(flags & EAGER)
         self.functions = bool(flags & FUNCTIONS)
@@ -218,6 +219,7 @@ def main(bundle):
             os.close(ruleset)
     if settings["box_bytes"]:
         mount_box(modules["kernel"], settings)
+    sys.path += settings["packages"]
     warm_up(modules["kernel"])
     write_all(CONTROL_FD, READY)
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +17,7 @@ from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.dialog.load import load_chat
 from rlef_jax.dialog.prompts import problem_prompt
 from rlef_jax.errors import ConfigError
+from rlef_jax.execution.cores import whole_cores
 from rlef_jax.execution.interpreter import find_python
 from rlef_jax.execution.isolation import IsolationError
 from rlef_jax.execution.pool import ExecutionPool, auto_workers
@@ -215,7 +215,7 @@ def build_samplers(config: ConfigDict, policy: Policy, count: int) -> list[Sampl
         steps=s.steps,
         stop_ids=len(policy.chat.stop_ids),
     )
-    one_thread = s.lanes >= len(os.sched_getaffinity(0))
+    one_thread = s.lanes >= whole_cores()
     programs = Programs(policy.cfg, shapes, mesh, dtype=jnp.dtype(config.model.compute_dtype), one_thread=one_thread)
     return [Sampler(programs, lanes=s.lanes, gather=s.gather) for _ in range(count)]
 

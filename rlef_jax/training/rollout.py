@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from rlef_jax import episode as machine
 from rlef_jax.dialog.chat import ChatFormat
-from rlef_jax.dialog.extract import framed, program_of
+from rlef_jax.dialog.extract import program_of
 from rlef_jax.dialog.feedback import feedback_message
 from rlef_jax.dialog.prompts import first_message
 from rlef_jax.errors import ConfigError, StoppedError
@@ -235,7 +235,7 @@ class _Driver:
     def _on_sample(self, row: int, prompt: Sequence[int], sample: Sample) -> None:
         """A response is complete: its program runs on the public tests."""
         problem = self._episodes[row].problem
-        program = self._programs[row] = framed(problem, program_of(problem, self._chat.response_text(sample.ids)))
+        program = self._programs[row] = program_of(problem, self._chat.response_text(sample.ids))
         turn = Turn(
             prompt_delta_ids=tuple(prompt),
             response_ids=tuple(map(int, sample.ids)),

@@ -146,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--python", default="3.10", help="version of Python that programs run under (default: 3.10)")
     parser.add_argument("--wall-s", type=float, default=10.0, help="where a problem has no time limit (default: 10)")
     parser.add_argument("--memory-mb", type=int, default=1024, help="where it has no memory limit (default: 1024)")
-    parser.add_argument("--wall-patience", type=float, default=1.0, help="as config.execution.wall_patience")
+    parser.add_argument("--wall-patience", type=float, default=10.0, help="as config.execution.wall_patience")
     parser.add_argument("--workers", type=int, default=0, help="programs at a time; 0 leaves a core free")
     return parser
 

@@ -1,0 +1,81 @@
+"""How many cores this process may keep busy: what its affinity names, less what a control group's quota takes away.
+
+A container with a quota of two cores on a host of 64 shows all 64 to whoever asks for the affinity alone.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+_PROC = Path("/proc/self")
+
+
+def usable_cores(proc: Path = _PROC) -> float:
+    """Cores, above 0: a fraction where a quota says so. `proc` is the folder of a process in /proc."""
+    return min(float(len(os.sched_getaffinity(0))), cpu_quota(proc))
+
+
+def whole_cores(proc: Path = _PROC) -> int:
+    """The threads or processes that can run at a time on `usable_cores`: at least 1."""
+    return max(1, math.floor(usable_cores(proc) + 0.01))  # quotas are rounded to microseconds
+
+
+def cpu_quota(proc: Path = _PROC) -> float:
+    """The smallest quota, in cores, of the control groups that a process is in, v1 or v2; infinite where there is none.
+
+    Every group from the process's own up to the root of what is mounted counts: each limits all below it.
+    """
+    return min((quota for folder in _groups(proc) if (quota := _quota(folder)) is not None), default=math.inf)
+
+
+def _groups(proc: Path) -> Iterator[Path]:
+    """The folders of the groups that a process is in, with those above them, of each hierarchy that may have quotas."""
+    try:
+        own = [line.split(":", 2) for line in _lines(proc / "cgroup")]
+        mounts = [line.split(" ") for line in _lines(proc / "mountinfo")]
+    except OSError:
+        return
+    for root, mount, kind, options in map(_mount, mounts):
+        paths = [
+            path
+            for _, controllers, path in own
+            if (kind == "cgroup2" and not controllers) or (kind == "cgroup" and "cpu" in controllers.split(","))
+        ]
+        if kind not in ("cgroup", "cgroup2") or (kind == "cgroup" and "cpu" not in options) or not paths:
+            continue
+        # A container without a namespace of its own for groups sees the host's path, and its own group as the mount.
+        # With one, a group above its root is shown as `/..`, and can't be entered.
+        path = Path(paths[0])
+        folder = Path(mount) / (path.relative_to(root) if path.is_relative_to(root) and ".." not in path.parts else "")
+        yield from (place for place in (folder, *folder.parents) if place.is_relative_to(mount))
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8", errors="surrogateescape").rstrip("\n").split("\n")
+
+
+def _mount(fields: list[str]) -> tuple[str, str, str, list[str]]:
+    """(root in the hierarchy, mount point, kind, the file system's options) of a line of mountinfo."""
+    rest = fields[fields.index("-") + 1 :]
+    return _path(fields[3]), _path(fields[4]), rest[0], rest[2].split(",")
+
+
+def _path(text: str) -> str:
+    """A path as mountinfo writes it, with blanks in octal."""
+    return text.encode("latin-1", "backslashreplace").decode("unicode_escape")
+
+
+def _quota(folder: Path) -> float | None:
+    """A group's quota in cores; None where it has none, or isn't there."""
+    try:
+        if (folder / "cpu.max").exists():
+            limit, period = (folder / "cpu.max").read_text().split()
+        else:
+            limit = (folder / "cpu.cfs_quota_us").read_text().strip()
+            period = (folder / "cpu.cfs_period_us").read_text().strip()
+        return None if limit in ("max", "-1") else int(limit) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
