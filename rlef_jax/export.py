@@ -21,7 +21,7 @@ from rlef_jax import config as config_lib
 from rlef_jax.command_line import errors_as_lines
 from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.dialog.fast_tokenizer import FastTokenizer
-from rlef_jax.dialog.load import gguf_template, load_chat
+from rlef_jax.dialog.load import GENERATION, gguf_template, load_chat
 from rlef_jax.errors import ConfigError
 from rlef_jax.model.gguf_file import open_gguf
 from rlef_jax.model.hf_export import tensor_reader, write_model
@@ -36,7 +36,6 @@ _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "merges.txt", "tokenizer.model", "chat_template.jinja",
 )  # fmt: skip
-_GENERATION = "generation_config.json"
 
 
 def export_run(workdir: Path, output: Path, *, checkpoint: str = "last", dtype: str = "same") -> None:
@@ -93,11 +92,11 @@ def _write_tokenizer(output: Path, tokenizer: str, chat: ChatFormat, generation_
                 shutil.copyfile(folder / name, output / name)
     else:
         shutil.copyfile(resolve(tokenizer, ".model", "model.tokenizer"), output / "tokenizer.model")
-    given = Path(generation_of) / _GENERATION
+    given = Path(generation_of) / GENERATION
     if given.is_file():
-        shutil.copyfile(given, output / _GENERATION)
+        shutil.copyfile(given, output / GENERATION)
     else:
-        (output / _GENERATION).write_text(json.dumps({"eos_token_id": list(chat.stop_ids)}, indent=2) + "\n")
+        (output / GENERATION).write_text(json.dumps({"eos_token_id": list(chat.stop_ids)}, indent=2) + "\n")
 
 
 def main() -> None:

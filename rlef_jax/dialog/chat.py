@@ -126,10 +126,14 @@ TINY = ChatStyle(
 
 @dataclasses.dataclass(frozen=True)
 class ChatFormat:
-    """A chat format over a tokenizer's ids. Raises ValueError where the tokenizer lacks one of the format's marks."""
+    """A chat format over a tokenizer's ids. Raises ValueError where the tokenizer lacks one of the format's marks.
+
+    `more_stops` are ids that end a response beside the format's own: those that a model's files name.
+    """
 
     tokenizer: TextTokenizer
     style: ChatStyle = TINY
+    more_stops: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for mark in self.style.marks:
@@ -144,7 +148,7 @@ class ChatFormat:
                 ids.append(self.tokenizer.special_id(mark))
             except ValueError:  # not in this vocabulary
                 continue
-        return tuple(ids)
+        return tuple(dict.fromkeys((*ids, *self.more_stops)))
 
     def first_prompt(self, user: str, system: str = "", *, start: str = "") -> list[int]:
         """Tokens of turn 1's prompt. Without a system message the format's own is used, if it has one.

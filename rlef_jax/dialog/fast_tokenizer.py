@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _LLAMA3_SPLIT = rf"{_WORDS}|\p{{N}}{{1,3}}|{_REST}"
 _QWEN2_SPLIT = rf"{_WORDS}|\p{{N}}|{_REST}"
 _CONTROL, _USER_DEFINED = 3, 4  # GGUF's token types
+# Added tokens that stand between texts, not in them: <|im_end|>, <s>, [INST], and of those that Hugging Face would find
+# in text <think> and names with an underscore, as <tool_call>: no element of HTML has one.
+_MARK = re.compile(r"<[|｜].+[|｜]>|</?think>|</?[a-z]+(_[a-z]+)+>")
+_SPECIAL_MARK = re.compile(r"<\S+>|\[\S+\]")
 
 
 class FastTokenizer:
@@ -28,9 +33,11 @@ class FastTokenizer:
     def __init__(self, whole: Tokenizer) -> None:
         """Args: whole: a byte-level tokenizer. Raises ValueError if it loses text or text could spell a special token.
 
-        Every added token counts as special, those too that Hugging Face would find in text (Qwen's <think>).
+        Every added token counts as special, those too that Hugging Face would find in text (Qwen's <think>). Where one
+        is ordinary text, such as a run of blanks, its text would get other ids than the model has seen: ValueError.
         """
         self.whole = whole
+        _refuse_ordinary_text(whole)
         self._special = {token.content: i for i, token in whole.get_added_tokens_decoder().items()}
         self.vocab_size: int = 1 + max(whole.get_vocab(with_added_tokens=True).values())
         state = json.loads(whole.to_str())
@@ -71,6 +78,21 @@ class FastTokenizer:
         if mark not in self._special:
             raise ValueError(f"the tokenizer has no special token {mark!r}")
         return self._special[mark]
+
+
+def _refuse_ordinary_text(whole: Tokenizer) -> None:
+    added = whole.get_added_tokens_decoder().values()
+    ordinary = [t.content for t in added if not (_MARK.fullmatch(t.content) or (t.special and _special(t.content)))]
+    if ordinary:
+        more = f" and {len(ordinary) - 4} more" if len(ordinary) > 4 else ""
+        raise ValueError(
+            f"its added tokens {', '.join(map(repr, ordinary[:4]))}{more} are ordinary text, which rlef_jax would"
+            " encode without them: such a vocabulary can't be used yet"
+        )
+
+
+def _special(content: str) -> bool:
+    return _SPECIAL_MARK.fullmatch(content) is not None
 
 
 def from_folder(folder: Path) -> FastTokenizer:

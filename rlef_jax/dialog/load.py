@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rlef_jax.dialog import fast_tokenizer
 from rlef_jax.dialog.chat import ChatFormat, ChatStyle
+from rlef_jax.dialog.fast_tokenizer import FastTokenizer
 from rlef_jax.dialog.styles import STYLES, style_named, style_of
 from rlef_jax.dialog.tokenizer import Tokenizer
 from rlef_jax.errors import ConfigError
@@ -15,6 +17,8 @@ from rlef_jax.model.gguf_file import GGUFFile, open_gguf
 from rlef_jax.model.weights import resolve
 
 KEY = "model.tokenizer"
+GENERATION = "generation_config.json"
+_GGUF_STOPS = ("eos", "eot", "eom")
 
 
 def load_chat(tokenizer: str, style: str = "") -> ChatFormat:
@@ -30,21 +34,46 @@ def load_chat(tokenizer: str, style: str = "") -> ChatFormat:
     path = Path(tokenizer)
     template: str | None = None
     special: dict[str, str] = {}
+    stops: tuple[int, ...] = ()
     made: Any
     if path.suffix == ".gguf":
         file = open_gguf(resolve(tokenizer, "", KEY))
         made, (template, special) = fast_tokenizer.from_gguf(file.field, path), gguf_template(file)
+        stops = _stops(made, [file.field(f"tokenizer.ggml.{name}_token_id") for name in _GGUF_STOPS], path)
     elif path.is_dir() or path.name == "tokenizer.json":
         folder = path if path.is_dir() else path.parent
         made, (template, special) = fast_tokenizer.from_folder(folder), _folder_template(folder)
+        stops = _stops(made, _generation_stops(folder / GENERATION), folder / GENERATION)
     else:
         made, style = _sentencepiece(tokenizer), style or "tiny"
     try:
-        return ChatFormat(made, _style(style, template, special, tokenizer))
+        return ChatFormat(made, _style(style, template, special, tokenizer), stops)
     except ConfigError:
         raise
     except ValueError as error:
         raise ConfigError(f"config.model.chat: {tokenizer}: {error}") from error
+
+
+def _generation_stops(path: Path) -> list[Any]:
+    """eos_token_id of a generation_config.json, one or several; none where there is no such file."""
+    if not path.is_file():
+        return []
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error!r}") from error
+    return found if isinstance(found, list) else [found]
+
+
+def _stops(tokenizer: FastTokenizer, ids: Sequence[Any], source: Path) -> tuple[int, ...]:
+    """The ids that a model's files say end a response. Raises ConfigError for one that the tokenizer doesn't have."""
+    given = [i for i in ids if i is not None]
+    if odd := [i for i in given if type(i) is not int or tokenizer.whole.id_to_token(i) is None]:
+        raise ConfigError(
+            f"{source}: {odd[0]!r} ends a response there (eos_token_id), and is no token of the tokenizer: correct one"
+            " of the two"
+        )
+    return tuple(given)
 
 
 def _sentencepiece(name: str) -> Tokenizer:
