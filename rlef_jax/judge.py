@@ -27,6 +27,7 @@ from typing import Any
 
 from rlef_jax.data.problem_files import ProblemFileError, find_problem
 from rlef_jax.execution import kernel
+from rlef_jax.execution.cores import usable_cores
 from rlef_jax.execution.interpreter import InterpreterNotFoundError, find_python
 from rlef_jax.execution.isolation import LEVELS, IsolationError
 from rlef_jax.execution.pool import ExecutionPool, auto_workers
@@ -43,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
     args = _parser().parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the pool is closed
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a problem's texts may hold what no encoding has
     try:
         if args.isolation_report:
             print(isolation_report(args.python))
@@ -85,7 +89,11 @@ def isolation_report(python: str = "3.10") -> str:
     interpreter = find_python(python)
     found = {level: trial(level, interpreter) for level in LEVELS}
     best = next((level for level in LEVELS if not isinstance(found[level], str)), None)
-    lines = [f"user {os.geteuid()}, Linux {os.uname().release}, {interpreter.path} ({interpreter.version})"]
+    packages = f", packages in {', '.join(interpreter.packages)}" if interpreter.packages else ""
+    lines = [
+        f"user {os.geteuid()}, Linux {os.uname().release}, {interpreter.path} ({interpreter.version}){packages}",
+        f"{usable_cores():g} of {os.cpu_count()} cores may be used: {auto_workers()} workers if --workers is 0",
+    ]
     for level in LEVELS:
         reason = found[level]
         mark = "used     " if level is best else "available" if not isinstance(reason, str) else "no       "
@@ -170,9 +178,9 @@ def _difference(test: Test, result: TestResult) -> Iterator[str]:
     if result.status is Status.PASSED:
         return
     if isinstance(test, FunctionTest) or result.status is not Status.WRONG_ANSWER:
-        yield from result.error.splitlines()[-8:]
+        yield from result.error.split("\n")[-8:]
         return
-    expected, got = test.output.splitlines(), result.stdout.splitlines()
+    expected, got = (text.rstrip("\n").split("\n") if text.strip("\n") else [] for text in (test.output, result.stdout))
     at = next(
         (i for i, (a, b) in enumerate(zip(expected, got)) if a.split() != b.split()), min(len(expected), len(got))
     )

@@ -36,7 +36,8 @@ def judged(outcome: Outcome, test: TestCase | FunctionTest, limits: Limits, opti
     status, error = _status(outcome, limits)
     if isinstance(test, FunctionTest):
         if status is Status.PASSED and (failure := function_failure(test, outcome, limits.output_bytes)) is not None:
-            status, error = Status.WRONG_ANSWER, failure
+            # A result may hold half of a surrogate pair, which is no text.
+            status, error = Status.WRONG_ANSWER, failure.encode("utf-8", "backslashreplace").decode()
     elif status is Status.PASSED or not options.clean_exit:
         if outputs_match(test.output, stdout, exact_integers=options.exact_integers):
             status, error = Status.PASSED, ""

@@ -21,7 +21,7 @@ def format_exception(exc, source):
       A str without a trailing newline: a syntax error's place and message if the program itself did not compile,
       else `Traceback (most recent call last):`, two lines per frame, and the exception.
     """
-    lines = source.splitlines()
+    lines = source.replace("\r\n", "\n").replace("\r", "\n").split("\n")  # what Python takes for the end of a line
     frames = []
     tb = exc.__traceback__
     while tb is not None:

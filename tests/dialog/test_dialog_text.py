@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from rlef_jax.dialog.extract import extract_code
+from rlef_jax.dialog.extract import continued, ends_in_example, extract_code
 from rlef_jax.dialog.feedback import feedback_message
 from rlef_jax.dialog.prompts import problem_prompt
 from rlef_jax.types import Problem, Status, TestCase, TestResult, Verdict
@@ -24,6 +24,8 @@ TEMPLATE = (
 TRACE = (
     'Traceback (most recent call last):\n  File "solution.py", line 1, in <module>\n    1 / 0\nZeroDivisionError: no'
 )
+DOCSTRING = '    """\n    ```\n    f()\n    ```\n    """'
+READS = "```python\na, b = map(int, input().split())\nprint(a + b)\n```"
 
 
 def problem(*tests: TestCase, hidden: str = "HIDDEN") -> Problem:
@@ -131,7 +133,54 @@ def test_what_cannot_be_said_is_an_error():
         ("```python\n\n  \n```", None),
         ("```python\ns = 'a\x0cb\u2028c'\r\n```", "s = 'a\x0cb\u2028c'\r"),
         ("``` ```", None),
+        ("~~~python\nprint(1)\n~~~", "print(1)"),
+        ("~~~python\ns = '''\n```\n'''\n~~~", "s = '''\n```\n'''"),
+        ("```python\ns = '''\n~~~\n'''\n```", "s = '''\n~~~\n'''"),
+        (f"```python\ndef f():\n{DOCSTRING}\n```", f"def f():\n{DOCSTRING}"),
+        (
+            f"```python\ndef f():\n{DOCSTRING.replace('```', '```python', 1)}\n    f()\n```",
+            f"def f():\n{DOCSTRING.replace('```', '```python', 1)}\n    f()",
+        ),
+        ("- so\n  - or\n    ```python\n    def f():\n        x()\n\n    ```", "def f():\n    x()\n"),
+        ("> ```python\n> print(1)\n> ```", "print(1)"),
+        ("- so\n  ```python\nprint(1)\n```", "print(1)"),
+        ("    ```python\n    print(1)\n    ```", None),
+        ("```python\nprint(1)\n  ~~~\n``", None),
+        ("<answer>\n```python\nprint(1)\n```\n</answer>", "print(1)"),
+        ("```python\nprint(1)\n`````", "print(1)"),
+        ("<think>\n```python\nprint(0)\n```\n</think>\n```python\nprint(1)\n```", "print(1)"),
+        ("```python\nprint(0)\n```\n</think>\nIt can't be done.", None),
+        ("<think>\nMaybe\n```python\nprint(0)\n```", None),
+        ("<think>\na\n</think>\n```python\nprint(1)\n```\n<think>\n```python\nprint(0)\n```", "print(1)"),
+        ("```python\nprint('<think>')\n```", "print('<think>')"),
     ],
 )
 def test_extract_code(text, code):
     assert extract_code(text) == code
+
+
+@pytest.mark.parametrize(
+    ("text", "example"),
+    [
+        (f"{READS}\nFor instance:\n```python\nassert add(3, 4) == 7\n```", True),
+        (f"{READS}\nIt gives:\n```python\n>>> add(3, 4)\n7\n```", True),
+        (f"{READS}\nBetter:\n{READS}", False),
+        (READS, False),
+        ("```python\nprint(1)\n```\n```python\nprint(2)\n```", False),
+        (f"{READS}\n```text\n7\n```", False),
+        ("no code", False),
+    ],
+)
+def test_a_last_block_that_only_shows_another_ones_use_is_counted(text, example):
+    assert ends_in_example(text) is example
+
+
+def test_a_continued_response_keeps_its_docstrings_and_its_imports_from_the_future():
+    start = 'def f(x):\n    """Doubles.\n    """\n'
+    body = '    def g(y):\n        """\n        ```\n        g(1)\n        ```\n        """\n        return 2 * y\n'
+    assert continued(start, f"{body}    return g(x)\n```\n") == f"{start}{body}    return g(x)\n"
+    assert continued(start, "\ufeff    return 2 * x") == f"{start}    return 2 * x"
+    whole = "from __future__ import annotations; y = 2\n\ndef f(x: No):\n    return y * x"
+    names = {}
+    exec(continued(start, f"```python\n{whole}\n```"), names)
+    assert names["f"](3) == 6
