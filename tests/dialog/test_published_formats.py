@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 
 from rlef_jax.dialog import fast_tokenizer
 from rlef_jax.dialog.chat import ChatFormat
@@ -167,3 +169,34 @@ def test_tokenizers_that_lose_text_are_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"tokenizer\.json"):
         load_chat(str(tmp_path), "llama3")
+
+
+@pytest.mark.parametrize("text", ["    ", "\t\t", "\n\n", "def ", "hello", "<b>", "==="])
+def test_a_vocabulary_whose_added_tokens_are_ordinary_text_is_refused_by_name(text):
+    whole = byte_bpe()
+    whole.add_tokens([AddedToken(text, normalized=False)])
+    with pytest.raises(ValueError, match=f"{re.escape(repr(text))} are ordinary text"):
+        FastTokenizer(whole)
+
+
+@pytest.mark.parametrize("mark", ["<tool_call>", "</tool_response>", "<|fim_prefix|>", "<｜fim▁hole｜>", "</think>"])
+def test_marks_that_text_does_not_hold_are_no_hindrance(mark):
+    whole = byte_bpe()
+    whole.add_tokens([AddedToken(mark, normalized=False)])
+    assert FastTokenizer(whole).special_id(mark) not in FastTokenizer(whole).encode(mark)
+
+
+def test_ids_that_a_models_files_name_end_a_response(tmp_path):
+    whole = byte_bpe()
+    whole.add_special_tokens([AddedToken("<|turn_end|>", normalized=False)])
+    folder = write_tokenizer(tmp_path / "model", TEMPLATES["chatml"])
+    whole.save(str(folder / "tokenizer.json"))
+    ours = load_chat(str(folder)).stop_ids
+    end = whole.token_to_id("<|turn_end|>")
+    for named, more in (([end, ours[0]], (end,)), (end, (end,)), (None, ())):
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": named}))
+        assert load_chat(str(folder)).stop_ids == (*ours, *more)
+    for named in ([end, 10**6], "<|turn_end|>"):
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": named}))
+        with pytest.raises(ConfigError, match="generation_config.json: .* is no token of the tokenizer"):
+            load_chat(str(folder))
