@@ -16,6 +16,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rlef_jax.data.sources import Source, training_problems
+from rlef_jax.dialog.chat import ChatFormat
+from rlef_jax.dialog.extract import ends_in_example
 from rlef_jax.model.transformer import Params
 from rlef_jax.ppo.metrics import episode_metrics
 from rlef_jax.ppo.pack import pack
@@ -155,6 +157,12 @@ def staleness_metrics(episodes: Sequence[Episode], *, version: int, updates: int
         "staleness_max": float(ages.max()),
         "mixed_versions": float(np.mean([len(set(versions)) > 1 for versions in made])),
     }
+
+
+def response_metrics(episodes: Sequence[Episode], chat: ChatFormat) -> dict[str, float]:
+    """`example_share`: responses whose last code block, which is the program, only shows how another one is used."""
+    examples = [ends_in_example(chat.response_text(turn.response_ids)) for e in episodes for turn in e.turns]
+    return {"example_share": float(np.mean(examples))} if examples else {}
 
 
 def time_metrics(rollouts: Rollouts, watch: Stopwatch, *, synchronous: bool) -> dict[str, float]:

@@ -20,7 +20,15 @@ from rlef_jax.training.bad_update import save_bad_update
 from rlef_jax.training.checkpoint import Checkpoints
 from rlef_jax.training.evaluator import VALID_SEED, Evaluator
 from rlef_jax.training.interrupt import StopRequest
-from rlef_jax.training.loop import PpoSettings, ProblemFeed, Stopwatch, learn, pool_metrics, time_metrics
+from rlef_jax.training.loop import (
+    PpoSettings,
+    ProblemFeed,
+    Stopwatch,
+    learn,
+    pool_metrics,
+    response_metrics,
+    time_metrics,
+)
 from rlef_jax.training.metrics_writer import MetricsWriter
 from rlef_jax.training.parts import rollout_settings
 from rlef_jax.training.processes import from_first, gathered, on_this_process, share_of
@@ -103,6 +111,7 @@ class Run:
             state, self.reference, rollouts, self.learner, seed=self.config.seed, ppo=PpoSettings.of(self.config),
             watch=watch, display=self.display, on_bad_update=self._on_bad_update,
         )  # fmt: skip
+        metrics |= response_metrics(rollouts.episodes, self.actor.policy.chat)
         metrics |= time_metrics(rollouts, watch, synchronous=self.config.train.max_staleness == 0)
         metrics |= pool_metrics(pool_before, self.actor.pool.stats())
         progress = dataclasses.replace(

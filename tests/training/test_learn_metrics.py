@@ -5,14 +5,16 @@ import dataclasses
 import numpy as np
 import pytest
 
+from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.ppo.metrics import episode_metrics, iteration_metrics
 from rlef_jax.ppo.pack import pack
 from rlef_jax.sampling.session import SamplerStats
 from rlef_jax.training.actor import Rollouts
-from rlef_jax.training.loop import PpoSettings, Stopwatch, learn, pool_metrics
+from rlef_jax.training.loop import PpoSettings, Stopwatch, learn, pool_metrics, response_metrics
 from rlef_jax.training.progress import ProgressDisplay
 from rlef_jax.training.rollout import RolloutProgress
 from rlef_jax.types import Episode, Problem, Status, TestCase, TestResult, Turn, Verdict
+from tests.helpers.tiny_tokenizer import tiny_tokenizer
 
 CASE = TestCase("1", "1")
 PPO = PpoSettings(2, 4, (16,), 1, kl_beta=0.05, normalize_advantages=True, invalid_penalty=-0.2, max_turns=3)
@@ -83,3 +85,14 @@ def test_the_pools_metrics_are_of_this_iteration():
         "pool/status/TIME_LIMIT": 4.0,
         "pool/seconds/TIME_LIMIT": 2.5,
     }
+
+
+def test_responses_that_end_in_an_example_are_counted():
+    tokenizer = tiny_tokenizer()
+    program = "```python\na, b = map(int, input().split())\nprint(a + b)\n```\n"
+    texts = [f"{program}So:\n```python\nassert add(1, 2) == 3\n```", program]
+    problem = Problem("p", "Add.", (CASE,), (CASE,))
+    turns = tuple(Turn((), tuple(tokenizer.encode(text)), (), (), "stop") for text in texts)
+    episodes = [Episode(problem, 0, 0, 0, turns), Episode(problem, 0, 0, 1, turns[1:])]
+    assert response_metrics(episodes, ChatFormat(tokenizer)) == {"example_share": pytest.approx(1 / 3)}
+    assert response_metrics([], ChatFormat(tokenizer)) == {}
