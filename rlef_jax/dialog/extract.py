@@ -185,10 +185,11 @@ def _begun_last(tag: str, content: str, markup: str) -> tuple[str, str]:
 
 
 def _inline_blocks(text: str) -> list[tuple[str, str]]:
-    """(tag, content) of each block whose opening isn't a line of its own, in order."""
+    """(tag, content) of each block one of whose ends stands behind text in its line, in order."""
     found = []
     for match in _INLINE.finditer(text):
-        line = text[text.rfind("\n", 0, match.start()) + 1 : match.start()]
-        if line.strip() or "\n" not in match[0]:
+        line_starts = (text.rfind("\n", 0, end) + 1 for end in (match.start(), match.end() - 3))
+        before = [text[start:end] for start, end in zip(line_starts, (match.start(), match.end() - 3))]
+        if any(words.strip() for words in before):
             found.append((match[1] or "", match[2].strip()))
     return found
