@@ -36,7 +36,7 @@ def submit_public(pool: ExecutionPool, program: str | None, problem: Problem, li
     def finish(results: tuple[TestResult, ...]) -> Verdict:
         return Verdict(_status(results), public=results)
 
-    return _then(pool.run(program, problem.public_tests, limits, frame=problem.frame), finish)
+    return _then(pool.run(program, problem.public_tests, limits, **_frame(problem)), finish)
 
 
 def submit_hidden(
@@ -61,9 +61,14 @@ def submit_hidden(
         return Verdict(_status((*verdict.public, *results)), public=verdict.public, hidden=results)
 
     future = pool.run(
-        program, problem.hidden_tests, limits, stop_at_first_failure=stop_at_first_failure, frame=problem.frame
+        program, problem.hidden_tests, limits, stop_at_first_failure=stop_at_first_failure, **_frame(problem)
     )
     return _then(future, finish)
+
+
+def _frame(problem: Problem) -> dict[str, tuple[str, ...]]:
+    """The frame as an argument, where there is one: a judge that knows of none can judge all other problems."""
+    return {"frame": problem.frame} if problem.frame else {}
 
 
 def _status(results: Sequence[TestResult]) -> Status:

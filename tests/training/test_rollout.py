@@ -133,13 +133,13 @@ class Late:
     def __init__(self, pool, rng):
         self._pool, self._rng = pool, rng
 
-    def run(self, program, tests, limits, **how):
+    def run(self, program, tests, limits, *, stop_at_first_failure=False):
         late, wait_s = Future(), self._rng.uniform(0.0, 0.3)
 
         def pass_on(done):
             threading.Timer(wait_s, lambda: late.set_result(done.result())).start()
 
-        self._pool.run(program, tests, limits, **how).add_done_callback(pass_on)
+        self._pool.run(program, tests, limits, stop_at_first_failure=stop_at_first_failure).add_done_callback(pass_on)
         return late
 
 
@@ -249,9 +249,9 @@ class SometimesBroken:
     def __init__(self, pool, marker):
         self._pool, self._marker = pool, marker
 
-    def run(self, program, tests, limits, **how):
+    def run(self, program, tests, limits, *, stop_at_first_failure=False):
         if self._marker not in program:
-            return self._pool.run(program, tests, limits, **how)
+            return self._pool.run(program, tests, limits, stop_at_first_failure=stop_at_first_failure)
         future = Future()
         future.set_result((TestResult(Status.INFRA_ERROR),) * len(tests))
         return future
