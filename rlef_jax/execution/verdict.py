@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from typing import Any
 
 from rlef_jax.execution.pool import ExecutionPool
 from rlef_jax.types import FunctionTest, Limits, Problem, Status, TestResult, Verdict
@@ -66,7 +67,7 @@ def submit_hidden(
     return _then(future, finish)
 
 
-def _frame(problem: Problem) -> dict[str, tuple[str, ...]]:
+def _frame(problem: Problem) -> dict[str, Any]:
     """The frame as an argument, where there is one: a judge that knows of none can judge all other problems."""
     return {"frame": problem.frame} if problem.frame else {}
 
