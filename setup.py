@@ -28,6 +28,7 @@ setup(
         "gguf>=0.17",
         "jax>=0.12",
         "jinja2>=3.1",
+        "markdown-it-py>=3.0",
         "matplotlib>=3.9",
         "ml_collections>=1.0",
         "ml_dtypes>=0.5",
