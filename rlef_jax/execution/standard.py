@@ -10,7 +10,8 @@ import sys
 
 LONG_BITS = 1 << 15  # what a decimal number is compared with in no time has no more
 _NATIVE = frozenset("bBhHiIlLqQnNfd?c")  # formats that `memoryview.cast` knows
-_KEYS, _ITEMS, _VALUES = type({}.keys()), type({}.items()), type({}.values())  # OrderedDict's are of these kinds
+_EMPTY: dict = {}
+_KEYS, _ITEMS, _VALUES = type(_EMPTY.keys()), type(_EMPTY.items()), type(_EMPTY.values())  # OrderedDict's are such too
 
 
 class Opaque:
@@ -80,7 +81,7 @@ def _mapping(cls, parts):
 
 
 # Letter: module and name of the type, how it is taken apart, how it is made again of type and parts.
-_TYPES = {
+_TYPES: dict = {
     "D": ("decimal", "Decimal", str, _decimal),
     "F": ("fractions", "Fraction", lambda v: (v.numerator, v.denominator), _fraction),
     "R": ("builtins", "range", lambda v: (v.start, v.stop, v.step), lambda cls, parts: cls(*_as(tuple, parts))),
