@@ -73,7 +73,7 @@ def check_tests(code: str, solution: str, entry_point: str) -> Reading[Tests]:
             own.body = copy.deepcopy([*before, node])
             call = ast.Expr(ast.Call(ast.Name(own.name), [ast.Name(entry_point)], []))
             found.append(_Case(names, ast.Module([own, call], []), _source(code, node, entry_point)))
-    return (yield from _decided(found, solution, entry_point))
+    return (yield from _decided(found, entry_point))
 
 
 def listed_tests(asserts: Sequence[str], solution: str, entry_point: str, setup: str = "") -> Reading[Tests]:
@@ -92,17 +92,17 @@ def listed_tests(asserts: Sequence[str], solution: str, entry_point: str, setup:
         known = _compared(code.body[0], entry_point, entry_point) if len(code.body) == 1 else None
         case = _Case(f"{solution}\n{setup}", code, text)
         found.append(case if known is None else dataclasses.replace(known, text=text))
-    decided = yield from _decided(found, solution, entry_point)
+    decided = yield from _decided(found, entry_point)
     return dataclasses.replace(decided, left_out=decided.left_out + broken)
 
 
-def _decided(found: Sequence[FunctionTest | _Case], solution: str, entry_point: str) -> Reading[Tests]:
+def _decided(found: Sequence[FunctionTest | _Case], entry_point: str) -> Reading[Tests]:
     """The tests: each case with the calls that the reference makes of it, if it then says of their results, alone in
     its process, what it said of the reference."""
     cases = {i: (c.names, _claims(c.code)) for i, c in enumerate(found) if isinstance(c, _Case) and not _runs_code(c)}
     if not cases:
         return Tests(tuple(t for t in found if isinstance(t, FunctionTest)), sum(isinstance(t, _Case) for t in found))
-    made = yield [Run(checker(), "record", ((solution, *case, entry_point),)) for case in cases.values()]
+    made = yield [Run(checker(), "record", ((*case, entry_point),)) for case in cases.values()]
     recorded = {i: _recorded(*values(result, "its reference solution")) for i, result in zip(cases, made, strict=True)}
     asked = {i: known for i, known in recorded.items() if known}
     said = yield [Run(checker(), "verdict", ((*cases[i], entry_point, known),)) for i, known in asked.items()]

@@ -40,7 +40,7 @@ def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for place, line in lines(path):
         row = parsed(line, place)
         if not isinstance(row, dict):
-            raise ConfigError(f"{place}: a {type(row).__name__}, not a JSON object: {AGAIN}, or give another file")
+            raise ConfigError(f"{place}: not a JSON object: {AGAIN}, or give another file")
         yield place, row
 
 

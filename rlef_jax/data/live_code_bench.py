@@ -60,7 +60,7 @@ def problems(paths: Sequence[Path], *, since: str = "", until: str = "", count: 
                 found[row["question_id"]] = problem(row)
         except _FAULTS as error:
             line = " ".join(str(error).split())
-            raise ConfigError(f"{where}: no question of LiveCodeBench: {type(error).__name__}: {line}") from error
+            raise ConfigError(f"{where}: {type(error).__name__}: {line}") from error
         if len(found) == count:
             break
     if not found:

@@ -64,8 +64,10 @@ def problems(source: str, runner: Runner, name: str = "") -> Iterator[Problem]:
                 yield from evalplus.problems([(row, None)], runner)
             else:
                 yield _from_json(row)
-        except (ValueError, KeyError, TypeError, AttributeError) as exc:
-            raise ProblemFileError(f"{place}: not a problem in a known form: {exc}") from exc
+        except ValueError as exc:
+            raise ProblemFileError(f"{place}: {exc}") from exc
+        except (KeyError, TypeError, AttributeError) as exc:
+            raise ProblemFileError(f"{place}: not a problem in a known form: {exc!r}") from exc
 
 
 def _rows(path: pathlib.Path) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -51,13 +51,18 @@ class Calls:
     def __init__(self, entry_point, known):
         self.entry_point, self.known = entry_point, known
         self.made, self.before, self.said, self.shown = [], 0, None, Brief().repr
+        self.function = self.missing  # what has this name among the assert's names
 
     def __call__(self, *arguments, **named):
         at = len(self.made)
         if at == len(self.known) or not same([list(arguments), named], list(self.known[at][:2])):
             self.stop(["call", at, list(arguments), named])
         self.made.append((arguments, named, self.known[at][2]))
-        return copy.copy(self.known[at][2])
+        return self.known[at][2]
+
+    def missing(self, *arguments, **named):
+        """In the place of a function that isn't there."""
+        raise NameError(f"name {self.entry_point!r} is not defined")
 
     def stop(self, said):
         """Ends the assert with a verdict."""
@@ -106,25 +111,37 @@ class Calls:
 class Recorder(Calls):
     """The reference solution's function in the stand-in's place: `known` grows with its calls."""
 
-    def __init__(self, entry_point, function):
+    def __init__(self, entry_point):
         Calls.__init__(self, entry_point, [])
-        self.function, self.raised = function, None
+        self.raised, self.inside = None, False
 
     def __call__(self, *arguments, **named):
+        if self.inside:  # it calls itself
+            return self.function(*arguments, **named)
         given = copy.deepcopy([list(arguments), named])
+        self.inside = True
         try:
             result = self.function(*arguments, **named)
         except Exception as exc:
             self.raised = exc
             raise
-        if hasattr(type(result), "__next__"):  # to be read twice
-            import itertools
-
-            result, again = itertools.tee(result)
-        else:
-            again = copy.deepcopy(result)
+        finally:
+            self.inside = False
+        result, again = doubled(result)
         self.made.append((given[0], given[1], again))
         return result
+
+
+def doubled(value):
+    """A value twice: the assert may change the one, or use it up."""
+    if hasattr(type(value), "__next__"):
+        import itertools
+
+        return itertools.tee(value)
+    try:
+        return value, copy.deepcopy(value)
+    except TypeError:  # a dict's view
+        return value, value
 
 
 def same(one, other):
@@ -152,6 +169,7 @@ def run(names, code, calls):
     exec(compile(names, "names.py", "exec", dont_inherit=True), space)
     if draws:
         random.seed(0)
+    calls.function = space.get(calls.entry_point, calls.missing)
     space[calls.entry_point] = calls
     space.update(_equal_=calls.equal, _compared_=calls.compared, _true_=calls.true, _false_=calls.false)
     exec(compile(code, "assert.py", "exec", dont_inherit=True), space)
@@ -168,20 +186,20 @@ def verdict(names, code, entry_point, known):
         run(names, code, calls)
     except Stop:
         pass
+    except MemoryError:
+        raise
     except Exception as exc:
         calls.said = calls.said or ["failed", told(exc)]
     return calls.said or ["passed"]
 
 
-def record(solution, names, code, entry_point):
-    """The calls that the assert makes of the reference solution's function.
+def record(names, code, entry_point):
+    """The calls that the assert makes of the reference solution's function, which is among its names.
 
     Returns ["made", calls]; ["failed", text] where the assert doesn't hold for it; ["raised", text] where the function
     raised what the assert doesn't catch; ["other", text] where the assert itself can't be run, or expects an exception.
     """
-    own = {"__name__": "solution"}
-    exec(compile(solution, "solution.py", "exec", dont_inherit=True), own)
-    calls = Recorder(entry_point, own[entry_point])
+    calls = Recorder(entry_point)
     try:
         run(names, code, calls)
     except Stop:

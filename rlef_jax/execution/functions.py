@@ -7,6 +7,7 @@ lacks, and the expected results, which no program's process may hold.
 from __future__ import annotations
 
 import collections
+import fractions
 import math
 import reprlib
 import unittest
@@ -181,13 +182,14 @@ def _plus(result: Any, expected: Any, atol: float, arguments: tuple[Any, ...]) -
         return True
     if atol == 0 and _is_floats(expected):
         atol = _DEFAULT_ATOL
+    if atol == 0:
+        return False
     if isinstance(result, (range, collections.deque, collections.UserList)) and len(result) == len(expected):
         result = list(result)
-    if atol == 0 or not _is_numbers(result):  # a range in a range may be longer than there is memory for
+    numbers = _numbers(result)
+    if np.shape(numbers) != np.shape(expected):  # the original lets shapes broadcast
         return False
-    if np.shape(result) != np.shape(expected):  # the original lets shapes broadcast
-        return False
-    return bool(np.allclose(result, expected, rtol=1e-07, atol=atol))
+    return bool(np.allclose(numbers, expected, rtol=1e-07, atol=atol))
 
 
 def _is_floats(value: Any) -> bool:
@@ -196,10 +198,14 @@ def _is_floats(value: Any) -> bool:
     return isinstance(value, float)
 
 
-def _is_numbers(value: Any) -> bool:
+def _numbers(value: Any) -> Any:
+    """A result of numbers in lists and tuples, fractions as floats. TypeError for anything else, in which there may be
+    a range that is longer than there is memory for."""
     if isinstance(value, (list, tuple)):
-        return all(map(_is_numbers, value))
-    return isinstance(value, (int, float, complex))
+        return list(map(_numbers, value))
+    if not isinstance(value, (int, float, complex, fractions.Fraction)):
+        raise TypeError(f"a {type(value).__name__} is no number")
+    return float(value) if isinstance(value, fractions.Fraction) else value
 
 
 def _same_set(result: Any, expected: Any, atol: float, arguments: tuple[Any, ...]) -> bool:
