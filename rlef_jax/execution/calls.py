@@ -225,6 +225,12 @@ class _Input:
     def __init__(self):
         self.strings, self.decimal, self.long = [], False, False
 
+    def saw(self, decimal=False, long=False):
+        """Takes note of one of the two. CodecError where there are both."""
+        self.decimal, self.long = self.decimal or decimal, self.long or long
+        if self.decimal and self.long:
+            raise CodecError("decimal numbers beside integers of too many digits")
+
 
 def _decode(data, at, depth, given):
     if depth > MAX_DEPTH:
@@ -281,9 +287,7 @@ def _decode_standard(data, at, depth, given):
     """The value that `_put_standard` wrote, and where it ends."""
     letter = chr(data[at])
     parts, at = _decode(data, at + 1, depth + 1, given)
-    given.decimal = given.decimal or letter == "D"
-    if given.decimal and given.long:
-        raise CodecError("decimal numbers and integers of too many digits")
+    given.saw(decimal=letter == "D")
     return made_again(letter, parts), at
 
 
@@ -365,7 +369,7 @@ def _decode_rows(data, at, depth, given):
 
 def _leaf(tag, body, given):
     if tag == "I":
-        given.long = given.long or len(body) > LONG_BITS // 8
+        given.saw(long=len(body) > LONG_BITS // 8)
         return int.from_bytes(body, "big", signed=True)
     if tag == "S":
         return body.decode("utf-8", "surrogatepass")
