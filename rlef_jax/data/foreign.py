@@ -76,7 +76,7 @@ def parsed(data: bytes, place: str) -> Any:
         return json.loads(data.removeprefix(_BOM).decode("utf-8"))
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         what = "UTF-8 text" if isinstance(error, UnicodeDecodeError) else "JSON"
-        raise ConfigError(f"{place}: not {what} ({_cause(error)}): {AGAIN}, or mend it") from error
+        raise ConfigError(f"{place}: not {what} ({cause(error)}): {AGAIN}, or mend it") from error
 
 
 @contextlib.contextmanager
@@ -140,10 +140,10 @@ def naming(path: Path, record: str = "") -> Iterator[None]:
         raise ConfigError(f"{path} can't be read: {error.strerror}") from error
     except (OSError, EOFError, zlib.error, ValueError, LookupError, TypeError, ArithmeticError, MemoryError) as error:
         where = f"{path}, {record}" if record else str(path)
-        raise ConfigError(f"{where}: damaged ({_cause(error)}): {AGAIN}") from error
+        raise ConfigError(f"{where}: damaged ({cause(error)}): {AGAIN}") from error
 
 
-def _cause(error: BaseException) -> str:
+def cause(error: BaseException) -> str:
     """An error in a few words of one line."""
     text = " ".join(str(error).split())[:200]
     return text or type(error).__name__

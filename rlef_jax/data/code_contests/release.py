@@ -140,8 +140,8 @@ def _opened(path: Path) -> Any:
     try:
         # A buffer: pages are read as they are needed, or a column's whole chunk (all solutions) would be held.
         return pq.ParquetFile(path, buffer_size=1 << 20)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise ConfigError(f"{path}: not a parquet file: {error}: {foreign.AGAIN}") from error
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
+        raise ConfigError(f"{path}: not a parquet file ({foreign.cause(error)}): {foreign.AGAIN}") from error
 
 
 _COLUMNS = (
