@@ -21,6 +21,7 @@ from rlef_jax.data.asserts import Tests, check_tests, listed_tests
 from rlef_jax.data.literals import value
 from rlef_jax.data.missing_tests import LEFT_OUT
 from rlef_jax.data.running import Reading, Run, Runner, finished, values
+from rlef_jax.execution.functions import unknown_type
 from rlef_jax.types import FunctionTest, Problem
 
 _HUMAN_EVAL_ROOT_ATOL = 1e-4
@@ -103,6 +104,8 @@ def _plus_tests(code: str, solution: str, entry_point: str) -> Reading[tuple[Fun
     else:
         runs = yield [Run(solution, entry_point, tuple(inputs[at : at + _CALLS])) for at in starts]
         expected = [values(result, "its reference solution") for result in runs]
+        if name := unknown_type(expected):
+            raise ValueError(f"its reference solution returns a value of type {name}, which nothing is equal to")
     compare, atol = _comparison(code, tree)
     return tuple(
         FunctionTest(entry_point, tuple(inputs[at : at + _CALLS]), results, atol, compare)

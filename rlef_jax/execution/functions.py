@@ -105,7 +105,7 @@ def inequality(result: Any, expected: Any, note: str = "") -> str:
 
     A result that equals nothing because it is of a type that isn't compared is named so in the note.
     """
-    if (name := _unknown_type(result)) and not note:
+    if (name := unknown_type(result)) and not note:
         note = f"a value of type {name} equals nothing here: numbers, text and the standard containers are compared"
     behind = f" : {note}" if note else ""
     if _is_long(result) or _is_long(expected):
@@ -123,12 +123,12 @@ def inequality(result: Any, expected: Any, note: str = "") -> str:
     return f"AssertionError: {_shown(result)} != {_shown(expected)}{behind}"
 
 
-def _unknown_type(value: Any) -> str:
+def unknown_type(value: Any) -> str:
     """The name of the first type in a result that `calls` knows no more of; empty if there is none."""
     looked_at, left = 0, [value]
     while left and looked_at < _LOOKED_AT:
         part, looked_at = left.pop(), looked_at + 1
-        if isinstance(part, calls.Opaque):
+        if isinstance(part, (calls.Opaque, calls.Iterated)):
             return part.name
         if isinstance(part, dict):
             left += [*part.keys(), *part.values()][:_LOOKED_AT]
