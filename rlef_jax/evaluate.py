@@ -125,12 +125,16 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     name = args.benchmark or f"{config.data.name}/{config.eval.split}"
     source_name, slash, split = name.partition("/")
     source = _fitted(_source(args, config, source_name), config, split) if slash else None
+    missing: list[str] = []
     with running(lambda: build_pool(config.execution)) as runner:
         published = benchmarks.load(
             name, args.data, config.eval.problems, source, runner=runner, since=args.since, until=args.until,
-            tell=lambda line: print(line, file=sys.stderr),
+            tell=missing.append,
         )  # fmt: skip
     problems, also = _with_feedback_tests(published, args.feedback_tests)
+    for line in missing:
+        print(line, file=sys.stderr)
+        also |= {"missing_tests": line}
     if args.judge_only is not None:
         made = job.recorded(config, name, problems, args.judge_only, args.turns, args.out, args.chunk, also)
     else:

@@ -163,9 +163,11 @@ def test_an_evaluation_says_so_and_scores_them(tmp_path, built, capsys):
                              "--turns=1", f"--out={tmp_path / 'out'}"]))  # fmt: skip
     # print(3) is right where only the public test decides, or a generated one with the same answer.
     assert found["1@1"] == pytest.approx(100 * 6 / 8) and found["problems"] == 4
-    assert capsys.readouterr().err.startswith(
-        "code_contests/test: 4 problems; 1 without hidden tests: their public tests decide; 1 without public tests:"
+    told = capsys.readouterr().err
+    assert told.startswith(
+        "code_contests/test: 4 problems; 1 without hidden tests: their public tests decide; 1 without"
     )
+    assert found["evaluation"]["missing_tests"] in told
     problems = benchmarks.load("code_contests/test", folder)
     assert [p.name for p in problems] == names
     with ExecutionPool(1, find_python("3.10")) as pool:
