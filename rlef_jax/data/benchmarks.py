@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rlef_jax.data import evalplus, foreign, live_code_bench
-from rlef_jax.data.missing_tests import testable
+from rlef_jax.data.missing_tests import Tell, tell_nobody, testable
 from rlef_jax.data.running import Runner
 from rlef_jax.data.sources import Source, evaluation_problems
 from rlef_jax.errors import ConfigError
@@ -39,7 +39,7 @@ def load(
     runner: Runner | None = None,
     since: str = "",
     until: str = "",
-    tell: Callable[[str], None] = lambda line: None,
+    tell: Tell = tell_nobody,
 ) -> Sequence[Problem]:
     """The problems of a benchmark, the first `count` of them (0 = all), less those without any test.
 
@@ -47,7 +47,7 @@ def load(
       source: where SOURCE/SPLIT leads; without it, the source of that name, in `data`, without rules.
       runner: runs reference solutions, which reading a set of function problems takes (`data.running`).
       since, until: first and last date of LiveCodeBench's questions (`live_code_bench.problems`).
-      tell: gets a line where tests are missing, or asserts can't be judged.
+      tell: hears where tests are missing, or asserts can't be judged.
 
     Raises ConfigError for one that there isn't, or whose files aren't in `data` or aren't what they should be.
     """

@@ -14,8 +14,8 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from rlef_jax.execution.results import Answer
-from rlef_jax.types import Limits, Status, TestResult
+from rlef_jax.execution.results import ANY, Answer
+from rlef_jax.types import FunctionTest, Limits, Status, TestResult
 
 if TYPE_CHECKING:
     from rlef_jax.execution.pool import ExecutionPool
@@ -48,9 +48,15 @@ def finished[T](readings: Sequence[Reading[T]], runner: Runner) -> list[T]:
     ended: dict[int, T] = {}
     waiting: collections.deque[tuple[int, list[Future[tuple[TestResult, ...]]]]] = collections.deque()
 
-    def go_on(i: int, results: list[TestResult] | None) -> None:
+    def go_on(i: int, futures: list[Future[tuple[TestResult, ...]]] | None) -> None:
+        reading = readings[i]
         try:
-            runs = next(readings[i]) if results is None else readings[i].send(results)
+            try:
+                results = [future.result()[0] for future in futures or ()]
+            except ValueError as error:  # arguments that can't be sent
+                runs = reading.throw(error)
+            else:
+                runs = next(reading) if futures is None else reading.send(results)
             waiting.append((i, [runner(run) for run in runs]))
         except StopIteration as end:
             ended[i] = end.value
@@ -60,8 +66,7 @@ def finished[T](readings: Sequence[Reading[T]], runner: Runner) -> list[T]:
         for i in range(len(readings)):
             go_on(i, None)
         while waiting:
-            i, futures = waiting.popleft()
-            go_on(i, [future.result()[0] for future in futures])
+            go_on(*waiting.popleft())
     return [ended[i] for i in range(len(readings))]
 
 
@@ -91,4 +96,4 @@ def running(make_pool: Callable[[], ExecutionPool]) -> Iterator[Runner]:
 
 def runner_of(pool: ExecutionPool) -> Runner:
     """A runner in a pool that is there."""
-    return lambda run: pool.ask(run.program, run.entry_point, run.calls, LIMITS)
+    return lambda run: pool.run(run.program, [FunctionTest(run.entry_point, run.calls, (), compare=ANY)], LIMITS)

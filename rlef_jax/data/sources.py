@@ -18,7 +18,7 @@ from rlef_jax.data.code_contests import reader
 from rlef_jax.data.code_contests.build import read_plan
 from rlef_jax.data.code_contests.release import SPLITS as CODE_CONTESTS_SPLITS
 from rlef_jax.data.mini_contests.bounds import bounds
-from rlef_jax.data.missing_tests import testable
+from rlef_jax.data.missing_tests import Tell, tell_nobody, testable
 from rlef_jax.errors import ConfigError
 from rlef_jax.types import Problem
 
@@ -153,7 +153,7 @@ def training_problems(
 
 
 def evaluation_problems(
-    source: Source | str, split: str, count: int = 0, tell: Callable[[str], None] = lambda line: None
+    source: Source | str, split: str, count: int = 0, tell: Tell = tell_nobody
 ) -> Sequence[Problem]:
     """A fixed split's problems, the first `count` of them (0 = all), less what the source's rules leave out, and less
     those without any test; `tell` hears of missing tests (`missing_tests.testable`)."""

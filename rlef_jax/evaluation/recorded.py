@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import queue
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,9 @@ class Recorded:
     programs: tuple[str | None, ...]
 
 
-def read_recorded(path: Path, problems: Sequence[Problem]) -> list[Recorded]:
-    """The rollouts in a file, those of a problem together, in the order of `problems`.
+def read_recorded(path: Path, problems: Sequence[Problem], left_out: Collection[str] = ()) -> list[Recorded]:
+    """The rollouts in a file, those of a problem together, in the order of `problems`. Those of problems that were
+    left out, by name, are passed over.
 
     Raises ConfigError, with the line's number, for a line of another form or a problem that isn't among them.
     """
@@ -47,6 +48,8 @@ def read_recorded(path: Path, problems: Sequence[Problem]) -> list[Recorded]:
     for number, row in enumerate(_rows(path), start=1):
         try:
             name = row["task_id"] if "task_id" in row else row["problem"]
+            if name not in by_name and name in left_out:
+                continue
             if name not in by_name:
                 raise ValueError(f"the benchmark has no problem {name!r}")
             found[name].append(Recorded(by_name[name], _programs(row, by_name[name])))

@@ -49,6 +49,13 @@ def checker() -> str:
 
 def steps(test: FunctionTest, limits: Limits) -> Steps:
     """What to run, one after the other, to judge a test with a `check`; each yield gets what it did. Pure."""
+    try:
+        return (yield from _steps(test, limits))
+    except calls.CodecError as exc:  # of results that can be sent once, and not once more
+        return TestResult(Status.WRONG_ANSWER, error=f"No verdict: {exc}.")
+
+
+def _steps(test: FunctionTest, limits: Limits) -> Steps:
     planned: list[Any] = [list(arguments) for arguments in test.calls]
     known: list[list[Any]] = []
     guessed = len(planned) > 1  # they are the reference's: on its own way the program might not come by all of them

@@ -22,7 +22,7 @@ from rlef_jax.execution import worker as protocol
 from rlef_jax.execution.functions import encode_calls
 from rlef_jax.execution.interpreter import Interpreter
 from rlef_jax.execution.isolation import Level
-from rlef_jax.execution.results import JudgeOptions, answered, judged
+from rlef_jax.execution.results import JudgeOptions, judged
 from rlef_jax.execution.supervisor import BrokenWorkerError, Outcome, WorkerProcess
 from rlef_jax.execution.workshop import Workshop
 from rlef_jax.types import FunctionTest, Limits, Status, Test, TestCase, TestResult
@@ -49,7 +49,6 @@ class _Job:
     results: list[TestResult] = dataclasses.field(default_factory=list)
     started: bool = False
     cancelled: bool = False
-    asking: bool = False  # what calls return, not whether it is right
     failures: int = 0  # of workers
     careful: bool = False  # after the program's process died: one reply at a time, to know which test did it
 
@@ -129,18 +128,8 @@ class ExecutionPool:
         SYNTAX_ERROR on every test. A broken worker is replaced and what it left unfinished run again, `RETRIES` times;
         then the rest is INFRA_ERROR. PoolClosedError after `close`.
         """
-        return self._submit(_Job(program, tuple(tests), limits, stop_at_first_failure, concurrent.futures.Future()))
-
-    def ask(
-        self, program: str, entry_point: str, made: Sequence[tuple[Any, ...]], limits: Limits
-    ) -> concurrent.futures.Future[tuple[TestResult, ...]]:
-        """Queues calls of a function, made in one process; the future holds one result: an `Answer` with what they
-        returned, or why there is none. For programs whose word counts: reference solutions, the judge's own."""
-        test = FunctionTest(entry_point, tuple(made), ())
-        return self._submit(_Job(program, (test,), limits, False, concurrent.futures.Future(), asking=True))
-
-    def _submit(self, job: _Job) -> concurrent.futures.Future[tuple[TestResult, ...]]:
-        job.limits = dataclasses.replace(job.limits, wall_s=job.limits.wall_s * self._wall_scale)
+        limits = dataclasses.replace(limits, wall_s=limits.wall_s * self._wall_scale)
+        job = _Job(program, tuple(tests), limits, stop_at_first_failure, concurrent.futures.Future())
         with self._changed:
             own = threading.current_thread() in self._threads  # a callback's: it must not wait for itself
             while len(self._queue) >= self._max_queue and not self._closed and not own:
@@ -303,7 +292,7 @@ class ExecutionPool:
         outcomes = worker.run(job.program, list(map(_bytes, tests)), job.limits, eager=eager, functions=functions)
         for test, outcome in zip(itertools.chain(tests, itertools.repeat(tests[-1])), outcomes):  # a STOPPED may follow
             if not self._is_end(job, outcome, eager) and outcome.kind != protocol.STOPPED and not job.done:
-                job.results.append(self._judged(job, test, outcome))
+                job.results.append(judged(outcome, test, job.limits, self._options))
             if told or outcome.kind == protocol.STOPPED:
                 continue
             if job.done and len(job.results) < len(job.tests):
@@ -312,11 +301,6 @@ class ExecutionPool:
             elif time.monotonic() > until and self._others_wait():
                 worker.pause(worker.number)
                 told = True
-
-    def _judged(self, job: _Job, test: Test, outcome: Outcome) -> TestResult:
-        if job.asking and isinstance(test, FunctionTest):
-            return answered(outcome, len(test.calls), job.limits, job.limits.output_bytes)
-        return judged(outcome, test, job.limits, self._options)
 
     def _ask_in_turn(self, worker: WorkerProcess, job: _Job, steps: checks.Steps) -> None:
         """A test whose assert decides: the program's process and the assert's by turns."""
@@ -392,14 +376,11 @@ def _chunk(tests: Sequence[Test], start: int) -> int:
     """How many tests from `start` on go to the worker at once: all, unless inputs are huge or an assert decides."""
     count = chars = 0
     for test in tests[start:]:
+        alone = isinstance(test, FunctionTest) and bool(test.check)
         chars += len(test.input) if isinstance(test, TestCase) else 0
-        if count and (chars > _REQUEST_CHARS or type(test) is not type(tests[start]) or _check_of(test)):
+        if count and (alone or chars > _REQUEST_CHARS or type(test) is not type(tests[start])):
             break
         count += 1
-        if _check_of(test):
+        if alone:
             break
     return count
-
-
-def _check_of(test: Test) -> tuple[str, ...]:
-    return test.check if isinstance(test, FunctionTest) else ()

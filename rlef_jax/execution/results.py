@@ -12,6 +12,7 @@ from rlef_jax.execution.judge import outputs_match
 from rlef_jax.execution.supervisor import Outcome
 from rlef_jax.types import FunctionTest, Limits, Status, TestCase, TestResult
 
+ANY = "any"  # way to compare: for programs whose word counts, reference solutions and the judge's own
 KEPT_CHARS = 20_000  # of a test's standard output, in its result; the whole of it is judged
 
 
@@ -44,7 +45,12 @@ class Answer(TestResult):
 
 
 def judged(outcome: Outcome, test: TestCase | FunctionTest, limits: Limits, options: JudgeOptions) -> TestResult:
-    """A test's result. Passing takes the right output and, by `options.clean_exit`, a clean end within all limits."""
+    """A test's result. Passing takes the right output and, by `options.clean_exit`, a clean end within all limits.
+
+    Of calls that aren't to be compared (`compare` is ANY) the result is what they returned, see `answered`.
+    """
+    if isinstance(test, FunctionTest) and test.compare == ANY:
+        return answered(outcome, len(test.calls), limits, limits.output_bytes)
     status, error = _status(outcome, limits)
     if isinstance(test, FunctionTest):
         if status is Status.PASSED and (failure := function_failure(test, outcome)) is not None:

@@ -11,6 +11,7 @@ from rlef_jax.data import benchmarks, sources
 from rlef_jax.data.code_contests import judge_check
 from rlef_jax.data.code_contests.build import build
 from rlef_jax.data.code_contests.counts import table
+from rlef_jax.data.missing_tests import Missing
 from rlef_jax.data.missing_tests import testable as those_with_tests
 from rlef_jax.data.shown_tests import with_public
 from rlef_jax.dialog.chat import ChatFormat
@@ -91,17 +92,18 @@ def test_verdicts(pool):
 
 
 def test_what_reading_says():
-    told: list[str] = []
+    told: list[Missing] = []
     assert those_with_tests("x", [WHOLE, GENERATED], told.append) == [WHOLE, GENERATED] and not told
     assert those_with_tests("x", [WHOLE, NO_HIDDEN, NO_PUBLIC, NONE, NONE], told.append) == [
         WHOLE,
         NO_HIDDEN,
         NO_PUBLIC,
     ]
-    assert told == [
+    assert told == [Missing(
         "x: 3 problems; 1 without hidden tests: their public tests decide; 1 without public tests: nothing can be fed"
-        " back, and their first valid program is the last; 2 without any test left out"
-    ]
+        " back, and their first valid program is the last; 2 without any test left out",
+        ("none", "none"),
+    )]  # fmt: skip
     with pytest.raises(ConfigError, match="x: none of its 1 problems has a test"):
         those_with_tests("x", [NONE], told.append)
 

@@ -133,6 +133,29 @@ def test_readers_go_on_with_what_their_runs_returned():
     assert found == [[["A"], ["B"]], [], [["C", "D"]]] and asked == ["a", "c", "d", "b"]
 
 
+def test_inputs_that_are_no_literals_are_one_line(tmp_path, pool):
+    for number, plus in enumerate((PLUS.replace("[[1], [2]]", "[[9 ** 9 ** 9]]"), PLUS.replace("inputs", "given"))):
+        folder = written(tmp_path / str(number), plus=plus)
+        with pytest.raises(ConfigError, match="human_eval_plus: HumanEval/0: ") as raised:
+            benchmarks.load("human_eval_plus", folder, runner=runner_of(pool))
+        assert "\n" not in str(raised.value)
+
+
+def test_what_cannot_be_sent_is_the_readers_to_tell():
+    class Future:
+        def result(self):
+            raise ValueError("the value is too large")
+
+    def reading():
+        try:
+            yield [Run("", "f", ())]
+        except ValueError as error:
+            raise ValueError(f"task 3: {error}") from error
+
+    with pytest.raises(ValueError, match="task 3: the value is too large"):
+        finished([reading()], lambda run: Future())
+
+
 def test_a_pool_is_started_only_where_something_is_to_be_run():
     def make_pool():
         raise AssertionError("started")

@@ -78,6 +78,9 @@ def test_bad_samples_are_named(tmp_path, row, message):
     (tmp_path / "t.jsonl").write_text("{")
     with pytest.raises(ConfigError, match="t.jsonl, line 1: not JSON"):
         read_recorded(tmp_path / "t.jsonl", [INC])
+    assert (
+        len(read_recorded(written(tmp_path / "v.jsonl", [{"task_id": "dec", "completion": ""}]), [INC], ["dec"])) == 0
+    )
     with pytest.raises(ConfigError, match="no file"):
         read_recorded(tmp_path / "u.jsonl", [INC])
 
@@ -199,5 +202,6 @@ def test_every_canonical_solution_passes_and_no_prompt_does(pool, tmp_path, name
         rows = [{"task_id": p.name, "solution": text} for p, text in zip(problems, programs, strict=True)]
         path = written(tmp_path / f"{kind}.jsonl", rows)
         args = [f"--judge-only={path}", f"--benchmark={name}", f"--data={DATA}", f"--out={tmp_path / kind}"]
+        args.append("--config.execution.wall_patience=10")  # a call of Mbpp/255 takes 8 s of the processor
         found = evaluate(parsed(args))
         assert (found["1@1"], found["infra"], found["problems"]) == (percent, 0, count)

@@ -188,6 +188,15 @@ def test_they_stand_among_other_tests(pool, tests_of, judge):
     assert judge("import os\nos._exit(0)", own)[0].status is Status.WRONG_ANSWER
 
 
+def test_results_that_can_hardly_be_sent_are_the_programs_failure(tests_of, judge):
+    (test,) = tests_of("def f(x):\n    return [x]\n", "assert len(f(3)) == 1")
+    for depth, status in ((100, Status.PASSED), (198, Status.WRONG_ANSWER), (300, Status.RUNTIME_ERROR)):
+        deep = f"def f(x):\n    for _ in range({depth}):\n        x = [x]\n    return x\n"
+        assert judge(deep, test)[0].status is status
+    (result,) = judge("def f(x):\n    return 'x' * (1 << 26)", test, limits=Limits(wall_s=20.0, output_bytes=128 << 20))
+    assert result.status is Status.WRONG_ANSWER and "longer than 64 MB" in result.error
+
+
 def test_one_that_runs_can_be_given_up(pool, tests_of):
     (test,) = tests_of(SQUARE, "assert f(3) > 5")
     future = pool.run("while True: pass", [test], Limits(wall_s=60.0, memory_bytes=256 << 20))
