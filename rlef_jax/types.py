@@ -32,9 +32,9 @@ class FunctionTest:
     "equal" (what `==` says), or one of the other ways that `execution.functions` knows; `atol` is the absolute
     tolerance for floats where that way has one. `text` is the assert as a prompt or feedback shows it.
 
-    Where `check` isn't empty, an assert decides instead (`execution.checks`): its two sources, first the names that the
-    assert needs, then the assert itself, which runs on the calls' results in a process of its own. `calls` are then
-    those that it is known to make, and nothing is `expected`.
+    Where `check` isn't empty, an assert decides instead (`execution.checks`): sources of the names that it needs, and
+    at last its own, which runs on the calls' results in a process of its own. `calls` are then those that it is known
+    to make, and nothing is `expected`.
     """
 
     entry_point: str

@@ -20,8 +20,8 @@ from typing import Any
 
 from rlef_jax.data.literals import NoLiteralError, value
 from rlef_jax.data.running import Reading, Run, values
-from rlef_jax.execution import calls
 from rlef_jax.execution.checks import checker
+from rlef_jax.execution.functions import unknown_type
 from rlef_jax.execution.results import Answer
 from rlef_jax.types import FunctionTest
 
@@ -44,7 +44,7 @@ class Tests:
 class _Case:
     """An assert, or a statement with asserts, that decides by itself: its names and its code, as `check` has them."""
 
-    names: str
+    names: tuple[str, ...]
     code: ast.Module
     text: str
 
@@ -59,7 +59,7 @@ def check_tests(code: str, solution: str, entry_point: str) -> Reading[Tests]:
     if check is None:
         raise ValueError("its test code has no function check")
     rest = ast.Module([node for node in module.body if node is not check], [])
-    names = f"{solution}\n{ast.unparse(_Claims().visit(rest))}"
+    names = solution, ast.unparse(_Claims().visit(rest))
     found: list[FunctionTest | _Case] = []
     before: list[ast.stmt] = []  # statements that those behind them may build on
     for node in check.body:
@@ -90,7 +90,7 @@ def listed_tests(asserts: Sequence[str], solution: str, entry_point: str, setup:
             broken += 1
             continue
         known = _compared(code.body[0], entry_point, entry_point) if len(code.body) == 1 else None
-        case = _Case(f"{solution}\n{setup}", code, text)
+        case = _Case((solution, setup), code, text)
         found.append(case if known is None else dataclasses.replace(known, text=text))
     decided = yield from _decided(found, entry_point)
     return dataclasses.replace(decided, left_out=decided.left_out + broken)
@@ -99,13 +99,13 @@ def listed_tests(asserts: Sequence[str], solution: str, entry_point: str, setup:
 def _decided(found: Sequence[FunctionTest | _Case], entry_point: str) -> Reading[Tests]:
     """The tests: each case with the calls that the reference makes of it, if it then says of their results, alone in
     its process, what it said of the reference."""
-    cases = {i: (c.names, _claims(c.code)) for i, c in enumerate(found) if isinstance(c, _Case) and not _runs_code(c)}
+    cases = {i: (*c.names, _claims(c.code)) for i, c in enumerate(found) if isinstance(c, _Case) and not _runs_code(c)}
     if not cases:
         return Tests(tuple(t for t in found if isinstance(t, FunctionTest)), sum(isinstance(t, _Case) for t in found))
-    made = yield [Run(checker(), "record", ((*case, entry_point),)) for case in cases.values()]
+    made = yield [Run(checker(), "record", ((case, entry_point),)) for case in cases.values()]
     recorded = {i: _recorded(*values(result, "its reference solution")) for i, result in zip(cases, made, strict=True)}
     asked = {i: known for i, known in recorded.items() if known}
-    said = yield [Run(checker(), "verdict", ((*cases[i], entry_point, known),)) for i, known in asked.items()]
+    said = yield [Run(checker(), "verdict", ((cases[i], entry_point, known),)) for i, known in asked.items()]
     holds = {i: isinstance(r, Answer) and r.values == (["passed"],) for i, r in zip(asked, said, strict=True)}
     tests, left_out = [], 0
     for i, test in enumerate(found):
@@ -129,17 +129,7 @@ def _recorded(said: list[Any]) -> list[list[Any]] | None:
         raise ValueError(f"its reference solution fails its own asserts: {told}")
     if kind == "raised":
         raise ValueError(f"its reference solution fails: {told}")
-    if kind == "other" or any(_is_opaque(arguments) for *arguments, _ in told):
-        return None
-    return told
-
-
-def _is_opaque(sent: Any) -> bool:
-    if isinstance(sent, dict):
-        return any(map(_is_opaque, (*sent, *sent.values())))
-    return isinstance(sent, calls.Opaque) or (
-        isinstance(sent, (list, tuple, set, frozenset)) and any(map(_is_opaque, sent))
-    )
+    return None if kind == "other" or any(unknown_type(arguments) for *arguments, _ in told) else told
 
 
 def _compared(node: ast.stmt, called: str, entry_point: str) -> FunctionTest | None:

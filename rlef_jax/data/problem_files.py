@@ -82,7 +82,7 @@ def _rows(path: pathlib.Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 def _from_json(row: Mapping[str, Any]) -> Problem:
     public, private, generated = (
-        tuple(TestCase(test["input"], test["output"]) for test in row.get(kind, ())) for kind in _TESTS
+        tuple(TestCase(_text(test, "input"), _text(test, "output")) for test in row.get(kind, ())) for kind in _TESTS
     )
     return Problem(
         row["name"],
@@ -93,3 +93,9 @@ def _from_json(row: Mapping[str, Any]) -> Problem:
         time_limit_s=row.get("time_limit_s"),
         memory_limit_bytes=row.get("memory_limit_bytes"),
     )
+
+
+def _text(test: Mapping[str, Any], name: str) -> str:
+    if not isinstance(test[name], str):
+        raise TypeError(f"a test's {name} is no text: {test[name]!r:.40}")
+    return test[name]

@@ -158,15 +158,16 @@ def told(exc):
     return f"{type(exc).__name__}: {text}" if text else type(exc).__name__
 
 
-def run(names, code, calls):
-    """Runs the assert with its names, with random numbers that are the same every time."""
-    space = {"__name__": "check"}
-    draws = "random" in names or "random" in code
+def run(check, calls):
+    """Runs the assert, the last of the sources, after those of its names; random numbers are the same every time."""
+    space, (*names, code) = {"__name__": "check"}, check
+    draws = any("random" in source for source in check)
     if draws:
         import random
 
         random.seed(0)
-    exec(compile(names, "names.py", "exec", dont_inherit=True), space)
+    for source in names:
+        exec(compile(source, "names.py", "exec", dont_inherit=True), space)
     if draws:
         random.seed(0)
     calls.function = space.get(calls.entry_point, calls.missing)
@@ -175,7 +176,7 @@ def run(names, code, calls):
     exec(compile(code, "assert.py", "exec", dont_inherit=True), space)
 
 
-def verdict(names, code, entry_point, known):
+def verdict(check, entry_point, known):
     """What the assert says where the function's calls are `known`: [arguments, named arguments, result] of each.
 
     Returns ["passed"]; ["failed", text]; ["unequal", one, other, note] where `==` says no; or ["call", how many of
@@ -183,7 +184,7 @@ def verdict(names, code, entry_point, known):
     """
     calls = Calls(entry_point, known)
     try:
-        run(names, code, calls)
+        run(check, calls)
     except Stop:
         pass
     except MemoryError:
@@ -193,7 +194,7 @@ def verdict(names, code, entry_point, known):
     return calls.said or ["passed"]
 
 
-def record(names, code, entry_point):
+def record(check, entry_point):
     """The calls that the assert makes of the reference solution's function, which is among its names.
 
     Returns ["made", calls]; ["failed", text] where the assert doesn't hold for it; ["raised", text] where the function
@@ -201,7 +202,7 @@ def record(names, code, entry_point):
     """
     calls = Recorder(entry_point)
     try:
-        run(names, code, calls)
+        run(check, calls)
     except Stop:
         return ["failed", calls.note()]
     except AssertionError as exc:

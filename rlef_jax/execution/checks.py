@@ -84,8 +84,7 @@ def _steps(test: FunctionTest, limits: Limits) -> Steps:
 
 
 def _question(test: FunctionTest, known: list[list[Any]]) -> Ask:
-    names, code = test.check
-    return Ask(_encoded("verdict", [[names, code, test.entry_point, known]]), checker())
+    return Ask(_encoded("verdict", [[test.check, test.entry_point, known]]), checker())
 
 
 def _encoded(entry_point: str, made: list[Any]) -> bytes:

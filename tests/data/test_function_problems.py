@@ -73,6 +73,9 @@ def test_listed_asserts_become_tests(read):
     found = read(asserts.listed_tests(listed, SOLUTION, "f", "import math"))
     assert [t.text for t in found.tests] == [listed[0].strip(), listed[1], listed[2], listed[5]]
     assert [t.calls for t in found.tests[1:]] == [((2,),), ((1,), (2,)), ((0,), (-1,))]
+    assert found.tests[1].check[:2] == (SOLUTION, "import math")
+    late = "from __future__ import annotations\nimport math"  # each source is one of its own
+    assert len(read(asserts.listed_tests(listed[1:2], SOLUTION, "f", late)).tests) == 1
     assert found.left_out == 1  # the one that doesn't parse; one that doesn't call the function is no test of it
 
 
