@@ -56,23 +56,24 @@ def check_tests(code: str, solution: str, entry_point: str) -> Reading[Tests]:
     """
     module = ast.parse(code)
     check = next((n for n in module.body if isinstance(n, ast.FunctionDef) and n.name == "check"), None)
-    if check is None:
-        raise ValueError("its test code has no function check")
+    if check is None or not check.args.args:
+        raise ValueError("its test code has no function check(candidate)")
+    called = check.args.args[0].arg
     rest = ast.Module([node for node in module.body if node is not check], [])
     names = solution, ast.unparse(_Claims().visit(rest))
     found: list[FunctionTest | _Case] = []
     before: list[ast.stmt] = []  # statements that those behind them may build on
     for node in check.body:
-        known = _compared(node, "candidate", entry_point)
+        known, text = _compared(node, called, entry_point), _source(code, node, called, entry_point)
         if known is not None:
-            found.append(dataclasses.replace(known, text=_source(code, node, entry_point)))
-        elif not _judges(node):
+            found.append(dataclasses.replace(known, text=text))
+        elif not _judges(node, called):
             before.append(node)
         elif not (isinstance(node, ast.Assert) and isinstance(node.test, ast.Constant)):
             own = copy.deepcopy(check)
             own.body = copy.deepcopy([*before, node])
             call = ast.Expr(ast.Call(ast.Name(own.name), [ast.Name(entry_point)], []))
-            found.append(_Case(names, ast.Module([own, call], []), _source(code, node, entry_point)))
+            found.append(_Case(names, ast.Module([own, call], []), text))
     return (yield from _decided(found, entry_point))
 
 
@@ -162,9 +163,9 @@ def _arguments(node: ast.expr, name: str) -> list[ast.expr] | None:
     return None if node.keywords else node.args
 
 
-def _judges(node: ast.stmt) -> bool:
+def _judges(node: ast.stmt, called: str) -> bool:
     """Whether a statement says something of the function, rather than that others build on it."""
-    calls_it = any(isinstance(n, ast.Name) and n.id == "candidate" for n in ast.walk(node))
+    calls_it = any(isinstance(n, ast.Name) and n.id == called for n in ast.walk(node))
     asserts = any(isinstance(n, ast.Assert) for n in ast.walk(node))
     return not isinstance(node, ast.FunctionDef) and (asserts or (isinstance(node, ast.Expr) and calls_it))
 
@@ -198,11 +199,11 @@ def _claims(code: ast.Module) -> str:
     return ast.unparse(_Claims().visit(copy.deepcopy(code)))
 
 
-def _source(code: str, node: ast.stmt, entry_point: str) -> str:
+def _source(code: str, node: ast.stmt, called: str, entry_point: str) -> str:
     """What a statement says, an assert without its message, with the function's own name."""
     if isinstance(node, ast.Assert):
         text = f"assert {ast.get_source_segment(code, node.test) or ast.unparse(node.test)}"
     else:
         first, *rest = (ast.get_source_segment(code, node) or ast.unparse(node)).split("\n")
         text = "\n".join([first, *(line[min(node.col_offset, len(line) - len(line.lstrip())) :] for line in rest)])
-    return re.sub(r"\bcandidate\b", entry_point, text)
+    return re.sub(rf"\b{called}\b", entry_point, text)

@@ -128,7 +128,7 @@ def test_a_human_eval_line(read):
     assert read(evalplus.problem(HUMAN_EVAL | {"test": "def check(candidate):\n    pass\n"})).tests == ()
     for change, message in (
         ({"prompt": None}, "HumanEval/x: "),
-        ({"test": "x = 1"}, "HumanEval/x: its test code has no function check"),
+        ({"test": "x = 1"}, "HumanEval/x: its test code has no function check\\(candidate\\)"),
         ({"test": "def check(candidate):"}, "HumanEval/x: .*expected an indented block"),
     ):
         with pytest.raises(ValueError, match=message):
