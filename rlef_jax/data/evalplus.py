@@ -52,7 +52,7 @@ def problem(row: Mapping[str, Any], base: Mapping[str, Any] | None = None) -> Re
         return (yield from _human_eval(row, base) if "entry_point" in row else _mbpp(row))
     except KeyError as missing:
         raise ValueError(f"{name}: no {missing} in its line") from missing
-    except (ValueError, TypeError, AttributeError, SyntaxError, RecursionError, MemoryError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, SyntaxError, RecursionError, MemoryError) as error:
         line = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{name if 'entry_point' in row else f'Mbpp/{name}'}: {line}") from error
 
