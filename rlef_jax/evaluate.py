@@ -35,13 +35,15 @@ from rlef_jax.command_line import errors_as_lines
 from rlef_jax.config_checks import validate
 from rlef_jax.data import benchmarks
 from rlef_jax.data.code_contests.references import error_rate_line
+from rlef_jax.data.missing_tests import Missing
+from rlef_jax.data.running import running
 from rlef_jax.data.shown_tests import with_public
 from rlef_jax.data.sources import CODE_CONTESTS, Source, check_source, check_splits, fit
 from rlef_jax.errors import EXIT_BAD_INPUT, ConfigError, RunError
 from rlef_jax.evaluation import few_shot, job
 from rlef_jax.evaluation.n_at_k import rollouts_for
 from rlef_jax.training import episode_io
-from rlef_jax.training.parts import describe_policy, first_prompt_of
+from rlef_jax.training.parts import build_pool, describe_policy, first_prompt_of
 from rlef_jax.training.progress import ProgressDisplay
 from rlef_jax.types import Problem
 
@@ -124,10 +126,19 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     name = args.benchmark or f"{config.data.name}/{config.eval.split}"
     source_name, slash, split = name.partition("/")
     source = _fitted(_source(args, config, source_name), config, split) if slash else None
-    published = benchmarks.load(name, args.data, config.eval.problems, source, since=args.since, until=args.until)
+    missing: list[Missing] = []
+    with running(lambda: build_pool(config.execution)) as runner:
+        published = benchmarks.load(
+            name, args.data, config.eval.problems, source, runner=runner, since=args.since, until=args.until,
+            tell=missing.append,
+        )  # fmt: skip
     problems, also = _with_feedback_tests(published, args.feedback_tests)
+    for told in missing:
+        print(told.line, file=sys.stderr)
+        also |= {"missing_tests": told.line}
     if args.judge_only is not None:
-        made = job.recorded(config, name, problems, args.judge_only, args.turns, args.out, args.chunk, also)
+        bare = [left_out for told in missing for left_out in told.left_out]
+        made = job.recorded(config, name, problems, args.judge_only, args.turns, args.out, args.chunk, also, bare)
     else:
         shots = few_shot.choose(args.few_shot, args.shots, problems) if args.few_shot is not None else []
         made = job.sampled(

@@ -26,9 +26,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rlef_jax.data.problem_files import ProblemFileError, find_problem
+from rlef_jax.data.running import runner_of
+from rlef_jax.errors import ConfigError
 from rlef_jax.execution import kernel
 from rlef_jax.execution.cores import usable_cores
-from rlef_jax.execution.interpreter import InterpreterNotFoundError, find_python
+from rlef_jax.execution.interpreter import find_python
 from rlef_jax.execution.isolation import LEVELS, IsolationError
 from rlef_jax.execution.pool import ExecutionPool, auto_workers
 from rlef_jax.execution.results import JudgeOptions
@@ -54,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.program is None or args.problem is None:
             raise ProblemFileError("PROGRAM and --problem are needed; --help says more")
         return _judge(args)
-    except (ProblemFileError, InterpreterNotFoundError, IsolationError, OSError) as exc:
+    except (ConfigError, IsolationError, OSError) as exc:
         print(f"error: {exc}", file=sys.stderr)
         return USAGE
 
@@ -114,13 +116,10 @@ def _parts(settings: Any) -> str:
 
 
 def _judge(args: argparse.Namespace) -> int:
-    problem = find_problem(args.problem, args.name)
-    tests = _tests(problem, args.tests)
-    default = Limits(wall_s=args.wall_s, memory_bytes=args.memory_mb << 20, patience=args.wall_patience)
-    limits = limits_for(problem, default)
     files = sorted(args.program.glob("*.py")) if args.program.is_dir() else [args.program]
-    if not files or not tests:
-        raise ProblemFileError(f"no {'programs in ' + str(args.program) if not files else 'tests to run'}")
+    if not files:
+        raise ProblemFileError(f"no programs in {args.program}")
+    texts = list(map(_program_text, files))
     codes = [PASSED]
     with ExecutionPool(
         args.workers or auto_workers(),
@@ -128,9 +127,13 @@ def _judge(args: argparse.Namespace) -> int:
         require=args.require_isolation,
         options=JudgeOptions(clean_exit=not args.stdout_only, exact_integers=not args.doubles),
     ) as pool:
-        stop = args.stop_at_first_failure
-        texts = list(map(_program_text, files))
-        futures = [pool.run(t, tests, limits, stop_at_first_failure=stop, frame=problem.frame) for t in texts]
+        problem = find_problem(args.problem, args.name, runner_of(pool))
+        tests = _tests(problem, args.tests)
+        if not tests:
+            raise ProblemFileError(f"{problem.name}: no tests to run")
+        default = Limits(wall_s=args.wall_s, memory_bytes=args.memory_mb << 20, patience=args.wall_patience)
+        how = {"frame": problem.frame, "stop_at_first_failure": args.stop_at_first_failure}
+        futures = [pool.run(text, tests, limits_for(problem, default), **how) for text in texts]
         for file, future in zip(files, futures):
             results = future.result()
             print(_as_json(file, problem.name, results) if args.json else _as_table(file, problem.name, tests, results))
@@ -151,8 +154,8 @@ def _program_text(file: pathlib.Path) -> str:
 
 
 def _tests(problem: Problem, which: str) -> tuple[Test, ...]:
-    public, hidden = problem.public_tests, problem.hidden_tests
-    return (public if which != "hidden" else ()) + (hidden if which != "public" else ())
+    """All tests, those that feedback shows, or those that decide in the end."""
+    return {"all": problem.tests, "public": problem.public_tests, "hidden": problem.hidden_tests}[which]
 
 
 def _as_json(file: pathlib.Path, name: str, results: Sequence[TestResult]) -> str:
@@ -178,9 +181,9 @@ def _difference(test: Test, result: TestResult) -> Iterator[str]:
     if result.status is Status.PASSED:
         return
     if isinstance(test, FunctionTest) or result.status is not Status.WRONG_ANSWER:
-        yield from result.error.split("\n")[-8:]
+        yield from _lines(result.error)[-8:]
         return
-    expected, got = (text.rstrip("\n").split("\n") if text.strip("\n") else [] for text in (test.output, result.stdout))
+    expected, got = _lines(test.output), _lines(result.stdout)
     at = next(
         (i for i, (a, b) in enumerate(zip(expected, got)) if a.split() != b.split()), min(len(expected), len(got))
     )
@@ -188,6 +191,10 @@ def _difference(test: Test, result: TestResult) -> Iterator[str]:
         line = lines[at] if at < len(lines) else "(nothing)"
         cut = f"...[{len(line) - _SHOWN_CHARS} characters cut]" if len(line) > _SHOWN_CHARS else ""
         yield f"line {at + 1} {label:8} {line[:_SHOWN_CHARS]}{cut}"
+
+
+def _lines(text: str) -> list[str]:
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
 
 
 if __name__ == "__main__":

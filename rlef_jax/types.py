@@ -29,8 +29,12 @@ class FunctionTest:
     """One test of a function problem: calls of `entry_point`, made in one process, and the result expected of each.
 
     Arguments and results are plain data (None, numbers, str, bytes, list, tuple, set, frozenset, dict). `compare` is
-    "equal", or one of the other ways that `execution.functions` knows; `atol` is the absolute tolerance for floats.
-    `text` is the assert as a prompt or feedback shows it.
+    "equal" (what `==` says), or one of the other ways that `execution.functions` knows; `atol` is the absolute
+    tolerance for floats where that way has one. `text` is the assert as a prompt or feedback shows it.
+
+    Where `check` isn't empty, an assert decides instead (`execution.checks`): sources of the names that it needs, and
+    at last its own, which runs on the calls' results in a process of its own. `calls` are then those that it is known
+    to make, and nothing is `expected`.
     """
 
     entry_point: str
@@ -39,6 +43,7 @@ class FunctionTest:
     atol: float = 0.0
     compare: str = "equal"
     text: str = ""
+    check: tuple[str, ...] = ()
 
 
 Test = TestCase | FunctionTest
@@ -64,6 +69,9 @@ class Problem:
     (ours). Every response begins with the text `start`, which is given to the model, not sampled. `shown_tests` are
     the asserts that the first prompt shows, where the style has a place for them. `frame`, where there is
     one, is two texts that the benchmark runs before and behind each program, in its names; no prompt shows them.
+
+    Where tests are missing: without private and generated tests the public ones decide; without public ones nothing can
+    be shown, so that the first response with valid code is the last; a problem without any test can't be judged.
     """
 
     name: str
@@ -83,8 +91,13 @@ class Problem:
 
     @property
     def hidden_tests(self) -> tuple[Test, ...]:
-        """Private and generated tests: they decide the reward and never enter a prompt."""
-        return self.private_tests + self.generated_tests
+        """Private and generated tests: they decide the reward and never enter a prompt. Else the public ones."""
+        return self.private_tests + self.generated_tests or self.public_tests
+
+    @property
+    def tests(self) -> tuple[Test, ...]:
+        """All of them, each kind once."""
+        return self.public_tests + self.private_tests + self.generated_tests
 
 
 class Status(enum.StrEnum):
@@ -141,10 +154,10 @@ class TestResult:
 class Verdict:
     """What the judge says of one response.
 
-    `public` has one result per public test (empty if there was no code to run). `hidden` is empty unless this
-    response ended its episode; it may stop at the first failure. `status` is that of the first test not passed,
-    PASSED if every test that was run passed, or the status of the whole program (NO_CODE, SYNTAX_ERROR,
-    INFRA_ERROR).
+    `public` has one result per public test (empty if there was no code to run, or there are no such tests). `hidden`
+    is empty unless this response ended its episode; it may stop at the first failure. `status` is that of the first
+    test not passed, PASSED if every test that was run passed, or the status of the whole program (NO_CODE,
+    SYNTAX_ERROR, INFRA_ERROR).
     """
 
     status: Status
@@ -158,12 +171,14 @@ class Verdict:
 
     @property
     def public_passed(self) -> bool:
-        """Every public test passed: the condition that ends an episode early."""
-        return bool(self.public) and all(r.status is Status.PASSED for r in self.public)
+        """No public test failed a program that could be run: the condition that ends an episode early."""
+        ran = self.valid and self.status is not Status.INFRA_ERROR
+        return ran and all(result.status is Status.PASSED for result in self.public)
 
     @property
     def passed(self) -> bool:
-        """Every public and hidden test passed (true only for a response that ended its episode)."""
+        """Every public and hidden test passed: true only for a response that ended its episode, and so has results of
+        hidden tests, since `Problem.hidden_tests` are never none where there is any test."""
         return self.status is Status.PASSED and self.public_passed and bool(self.hidden)
 
 

@@ -14,22 +14,19 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlef_jax.data import evalplus, live_code_bench
+from rlef_jax.data import evalplus, foreign, live_code_bench
+from rlef_jax.data.missing_tests import Tell, tell_nobody, testable
+from rlef_jax.data.running import Runner
 from rlef_jax.data.sources import Source, evaluation_problems
 from rlef_jax.errors import ConfigError
 from rlef_jax.types import Problem
 
 _MBPP_TEST = range(11, 511)
-_NO_CALLS = frozenset({367})  # MBPP's test of trees calls with objects of a class of its own
-
-
 LIVE_CODE_BENCH = "livecodebench"
 
 
@@ -39,13 +36,18 @@ def load(
     count: int = 0,
     source: Source | None = None,
     *,
+    runner: Runner | None = None,
     since: str = "",
     until: str = "",
+    tell: Tell = tell_nobody,
 ) -> Sequence[Problem]:
-    """The problems of a benchmark, the first `count` of them (0 = all). Reading some runs reference solutions.
+    """The problems of a benchmark, the first `count` of them (0 = all), less those without any test.
 
-    `source` is where SOURCE/SPLIT leads; without it, the source of that name, in `data`, without rules. `since` and
-    `until` are the first and last date of LiveCodeBench's questions (`live_code_bench.problems`).
+    Args:
+      source: where SOURCE/SPLIT leads; without it, the source of that name, in `data`, without rules.
+      runner: runs reference solutions, which reading a set of function problems takes (`data.running`).
+      since, until: first and last date of LiveCodeBench's questions (`live_code_bench.problems`).
+      tell: hears where tests are missing, or asserts can't be judged.
 
     Raises ConfigError for one that there isn't, or whose files aren't in `data` or aren't what they should be.
     """
@@ -53,7 +55,7 @@ def load(
         raise ConfigError(f"--{'since' if since else 'until'}: only {LIVE_CODE_BENCH} has dates, {name} has none")
     source_name, slash, split = name.partition("/")
     if slash:
-        return evaluation_problems(source or Source(source_name, dir=str(data or "")), split, count)
+        return evaluation_problems(source or Source(source_name, dir=str(data or "")), split, count, tell)
     if name not in FUNCTION_SETS and name != LIVE_CODE_BENCH:
         known = ", ".join((*FUNCTION_SETS, LIVE_CODE_BENCH, "SOURCE/SPLIT (such as mini_contests/test_500)"))
         raise ConfigError(f"--benchmark: no {name!r}; there is {known}")
@@ -62,30 +64,28 @@ def load(
             f"--benchmark={name} needs --data=FOLDER, where its published files are"
             + (f"; there is no folder {data}" if data is not None else "")
         )
+    if name == LIVE_CODE_BENCH:
+        found = live_code_bench.problems(_live_code_bench_files(data), since=since, until=until, count=count)
+        return testable(name, found, tell)
+    if runner is None:
+        raise ValueError(f"reading {name} runs reference solutions: it takes a runner")
+    rows = FUNCTION_SETS[name](data)
     try:
-        if name == LIVE_CODE_BENCH:
-            return live_code_bench.problems(_live_code_bench_files(data), since=since, until=until, count=count)
-        return FUNCTION_SETS[name](data, count)
-    except (ValueError, KeyError, TypeError, EOFError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"--data={data}: not the files of {name}: {type(error).__name__}: {error}") from error
+        return testable(name, evalplus.problems(rows[:count] if count else rows, runner), tell)
+    except ValueError as error:
+        raise error if isinstance(error, ConfigError) else ConfigError(f"--data={data}: {name}: {error}") from error
 
 
 def _find(data: Path, *names: str) -> Path:
     for name in names:
         for path in (data / name, *sorted(data.glob(f"*/{name}"))):
-            if path.is_file():
+            if path.exists():
                 return path
     raise ConfigError(f"--data={data}: no {' or '.join(names)} in it")
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The objects of a `.json` list or of JSON lines, gzipped or not."""
-    text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text(encoding="utf-8")
-    if path.name.removesuffix(".gz").endswith(".json"):
-        return json.loads(text)
-    return [json.loads(line) for line in text.splitlines() if line.strip()]
+def _read(path: Path) -> list[dict[str, Any]]:
+    return [row for _, row in foreign.records(path)]
 
 
 def _live_code_bench_files(data: Path) -> list[Path]:
@@ -98,41 +98,36 @@ def _live_code_bench_files(data: Path) -> list[Path]:
     raise ConfigError(f"--data={data}: no test.jsonl, test2.jsonl, ... in it")
 
 
-def _first(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    return rows[:count] if count else rows
+type Rows = list[tuple[Mapping[str, Any], Mapping[str, Any] | None]]
 
 
-def _human_eval_plus(data: Path, count: int) -> list[Problem]:
+def _human_eval_plus(data: Path) -> Rows:
     plus = _find(data, "HumanEvalPlus-OriginFmt.jsonl.gz", "HumanEvalPlus-OriginFmt.jsonl")
     base = _find(data, "HumanEvalPlus.jsonl.gz", "HumanEvalPlus.jsonl", "HumanEval.jsonl.gz", "HumanEval.jsonl")
-    shown = {row["task_id"]: row for row in read_rows(base)}
-    return [evalplus.problem(row, shown[row["task_id"]]) for row in _first(read_rows(plus), count)]
+    shown = {row.get("task_id"): row for row in _read(base)}
+    rows = _read(plus)
+    if missing := [str(row.get("task_id")) for row in rows if row.get("task_id") not in shown]:
+        raise ConfigError(f"{base}: no task {missing[0]}, which {plus} has: give files of one release")
+    return [(row, shown[row["task_id"]]) for row in rows]
 
 
-def _mbpp_plus(data: Path, count: int) -> list[Problem]:
-    path = _find(data, "MbppPlus-OriginFmt.jsonl.gz", "MbppPlus-OriginFmt.jsonl")
-    return [evalplus.problem(row) for row in _first(read_rows(path), count)]
+def _mbpp_plus(data: Path) -> Rows:
+    return [(row, None) for row in _read(_find(data, "MbppPlus-OriginFmt.jsonl.gz", "MbppPlus-OriginFmt.jsonl"))]
 
 
-def _human_eval(data: Path, count: int) -> list[Problem]:
-    path = _find(data, "HumanEval.jsonl.gz", "HumanEval.jsonl")
-    return [evalplus.problem(row) for row in _first(read_rows(path), count)]
+def _human_eval(data: Path) -> Rows:
+    return [(row, None) for row in _read(_find(data, "HumanEval.jsonl.gz", "HumanEval.jsonl"))]
 
 
-def _mbpp(data: Path, count: int) -> list[Problem]:
-    return _mbpp_of(_find(data, "mbpp.jsonl"), count)
+def _mbpp(data: Path) -> Rows:
+    return [(row, None) for row in _read(_find(data, "mbpp.jsonl")) if row.get("task_id") in _MBPP_TEST]
 
 
-def _mbpp_sanitized(data: Path, count: int) -> list[Problem]:
-    return _mbpp_of(_find(data, "sanitized-mbpp.json"), count)
+def _mbpp_sanitized(data: Path) -> Rows:
+    return [(row, None) for row in _read(_find(data, "sanitized-mbpp.json")) if row.get("task_id") in _MBPP_TEST]
 
 
-def _mbpp_of(path: Path, count: int) -> list[Problem]:
-    rows = [row for row in read_rows(path) if row["task_id"] in _MBPP_TEST and row["task_id"] not in _NO_CALLS]
-    return [evalplus.problem(row) for row in _first(rows, count)]
-
-
-FUNCTION_SETS: dict[str, Callable[[Path, int], list[Problem]]] = {
+FUNCTION_SETS: dict[str, Callable[[Path], Rows]] = {
     "human_eval_plus": _human_eval_plus,
     "mbpp_plus": _mbpp_plus,
     "human_eval": _human_eval,

@@ -1,7 +1,7 @@
 """HumanEval+ and MBPP+, HumanEval and MBPP: problems from the lines of their published files.
 
 EvalPlus's test code (`OriginFmt` files) is taken apart, not run: inputs, results, tolerance and the way to compare are
-read off it. Only a reference solution is run, in this process, where test code calls it for the expected results.
+read off it. Reference solutions run in the judge, where test code calls them for what it expects.
 
 | set | public tests | hidden tests |
 | --- | --- | --- |
@@ -14,13 +14,14 @@ read off it. Only a reference solution is run, in this process, where test code 
 from __future__ import annotations
 
 import ast
-import copy
-import dataclasses
-import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rlef_jax.data.asserts import check_tests, listed_tests, reference, value
+from rlef_jax.data.asserts import Tests, check_tests, listed_tests
+from rlef_jax.data.literals import value
+from rlef_jax.data.missing_tests import LEFT_OUT
+from rlef_jax.data.running import Reading, Run, Runner, finished, values
+from rlef_jax.execution.functions import unknown_type
 from rlef_jax.types import FunctionTest, Problem
 
 _HUMAN_EVAL_ROOT_ATOL = 1e-4
@@ -30,7 +31,12 @@ _CALLS = (
 _MEMORY_BYTES = 4 << 30  # EvalPlus's own limit (its docs/execution.md); HumanEval and MBPP have none
 
 
-def problem(row: Mapping[str, Any], base: Mapping[str, Any] | None = None) -> Problem:
+def problems(rows: Sequence[tuple[Mapping[str, Any], Mapping[str, Any] | None]], runner: Runner) -> list[Problem]:
+    """The problems of some lines, each with its base (see `problem`); the runs of all share the runner."""
+    return finished([problem(row, base) for row, base in rows], runner)
+
+
+def problem(row: Mapping[str, Any], base: Mapping[str, Any] | None = None) -> Reading[Problem]:
     """A problem from a line of HumanEvalPlus-OriginFmt, MbppPlus-OriginFmt, HumanEval or (sanitized) MBPP.
 
     Args:
@@ -39,47 +45,47 @@ def problem(row: Mapping[str, Any], base: Mapping[str, Any] | None = None) -> Pr
         HumanEvalPlus.jsonl. Without it there are no public tests.
 
     Raises:
-      ValueError: a line of another form, or one none of whose asserts could be taken apart.
+      ValueError: a line of another form, or a reference solution that fails; the message names the task.
     """
+    name = row.get("task_id")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)  # of the solutions' own odd escapes
-            return _human_eval(row, base) if "entry_point" in row else _mbpp(row)
+        return (yield from _human_eval(row, base) if "entry_point" in row else _mbpp(row))
     except KeyError as missing:
-        raise ValueError(f"{row.get('task_id')}: no {missing} in its line") from missing
+        raise ValueError(f"{name}: no {missing} in its line") from missing
+    except (ValueError, TypeError, LookupError, AttributeError, SyntaxError, RecursionError, MemoryError) as error:
+        line = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{name if 'entry_point' in row else f'Mbpp/{name}'}: {line}") from error
 
 
-def _human_eval(row: Mapping[str, Any], base: Mapping[str, Any] | None) -> Problem:
+def _human_eval(row: Mapping[str, Any], base: Mapping[str, Any] | None) -> Reading[Problem]:
     entry_point, prompt = row["entry_point"], row["prompt"]
     solution = prompt + row["canonical_solution"]
     plus = _is_plus(row["test"])
     check = row["test"] if not plus else "" if base is None else base["test"]
-    public = check_tests(check, solution, entry_point) if check else ()
-    if "poly(" in check:  # other roots than the reference's are right too
-        public = tuple(dataclasses.replace(t, atol=_HUMAN_EVAL_ROOT_ATOL, compare="root") for t in public)
-    hidden = _plus_tests(row["test"], solution, entry_point) if plus else public
-    if not hidden:
-        raise ValueError(f"{row['task_id']}: none of its asserts could be taken apart")
+    public = (yield from check_tests(check, solution, entry_point)) if check else Tests()
+    hidden = (yield from _plus_tests(row["test"], solution, entry_point)) if plus else public.tests
     return Problem(
-        row["task_id"], prompt, public, hidden, solutions=(solution,), tags={"entry_point": entry_point},
+        row["task_id"], prompt, public.tests, hidden, solutions=(solution,), tags=_tags(entry_point, public),
         style="human_eval", start=prompt, memory_limit_bytes=_MEMORY_BYTES if plus else None,
     )  # fmt: skip
 
 
-def _mbpp(row: Mapping[str, Any]) -> Problem:
-    name, solution = f"Mbpp/{row['task_id']}", row["code"]
+def _mbpp(row: Mapping[str, Any]) -> Reading[Problem]:
+    solution = row["code"]
     plus = _is_plus(row.get("test", ""))
     entry_point = _called(ast.parse(row["test"])) if plus else _tested(row["test_list"], solution)
     setup = "\n".join(row.get("test_imports", ())) or row.get("test_setup_code", "")
-    public = listed_tests(row["test_list"], solution, entry_point, setup)
-    hidden = _plus_tests(row["test"], solution, entry_point) if plus else public
-    if not hidden:
-        raise ValueError(f"{name}: none of its asserts could be taken apart")
+    public = yield from listed_tests(row["test_list"], solution, entry_point, setup)
+    hidden = (yield from _plus_tests(row["test"], solution, entry_point)) if plus else public.tests
     return Problem(
-        name, row["prompt"] if "prompt" in row else row["text"], public, hidden, solutions=(solution,),
-        tags={"entry_point": entry_point}, style="mbpp", shown_tests=tuple(row["test_list"][:1]),
+        f"Mbpp/{row['task_id']}", row["prompt"] if "prompt" in row else row["text"], public.tests, hidden,
+        solutions=(solution,), tags=_tags(entry_point, public), style="mbpp", shown_tests=tuple(row["test_list"][:1]),
         memory_limit_bytes=_MEMORY_BYTES if plus else None,
     )  # fmt: skip
+
+
+def _tags(entry_point: str, found: Tests) -> dict[str, Any]:
+    return {"entry_point": entry_point} | ({LEFT_OUT: found.left_out} if found.left_out else {})
 
 
 def _is_plus(test: str) -> bool:
@@ -87,27 +93,38 @@ def _is_plus(test: str) -> bool:
     return "def assertion(" in test or "assert _poly(" in test
 
 
-def _plus_tests(code: str, solution: str, entry_point: str) -> tuple[FunctionTest, ...]:
+def _plus_tests(code: str, solution: str, entry_point: str) -> Reading[tuple[FunctionTest, ...]]:
     """The calls of EvalPlus's test code, in its order, `_CALLS` to a test."""
     tree = ast.parse(code)
-    values = _assigned(tree)
-    inputs = [tuple(arguments) for arguments in values["inputs"]]
-    if "results" in values:
-        expected = values["results"]
+    found = _assigned(tree)
+    inputs = [tuple(arguments) for arguments in found["inputs"]]
+    starts = range(0, len(inputs), _CALLS)
+    if "results" in found:
+        expected = [tuple(found["results"][at : at + _CALLS]) for at in starts]
     else:
-        function = reference(solution, entry_point)
-        expected = [function(*copy.deepcopy(arguments)) for arguments in inputs]
+        runs = yield [Run(solution, entry_point, tuple(inputs[at : at + _CALLS])) for at in starts]
+        expected = [values(result, "its reference solution") for result in runs]
+        if name := unknown_type(expected):
+            raise ValueError(f"its reference solution returns a value of type {name}, which nothing is equal to")
     compare, atol = _comparison(code, tree)
     return tuple(
-        FunctionTest(entry_point, tuple(inputs[at : at + _CALLS]), tuple(expected[at : at + _CALLS]), atol, compare)
-        for at in range(0, len(inputs), _CALLS)
+        FunctionTest(entry_point, tuple(inputs[at : at + _CALLS]), results, atol, compare)
+        for at, results in zip(starts, expected, strict=True)
     )
 
 
-def _assigned(tree: ast.AST) -> dict[str, Any]:
+def _statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
+    """All statements of some code, those within others too. Literals may have a million nodes, which aren't visited."""
+    for node in body:
+        yield node
+        for part in ("body", "orelse"):
+            yield from _statements(getattr(node, part, ()))
+
+
+def _assigned(tree: ast.Module) -> dict[str, Any]:
     """The values of `inputs` and `results`, wherever in the code they are assigned."""
     found = {}
-    for node in ast.walk(tree):
+    for node in _statements(tree.body):
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             if node.targets[0].id in ("inputs", "results"):
                 found[node.targets[0].id] = value(node.value)
@@ -116,33 +133,49 @@ def _assigned(tree: ast.AST) -> dict[str, Any]:
     return found
 
 
-def _called(tree: ast.AST) -> str:
+def _assertion(tree: ast.Module) -> ast.Call | None:
+    """The call of `assertion(...)` in EvalPlus's loop; HumanEval/32 has none."""
+    for node in _statements(tree.body):
+        call = node.value if isinstance(node, ast.Expr) else None
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "assertion":
+            return call
+    return None
+
+
+def _called(tree: ast.Module) -> str:
     """The function that MBPP+'s loop calls: `assertion(NAME(*inp), ...)`."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "assertion":
-            if isinstance(node.args[0], ast.Call) and isinstance(node.args[0].func, ast.Name):
-                return node.args[0].func.id
+    call = _assertion(tree)
+    if call is not None and isinstance(call.args[0], ast.Call) and isinstance(call.args[0].func, ast.Name):
+        return call.args[0].func.id
     raise ValueError("test code that calls no function")
 
 
-def _tested(asserts: list[str], solution: str) -> str:
+def _tested(asserts: Sequence[str], solution: str) -> str:
     """The function of the solution that MBPP's asserts call."""
-    own = {node.name for node in ast.parse(solution).body if isinstance(node, ast.FunctionDef)}
+    try:
+        own = {node.name for node in ast.parse(solution).body if isinstance(node, ast.FunctionDef)}
+    except SyntaxError as error:
+        raise ValueError(f"its reference solution fails: {type(error).__name__}: {error}") from error
     for text in asserts:
-        for node in ast.walk(ast.parse(text.strip())):
+        for node in (n for statement in _parsed(text.strip()) for n in ast.walk(statement)):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in own:
                 return node.func.id
-    raise ValueError("asserts that call no function of the solution")
+    raise ValueError("asserts that call no function of its reference solution")
 
 
-def _comparison(text: str, tree: ast.AST) -> tuple[str, float]:
+def _parsed(text: str) -> list[ast.stmt]:
+    try:
+        return ast.parse(text).body
+    except SyntaxError:
+        return []
+
+
+def _comparison(text: str, tree: ast.Module) -> tuple[str, float]:
     """How results are compared (`execution.functions`), and the tolerance given."""
     if "_poly(" in text:
         return "root", _HUMAN_EVAL_ROOT_ATOL
-    atol = 0.0
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "assertion":
-            atol = float(value(node.args[2]))
+    call = _assertion(tree)
+    atol = float(value(call.args[2])) if call is not None else 0.0
     if "out = set(out)" in text:
         return "set", atol
-    return ("presence" if "exp == (out is not None)" in text else "equal"), atol
+    return ("presence" if "exp == (out is not None)" in text else "plus"), atol

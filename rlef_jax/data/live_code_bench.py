@@ -7,20 +7,24 @@ run in the frame that LiveCodeBench's own runner gives them: common imports in f
 from __future__ import annotations
 
 import base64
-import binascii
+import datetime
 import io
 import json
 import pickle
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlef_jax.data import foreign
 from rlef_jax.errors import ConfigError
 from rlef_jax.types import FunctionTest, Problem, Test, TestCase
 
 _DATE = re.compile(r"\d{4}(-\d{2}(-\d{2})?)?")
+_CENTURY = 946_684_800, 4_102_444_800  # 2000 to 2100, in seconds since 1970
+_TAGS = {"title": "question_title", "platform": "platform", "difficulty": "difficulty", "contest_id": "contest_id"}
+_FAULTS = (ValueError, LookupError, TypeError, AttributeError, OverflowError, OSError, RecursionError)
 _STAR = (
     "string re datetime collections heapq bisect copy math random statistics itertools functools operator io sys json"
     " builtins typing"
@@ -39,23 +43,24 @@ def problems(paths: Sequence[Path], *, since: str = "", until: str = "", count: 
 
     Args: since, until: first and last contest date, as YYYY, YYYY-MM or YYYY-MM-DD, both included; "" sets no bound.
 
-    Raises ConfigError for dates of another form, or none between them; ValueError for lines of another form.
+    Raises ConfigError for dates of another form, or none between them, and for lines of another form.
     """
     for name, date in (("since", since), ("until", until)):
         if date and not _DATE.fullmatch(date):
             raise ConfigError(f"--{name}: a date such as 2024-10 or 2024-10-31, not {date!r}")
     found: dict[str, Problem] = {}
     dates: list[str] = []
-    for where, row in _rows(paths):
+    for where, row in (place_and_row for path in paths for place_and_row in foreign.json_lines(path)):
         try:
-            date = row["contest_date"][:10]
+            date = contest_day(row["contest_date"])
             dates.append(date)
             if (since and date[: len(since)] < since) or (until and date[: len(until)] > until):
                 continue
             if row["question_id"] not in found:
                 found[row["question_id"]] = problem(row)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{where}: {type(error).__name__}: {error}") from error
+        except _FAULTS as error:
+            line = " ".join(str(error).split())
+            raise ConfigError(f"{where}: {type(error).__name__}: {line}") from error
         if len(found) == count:
             break
     if not found:
@@ -64,48 +69,65 @@ def problems(paths: Sequence[Path], *, since: str = "", until: str = "", count: 
     return list(found.values())
 
 
-def _rows(paths: Sequence[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each line's object and its place. A line at a time: the files have gigabytes."""
-    for path in paths:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield f"{path.name}, line {number}", json.loads(line)
-
-
 def problem(row: Mapping[str, Any]) -> Problem:
-    """A question. Raises ValueError, KeyError or TypeError for a line of another form."""
-    function = json.loads(row["metadata"] or "{}").get("func_name", "")
+    """A question. Raises one of _FAULTS for a line of another form."""
+    function = (_json(row["metadata"], dict) or {}).get("func_name") or ""
     public, private = (
         tuple(_test(test, function) for test in tests)
-        for tests in (json.loads(row["public_test_cases"]), private_tests(row["private_test_cases"]))
+        for tests in (_json(row["public_test_cases"], list) or [], private_tests(row["private_test_cases"]))
     )
-    if not public:
-        raise ValueError(f"{row['question_id']} lacks public tests")
-    description, starter = row["question_content"], row["starter_code"]
+    name, description = (_text(row, key) for key in ("question_id", "question_content"))
+    if not name or not description:
+        raise ValueError("no question_id, or no question_content")
     if function:
-        description += f"\n\nComplete this starter code:\n\n{starter.rstrip()}"
-    tags = {
-        "title": row["question_title"],
-        "platform": row["platform"],
-        "difficulty": row["difficulty"],
-        "contest_id": row["contest_id"],
-        "contest_date": row["contest_date"][:10],
-    }
+        description += f"\n\nComplete this starter code:\n\n{_text(row, 'starter_code').rstrip()}"
+    tags = {name: _text(row, key) for name, key in _TAGS.items()} | {"contest_date": contest_day(row["contest_date"])}
     # Under this name the judge finds the method; no name of a program's own can be in its way.
     after = f"\n\nglobals()['{_entry_point(function)}'] = {_entry_point(function)}\n" if function else ""
     style = "function" if function else "contest"
-    frame = IMPORTS, after
-    return Problem(row["question_id"], description, public, private or public, tags=tags, style=style, frame=frame)
+    return Problem(name, description, public, private, tags=tags, style=style, frame=(IMPORTS, after))
+
+
+def contest_day(date: Any) -> str:
+    """The day of a contest date, as YYYY-MM-DD: of text that begins with it, or of a number, in which `datasets` and
+    pandas write milliseconds since 1970 (or seconds, or fractions of them: a year of this century tells). Raises
+    ValueError."""
+    if isinstance(date, str):
+        return datetime.date.fromisoformat(date.strip()[:10]).isoformat()
+    for unit in (1, 10**3, 10**6, 10**9):
+        if isinstance(date, int | float) and _CENTURY[0] <= date / unit < _CENTURY[1]:
+            return f"{datetime.datetime.fromtimestamp(date / unit, datetime.UTC):%Y-%m-%d}"
+    raise ValueError(f"contest_date {date!r:.40} is no date")
+
+
+def _text(row: Mapping[str, Any], key: str) -> str:
+    """A text field; empty where nothing is there, as others write it: None, NaN, no field. Numbers become text."""
+    value = row.get(key)
+    if value is None or value != value:
+        return ""
+    if not isinstance(value, str | int):
+        raise TypeError(f"{key} is {value!r:.40}, no text")
+    return str(value)
+
+
+def _json(value: Any, kind: type) -> Any:
+    """What a field holds: JSON text, or already its value; None for nothing, which `datasets` may write as either."""
+    missing = value is None or value != value or (isinstance(value, str) and not value.strip())
+    found = None if missing else json.loads(value) if isinstance(value, str) else value
+    if not isinstance(found, kind | None):
+        raise TypeError(f"a {type(found).__name__}, not a {kind.__name__}: {value!r:.60}")
+    return found
 
 
 def _test(test: Mapping[str, Any], function: str) -> Test:
-    kind = test["testtype"]
+    kind, given, output = test["testtype"], test["input"], test["output"]
+    if not isinstance(given, str) or not isinstance(output, str):
+        raise TypeError(f"a test whose input or output is no text: {given!r:.40}, {output!r:.40}")
     if kind == "stdin" and not function:
-        return TestCase(test["input"], test["output"])
+        return TestCase(given, output)
     if kind == "functional" and function:
-        arguments = tuple(json.loads(line) for line in test["input"].split("\n"))
-        return FunctionTest(_entry_point(function), (arguments,), (json.loads(test["output"]),))
+        arguments = tuple(json.loads(line) for line in given.split("\n") if line.strip())
+        return FunctionTest(_entry_point(function), (arguments,), (json.loads(output),), compare="sequence")
     raise ValueError(f"a test of type {kind!r} for {f'the function {function!r}' if function else 'no function'}")
 
 
@@ -115,23 +137,21 @@ def _entry_point(function: str) -> str:
     return f"Solution().{function}"
 
 
-def private_tests(text: str) -> list[dict[str, Any]]:
-    """The tests in `private_test_cases`: JSON, or base64 of zlib of a pickled str of JSON.
+def private_tests(value: Any) -> list[Any]:
+    """The tests in `private_test_cases`: a list, JSON text of one, or base64 of zlib of a pickled str of JSON text.
 
     The pickle may hold a str and nothing else: it is data from outside, and unpickling could run anything. Raises
-    ValueError for anything else.
+    ValueError or TypeError for anything else.
     """
+    if not isinstance(value, str) or not value.strip() or value.lstrip().startswith("["):
+        return _json(value, list) or []
     try:
-        return json.loads(text)
-    except ValueError:
-        pass
-    try:
-        value = _StrUnpickler(io.BytesIO(zlib.decompress(base64.b64decode(text, validate=True)))).load()
-    except (binascii.Error, zlib.error, pickle.UnpicklingError, EOFError, AttributeError, LookupError) as error:
+        text = _StrUnpickler(io.BytesIO(zlib.decompress(base64.b64decode(value, validate=True)))).load()
+    except Exception as error:  # there is no end of what bytes of another kind make a decoder raise
         raise ValueError(f"private tests that can't be read: {error}") from error
-    if not isinstance(value, str):
-        raise ValueError(f"private tests are a pickled {type(value).__name__}, not a str")
-    return json.loads(value)
+    if not isinstance(text, str):
+        raise ValueError(f"private tests are a pickled {type(text).__name__}, not a str")
+    return _json(text, list) or []
 
 
 class _StrUnpickler(pickle.Unpickler):

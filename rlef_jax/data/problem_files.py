@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rlef_jax.data import evalplus, mini_contests
+from rlef_jax.data import evalplus, foreign, mini_contests
 from rlef_jax.data.code_contests.release import parquet_problems
+from rlef_jax.data.running import Runner
 from rlef_jax.errors import ConfigError
 from rlef_jax.types import Problem, TestCase
 
 _TESTS = ("public_tests", "private_tests", "generated_tests")
 
 
-class ProblemFileError(ValueError):
-    """A source of problems that can't be read, or holds no problem of that name."""
+class ProblemFileError(ConfigError):
+    """A source of problems that holds no problem of that name, or is none."""
 
 
-def find_problem(source: str, name: str) -> Problem:
+def find_problem(source: str, name: str, runner: Runner) -> Problem:
     """The problem called `name` in `source`.
 
     Args:
@@ -28,11 +27,12 @@ def find_problem(source: str, name: str) -> Problem:
         `.jsonl.gz` of EvalPlus in its `OriginFmt`, of HumanEval or of MBPP, a `.json` or `.jsonl` of problems with the
         fields of `types.Problem` (tests as `{"input": ..., "output": ...}`), or `mini_contests:SPLIT`.
       name: its name or, in EvalPlus, its task id; empty where the source holds a single problem.
+      runner: runs reference solutions.
 
     Raises:
-      ProblemFileError: no such source, or not exactly one such problem in it.
+      ConfigError: no such source, a damaged one, or (ProblemFileError) not exactly one such problem in it.
     """
-    found = [problem for problem in problems(source, name) if name in ("", problem.name)]
+    found = [problem for problem in problems(source, runner, name) if name in ("", problem.name)]
     if len(found) == 1:
         return found[0]
     if name and found:
@@ -40,8 +40,8 @@ def find_problem(source: str, name: str) -> Problem:
     raise ProblemFileError(f"{source}: {'several problems; name one' if found else f'no problem {name!r}'}")
 
 
-def problems(source: str, name: str = "") -> Iterator[Problem]:
-    """All problems of a source; see `find_problem`. Raises ProblemFileError.
+def problems(source: str, runner: Runner, name: str = "") -> Iterator[Problem]:
+    """All problems of a source; see `find_problem`. Raises ConfigError.
 
     `name`: those of other names need not come (to know what a function problem expects takes running its reference).
     """
@@ -52,30 +52,37 @@ def problems(source: str, name: str = "") -> Iterator[Problem]:
         yield from mini_contests.eval_split(split)
         return
     path = pathlib.Path(source)
-    if not path.is_file():
-        raise ProblemFileError(f"no file {source!r}")
     if path.suffix == ".parquet":
-        try:
-            yield from (problem for problem, _ in parquet_problems(path))
-        except ConfigError as exc:
-            raise ProblemFileError(str(exc)) from exc
+        yield from (problem for problem, _ in parquet_problems(path))
         return
-    text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text()
-    try:
-        rows = (
-            [json.loads(text)] if path.suffix == ".json" else [json.loads(line) for line in text.splitlines() if line]
-        )
-        for row in rows:
-            if name and str(row.get("task_id", name)) not in (name, name.removeprefix("Mbpp/")):
-                continue
-            yield evalplus.problem(row) if "entry_point" in row or "test_list" in row else _from_json(row)
-    except (ValueError, KeyError, TypeError) as exc:
-        raise ProblemFileError(f"{source}: not problems in a known form: {exc!r}") from exc
+    for place, row in _rows(path):
+        task = str(row.get("task_id", name))
+        if name and task not in (name, name.removeprefix("Mbpp/")):
+            continue
+        try:
+            if "entry_point" in row or "test_list" in row:
+                yield from evalplus.problems([(row, None)], runner)
+            else:
+                yield _from_json(row)
+        except ValueError as exc:
+            raise ProblemFileError(f"{place}: {exc}") from exc
+        except (KeyError, TypeError, AttributeError) as exc:
+            raise ProblemFileError(f"{place}: not a problem in a known form: {exc!r}") from exc
 
 
-def _from_json(row: dict[str, Any]) -> Problem:
+def _rows(path: pathlib.Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if path.suffix != ".json":
+        yield from foreign.json_lines(path)
+        return
+    row = foreign.json_file(path)
+    if not isinstance(row, dict):
+        raise ProblemFileError(f"{path}: not the JSON object of a problem")
+    yield str(path), row
+
+
+def _from_json(row: Mapping[str, Any]) -> Problem:
     public, private, generated = (
-        tuple(TestCase(test["input"], test["output"]) for test in row.get(kind, ())) for kind in _TESTS
+        tuple(TestCase(_text(test, "input"), _text(test, "output")) for test in row.get(kind, ())) for kind in _TESTS
     )
     return Problem(
         row["name"],
@@ -86,3 +93,9 @@ def _from_json(row: dict[str, Any]) -> Problem:
         time_limit_s=row.get("time_limit_s"),
         memory_limit_bytes=row.get("memory_limit_bytes"),
     )
+
+
+def _text(test: Mapping[str, Any], name: str) -> str:
+    if not isinstance(test[name], str):
+        raise TypeError(f"a test's {name} is no text: {test[name]!r:.40}")
+    return test[name]

@@ -18,6 +18,7 @@ from rlef_jax.data.code_contests import reader
 from rlef_jax.data.code_contests.build import read_plan
 from rlef_jax.data.code_contests.release import SPLITS as CODE_CONTESTS_SPLITS
 from rlef_jax.data.mini_contests.bounds import bounds
+from rlef_jax.data.missing_tests import Tell, tell_nobody, testable
 from rlef_jax.errors import ConfigError
 from rlef_jax.types import Problem
 
@@ -134,19 +135,28 @@ def training_problems(
 ) -> list[Problem]:
     """The problems of iteration `step`, or a process's `share` of range(count): a pure function of its arguments.
 
-    The shares of an iteration are disjoint, and together the same however many there are.
+    The shares of an iteration are disjoint, and together the same however many there are. Raises ConfigError for a
+    problem without any test, which a build leaves out.
     """
     source = _source(source)
     check_splits(source, train=split, evaluated={})
     places = [step * count + i for i in (range(count) if share is None else share)]
     if source.name == CODE_CONTESTS:
         kept = source.kept.get(split)
-        return [reader.problem_at(source.dir, split, seed, place, kept) for place in places]
+        problems = [reader.problem_at(source.dir, split, seed, place, kept) for place in places]
+        if bare := [problem.name for problem in problems if not problem.tests]:
+            raise ConfigError(
+                f"config.data.dir: {bare[0]!r} of {split} has no test: delete {source.dir}, build it anew"
+            )
+        return problems
     return [mini_contests.problem_at(split, seed, place, source.families) for place in places]
 
 
-def evaluation_problems(source: Source | str, split: str, count: int = 0) -> Sequence[Problem]:
-    """A fixed split's problems, the first `count` of them (0 = all), less what the source's rules leave out."""
+def evaluation_problems(
+    source: Source | str, split: str, count: int = 0, tell: Tell = tell_nobody
+) -> Sequence[Problem]:
+    """A fixed split's problems, the first `count` of them (0 = all), less what the source's rules leave out, and less
+    those without any test; `tell` hears of missing tests (`missing_tests.testable`)."""
     source = _source(source)
     if not split:
         fixed = CODE_CONTESTS_SPLITS if source.name == CODE_CONTESTS else mini_contests.EVAL_SIZES
@@ -155,7 +165,7 @@ def evaluation_problems(source: Source | str, split: str, count: int = 0) -> Seq
     if source.name == CODE_CONTESTS:
         whole = reader.open_split(source.dir, split)
         places = source.kept.get(split, range(len(whole)))
-        return [whole[i] for i in places[: count or None]]
+        return testable(f"{source.name}/{split}", [whole[i] for i in places[: count or None]], tell)
     problems = mini_contests.eval_split(split)
     if source.families:
         problems = tuple(p for p in problems if p.tags["family"] in source.families)

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,12 +123,13 @@ def recorded(
     out: Path | None,
     chunk: int,
     also: Mapping[str, Any],
+    left_out: Collection[str] = (),
 ) -> Made:
     """The rollouts in a file (`evaluation.recorded`), judged. Where none has several responses, each is one sample.
 
-    `also` is added to what the folder says of the evaluation.
+    `also` is added to what the folder says of the evaluation. Samples of the problems named in `left_out` don't count.
     """
-    rollouts = read_recorded(path, problems)
+    rollouts = read_recorded(path, problems, left_out)
     if not rollouts:
         raise ConfigError(f"--judge-only: {path} holds no samples")
     turns = turns if any(len(r.programs) > 1 for r in rollouts) else 1

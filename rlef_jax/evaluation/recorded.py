@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import dataclasses
 import queue
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 from rlef_jax import episode as machine
-from rlef_jax.data.benchmarks import read_rows
+from rlef_jax.data import foreign
 from rlef_jax.dialog.extract import program_of
 from rlef_jax.errors import ConfigError
 from rlef_jax.execution.pool import ExecutionPool
@@ -35,8 +35,9 @@ class Recorded:
     programs: tuple[str | None, ...]
 
 
-def read_recorded(path: Path, problems: Sequence[Problem]) -> list[Recorded]:
-    """The rollouts in a file, those of a problem together, in the order of `problems`.
+def read_recorded(path: Path, problems: Sequence[Problem], left_out: Collection[str] = ()) -> list[Recorded]:
+    """The rollouts in a file, those of a problem together, in the order of `problems`. Those of problems that were
+    left out, by name, are passed over.
 
     Raises ConfigError, with the line's number, for a line of another form or a problem that isn't among them.
     """
@@ -44,21 +45,24 @@ def read_recorded(path: Path, problems: Sequence[Problem]) -> list[Recorded]:
     for problem in problems:
         by_name.setdefault(problem.name, problem)  # names aren't unique in CodeContests: the first counts
     found: dict[str, list[Recorded]] = {name: [] for name in by_name}
-    try:
-        rows = read_rows(path)
-    except FileNotFoundError as error:
-        raise ConfigError(f"--judge-only: no file {path}") from error
-    except (OSError, ValueError, EOFError) as error:
-        raise ConfigError(f"--judge-only: {path} is not JSON lines: {error}") from error
-    for number, row in enumerate(rows, start=1):
+    for number, row in enumerate(_rows(path), start=1):
         try:
             name = row["task_id"] if "task_id" in row else row["problem"]
+            if name not in by_name and name in left_out:
+                continue
             if name not in by_name:
                 raise ValueError(f"the benchmark has no problem {name!r}")
             found[name].append(Recorded(by_name[name], _programs(row, by_name[name])))
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"--judge-only: {path}, sample {number}: {error or type(error).__name__}") from error
     return [rollout for rollouts in found.values() for rollout in rollouts]
+
+
+def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
+    try:
+        yield from (row for _, row in foreign.records(path))
+    except ConfigError as error:
+        raise ConfigError(f"--judge-only: {error}") from error
 
 
 def _programs(row: Mapping[str, Any], problem: Problem) -> tuple[str | None, ...]:

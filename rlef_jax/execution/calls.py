@@ -1,12 +1,16 @@
 # mypy: allow-untyped-defs
 """Calls of a program's functions, and their results, as bytes. Runs on both sides, under the judge's Python and ours.
 
-A result is written by exact type, by the program's own process: what arrives outside is plain data, whose comparison
-runs no code of the program's. A type that isn't plain data arrives as an `Opaque`, which equals nothing.
+A result is written by exact type, by the program's own process: what arrives outside is plain data, or of the standard
+library's own types (`standard`), whose comparison runs no code of the program's. Any other type arrives as an `Opaque`,
+which equals nothing. What bytes anybody wrote takes no longer to read, and to compare, than their number allows.
 """
 
 import itertools
 import struct
+
+from rlef_jax.execution.pieces import CodecError, fit, indices, numbers_of_both_kinds, unpacked_numbers, width_of
+from rlef_jax.execution.standard import LONG_BITS, Iterated, Opaque, made_again, name_of, taken_apart
 
 MAX_DEPTH = 200
 ROW_WIDTH, ROWS = 8, 4096  # tuples or lists go together where each holds so many items; so many at a time
@@ -15,33 +19,16 @@ _DOUBLE = struct.Struct("!d")
 FEW = 64  # items of different kinds, from which on it is worth to see whether they are the same ones over and over
 _LEAVES = {type(None), bool, int, float, complex, bytes}
 _SEQUENCES = {"L": list, "U": tuple, "E": set, "Z": frozenset}
-_INT_MIN, _INT_MAX = -(1 << 63), (1 << 63) - 1
-
-
-class CodecError(ValueError):
-    """Bytes that no `encode` made, or a value too large or too deep to send."""
-
-
-class Opaque:
-    """A value of a type that isn't plain data: its type's name. Equal to nothing, not even to itself."""
-
-    def __init__(self, name):
-        self.name = name
-
-    def __eq__(self, other):
-        return False
-
-    def __hash__(self):
-        return id(self)
-
-    def __repr__(self):
-        return f"<{self.name} object>"
+_PLAIN = frozenset([*_LEAVES, str, list, tuple, set, frozenset, dict])
+_MOST_ITERATED, _ITERATED_SHARE = 1 << 17, 16  # items taken of an iterator, its share of the limit: it may be endless
+_MOST_COLLISIONS = 100  # keys that share a hash: comparing them takes the square of their number
 
 
 def encode(value, limit):
     """Bytes of plain data: None, bool, int, float, complex, str, bytes, list, tuple, set, frozenset, dict.
 
-    Subclasses of these count as their base. Raises CodecError beyond `limit` bytes or `MAX_DEPTH` levels.
+    Subclasses of these count as their base; what `standard` knows stays what it is. Raises CodecError beyond `limit`
+    bytes or `MAX_DEPTH` levels.
     """
     out = _Output(limit)
     _encode(value, out, 0)
@@ -68,6 +55,8 @@ def _encode(value, out, depth):
     kind = type(value)
     if value is None or value is True or value is False:
         _put(out, "N" if value is None else "T" if value else "F", b"")
+    elif kind not in _PLAIN and _put_standard(value, out, depth):
+        pass
     elif issubclass(kind, int):
         _put(out, "I", int.to_bytes(value, int.bit_length(value) // 8 + 1, "big", signed=True))
     elif issubclass(kind, float):
@@ -90,18 +79,46 @@ def _encode(value, out, depth):
                 packed = _packed(items, out)
                 if packed:
                     return out.put(b"P" + tag.encode() + packed)
-                width = _row_width(items)
+                width = _rowwidth_of(items)
                 if width:
                     return _put_rows(tag, items, width, out, depth)
                 out.put(tag.encode() + _SIZE.pack(len(items)))
                 for item in items:
                     _encode(item, out, depth + 1)
                 return
-        _put(out, "O", str(type.__dict__["__name__"].__get__(kind)).encode("utf-8", "replace")[:200])
+        _put_other(value, out, depth)
+
+
+def _put_standard(value, out, depth):
+    """Writes a value of the standard library's own types, if it is one."""
+    parts = taken_apart(value)
+    if parts is not None:
+        out.put(b"W" + parts[0].encode())
+        _encode(parts[1], out, depth + 1)
+    return parts is not None
+
+
+def _put_other(value, out, depth):
+    """An iterator's items, as many as there is room for; of any other type the name."""
+    kind = type(value)
+    name = value.name if kind in (Opaque, Iterated) else name_of(kind)
+    iterates = hasattr(kind, "__next__") and hasattr(kind, "__iter__")
+    _put(out, "G" if iterates else "O", name.encode("utf-8", "replace")[:200])
+    if not iterates:
+        return
+    room = len(out.data) + (out.limit - len(out.data)) // _ITERATED_SHARE
+    end = b"\0"
+    for number, item in enumerate(value.items if kind is Iterated else value):
+        if number == _MOST_ITERATED or len(out.data) > room:
+            end = b"\2"
+            break
+        out.put(b"\1")
+        _encode(item, out, depth + 1)
+    out.put(b"\2" if kind is Iterated and not value.whole else end)
 
 
 def _put(out, tag, body):
-    out.put(tag.encode() + (_SIZE.pack(len(body)) if tag in "ISBO" else b"") + body)
+    out.put(tag.encode() + (_SIZE.pack(len(body)) if tag in "ISBOG" else b"") + body)
 
 
 def _packed(items, out):
@@ -120,21 +137,10 @@ def _packed(items, out):
     kinds = set(map(type, items))
     if kinds == {float}:
         return b"D" + _SIZE.pack(count) + struct.pack(f"!{count}d", *items)
-    if kinds == {int} and min(items) >= _INT_MIN and max(items) <= _INT_MAX:
+    if kinds == {int} and fit(items):
         return b"I" + _SIZE.pack(count) + struct.pack(f"!{count}q", *items)
     few = _few(items, out) if count >= FEW and kinds <= _LEAVES else b""
-    return few or (_numbers_of_both_kinds(items) if kinds == {int, float} else b"")
-
-
-def _numbers_of_both_kinds(items):
-    """Integers and floats as one piece: count, a byte for each that is 1 for a float, then the two kinds apart."""
-    integers = [item for item in items if type(item) is int]
-    if min(integers) < _INT_MIN or max(integers) > _INT_MAX:
-        return b""
-    floats = [item for item in items if type(item) is float]
-    which = bytes(type(item) is float for item in items)
-    form = f"!{len(integers)}q{len(floats)}d"
-    return b"N" + _SIZE.pack(len(items)) + which + struct.pack(form, *integers, *floats)
+    return few or (numbers_of_both_kinds(items) if kinds == {int, float} else b"")
 
 
 def _few(items, out):
@@ -157,24 +163,18 @@ def _strings(items, out):
     """Strings as one piece: count, count of the new ones and those, then the numbers of all."""
     new, known, number = b"", len(out.strings), out.strings.__getitem__
     try:
-        numbers = _numbers(map(number, items), len(items), known)
+        numbers = indices(map(number, items), len(items), known)
     except KeyError:
         for text in dict.fromkeys(items):
             if text not in out.strings:
                 body = text.encode("utf-8", "surrogatepass")
                 new += _SIZE.pack(len(body)) + body
                 out.strings[text] = len(out.strings)
-        numbers = _numbers(map(number, items), len(items), len(out.strings))
+        numbers = indices(map(number, items), len(items), len(out.strings))
     return b"S" + _SIZE.pack(len(items)) + _SIZE.pack(len(out.strings) - known) + new + numbers
 
 
-def _numbers(numbers, count, strings):
-    """The numbers of `count` strings, where there are `strings` different ones."""
-    width = _width(strings)
-    return bytes(numbers) if width == "B" else struct.pack(f"!{count}{width}", *numbers)
-
-
-def _row_width(items):
+def _rowwidth_of(items):
     """How many items each of these holds, if they are tuples or lists alike, and long enough; else 0."""
     if len(items) < 2 or type(items[0]) not in (tuple, list) or len(set(map(type, items))) != 1:
         return 0
@@ -193,11 +193,6 @@ def _put_rows(tag, rows, width, out, depth):
         if not packed:
             for item in items:
                 _encode(item, out, depth + 2)
-
-
-def _width(strings):
-    """The format of a string's number, where there are so many."""
-    return "B" if strings <= 1 << 8 else "H" if strings <= 1 << 16 else "I"
 
 
 def decode(data):
@@ -219,12 +214,25 @@ def decode_each(data):
 def _first(view, at):
     """The value that begins at `at`, and where it ends."""
     try:
-        return _decode(view, at, 0, [])
-    except (struct.error, IndexError, KeyError, UnicodeDecodeError, TypeError) as exc:  # TypeError: an unhashable key
-        raise CodecError(f"not a value: {exc}") from None
+        return _decode(view, at, 0, _Input())
+    except (struct.error, LookupError, ValueError, TypeError) as exc:  # TypeError: an unhashable key
+        raise exc if isinstance(exc, CodecError) else CodecError(f"not a value: {exc}") from None
 
 
-def _decode(data, at, depth, strings):
+class _Input:
+    """The strings so far, and whether there were decimal numbers, and integers that take them long to be compared."""
+
+    def __init__(self):
+        self.strings, self.decimal, self.long = [], False, False
+
+    def saw(self, decimal=False, long=False):
+        """Takes note of one of the two. CodecError where there are both."""
+        self.decimal, self.long = self.decimal or decimal, self.long or long
+        if self.decimal and self.long:
+            raise CodecError("decimal numbers beside integers of too many digits")
+
+
+def _decode(data, at, depth, given):
     if depth > MAX_DEPTH:
         raise CodecError("the value is nested too deeply")
     tag, at = chr(data[at]), at + 1
@@ -235,40 +243,72 @@ def _decode(data, at, depth, strings):
     if tag == "C":
         return complex(_DOUBLE.unpack_from(data, at)[0], _DOUBLE.unpack_from(data, at + 8)[0]), at + 16
     if tag == "P":
-        items, end = _unpacked(data, at + 1, strings)
-        return _SEQUENCES[chr(data[at])](items), end
+        items, end = _unpacked(data, at + 1, given)
+        return _sequence(chr(data[at]), items), end
     if tag == "R":
-        return _decode_rows(data, at, depth, strings)
+        return _decode_rows(data, at, depth, given)
+    if tag == "W":
+        return _decode_standard(data, at, depth, given)
     (size,), at = _SIZE.unpack_from(data, at), at + _SIZE.size
-    if tag in "ISBO":
+    if tag in "ISBOG":
         body = bytes(data[at : at + size])
         if len(body) != size:
             raise CodecError("the value is cut short")
-        return _leaf(tag, body), at + size
+        at += size
+        return (
+            _decode_iterated(data, at, depth, given, _leaf("S", body, given))
+            if tag == "G"
+            else (_leaf(tag, body, given), at)
+        )
+    items = []
+    for _ in range(2 * size if tag == "M" else size):
+        item, at = _decode(data, at, depth + 1, given)
+        items.append(item)
     if tag == "M":
-        result = {}
-        for _ in range(size):
-            key, at = _decode(data, at, depth + 1, strings)
-            result[key], at = _decode(data, at, depth + 1, strings)
-        return result, at
+        _check_hashes(items[::2])
+        return dict(zip(items[::2], items[1::2])), at
+    return _sequence(tag, items), at
+
+
+def _sequence(tag, items):
     if tag not in _SEQUENCES:
         raise CodecError(f"no kind of value: {tag!r}")
+    return _SEQUENCES[tag](_check_hashes(list(items)) if tag in "EZ" else items)
+
+
+def _check_hashes(keys):
+    """The keys of a set or dict that can be made in no time. CodecError where too many of them share a hash."""
+    if len(keys) > _MOST_COLLISIONS and len(keys) - len(set(map(hash, keys))) > _MOST_COLLISIONS:
+        raise CodecError("too many keys share a hash")
+    return keys
+
+
+def _decode_standard(data, at, depth, given):
+    """The value that `_put_standard` wrote, and where it ends."""
+    letter = chr(data[at])
+    parts, at = _decode(data, at + 1, depth + 1, given)
+    given.saw(decimal=letter == "D")
+    return made_again(letter, parts), at
+
+
+def _decode_iterated(data, at, depth, given, name):
+    """What follows an iterator's name: its items, and where they end."""
     items = []
-    for _ in range(size):
-        item, at = _decode(data, at, depth + 1, strings)
+    while data[at] == 1:
+        item, at = _decode(data, at + 1, depth + 1, given)
         items.append(item)
-    return _SEQUENCES[tag](items), at
+    return Iterated(name, items, data[at] == 0), at + 1
 
 
-def _unpacked(data, at, strings):
+def _unpacked(data, at, given):
     """The items that `_packed` made one piece of, and where they end."""
     kind, (count,), at = chr(data[at]), _SIZE.unpack_from(data, at + 1), at + 1 + _SIZE.size
     if kind in "DI":
         return struct.unpack_from(f"!{count}{'d' if kind == 'D' else 'q'}", data, at), at + 8 * count
     if kind == "V":
-        return _unpacked_few(data, at, count)
+        return _unpacked_few(data, at, count, given)
     if kind == "N":
-        return _unpacked_numbers(data, at, count)
+        return unpacked_numbers(data, at, count)
     if kind != "S":
         raise CodecError(f"no kind of items: {kind!r}")
     (fresh,), at = _SIZE.unpack_from(data, at), at + _SIZE.size
@@ -277,36 +317,24 @@ def _unpacked(data, at, strings):
         body = bytes(data[at : at + size])
         if len(body) != size:
             raise CodecError("the value is cut short")
-        strings.append(body.decode("utf-8", "surrogatepass"))
+        given.strings.append(body.decode("utf-8", "surrogatepass"))
         at += size
-    form = f"!{count}{_width(len(strings))}"
+    form = f"!{count}{width_of(len(given.strings))}"
     end = at + struct.calcsize(form)
     if end > len(data):
         raise CodecError("the value is cut short")
     numbers = data[at:end] if form[-1] == "B" else struct.unpack_from(form, data, at)
-    return map(strings.__getitem__, numbers), end
+    return map(given.strings.__getitem__, numbers), end
 
 
-def _unpacked_numbers(data, at, count):
-    """The items that `_numbers_of_both_kinds` wrote, and where they end."""
-    which = bytes(data[at : at + count])
-    floats = which.count(1)
-    if len(which) != count or which.count(0) + floats != count:
-        raise CodecError("not numbers of two kinds")
-    form = f"!{count - floats}q{floats}d"
-    numbers = struct.unpack_from(form, data, at + count)
-    kinds = iter(numbers[: count - floats]), iter(numbers[count - floats :])
-    return [next(kinds[kind]) for kind in which], at + count + struct.calcsize(form)
-
-
-def _unpacked_few(data, at, count):
+def _unpacked_few(data, at, count, given):
     """The items that `_few` wrote, and where they end."""
     (different,), at = _SIZE.unpack_from(data, at), at + _SIZE.size
     values = []
     for _ in range(min(different, 1 << 8)):
         if chr(data[at]) not in "NTFIDCB":
             raise CodecError("not a leaf")
-        value, at = _decode(data, at, MAX_DEPTH, [])
+        value, at = _decode(data, at, MAX_DEPTH, given)
         values.append(value)
     numbers = data[at : at + count]
     if len(numbers) != count:
@@ -314,9 +342,9 @@ def _unpacked_few(data, at, count):
     return map(values.__getitem__, numbers), at + count
 
 
-def _decode_rows(data, at, depth, strings):
+def _decode_rows(data, at, depth, given):
     """The rows that `_put_rows` wrote, and where they end."""
-    outer, inner = _SEQUENCES[chr(data[at])], chr(data[at + 1])
+    outer, inner = chr(data[at]), chr(data[at + 1])
     (count, width), at = struct.unpack_from("!II", data, at + 2), at + 2 + 2 * _SIZE.size
     if width < ROW_WIDTH or inner not in "UL":
         raise CodecError("no rows")
@@ -328,19 +356,20 @@ def _decode_rows(data, at, depth, strings):
         if data[at] == ord("X"):
             items, at = [], at + 1 + _SIZE.size
             for _ in range(size):
-                item, at = _decode(data, at, depth + 2, strings)
+                item, at = _decode(data, at, depth + 2, given)
                 items.append(item)
         else:
-            items, at = _unpacked(data, at, strings)
+            items, at = _unpacked(data, at, given)
         block = zip(*[iter(items)] * width)
         rows += block if inner == "U" else map(list, block)
     if len(rows) != count:
         raise CodecError("more rows than announced")
-    return outer(rows), at
+    return _sequence(outer, rows), at
 
 
-def _leaf(tag, body):
+def _leaf(tag, body, given):
     if tag == "I":
+        given.saw(long=len(body) > LONG_BITS // 8)
         return int.from_bytes(body, "big", signed=True)
     if tag == "S":
         return body.decode("utf-8", "surrogatepass")
@@ -350,14 +379,16 @@ def _leaf(tag, body):
 def answers(names, data, limit):
     """The result of each of the calls in `data` (`[entry point, [arguments, ...]]`), made with a program's names.
 
-    Yields bytes, a result's at a time, so that no more than one is held; `limit` is for all of them.
+    Arguments are a list; or, where there are named ones, a tuple of the list and a dict. Yields bytes, a result's at a
+    time, so that no more than one is held; `limit` is for all of them.
     """
     entry_point, calls = decode(data)
     if entry_point not in names:
         raise NameError(f"name '{entry_point}' is not defined")
     function = names[entry_point]
-    for arguments in calls:
+    for call in calls:
+        arguments, named = call if type(call) is tuple else (call, {})
         out = _Output(limit)
-        _encode(function(*arguments), out, 0)
+        _encode(function(*arguments, **named), out, 0)
         limit -= len(out.data)
         yield out.data

@@ -120,13 +120,16 @@ def filter_calls(settings, kernel):
 
 def run(start, request):
     """Runs the program as `python solution.py` would, or calls its function. Returns the exit code."""
-    exit_code = 1
+    exit_code, calls = 1, b""
     try:
+        if request.functions:  # these are no standard input of the program's: it has none
+            calls = os.pread(0, os.fstat(0).st_size, 0)
+            os.ftruncate(0, 0)
         for code in start.codes:
             exec(code, start.main.__dict__)
         if request.functions:
             tell(VALUES)
-            for result in start.calls.answers(start.main.__dict__, os.pread(0, os.fstat(0).st_size, 0), request.output):
+            for result in start.calls.answers(start.main.__dict__, calls, request.output):
                 tell(result)
         exit_code = 0
     except SystemExit as exc:

@@ -1,63 +1,96 @@
 """Function problems (HumanEval+, MBPP+): calls as bytes for the worker, results compared here, outside.
 
-The comparison is the plus tests' own: equal, or close where floats are expected. It needs numpy, which the judge's
-Python lacks, and the expected results, which no program's process may hold.
+Published asserts compare with `==`, plus tests so or within a tolerance. That needs numpy, which the judge's Python
+lacks, and the expected results, which no program's process may hold.
 """
 
 from __future__ import annotations
 
+import collections
+import fractions
 import math
 import reprlib
 import unittest
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rlef_jax.execution import calls, child
-from rlef_jax.types import FunctionTest
+from rlef_jax.types import FunctionTest, Test
 
 if TYPE_CHECKING:
     from rlef_jax.execution.supervisor import Outcome
 
 _ARGUMENT_BYTES = 64 << 20
-_ALWAYS_READ_BYTES = 64 << 20  # of results; of more, it is asked first whether so much is expected
+ALWAYS_READ_BYTES = 64 << 20  # of results; of more, it is asked first whether so much is expected
 _END = object()
 _DIFF_CHARS = 640  # the longest diff that `unittest` shows
 _SHORT_BYTES = 1 << 16  # what takes more, as `calls` writes it, isn't even asked how long its text is
 _BRIEF = reprlib.Repr(maxlevel=4, maxlist=20, maxtuple=20, maxset=20, maxfrozenset=20, maxdict=20, maxstring=100)
 _DEFAULT_ATOL = 1e-6  # of the plus tests, where floats are expected and no tolerance is given
+_LOOKED_AT = 1000  # parts of a result, to find one that nothing can be said of
 
 
-def encode_calls(test: FunctionTest) -> bytes:
-    """What the worker is sent: entry point and arguments. ValueError (`calls.CodecError`) if they aren't plain data."""
-    return calls.encode([test.entry_point, [list(arguments) for arguments in test.calls]], _ARGUMENT_BYTES)
+def input_bytes(test: Test) -> bytes:
+    """What the worker is sent of a test: standard input, or entry point and arguments.
 
-
-def function_failure(test: FunctionTest, outcome: Outcome, limit: int) -> str | None:
-    """What is wrong with a clean run's results: the first failure as `unittest` prints it. None if nothing is."""
-    if outcome.report != child.VALUES:
-        return "The program ended before its function was called."
-    if _oversized(len(outcome.error), test.expected):
-        return "No results: they are much longer than what is expected."
-    results = calls.decode_each(outcome.error)  # one is held at a time
+    ValueError (`calls.CodecError`) if these aren't plain data.
+    """
+    if isinstance(test, FunctionTest):
+        return calls.encode([test.entry_point, [list(arguments) for arguments in test.calls]], _ARGUMENT_BYTES)
     try:
-        for arguments, expected in zip(test.calls, test.expected):
-            failure = compare(next(results), expected, test, arguments)
-            if failure is not None:
+        return test.input.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # a lone surrogate that stands for no byte; problem sources leave such tests out
+        return test.input.encode("utf-8", "surrogatepass")
+
+
+def function_failure(test: FunctionTest, outcome: Outcome) -> str | None:
+    """What is wrong with a clean run's results: the first failure as `unittest` prints it. None if nothing is."""
+    if outcome.report == child.VALUES and _oversized(len(outcome.error), test.expected):
+        return "No results: they are much longer than what is expected."
+    try:
+        results = _results(outcome, len(test.calls))  # one is held at a time
+        for arguments, expected, result in zip(test.calls, test.expected, results, strict=True):
+            if (failure := compare(result, expected, test, arguments)) is not None:
                 return failure
-        if next(results, _END) is _END:
-            return None
+    except _NoResultsError as exc:
+        return str(exc)
+    return None
+
+
+def function_values(outcome: Outcome, count: int, longest: int) -> tuple[Any, ...] | str:
+    """The results of a clean run's `count` calls, or why there are none; `longest`: bytes that are worth reading."""
+    if outcome.report == child.VALUES and len(outcome.error) > longest:
+        return f"No results: they are longer than {longest >> 20} MB."
+    try:
+        return tuple(_results(outcome, count))
+    except _NoResultsError as exc:
+        return str(exc)
+
+
+class _NoResultsError(ValueError):
+    """The message says what there is in the place of results."""
+
+
+def _results(outcome: Outcome, count: int) -> Iterator[Any]:
+    if outcome.report != child.VALUES:
+        raise _NoResultsError("The program ended before its function was called.")
+    results = calls.decode_each(outcome.error)
+    try:
+        for _ in range(count):
+            yield next(results)
+        if next(results, _END) is not _END:
+            raise _NoResultsError("No results: the program wrote them itself.")
     except calls.CodecError as exc:
-        return f"No results: {exc}."
+        raise _NoResultsError(f"No results: {exc}.") from exc
     except StopIteration:
-        return "The program ended before all of its results were there."
-    return "No results: the program wrote them itself."
+        raise _NoResultsError("The program ended before all of its results were there.") from None
 
 
 def _oversized(size: int, expected: tuple[Any, ...]) -> bool:
     """Whether results of so many bytes are twice what is expected or more: not worth the memory of reading them."""
-    if size <= _ALWAYS_READ_BYTES:
+    if size <= ALWAYS_READ_BYTES:
         return False
     try:
         calls.encode(expected, size // 2)
@@ -72,10 +105,19 @@ def compare(result: Any, expected: Any, test: FunctionTest, arguments: tuple[Any
         right = _COMPARISONS[test.compare](result, expected, test.atol, arguments)
     except Exception:  # values of other types and shapes than the comparison was made for
         right = False
-    if right:
-        return None
+    return None if right else inequality(result, expected)
+
+
+def inequality(result: Any, expected: Any, note: str = "") -> str:
+    """The message of `unittest`'s assertion that two values are equal, with both, and with a note behind it.
+
+    A result that equals nothing because it is of a type that isn't compared is named so in the note.
+    """
+    if (name := unknown_type(result)) and not note:
+        note = f"a value of type {name} equals nothing here: numbers, text and the standard containers are compared"
+    behind = f" : {note}" if note else ""
     if _is_long(result) or _is_long(expected):
-        return f"AssertionError: {_difference(result, expected)}"
+        return f"AssertionError: {_difference(result, expected)}{behind}"
     case = unittest.TestCase()
     case.maxDiff = _DIFF_CHARS
     try:
@@ -83,10 +125,24 @@ def compare(result: Any, expected: Any, test: FunctionTest, arguments: tuple[Any
             (case.assertTrue if expected else case.assertFalse)(result)
         case.assertEqual(result, expected)
     except AssertionError as exc:
-        return f"AssertionError: {exc}"
+        return f"AssertionError: {exc}{behind}"
     except Exception:  # a result that can't be shown
         pass
-    return f"AssertionError: {_shown(result)} != {_shown(expected)}"
+    return f"AssertionError: {_shown(result)} != {_shown(expected)}{behind}"
+
+
+def unknown_type(value: Any) -> str:
+    """The name of the first type in a result that `calls` knows no more of; empty if there is none."""
+    looked_at, left = 0, [value]
+    while left and looked_at < _LOOKED_AT:
+        part, looked_at = left.pop(), looked_at + 1
+        if isinstance(part, (calls.Opaque, calls.Iterated)):
+            return part.name
+        if isinstance(part, dict):
+            left += [*part.keys(), *part.values()][:_LOOKED_AT]
+        elif isinstance(part, (list, tuple, set, frozenset)):
+            left += list(part)[:_LOOKED_AT]
+    return ""
 
 
 def _is_long(value: Any) -> bool:
@@ -119,14 +175,29 @@ def _shown(value: Any) -> str:
 
 
 def _equal(result: Any, expected: Any, atol: float, arguments: tuple[Any, ...]) -> bool:
+    """What `==` says: of numbers to the last bit, and a tuple is no list."""
+    return bool(result == expected)
+
+
+def _sequence(result: Any, expected: Any, atol: float, arguments: tuple[Any, ...]) -> bool:
+    """LiveCodeBench's runner: what `==` says, but that a tuple counts as the list that JSON has in its place."""
+    return bool((list(result) if isinstance(result, tuple) else result) == expected)
+
+
+def _plus(result: Any, expected: Any, atol: float, arguments: tuple[Any, ...]) -> bool:
     """The plus tests' `assertion`: equal, or all close (relative 1e-7) where floats are expected or `atol` is given."""
     if bool(result == expected):
         return True
     if atol == 0 and _is_floats(expected):
         atol = _DEFAULT_ATOL
-    if atol == 0 or np.shape(result) != np.shape(expected):  # the original lets shapes broadcast
+    if atol == 0:
         return False
-    return bool(np.allclose(result, expected, rtol=1e-07, atol=atol))
+    if isinstance(result, (range, collections.deque, collections.UserList)) and len(result) == len(expected):
+        result = list(result)
+    numbers = _numbers(result)
+    if np.shape(numbers) != np.shape(expected):  # the original lets shapes broadcast
+        return False
+    return bool(np.allclose(numbers, expected, rtol=1e-07, atol=atol))
 
 
 def _is_floats(value: Any) -> bool:
@@ -135,9 +206,22 @@ def _is_floats(value: Any) -> bool:
     return isinstance(value, float)
 
 
+def _numbers(value: Any) -> Any:
+    """A result of numbers in lists and tuples, fractions as floats. TypeError for anything else, in which there may be
+    a range that is longer than there is memory for."""
+    if isinstance(value, (list, tuple)):
+        return list(map(_numbers, value))
+    if not isinstance(value, (int, float, complex, fractions.Fraction)):
+        raise TypeError(f"a {type(value).__name__} is no number")
+    return float(value) if isinstance(value, fractions.Fraction) else value
+
+
 def _same_set(result: Any, expected: Any, atol: float, arguments: tuple[Any, ...]) -> bool:
     """Order and repetition don't matter."""
-    return _equal(set(result), set(expected), atol, arguments)
+    expected = set(expected)
+    if isinstance(result, range) and len(result) != len(expected):
+        return False
+    return set(result) == expected
 
 
 def _presence(result: Any, expected: Any, atol: float, arguments: tuple[Any, ...]) -> bool:
@@ -152,7 +236,7 @@ def _truth(result: Any, expected: Any, atol: float, arguments: tuple[Any, ...]) 
 
 def _root(result: Any, expected: Any, atol: float, arguments: tuple[Any, ...]) -> bool:
     """Any root of the polynomial with the coefficients given (HumanEval/32) counts, and so does the reference's own."""
-    if _equal(result, expected, 0.0, arguments):
+    if _plus(result, expected, 0.0, arguments):
         return True
     value = math.fsum(c * math.pow(result, i) for i, c in enumerate(arguments[0]))
     return abs(value) <= atol
@@ -160,6 +244,8 @@ def _root(result: Any, expected: Any, atol: float, arguments: tuple[Any, ...]) -
 
 _COMPARISONS: dict[str, Callable[[Any, Any, float, tuple[Any, ...]], bool]] = {
     "equal": _equal,
+    "sequence": _sequence,
+    "plus": _plus,
     "set": _same_set,
     "presence": _presence,
     "truth": _truth,

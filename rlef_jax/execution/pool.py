@@ -10,18 +10,20 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
+import itertools
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from rlef_jax.execution import checks
 from rlef_jax.execution import worker as protocol
 from rlef_jax.execution.cores import whole_cores
-from rlef_jax.execution.functions import encode_calls
+from rlef_jax.execution.functions import input_bytes
 from rlef_jax.execution.interpreter import Interpreter
 from rlef_jax.execution.isolation import Level
 from rlef_jax.execution.results import JudgeOptions, judged
-from rlef_jax.execution.supervisor import BrokenWorkerError, WorkerProcess
+from rlef_jax.execution.supervisor import BrokenWorkerError, Outcome, WorkerProcess
 from rlef_jax.execution.workshop import Workshop
 from rlef_jax.types import FunctionTest, Limits, Status, Test, TestCase, TestResult
 
@@ -290,20 +292,15 @@ class ExecutionPool:
         """One request: as many of a job's tests as fit in a message, judged as they come."""
         first = len(job.results)
         tests = job.tests[first : first + _chunk(job.tests, first)]
+        if isinstance(tests[0], FunctionTest) and tests[0].check:
+            return self._ask_in_turn(worker, job, checks.steps(tests[0], job.limits))
         functions = isinstance(tests[0], FunctionTest)
         eager = job.careful or job.stop_at_first_failure
         told = False  # to stop or pause
-        inputs = list(map(_bytes, tests))
+        inputs = list(map(input_bytes, tests))
         outcomes = worker.run(job.program, inputs, job.limits, frame=job.frame, eager=eager, functions=functions)
-        for test, outcome in zip(_endless(tests), outcomes):
-            if outcome.kind == protocol.NOT_COMPILED:
-                error = outcome.error.decode("utf-8", "replace")
-                job.results += [TestResult(Status.SYNTAX_ERROR, error=error)] * (len(job.tests) - len(job.results))
-                if job.stop_at_first_failure:
-                    del job.results[first + 1 :]
-            elif outcome.kind == protocol.DIED:
-                self._bury(job, eager, outcome.out_of_memory)
-            elif outcome.kind != protocol.STOPPED and not job.done:
+        for test, outcome in zip(itertools.chain(tests, itertools.repeat(tests[-1])), outcomes):  # a STOPPED may follow
+            if not self._is_end(job, outcome, eager) and outcome.kind != protocol.STOPPED and not job.done:
                 job.results.append(judged(outcome, test, job.limits, self._options))
             if told or outcome.kind == protocol.STOPPED:
                 continue
@@ -313,6 +310,34 @@ class ExecutionPool:
             elif time.monotonic() > until and self._others_wait():
                 worker.pause(worker.number)
                 told = True
+
+    def _ask_in_turn(self, worker: WorkerProcess, job: _Job, steps: checks.Steps) -> None:
+        """A test whose assert decides: the program's process and the assert's by turns."""
+        ask = next(steps)
+        while not job.cancelled:
+            frame = () if ask.program else job.frame
+            (outcome,) = worker.run(
+                ask.program or job.program, [ask.data], job.limits, frame=frame, eager=True, functions=True
+            )
+            if outcome.kind == protocol.STOPPED or (not ask.program and self._is_end(job, outcome, eager=True)):
+                return
+            if outcome.kind in (protocol.NOT_COMPILED, protocol.DIED) and not outcome.out_of_memory:
+                raise BrokenWorkerError("the process of an assert could not be run")
+            try:
+                ask = steps.send(outcome)
+            except StopIteration as end:
+                job.results.append(end.value)
+                return
+
+    def _is_end(self, job: _Job, outcome: Outcome, eager: bool) -> bool:
+        """Whether an outcome is about the program as a whole, not about a test: then it is dealt with here."""
+        if outcome.kind == protocol.NOT_COMPILED:
+            error = outcome.error.decode("utf-8", "replace")
+            left = 1 if job.stop_at_first_failure else len(job.tests) - len(job.results)
+            job.results += [TestResult(Status.SYNTAX_ERROR, error=error)] * left
+        elif outcome.kind == protocol.DIED:
+            self._bury(job, eager, outcome.out_of_memory)
+        return outcome.kind in (protocol.NOT_COMPILED, protocol.DIED)
 
     def _bury(self, job: _Job, known: bool, out_of_memory: bool) -> None:
         """The program's own process has died: of memory, or it is the judge's failure. BrokenWorkerError for that."""
@@ -355,29 +380,15 @@ def auto_workers() -> int:
     return max(1, cores - max(1, cores // 4))
 
 
-def _endless(tests: Sequence[Test]) -> Iterator[Test]:
-    """The tests, then the last one over and over: after the last result a STOPPED may still come."""
-    yield from tests
-    while True:
-        yield tests[-1]
-
-
-def _bytes(test: Test) -> bytes:
-    """What the worker is sent of a test."""
-    if isinstance(test, FunctionTest):
-        return encode_calls(test)
-    try:
-        return test.input.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # a lone surrogate that stands for no byte; problem sources leave such tests out
-        return test.input.encode("utf-8", "surrogatepass")
-
-
 def _chunk(tests: Sequence[Test], start: int) -> int:
-    """How many tests from `start` on go to the worker at once: all, unless their inputs are huge."""
+    """How many tests from `start` on go to the worker at once: all, unless inputs are huge or an assert decides."""
     count = chars = 0
     for test in tests[start:]:
+        alone = isinstance(test, FunctionTest) and bool(test.check)
         chars += len(test.input) if isinstance(test, TestCase) else 0
-        if count and (chars > _REQUEST_CHARS or type(test) is not type(tests[start])):
+        if count and (alone or chars > _REQUEST_CHARS or type(test) is not type(tests[start])):
             break
         count += 1
+        if alone:
+            break
     return count

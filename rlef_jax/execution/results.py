@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import signal
+from typing import Any
 
 from rlef_jax.execution import child, worker
-from rlef_jax.execution.functions import function_failure
+from rlef_jax.execution.functions import ALWAYS_READ_BYTES, function_failure, function_values
 from rlef_jax.execution.judge import outputs_match
 from rlef_jax.execution.supervisor import Outcome
 from rlef_jax.types import FunctionTest, Limits, Status, TestCase, TestResult
 
+ANY = "any"  # way to compare: for programs whose word counts, reference solutions and the judge's own
 KEPT_CHARS = 20_000  # of a test's standard output, in its result; the whole of it is judged
 
 
@@ -30,19 +32,59 @@ class JudgeOptions:
     exact_integers: bool = True
 
 
+@dataclasses.dataclass(frozen=True)
+class Answer(TestResult):
+    """A clean run of calls (`status` is PASSED), with what they returned, which nothing was compared with."""
+
+    values: tuple[Any, ...] = ()
+
+    def plain(self) -> TestResult:
+        """The same without the values."""
+        fields = (field.name for field in dataclasses.fields(TestResult))
+        return TestResult(**{name: getattr(self, name) for name in fields})
+
+
 def judged(outcome: Outcome, test: TestCase | FunctionTest, limits: Limits, options: JudgeOptions) -> TestResult:
-    """A test's result. Passing takes the right output and, by `options.clean_exit`, a clean end within all limits."""
-    stdout = outcome.stdout.decode("utf-8", "replace")
+    """A test's result. Passing takes the right output and, by `options.clean_exit`, a clean end within all limits.
+
+    Of calls that aren't to be compared (`compare` is ANY) the result is what they returned, see `answered`.
+    """
+    if isinstance(test, FunctionTest) and test.compare == ANY:
+        return answered(outcome, len(test.calls), limits, limits.output_bytes)
     status, error = _status(outcome, limits)
     if isinstance(test, FunctionTest):
-        if status is Status.PASSED and (failure := function_failure(test, outcome, limits.output_bytes)) is not None:
+        if status is Status.PASSED and (failure := function_failure(test, outcome)) is not None:
             # A result may hold half of a surrogate pair, which is no text.
             status, error = Status.WRONG_ANSWER, failure.encode("utf-8", "backslashreplace").decode()
     elif status is Status.PASSED or not options.clean_exit:
-        if outputs_match(test.output, stdout, exact_integers=options.exact_integers):
+        if outputs_match(test.output, _text(outcome.stdout), exact_integers=options.exact_integers):
             status, error = Status.PASSED, ""
         elif status is Status.PASSED:
             status = Status.WRONG_ANSWER
+    return _result(outcome, status, error)
+
+
+def answered(outcome: Outcome, count: int, limits: Limits, longest: int = ALWAYS_READ_BYTES) -> TestResult:
+    """What became of `count` calls: an `Answer`, or the result of a test that fails whatever is expected of it.
+
+    Results of more than `longest` bytes, as the worker wrote them, aren't read.
+    """
+    status, error = _status(outcome, limits)
+    if status is not Status.PASSED:
+        return _result(outcome, status, error)
+    values = function_values(outcome, count, longest)
+    if isinstance(values, str):
+        return _result(outcome, Status.WRONG_ANSWER, values)
+    plain = _result(outcome, status, error)
+    return Answer(**{field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)}, values=values)
+
+
+def _text(stdout: bytes) -> str:
+    return stdout.decode("utf-8", "replace")
+
+
+def _result(outcome: Outcome, status: Status, error: str) -> TestResult:
+    stdout = _text(outcome.stdout)
     if len(stdout) > KEPT_CHARS:
         stdout = f"{stdout[:KEPT_CHARS]}...[{len(stdout) - KEPT_CHARS} characters cut]"
     return TestResult(

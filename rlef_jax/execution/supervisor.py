@@ -6,6 +6,7 @@ import dataclasses
 import marshal
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from rlef_jax.types import Limits
 
 _HERE = pathlib.Path(worker.__file__).resolve().parent
 _SOURCES = ("kernel", "confine", "program", "child", "traceback_text", "calls")
+_OWN_IMPORT = re.compile(r"^from rlef_jax\.execution\.(\w+) import .*$", re.MULTILINE)  # workers don't have the package
 _START_S = 60.0  # a worker's start, on a machine that is busy with other things
 _GRACE_S = 30.0  # beyond the wall limit of a test, before a worker that says nothing counts as broken
 _EXIT_S = 5.0
@@ -256,11 +258,17 @@ class WorkerProcess:
 
 def _bundle(plan: Plan) -> bytes:
     """All that launcher and worker need to know, in a form that any Python reads."""
-    texts = {name: (_HERE / f"{name}.py").read_text() for name in _SOURCES}
+    texts = {name: source(name) for name in _SOURCES}
     content = {
-        "worker": (_HERE / "worker.py").read_text(),
+        "worker": source("worker"),
         "sources": texts,
         "settings": dict(plan.settings),
         "room": dict(plan.room),
     }
     return marshal.dumps(content, 2)
+
+
+def source(name: str) -> str:
+    """The text of a file of this folder, with those that it imports from here in the place of the imports."""
+    text = (_HERE / f"{name}.py").read_text(encoding="utf-8")
+    return _OWN_IMPORT.sub(lambda found: source(found[1]), text)

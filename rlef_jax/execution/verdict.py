@@ -22,7 +22,7 @@ def limits_for(problem: Problem, default: Limits, max_wall_s: float | None = Non
     """
     wall_s = default.wall_s if problem.time_limit_s is None else problem.time_limit_s
     memory = default.memory_bytes if problem.memory_limit_bytes is None else problem.memory_limit_bytes
-    function = any(isinstance(test, FunctionTest) for test in (*problem.public_tests, *problem.hidden_tests))
+    function = any(isinstance(test, FunctionTest) for test in problem.tests)
     output = max(default.output_bytes, RESULT_BYTES) if function else default.output_bytes
     return dataclasses.replace(
         default, wall_s=min(wall_s, max_wall_s or wall_s), memory_bytes=memory, output_bytes=output
@@ -30,14 +30,24 @@ def limits_for(problem: Problem, default: Limits, max_wall_s: float | None = Non
 
 
 def submit_public(pool: ExecutionPool, program: str | None, problem: Problem, limits: Limits) -> Future[Verdict]:
-    """Runs a response's program on all public tests. Without a program the verdict is NO_CODE, at once."""
+    """Runs a response's program on all public tests. Without a program the verdict is NO_CODE, at once.
+
+    Where there are none, one hidden test is run to see whether the program parses: if so, nothing has failed (PASSED).
+    Raises ValueError for a problem without any test, of which no verdict would be true.
+    """
+    if not problem.tests:
+        raise ValueError(f"problem {problem.name!r} has no test: leave it out of the data")
     if program is None:
         return _done(Verdict(Status.NO_CODE))
 
     def finish(results: tuple[TestResult, ...]) -> Verdict:
-        return Verdict(_status(results), public=results)
+        status = _status(results)
+        if problem.public_tests or status in (Status.SYNTAX_ERROR, Status.INFRA_ERROR):
+            return Verdict(status, public=results)
+        return Verdict(Status.PASSED)
 
-    return _then(pool.run(program, problem.public_tests, limits, **_frame(problem)), finish)
+    tests = problem.public_tests or problem.hidden_tests[:1]
+    return _then(pool.run(program, tests, limits, **_frame(problem)), finish)
 
 
 def submit_hidden(

@@ -17,7 +17,7 @@ from rlef_jax.data.code_contests import release
 from rlef_jax.data.code_contests.build import build
 from rlef_jax.data.code_contests.counts import several_answers
 from rlef_jax.data.code_contests.reader import Split, open_split
-from rlef_jax.data.problem_files import ProblemFileError, find_problem
+from rlef_jax.data.problem_files import find_problem
 from rlef_jax.errors import ConfigError
 from tests.helpers.contest_rows import TESTS, as_proto, row, rows, write_parquet
 
@@ -53,6 +53,10 @@ def assert_is(problem, r, *, solutions=10, incorrect=10):
         assert tags[name] == r[name], name
     assert tags["cf_tags"] == tuple(r["cf_tags"])
     assert tags["source"] == SOURCES[r["source"]]
+
+
+def no_runs(run):
+    raise AssertionError("contest problems take no reference's run")
 
 
 def is_kept(r):
@@ -97,6 +101,8 @@ def test_the_counts_are_those_of_the_rows(tmp_path):
     assert found["facts"] == {
         "no_time_limit": sum(r["time_limit"] is None for r in kept),
         "no_memory_limit": sum(r["memory_limit_bytes"] == 0 for r in kept),
+        "no_public": 0,
+        "no_hidden": 0,
         "several_answers": sum("any of them" in r["description"] for r in kept),
         "files": sum(bool(r["input_file"] or r["output_file"]) for r in kept),
         "no_solution": sum(3 not in r["solutions"]["language"] for r in kept),
@@ -259,8 +265,8 @@ def test_what_cannot_be_built_is_one_line(tmp_path):
     (source / "train.parquet").write_text("no parquet")
     with pytest.raises(ConfigError, match="not a parquet file"):
         build(source, tmp_path / "out")
-    with pytest.raises(ProblemFileError, match="not a parquet file"):
-        find_problem(str(source / "train.parquet"), "x")
+    with pytest.raises(ConfigError, match="not a parquet file"):
+        find_problem(str(source / "train.parquet"), "x", no_runs)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("")
     with pytest.raises(ConfigError, match="not empty"):
@@ -269,7 +275,8 @@ def test_what_cannot_be_built_is_one_line(tmp_path):
 
 @pytest.mark.parametrize(
     "line",
-    ["{", "[]", '{"source": "MARS"}', '{"timeLimit": "3 h"}', '{"publicTests": [{"input": 3}]}', '{"name": "\\ud800"}',
+    ["{", "[]", '{"source": "MARS"}', '{"timeLimit": "3 h"}', '{"publicTests": [{"input": 3}]}',
+     '{"name": "\\ud800", "publicTests": [{"input": "1", "output": "1"}]}',
      '{"difficulty": 18}', '{"publicTests": 7}', '{"memoryLimitBytes": "many"}', '{"timeLimit": "1.xs"}'],
 )  # fmt: skip
 def test_lines_of_another_kind_are_named(tmp_path, line):

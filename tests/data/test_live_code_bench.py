@@ -76,14 +76,61 @@ def test_every_field(tmp_path):
         "title": "Title of abc1_a", "platform": "atcoder", "difficulty": "easy", "contest_id": "weekly-1",
         "contest_date": "2024-04-30",
     }  # fmt: skip
-    assert total.public_tests == (FunctionTest("Solution().addAll", (([1, 2], 3),), (6,)),)
+    assert total.public_tests == (FunctionTest("Solution().addAll", (([1, 2], 3),), (6,), compare="sequence"),)
     assert [t.calls for t in total.private_tests] == [(([], 0),), (([5], -5),)]
     assert late.private_tests == (TestCase("2 2\n", "4\n"),)  # plain JSON is read too
 
 
-def test_without_private_tests_the_public_ones_decide(tmp_path):
-    (problem,) = load(written(tmp_path, [row("x", "2024-01-01", stdin(("1\n", "1\n")), [])]))
-    assert problem.hidden_tests == problem.public_tests == (TestCase("1\n", "1\n"),)
+def test_without_private_tests_the_public_ones_decide_and_that_is_said_once(tmp_path):
+    told = []
+    bare = [row(name, "2024-01-01", stdin(("1\n", "1\n")), []) for name in "xy"]
+    nothing = row("z", "2024-01-01", [], [])
+    problem, _ = load(written(tmp_path, [*bare, nothing]), tell=lambda missing: told.append(missing.line))
+    assert problem.private_tests == () and problem.hidden_tests == problem.public_tests == (TestCase("1\n", "1\n"),)
+    assert told == [
+        "livecodebench: 2 problems; 2 without hidden tests: their public tests decide; 1 without any test left out"
+    ]
+    (only,) = load(written(tmp_path / "hidden", [row("x", "2024-01-01", [], stdin(("1\n", "1\n")))]))
+    assert only.public_tests == () and only.hidden_tests == (TestCase("1\n", "1\n"),)
+
+
+def resaved(question, **changes):
+    """A row as `datasets` or pandas may write it again."""
+    found = question | {"private_test_cases": live_code_bench.private_tests(question["private_test_cases"])}
+    found |= {key: json.loads(question[key]) for key in ("public_test_cases", "metadata")}
+    return found | changes
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"contest_date": 1714435200000},
+        {"contest_date": 1714435200.0},
+        {"contest_date": 1714435200000000000},
+        {"contest_date": "2024-04-30 00:00:00"},
+        {"contest_date": "2024-04-30T00:00:00.000Z"},
+        {"starter_code": None, "metadata": None},
+        {"starter_code": float("nan"), "metadata": ""},
+        {"private_test_cases": packed([{"input": "4 5\n", "output": "9\n", "testtype": "stdin"}] * 2)},
+    ],
+)
+def test_rows_that_others_saved_again_are_understood(tmp_path, change):
+    (problem,) = load(written(tmp_path, [resaved(ADD, **change)]))
+    (original,) = load(written(tmp_path / "original", [ADD]))
+    assert problem.tags == original.tags and problem.public_tests == original.public_tests
+    assert len(problem.private_tests) == 2 and problem.style == "contest"
+    [(name, tests)] = [
+        (p.name, p.public_tests) for p in load(written(tmp_path / "f", [resaved(SUM, question_id=3001)]))
+    ]
+    assert (name, tests) == ("3001", load(written(tmp_path / "g", [SUM]))[0].public_tests)
+
+
+@pytest.mark.parametrize(
+    "text, arguments", [("[1, 2]\n3\n", ([1, 2], 3)), ("[1]\r\n2\n\n", ([1], 2)), ("", ()), ("\n", ())]
+)
+def test_blank_lines_are_no_arguments(tmp_path, text, arguments):
+    (problem,) = load(written(tmp_path, [row("x", "2024-01-01", functional((text, "6\n")), [], function="f")]))
+    assert problem.public_tests[0].calls == (arguments,)
 
 
 def test_what_the_model_is_told(tmp_path):
@@ -136,7 +183,7 @@ def test_a_pickle_may_hold_text_and_nothing_else():
     ):
         with pytest.raises(ValueError, match=message):
             live_code_bench.private_tests(text(value))
-    for broken in ("no base64!", "bm8=", base64.b64encode(zlib.compress(b"no pickle")).decode(), text("no json"), ""):
+    for broken in ("no base64!", "bm8=", base64.b64encode(zlib.compress(b"no pickle")).decode(), text("no json")):
         with pytest.raises(ValueError):
             live_code_bench.private_tests(broken)
 
@@ -145,13 +192,27 @@ def test_a_pickle_may_hold_text_and_nothing_else():
     "change, message",
     [
         ({"private_test_cases": "?"}, "test.jsonl, line 2: ValueError: private tests that can't be read"),
-        ({"public_test_cases": "[]"}, "lacks public tests"),
+        ({"public_test_cases": "{}"}, "TypeError: a dict, not a list"),
+        ({"question_content": None}, "no question_content"),
         ({"metadata": '{"func_name": "f"}'}, "a test of type 'stdin' for the function 'f'"),
         (
             {"metadata": '{"func_name": "f(); x"}', "public_test_cases": json.dumps(functional(("1", "1")))},
             "is no name",
         ),
-        ({"contest_date": None}, "line 2: TypeError"),
+        ({"contest_date": None}, "line 2: ValueError: contest_date None is no date"),
+        ({"contest_date": 12}, "line 2: ValueError: contest_date 12 is no date"),
+        ({"contest_date": "May 2024"}, "line 2: ValueError: Invalid isoformat string"),
+        ({"question_id": None}, "line 2: ValueError: no question_id"),
+        ({"question_content": ["x"]}, "line 2: TypeError: question_content is ['x'], no text"),
+        ({"public_test_cases": "[1]"}, "line 2: TypeError"),
+        ({"public_test_cases": [{"input": "1"}]}, "line 2: KeyError: 'testtype'"),
+        ({"public_test_cases": [{"input": 1, "output": "1", "testtype": "stdin"}]}, "line 2: TypeError: a test whose"),
+        ({"private_test_cases": packed("text")}, "line 2: TypeError: a str, not a list"),
+        ({"metadata": "[" * 100_000}, "line 2: RecursionError"),
+        (
+            {"public_test_cases": json.dumps(functional(("1" * 5000, "1"))), "metadata": {"func_name": "f"}},
+            "line 2: ValueError",
+        ),
     ],
 )
 def test_lines_of_another_form_are_named(tmp_path, change, message):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from rlef_jax.data import benchmarks, mini_contests
+from rlef_jax.data.running import runner_of
 from rlef_jax.errors import ConfigError
 from rlef_jax.evaluate import evaluate, parsed
 from rlef_jax.evaluation.recorded import Recorded, judge_recorded, read_recorded
@@ -66,7 +67,7 @@ def test_every_form(tmp_path):
         ({"task_id": "inc", "completion": "", "solution": ""}, "sample 2: give one of"),
         ({"task_id": "inc", "completion": 3}, "sample 2: 'completion' is no text"),
         ({"task_id": "inc", "responses": []}, 'sample 2: "responses" is no list of texts'),
-        (3, "sample 2: "),
+        (3, "line 2: not a JSON object"),
     ],
 )
 def test_bad_samples_are_named(tmp_path, row, message):
@@ -75,8 +76,11 @@ def test_bad_samples_are_named(tmp_path, row, message):
         read_recorded(path, [INC])
     assert message in str(raised.value) and len(str(raised.value).splitlines()) == 1
     (tmp_path / "t.jsonl").write_text("{")
-    with pytest.raises(ConfigError, match="is not JSON lines"):
+    with pytest.raises(ConfigError, match="t.jsonl, line 1: not JSON"):
         read_recorded(tmp_path / "t.jsonl", [INC])
+    assert (
+        len(read_recorded(written(tmp_path / "v.jsonl", [{"task_id": "dec", "completion": ""}]), [INC], ["dec"])) == 0
+    )
     with pytest.raises(ConfigError, match="no file"):
         read_recorded(tmp_path / "u.jsonl", [INC])
 
@@ -183,11 +187,14 @@ def test_a_misspelt_option_is_one_line(capsys, arguments, line):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "count"), [("human_eval_plus", 164), ("mbpp_plus", 378), ("human_eval", 164)])
-def test_every_canonical_solution_passes_and_no_prompt_does(tmp_path, name, count):
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("human_eval_plus", 164), ("mbpp_plus", 378), ("human_eval", 164), ("mbpp", 499), ("mbpp_sanitized", 257)],
+)
+def test_every_canonical_solution_passes_and_no_prompt_does(pool, tmp_path, name, count):
     if not DATA.is_dir():
         pytest.skip(f"no {DATA}")
-    problems = benchmarks.load(name, DATA)
+    problems = benchmarks.load(name, DATA, runner=runner_of(pool))
     assert len(problems) == count
     for kind, percent in (("solution", 100.0), ("prompt", 0.0)):
         prompts = [p.start or f'"""{p.description}"""' for p in problems]
@@ -195,5 +202,6 @@ def test_every_canonical_solution_passes_and_no_prompt_does(tmp_path, name, coun
         rows = [{"task_id": p.name, "solution": text} for p, text in zip(problems, programs, strict=True)]
         path = written(tmp_path / f"{kind}.jsonl", rows)
         args = [f"--judge-only={path}", f"--benchmark={name}", f"--data={DATA}", f"--out={tmp_path / kind}"]
+        args.append("--config.execution.wall_patience=10")  # a call of Mbpp/255 takes 8 s of the processor
         found = evaluate(parsed(args))
         assert (found["1@1"], found["infra"], found["problems"]) == (percent, 0, count)

@@ -8,12 +8,15 @@ import json
 import math
 import pathlib
 import struct
+from decimal import Decimal
+from fractions import Fraction
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rlef_jax.data import evalplus
+from rlef_jax.data.running import runner_of
 from rlef_jax.execution import calls
 from rlef_jax.execution.functions import compare
 from rlef_jax.execution.isolation import Level
@@ -250,14 +253,29 @@ def test_long_claims_do_not_break_the_worker(interpreter, level):
 @pytest.mark.parametrize(
     ("result", "expected", "how", "right"),
     [
-        (1.0000001, 1.0, {}, True),
-        (1.001, 1.0, {}, False),
-        (1.001, 1.0, {"atol": 0.01}, True),
-        ([1.0, 2.0], [1.0], {}, False),
-        ([1.0], 1.0, {}, False),
-        ("a", 1.0, {}, False),
-        ((1.0,), [1.0], {}, True),
-        ((1,), [1], {}, False),
+        (1.0000001, 1.0, {}, False),  # published asserts compare with ==
+        (1.001, 1.0, {"atol": 0.01}, False),
+        ((1.0,), [1.0], {}, False),
+        ((), [], {}, False),
+        (1, 1.0, {}, True),
+        ((1, 2), [1, 2], {"compare": "sequence"}, True),  # LiveCodeBench: JSON has no tuples
+        ([(1, 2)], [[1, 2]], {"compare": "sequence"}, False),
+        (1.0000001, 1.0, {"compare": "sequence"}, False),
+        (1.0000001, 1.0, {"compare": "plus"}, True),
+        (1.001, 1.0, {"compare": "plus"}, False),
+        (1.001, 1.0, {"compare": "plus", "atol": 0.01}, True),
+        ([1.0, 2.0], [1.0], {"compare": "plus"}, False),
+        ([1.0], 1.0, {"compare": "plus"}, False),
+        ("a", 1.0, {"compare": "plus"}, False),
+        ((1.0,), [1.0], {"compare": "plus"}, True),
+        ((), [], {"compare": "plus"}, True),  # as the plus tests have it
+        ((1,), [1], {"compare": "plus"}, False),
+        (Fraction(10**17 + 1), 1e17, {"compare": "plus"}, True),
+        (Decimal("1.0000000001"), 1.0, {"compare": "plus"}, False),  # numpy subtracts no float from it
+        ([range(10**9)] * 10**4, [[1.0]], {"compare": "plus", "atol": 0.1}, False),
+        (range(1, 3), [1.0, 2.0], {"compare": "plus"}, True),
+        (range(10**18), {1, 2}, {"compare": "set"}, False),
+        (range(1, 3), {1, 2}, {"compare": "set"}, True),
         ([1, 2], (2, 1, 1), {"compare": "set"}, True),
         ([1, 3], (2, 1), {"compare": "set"}, False),
         (5, [1], {"compare": "set"}, False),
@@ -265,6 +283,7 @@ def test_long_claims_do_not_break_the_worker(interpreter, level):
         (None, True, {"compare": "presence"}, False),
         (False, False, {"compare": "presence"}, True),
         (math.nan, 1.0, {}, False),
+        (math.nan, 1.0, {"compare": "plus"}, False),
         (True, 1, {}, True),
     ],
 )
@@ -273,13 +292,14 @@ def test_comparisons(result, expected, how, right):
     assert (compare(result, expected, test, ()) is None) == right
 
 
-def tasks(name, step):
+def tasks(pool, name, step):
     """Every `step`-th task (reading one takes as long as judging it)."""
     path = DATA / f"{name}-OriginFmt.jsonl.gz"
     if not path.is_file():
         pytest.skip(f"no {path}")
     with gzip.open(path, "rt") as lines:
-        return [evalplus.problem(json.loads(line)) for i, line in enumerate(lines) if i % step == 0]
+        rows = [(json.loads(line), None) for i, line in enumerate(lines) if i % step == 0]
+    return evalplus.problems(rows, runner_of(pool))
 
 
 def mutants(task):
@@ -339,14 +359,14 @@ def check_references(pool, found):
 
 @pytest.mark.parametrize("name", ["HumanEvalPlus", "MbppPlus"])
 def test_some_reference_solutions_pass_and_mutants_fail(pool, name):
-    check_references(pool, tasks(name, 16))
+    check_references(pool, tasks(pool, name, 16))
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:invalid escape sequence:SyntaxWarning")  # in some of the solutions
 @pytest.mark.parametrize(("name", "count"), [("HumanEvalPlus", 164), ("MbppPlus", 378)])
 def test_all_reference_solutions_pass_and_mutants_fail(pool, name, count):
-    found = tasks(name, 1)
+    found = tasks(pool, name, 1)
     assert len(found) == count
     check_references(pool, found)
 
@@ -360,7 +380,10 @@ def test_every_stored_solution_that_is_known_to_pass_passes_its_public_tests(poo
 
     known = json.loads((folder / "solution_check.json").read_text())
     stored = [
-        p for path in sorted(folder.glob("*.parquet")) for p in problems(str(path)) if known.get(p.name) == "pass"
+        p
+        for path in sorted(folder.glob("*.parquet"))
+        for p in problems(str(path), runner_of(pool))
+        if known.get(p.name) == "pass"
     ]
     assert len(stored) > 150
     futures = [(p, pool.run(p.solutions[0], p.public_tests, limits_for(p, Limits(wall_s=60.0)))) for p in stored]

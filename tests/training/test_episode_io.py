@@ -37,6 +37,7 @@ FUNCTION_TESTS = st.builds(
     atol=FLOATS,
     compare=TEXT,
     text=TEXT,
+    check=st.just(()) | st.tuples(TEXT, TEXT),
 )
 TESTS = st.lists(st.builds(TestCase, input=TEXT, output=TEXT) | FUNCTION_TESTS, max_size=2).map(tuple)
 RESULTS = st.lists(

@@ -8,6 +8,7 @@ lacks, and ends with the same bytes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -73,10 +74,10 @@ def read_plan(folder: Path) -> dict[str, Any]:
     if not (folder / DONE).is_file():
         raise ConfigError(f"config.data.dir: the build in {str(folder)!r} was interrupted; go on: {command}")
     try:
-        plan = json.loads((folder / PLAN).read_text())
+        plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))
         if plan["format"] == _FORMAT and isinstance(plan["splits"], dict):
             return plan
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"config.data.dir: {folder / PLAN}: {error!r}; build it anew: {command}") from error
     raise ConfigError(f"config.data.dir: {folder} was built in another format; build it anew: {command}")
 
@@ -95,10 +96,14 @@ def _begin(output: Path, plan: dict[str, Any]) -> None:
     path = output / PLAN
     if path.is_file():
         try:
-            known = json.loads(path.read_text())
-        except ValueError as error:
+            known = json.loads(path.read_text(encoding="utf-8"))
+            differ = [key for key in plan if known.get(key) != plan[key]]
+        except (ValueError, AttributeError, RecursionError) as error:
             raise ConfigError(f"{path} is not what a build wrote ({error}): delete {output} and build again") from error
-        if differ := [key for key in plan if known.get(key) != plan[key]]:
+        if differ == ["source"] and not (output / DONE).is_file():
+            _forget(output, known["source"], plan["source"])
+            _write(path, plan)
+        elif differ:
             raise ConfigError(
                 f"--output: {output} holds a build of another {differ[0]}: give another folder, or delete that one"
             )
@@ -107,6 +112,15 @@ def _begin(output: Path, plan: dict[str, Any]) -> None:
         raise ConfigError(f"--output: {output} is not empty and holds no build: give another folder")
     output.mkdir(parents=True, exist_ok=True)
     _write(path, plan)
+
+
+def _forget(output: Path, before: Sequence[Any], now: Sequence[Any]) -> None:
+    """Removes the shards of an unfinished build whose source has changed since: a file was downloaded again."""
+    old, new = ({split: [unit for unit in units if unit[0] == split] for split in SPLITS} for units in (before, now))
+    for split in SPLITS:
+        for i, unit in enumerate(old[split]):
+            if len(old[split]) != len(new[split]) or unit != new[split][i]:
+                (output / shard_name(split, i, len(old[split]))).unlink(missing_ok=True)
 
 
 def shard_name(split: str, index: int, count: int) -> str:
@@ -119,8 +133,9 @@ def _shard(
 ) -> dict[str, Any]:
     """Writes a shard, if it isn't there; what it holds."""
     counted = path.parent / _COUNTS / f"{path.name}.json"
-    if path.is_file() and counted.is_file():
-        return json.loads(counted.read_text())
+    if path.is_file():
+        with contextlib.suppress(OSError, ValueError):  # counts that are gone, or damaged: the shard is made again
+            return json.loads(counted.read_text(encoding="utf-8"))
     (path.parent / DONE).unlink(missing_ok=True)  # of a build whose shard was deleted
     part = path.with_name(path.name + ".part")
     held = _write_shard(part, unit, solutions, incorrect, report)
@@ -208,7 +223,7 @@ def _finish(output: Path, plan: dict[str, Any]) -> None:
 
 def _write(path: Path, value: Any) -> None:
     part = path.with_name(path.name + ".part")
-    with open(part, "w") as file:
+    with open(part, "w", encoding="utf-8") as file:
         json.dump(value, file, indent=1)
         file.flush()
         os.fsync(file.fileno())

@@ -28,7 +28,9 @@ def several_answers(description: str) -> bool:
 
 
 def reason_to_drop(problem: Problem, split: str) -> str:
-    """Why training does without the problem (3.1); "" where it doesn't. Evaluation splits are kept whole."""
+    """Why training does without the problem (3.1); "" where it doesn't. Other splits keep all that can be judged."""
+    if not problem.tests:
+        return "no tests"
     if split != "train":
         return ""
     if not problem.public_tests:
@@ -40,6 +42,8 @@ def reason_to_drop(problem: Problem, split: str) -> str:
 _FACTS = {
     "no_time_limit": "without a time limit",
     "no_memory_limit": "without a memory limit",
+    "no_public": "without public tests: no feedback",
+    "no_hidden": "without hidden tests: public ones decide",
     "several_answers": "probably several right answers",
     "files": "reads or writes a file of its own",
     "no_solution": "without a Python 3 solution",
@@ -54,6 +58,8 @@ def count(problem: Problem, size: int) -> dict[str, Any]:
     facts = {
         "no_time_limit": problem.time_limit_s is None,
         "no_memory_limit": problem.memory_limit_bytes is None,
+        "no_public": not problem.public_tests,
+        "no_hidden": not (problem.private_tests or problem.generated_tests),
         "several_answers": several_answers(problem.description),
         "files": bool(tags["input_file"] or tags["output_file"]),
         "no_solution": not problem.solutions,
@@ -98,7 +104,7 @@ def table(counts: Mapping[str, Mapping[str, Any]]) -> str:
         ("MB serialised", [f"{c.get('bytes', 0) / 1e6:,.1f}" for c in counts.values()]),
         ("largest problem, MB", [f"{c.get('largest', 0) / 1e6:,.2f}" for c in counts.values()]),
     ]
-    return "\n".join(f"{said:<40}" + "".join(f"{cell:>12}" for cell in cells) for said, cells in rows)
+    return "\n".join(f"{said:<42}" + "".join(f"{cell:>12}" for cell in cells) for said, cells in rows)
 
 
 def _mean(counts: Mapping[str, Any], kind: str) -> str:

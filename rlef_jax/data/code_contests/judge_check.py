@@ -90,10 +90,10 @@ def _run(
         return Checked(problem.name, tuple(references.reason(problem, future.result()) for future in futures))
 
     for problem in problems:
-        tests = (*problem.public_tests, *problem.hidden_tests)
         own = limits_for(problem, limits)
-        programs = problem.solutions[:solutions] if tests else ()
-        waiting.append((problem, [pool.run(text, tests, own, stop_at_first_failure=True) for text in programs]))
+        programs = problem.solutions[:solutions] if problem.tests else ()
+        futures = [pool.run(text, problem.tests, own, stop_at_first_failure=True) for text in programs]
+        waiting.append((problem, futures))
         if len(waiting) >= ahead:
             yield take()
     while waiting:

@@ -48,7 +48,12 @@ class Split(Sequence[Problem]):
         if isinstance(place, slice):
             return [self[i] for i in range(*place.indices(len(self)))]
         i = range(len(self))[place]
-        return from_example(self._source[i], f"{self._name}/{i}")
+        try:
+            return from_example(self._source[i], f"{self._name}/{i}")
+        except Exception as error:  # whatever ArrayRecord and TFDS say of a shard that was damaged
+            raise ConfigError(
+                f"config.data.dir: problem {i} of {self._name} can't be read ({error}): build it anew"
+            ) from error
 
 
 @functools.lru_cache(maxsize=8)

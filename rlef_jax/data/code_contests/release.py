@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import dataclasses
 import decimal
-import gzip
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlef_jax.data import foreign
 from rlef_jax.errors import ConfigError
 from rlef_jax.types import Problem, TestCase
 
@@ -80,7 +79,7 @@ def _parts(split: str, path: Path) -> list[Unit]:
     if path.suffix == ".parquet":
         groups = _opened(path).metadata.num_row_groups
         return [Unit(split, path, group, size // groups) for group in range(groups)]
-    if path.suffix == ".gz":
+    if foreign.is_gzipped(path):
         return [Unit(split, path, 0, size)]  # can't be entered in the middle
     starts = range(0, max(size, 1), _RANGE_BYTES)
     return [Unit(split, path, start, min(_RANGE_BYTES, size - start)) for start in starts]
@@ -117,10 +116,18 @@ def parquet_problems(path: Path, group: int | None = None) -> Iterator[tuple[Pro
     if missing := [name for name in needed if name not in file.schema_arrow.names]:
         raise ConfigError(f"{path}: not a file of CodeContests: it has no column {', '.join(missing)}")
     done = 0
-    for batch in file.iter_batches(_BATCH_ROWS, row_groups=groups, columns=needed):
-        for row in batch.to_pylist():
+    batches = iter(file.iter_batches(_BATCH_ROWS, row_groups=groups, columns=needed))
+    while True:
+        with foreign.naming(path, f"row {done + 1} or after it"):
+            batch = next(batches, None)
+            found = [] if batch is None else batch.to_pylist()
+        if batch is None:
+            return
+        for row in found:
             done += 1
-            yield _from_row(row), done / rows
+            with foreign.naming(path, f"row {done}"):
+                problem = _from_row(row)
+            yield problem, done / rows
 
 
 def _opened(path: Path) -> Any:
@@ -129,11 +136,12 @@ def _opened(path: Path) -> Any:
         import pyarrow.parquet as pq
     except ImportError as error:
         raise ConfigError(f"{path}: parquet files take pyarrow: pip install 'rlef-jax[data]' ({error})") from error
+    foreign.check(path)
     try:
         # A buffer: pages are read as they are needed, or a column's whole chunk (all solutions) would be held.
         return pq.ParquetFile(path, buffer_size=1 << 20)
-    except pa.ArrowInvalid as error:
-        raise ConfigError(f"{path}: not a parquet file: {error}") from error
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
+        raise ConfigError(f"{path}: not a parquet file ({foreign.cause(error)}): {foreign.AGAIN}") from error
 
 
 _COLUMNS = (
@@ -211,21 +219,30 @@ def _problem(
 
 def _lines(unit: Unit) -> Iterator[tuple[Problem, float]]:
     """The problems whose line begins in the unit."""
-    opened: Callable[..., Any] = gzip.open if unit.path.suffix == ".gz" else open
-    end = None if unit.path.suffix == ".gz" else unit.first + unit.size
-    with opened(unit.path, "rb") as file:
+    path, end = unit.path, None if foreign.is_gzipped(unit.path) else unit.first + unit.size
+    with foreign.opened(path) as file:
+        at = unit.first
         if unit.first:
-            file.seek(unit.first - 1)
-            file.readline()  # the rest of the line that begins before the unit, which may be all of it
-        while (end is None or file.tell() < end) and (line := file.readline()):
-            where = file.tell() - len(line)
+            with foreign.naming(path):
+                file.seek(unit.first - 1)
+                at += (
+                    len(file.readline()) - 1
+                )  # the rest of the line that begins before the unit, which may be all of it
+        while end is None or at < end:
+            place = f"{path}: byte {at}"
+            with foreign.naming(path, f"byte {at}"):
+                line = file.readline()
+            if not line:
+                return
+            at += len(line)
             if not line.strip():
                 continue
+            message = foreign.parsed(line, place)
             try:
-                problem = from_proto(json.loads(line))
+                problem = from_proto(message)
             except (ValueError, KeyError, TypeError, AttributeError, decimal.InvalidOperation) as error:
-                raise ConfigError(f"{unit.path}: byte {where}: not a ContestProblem as JSON: {error!r}") from error
-            yield problem, (min(1.0, (file.tell() - unit.first) / max(unit.size, 1)) if end else 0.0)
+                raise ConfigError(f"{place}: not a ContestProblem as JSON: {error!r}") from error
+            yield problem, (min(1.0, (at - unit.first) / max(unit.size, 1)) if end else 0.0)
 
 
 def from_proto(message: Mapping[str, Any]) -> Problem:

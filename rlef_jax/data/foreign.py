@@ -1,0 +1,149 @@
+"""Files that others made: gzip, JSON, JSON lines and parquet. Whatever is wrong with one is one line that says so.
+
+A download breaks off, flips a byte, or brings something else: the pointer of a Git LFS repository, a web page. Every
+reader of published data and of samples goes through here, and raises ConfigError with the file, the record where there
+is one, and what to do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from rlef_jax.errors import ConfigError
+
+AGAIN = "download it again"
+_GZIP, _BOM = b"\x1f\x8b", b"\xef\xbb\xbf"
+_LFS = b"version https://git-lfs"
+_PAGES = (b"<!doctype", b"<html", b"<?xml", b"<head")
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+
+
+def json_file(path: Path) -> Any:
+    """What a file of JSON holds, gzipped or not. Raises ConfigError."""
+    with opened(path) as file, naming(path):
+        data = file.read()
+    return parsed(data, str(path))
+
+
+def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, object) of each line of a file of JSON lines, gzipped or not; blank ones are passed over.
+
+    Only a newline ends a line. One line at a time is held. Raises ConfigError.
+    """
+    for place, line in lines(path):
+        row = parsed(line, place)
+        if not isinstance(row, dict):
+            raise ConfigError(f"{place}: not a JSON object: {AGAIN}, or give another file")
+        yield place, row
+
+
+def records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, object) of each object of JSON lines, or in the list that a `.json` file holds. Raises ConfigError."""
+    if not path.name.removesuffix(".gz").endswith(".json"):
+        yield from json_lines(path)
+        return
+    rows = json_file(path)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ConfigError(f"{path}: not a list of JSON objects: {AGAIN}, or give another file")
+    yield from ((f"{path}, item {number}", row) for number, row in enumerate(rows, start=1))
+
+
+def lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    """(place, bytes) of each line that isn't blank. Raises ConfigError where the file can't be read to its end."""
+    with opened(path) as file:
+        number = 0
+        while line := _line(file, path):
+            number += 1
+            if line.strip():
+                yield f"{path}, line {number}", line
+
+
+def _line(file: BinaryIO, path: Path) -> bytes:
+    with naming(path):
+        return file.readline()
+
+
+def parsed(data: bytes, place: str) -> Any:
+    """The value of JSON text. Raises ConfigError with the place where it was found."""
+    try:
+        return json.loads(data.removeprefix(_BOM).decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        what = "UTF-8 text" if isinstance(error, UnicodeDecodeError) else "JSON"
+        raise ConfigError(f"{place}: not {what} ({cause(error)}): {AGAIN}, or mend it") from error
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """The bytes of a file; of a gzipped one, whatever its name, what is in it. Raises ConfigError.
+
+    Reading on may raise what `naming` knows.
+    """
+    packed = is_gzipped(path)
+    with naming(path):
+        raw = path.open("rb")
+    with raw:
+        if not packed:
+            yield raw
+            return
+        with gzip.GzipFile(fileobj=raw) as file:
+            with naming(path):
+                first = file.peek(64)[:64]
+            _check_start(first, path)
+            yield io.BufferedReader(file)  # type: ignore[arg-type]
+
+
+def is_gzipped(path: Path) -> bool:
+    """Whether it is gzipped, by its first bytes: browsers unpack what they load, by its old name. Raises as `check`."""
+    return check(path).startswith(_GZIP)
+
+
+def check(path: Path) -> bytes:
+    """A file's first bytes. Raises ConfigError where it can't be read, or is something else than data."""
+    with naming(path), path.open("rb") as file:
+        start = file.read(64)
+    _check_start(start, path)
+    return start
+
+
+def _check_start(start: bytes, path: Path) -> None:
+    """Raises ConfigError where the first bytes are those of something else."""
+    text = start.removeprefix(_BOM).lstrip().lower()
+    if not start:
+        raise ConfigError(f"{path} is empty: {AGAIN}")
+    if text.startswith(_LFS):
+        raise ConfigError(f"{path} is a Git LFS pointer, not the file it stands for: git lfs pull, or {AGAIN}")
+    if text.startswith(_PAGES):
+        raise ConfigError(f"{path} is a web page, not data: {AGAIN}, from the address of the file itself")
+    if start.startswith(_UTF16):
+        raise ConfigError(f"{path} is UTF-16 text: write it as UTF-8")
+
+
+@contextlib.contextmanager
+def naming(path: Path, record: str = "") -> Iterator[None]:
+    """What reading a file raises, whoever reads it, becomes a ConfigError with its name and that of the record."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except FileNotFoundError as error:
+        raise ConfigError(f"no file {path}") from error
+    except IsADirectoryError as error:
+        raise ConfigError(f"{path} is a folder, not a file") from error
+    except PermissionError as error:
+        raise ConfigError(f"{path} can't be read: {error.strerror}") from error
+    except (OSError, EOFError, zlib.error, ValueError, LookupError, TypeError, ArithmeticError, MemoryError) as error:
+        where = f"{path}, {record}" if record else str(path)
+        raise ConfigError(f"{where}: damaged ({cause(error)}): {AGAIN}") from error
+
+
+def cause(error: BaseException) -> str:
+    """An error in a few words of one line."""
+    text = " ".join(str(error).split())[:200]
+    return text or type(error).__name__

@@ -1,0 +1,116 @@
+"""Asserts that say more than `==`: a program's results, judged by the published assert in a process of its own.
+
+The assert may allow any number of results (`math.isclose(f(10), 62.83, rel_tol=0.001)`, `abs(f(2) - 2) < 0.5`, a loop),
+so it decides itself. By turns the program makes calls, and `checker.py` says, on their plain results, whether the
+assert holds or which call it wants to see as well. The program's process never learns what is expected, the assert's
+never runs the program, and both run in a worker, under a test's limits: a result can make an assert compute for ever.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any
+
+from rlef_jax.execution import calls
+from rlef_jax.execution.functions import inequality
+from rlef_jax.execution.results import Answer, answered
+from rlef_jax.types import FunctionTest, Limits, Status, TestResult
+
+if TYPE_CHECKING:
+    from rlef_jax.execution.supervisor import Outcome
+
+ROUNDS = 100  # of calls and assert by turns, for an assert whose calls depend on results
+_ROUNDS_ALONE = 8  # after the program failed on one of the calls that the reference made: it may not come by that one
+_TIMES = 3  # the rounds together may take so many times a test's limit
+_BYTES = 256 << 20  # of calls with their results
+_LIMITS = (Status.TIME_LIMIT, Status.MEMORY_LIMIT, Status.OUTPUT_LIMIT)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ask:
+    """Calls that are to be made (`calls.encode`), of a program of the judge's own, or where that is empty of the
+    one that is judged."""
+
+    data: bytes
+    program: str = ""
+
+
+type Steps = Generator[Ask, Outcome, TestResult]
+
+
+@functools.cache
+def checker() -> str:
+    """The text of the program that says what an assert says."""
+    return (pathlib.Path(__file__).parent / "checker.py").read_text(encoding="utf-8")
+
+
+def steps(test: FunctionTest, limits: Limits) -> Steps:
+    """What to run, one after the other, to judge a test with a `check`; each yield gets what it did. Pure."""
+    try:
+        return (yield from _steps(test, limits))
+    except calls.CodecError as exc:  # of results that can be sent once, and not once more
+        return TestResult(Status.WRONG_ANSWER, error=f"No verdict: {exc}.")
+
+
+def _steps(test: FunctionTest, limits: Limits) -> Steps:
+    planned: list[Any] = [list(arguments) for arguments in test.calls]
+    known: list[list[Any]] = []
+    guessed = len(planned) > 1  # they are the reference's: on its own way the program might not come by all of them
+    result, failed, spent, rounds = TestResult(Status.PASSED), None, 0.0, ROUNDS
+    while rounds:
+        rounds -= 1
+        if planned:
+            answer = answered((yield Ask(_encoded(test.entry_point, planned))), len(planned), limits)
+            spent += answer.wall_s
+            if not isinstance(answer, Answer):
+                if not guessed:
+                    return answer
+                planned, guessed, failed, rounds = [], False, answer, _ROUNDS_ALONE
+                continue
+            result, known = answer.plain(), [[*_parts(c), v] for c, v in zip(planned, answer.values, strict=True)]
+        said = answered((yield _question(test, known)), 1, limits)
+        ended = _ended(said, result)
+        if isinstance(ended, TestResult):
+            return ended
+        if spent > _TIMES * limits.longest_s:
+            return dataclasses.replace(result, status=Status.TIME_LIMIT)
+        at, arguments, named = ended
+        planned, guessed = [_call(*known[i][:2]) for i in range(at)] + [_call(arguments, named)], False
+    error = f"No verdict: the assert wants more than {ROUNDS} rounds of calls."
+    return failed or dataclasses.replace(result, status=Status.WRONG_ANSWER, error=error)
+
+
+def _question(test: FunctionTest, known: list[list[Any]]) -> Ask:
+    return Ask(_encoded("verdict", [[test.check, test.entry_point, known]]), checker())
+
+
+def _encoded(entry_point: str, made: list[Any]) -> bytes:
+    return calls.encode([entry_point, made], _BYTES)
+
+
+def _call(arguments: list[Any], named: dict[str, Any]) -> Any:
+    """As `calls.answers` takes it."""
+    return (arguments, named) if named else arguments
+
+
+def _parts(call: Any) -> tuple[list[Any], dict[str, Any]]:
+    return call if isinstance(call, tuple) else (call, {})
+
+
+def _ended(said: TestResult, result: TestResult) -> TestResult | tuple[int, list[Any], dict[str, Any]]:
+    """The test's result, from what the checker says of the program's last one; or the call that it wants."""
+    if not isinstance(said, Answer):
+        if said.status in _LIMITS:
+            return dataclasses.replace(result, status=said.status, error="")
+        why = said.error.split("\n")[-1]
+        return dataclasses.replace(result, status=Status.WRONG_ANSWER, error=f"No verdict of the assert: {why}")
+    ((kind, *rest),) = said.values
+    if kind == "call":
+        return rest[0], rest[1], rest[2]
+    if kind == "passed":
+        return result
+    text = inequality(rest[0], rest[1], rest[2]) if kind == "unequal" else rest[0]
+    return dataclasses.replace(result, status=Status.WRONG_ANSWER, error=text)
