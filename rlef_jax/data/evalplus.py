@@ -63,7 +63,9 @@ def _human_eval(row: Mapping[str, Any], base: Mapping[str, Any] | None) -> Readi
     plus = _is_plus(row["test"])
     check = row["test"] if not plus else "" if base is None else base["test"]
     public = (yield from check_tests(check, solution, entry_point)) if check else Tests()
-    hidden = (yield from _plus_tests(row["test"], solution, entry_point)) if plus else public.tests
+    hidden = (
+        (yield from _plus_tests(row["test"], ast.parse(row["test"]), solution, entry_point)) if plus else public.tests
+    )
     return Problem(
         row["task_id"], prompt, public.tests, hidden, solutions=(solution,), tags=_tags(entry_point, public),
         style="human_eval", start=prompt, memory_limit_bytes=_MEMORY_BYTES if plus else None,
@@ -73,10 +75,11 @@ def _human_eval(row: Mapping[str, Any], base: Mapping[str, Any] | None) -> Readi
 def _mbpp(row: Mapping[str, Any]) -> Reading[Problem]:
     solution = row["code"]
     plus = _is_plus(row.get("test", ""))
-    entry_point = _called(ast.parse(row["test"])) if plus else _tested(row["test_list"], solution)
+    tree = ast.parse(row["test"]) if plus else ast.Module([], [])
+    entry_point = _called(tree) if plus else _tested(row["test_list"], solution)
     setup = "\n".join(row.get("test_imports", ())) or row.get("test_setup_code", "")
     public = yield from listed_tests(row["test_list"], solution, entry_point, setup)
-    hidden = (yield from _plus_tests(row["test"], solution, entry_point)) if plus else public.tests
+    hidden = (yield from _plus_tests(row["test"], tree, solution, entry_point)) if plus else public.tests
     return Problem(
         f"Mbpp/{row['task_id']}", row["prompt"] if "prompt" in row else row["text"], public.tests, hidden,
         solutions=(solution,), tags=_tags(entry_point, public), style="mbpp", shown_tests=tuple(row["test_list"][:1]),
@@ -93,9 +96,8 @@ def _is_plus(test: str) -> bool:
     return "def assertion(" in test or "assert _poly(" in test
 
 
-def _plus_tests(code: str, solution: str, entry_point: str) -> Reading[tuple[FunctionTest, ...]]:
+def _plus_tests(code: str, tree: ast.Module, solution: str, entry_point: str) -> Reading[tuple[FunctionTest, ...]]:
     """The calls of EvalPlus's test code, in its order, `_CALLS` to a test."""
-    tree = ast.parse(code)
     found = _assigned(tree)
     inputs = [tuple(arguments) for arguments in found["inputs"]]
     starts = range(0, len(inputs), _CALLS)
