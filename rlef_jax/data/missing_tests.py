@@ -1,5 +1,8 @@
 """Problems that lack tests, in every source: without hidden ones the public ones decide, without public ones the first
 response with valid code is the last (`types.Problem`); a problem without any is left out. What reading finds is told.
+
+Text that UTF-8 can't hold (a lone surrogate: JSON can write half a character) can't be sent to a program, nor come from
+one: such a test is left out, and in a statement or name the half becomes U+FFFD.
 """
 
 from __future__ import annotations
@@ -8,7 +11,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 from rlef_jax.errors import ConfigError
-from rlef_jax.types import Problem
+from rlef_jax.types import FunctionTest, Problem, Test
 
 LEFT_OUT = "asserts_left_out"  # a tag: how many of a problem's published asserts can't be judged
 
@@ -33,10 +36,12 @@ def testable(name: str, problems: Sequence[Problem], tell: Tell = tell_nobody) -
 
     Raises ConfigError where none has one.
     """
-    found = [problem for problem in problems if problem.tests]
-    bare = tuple(problem.name for problem in problems if not problem.tests)
-    if problems and not found:
-        raise ConfigError(f"{name}: none of its {len(problems)} problems has a test that can be judged")
+    told = [encodable(problem) for problem in problems]
+    halves = sum(len(problem.tests) for problem in problems) - sum(len(problem.tests) for problem in told)
+    found = [problem for problem in told if problem.tests]
+    bare = tuple(problem.name for problem in told if not problem.tests)
+    if told and not found:
+        raise ConfigError(f"{name}: none of its {len(told)} problems has a test that can be judged")
     hidden = sum(not (p.private_tests or p.generated_tests) for p in found)
     public = sum(not p.public_tests for p in found)
     asserts = sum(int(p.tags.get(LEFT_OUT, 0)) for p in problems)
@@ -45,7 +50,38 @@ def testable(name: str, problems: Sequence[Problem], tell: Tell = tell_nobody) -
         "without public tests: nothing can be fed back, and their first valid program is the last": public,
         "without any test left out": len(bare),
         "asserts left out, which can't be judged on results alone": asserts,
+        "tests left out, whose text UTF-8 can't hold": halves,
     }
     if said := [f"{count} {words}" for words, count in counts.items() if count]:
         tell(Missing(f"{name}: {len(found)} problems; {'; '.join(said)}", bare))
     return found
+
+
+def encodable(problem: Problem) -> Problem:
+    """The problem without the tests whose text UTF-8 can't hold, and with whole characters in the rest."""
+    kinds = ("public_tests", "private_tests", "generated_tests")
+    pieces = ("name", "description", "start")
+    return dataclasses.replace(
+        problem,
+        **{kind: tuple(map(_whole_text, filter(is_encodable, getattr(problem, kind)))) for kind in kinds},
+        **{piece: well_formed(getattr(problem, piece)) for piece in pieces},
+        shown_tests=tuple(map(well_formed, problem.shown_tests)),
+    )
+
+
+def is_encodable(test: Test) -> bool:
+    """Whether UTF-8 can hold input and output. Arguments and results may be any strings: they aren't sent as text."""
+    return isinstance(test, FunctionTest) or _is_text(test.input, test.output)
+
+
+def _is_text(*texts: str) -> bool:
+    return all(well_formed(text) == text for text in texts)
+
+
+def _whole_text(test: Test) -> Test:
+    return dataclasses.replace(test, text=well_formed(test.text)) if isinstance(test, FunctionTest) else test
+
+
+def well_formed(text: str) -> str:
+    """`text` with U+FFFD for each half of a surrogate pair that stands alone."""
+    return text if text.isascii() else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

@@ -8,6 +8,7 @@ from typing import Any
 
 from rlef_jax.data import evalplus, foreign, mini_contests
 from rlef_jax.data.code_contests.release import parquet_problems
+from rlef_jax.data.missing_tests import is_encodable
 from rlef_jax.data.running import Runner
 from rlef_jax.errors import ConfigError
 from rlef_jax.types import Problem, TestCase
@@ -30,9 +31,12 @@ def find_problem(source: str, name: str, runner: Runner) -> Problem:
       runner: runs reference solutions.
 
     Raises:
-      ConfigError: no such source, a damaged one, or (ProblemFileError) not exactly one such problem in it.
+      ConfigError: no such source, a damaged one, or (ProblemFileError) not exactly one such problem in it, or one with
+        a test whose text UTF-8 can't hold.
     """
     found = [problem for problem in problems(source, runner, name) if name in ("", problem.name)]
+    for problem in found:
+        _check_texts(source, problem)
     if len(found) == 1:
         return found[0]
     if name and found:
@@ -68,6 +72,16 @@ def problems(source: str, runner: Runner, name: str = "") -> Iterator[Problem]:
             raise ProblemFileError(f"{place}: {exc}") from exc
         except (KeyError, TypeError, AttributeError) as exc:
             raise ProblemFileError(f"{place}: not a problem in a known form: {exc!r}") from exc
+
+
+def _check_texts(source: str, problem: Problem) -> None:
+    """Raises ProblemFileError for a test that no program can be given, or answer."""
+    for number, test in enumerate(problem.tests, start=1):
+        if not is_encodable(test):
+            raise ProblemFileError(
+                f"{source}: problem {problem.name!r}, test {number}: half of a surrogate pair in its text, which UTF-8"
+                " can't hold: mend it or leave it out"
+            )
 
 
 def _rows(path: pathlib.Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
