@@ -59,27 +59,29 @@ def testable(name: str, problems: Sequence[Problem], tell: Tell = tell_nobody) -
 
 def encodable(problem: Problem) -> Problem:
     """The problem without the tests whose text UTF-8 can't hold, and with whole characters in the rest."""
-    kinds = ("public_tests", "private_tests", "generated_tests")
-    pieces = ("name", "description", "start")
     return dataclasses.replace(
         problem,
-        **{kind: tuple(map(_whole_text, filter(is_encodable, getattr(problem, kind)))) for kind in kinds},
-        **{piece: well_formed(getattr(problem, piece)) for piece in pieces},
+        name=well_formed(problem.name),
+        description=well_formed(problem.description),
+        start=well_formed(problem.start),
         shown_tests=tuple(map(well_formed, problem.shown_tests)),
+        public_tests=_encodable(problem.public_tests),
+        private_tests=_encodable(problem.private_tests),
+        generated_tests=_encodable(problem.generated_tests),
+    )
+
+
+def _encodable(tests: Sequence[Test]) -> tuple[Test, ...]:
+    return tuple(
+        dataclasses.replace(test, text=well_formed(test.text)) if isinstance(test, FunctionTest) else test
+        for test in tests
+        if is_encodable(test)
     )
 
 
 def is_encodable(test: Test) -> bool:
     """Whether UTF-8 can hold input and output. Arguments and results may be any strings: they aren't sent as text."""
-    return isinstance(test, FunctionTest) or _is_text(test.input, test.output)
-
-
-def _is_text(*texts: str) -> bool:
-    return all(well_formed(text) == text for text in texts)
-
-
-def _whole_text(test: Test) -> Test:
-    return dataclasses.replace(test, text=well_formed(test.text)) if isinstance(test, FunctionTest) else test
+    return isinstance(test, FunctionTest) or all(well_formed(text) == text for text in (test.input, test.output))
 
 
 def well_formed(text: str) -> str:
