@@ -112,7 +112,7 @@ def test_a_run_that_evaluated_nothing_is_evaluated_on_the_default_split(runs, tm
     saved["eval"]["split"] = ""
     (tmp_path / "config.json").write_text(json.dumps(saved))
 
-    def asked(name, split, count):
+    def asked(name, split, count, tell):
         raise ConfigError(f"{count} of {split}")
 
     monkeypatch.setattr("rlef_jax.data.benchmarks.evaluation_problems", asked)
