@@ -1,4 +1,7 @@
-"""Package metadata. Versions are lower bounds of what the tests ran against."""
+"""Package metadata.
+
+Versions are lower bounds, for other people's environments; those that the tests ran against are in constraints.txt.
+"""
 
 import re
 from pathlib import Path
