@@ -14,6 +14,7 @@ import argparse
 import ast
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 import jax
@@ -34,6 +35,7 @@ from rlef_jax.training.parts import build_learner
 
 LLAMA3_VOCABULARY = 128_256
 MEASURED = "measured"
+PROGRAMS = ("gradients", "apply", "score", "decode")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -52,8 +54,11 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def make_plan(config: ConfigDict, args: argparse.Namespace) -> Plan:
-    """Compiles everything. Raises ConfigError for what can't be compiled."""
+def make_plan(config: ConfigDict, args: argparse.Namespace, names: Collection[str] = PROGRAMS) -> Plan:
+    """Compiles the programs of these `names`, by default all that a table needs.
+
+    Raises ConfigError for what can't be compiled.
+    """
     began = time.perf_counter()
     length = args.length or config.ppo.buckets[-1]
     cfg = model_config(config.model, args.vocabulary or _vocabulary(config), max(length, config.episode.context))
@@ -63,14 +68,15 @@ def make_plan(config: ConfigDict, args: argparse.Namespace) -> Plan:
     per_update = -(-p.rollouts // (p.updates * p.microbatch_rows))
     programs = update_programs(
         learner, dtype, microbatches=per_update, rows=p.microbatch_rows, length=length,
-        turns=config.episode.max_turns * p.row_episodes, action_share=args.action_share,
+        turns=config.episode.max_turns * p.row_episodes, action_share=args.action_share, names=names,
     )  # fmt: skip
     sampler_devices = args.sampler_devices or args.devices
     group = min(config.sampling.rows // config.sampling.lanes, -(-p.rollouts * args.sampler_tensor // sampler_devices))
-    programs["decode"] = decode_program(
-        cfg, jnp.dtype(config.model.compute_dtype), tensor=args.sampler_tensor, rows=group,
-        length=length, tail=config.sampling.steps,
-    )  # fmt: skip
+    if "decode" in names:
+        programs["decode"] = decode_program(
+            cfg, jnp.dtype(config.model.compute_dtype), tensor=args.sampler_tensor, rows=group,
+            length=length, tail=config.sampling.steps,
+        )  # fmt: skip
     # What is measured is what is reached.
     measured = args.card == MEASURED
     card = measure(cfg, p.microbatch_rows * length // learner.mesh.size) if measured else CARDS[args.card]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -65,9 +66,17 @@ def state_shapes(learner: Learner, dtype: Any) -> Any:
 
 
 def update_programs(
-    learner: Learner, dtype: Any, *, microbatches: int, rows: int, length: int, turns: int, action_share: float
+    learner: Learner,
+    dtype: Any,
+    *,
+    microbatches: int,
+    rows: int,
+    length: int,
+    turns: int,
+    action_share: float,
+    names: Collection[str],
 ) -> dict[str, Program]:
-    """The programs of one update, see `Side.lowered`, on micro-batches of `rows` rows of `length` tokens.
+    """Those of an update's programs, see `Side.lowered`, that are among `names`, on micro-batches of `rows` rows of `length` tokens.
 
     Policy and critic must share a mesh."""
     [side] = learner.sides
@@ -82,6 +91,7 @@ def update_programs(
     return {
         name: compiled(program, mesh_shape, dtypes.get(name, side.how.compute_dtype), trips)
         for name, program in lowered.items()
+        if name in names
     }
 
 
