@@ -20,6 +20,8 @@ from rlef_jax.ppo.train_state import first_params, init_state
 from rlef_jax.ppo.update import Learner
 from rlef_jax.types import TokenBatch
 
+UPDATE_PROGRAMS = ("gradients", "apply", "score")
+
 
 @dataclasses.dataclass(frozen=True)
 class Program:
@@ -74,9 +76,9 @@ def update_programs(
     length: int,
     turns: int,
     action_share: float,
-    names: Collection[str],
+    names: Collection[str] = UPDATE_PROGRAMS,
 ) -> dict[str, Program]:
-    """Those of an update's programs, see `Side.lowered`, that are among `names`, on micro-batches of `rows` rows of `length` tokens.
+    """An update's programs of these `names`, see `Side.lowered`, on micro-batches of `rows` rows of `length` tokens.
 
     Policy and critic must share a mesh."""
     [side] = learner.sides
