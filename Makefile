@@ -51,6 +51,7 @@ test: lint ## lint, types and the tests (15 minutes at most)
 
 test-slow: $(VENV)/.installed-dev ## the tests that take minutes each
 	@$(BIN)/python -m pytest -q -m slow
+	@$(BIN)/python -m pytest -q --hypothesis-profile=full tests/test_fuzz.py
 
 lock: ## constraints.txt anew: the newest versions that setup.py allows
 	@sh scripts/lock.sh

@@ -7,13 +7,12 @@ import os
 import types
 from pathlib import Path
 
-import hypothesis
 import jax
 import pytest
 
 from rlef_jax.errors import RunError
 from rlef_jax.fetch import DEFAULT, fetch_smollm2
-from tests.helpers import compiled
+from tests.helpers import compiled, examples
 
 # In the environment for the processes that tests start, in the configuration for this one. Tests state what they need
 # of devices themselves, in subprocesses where it is more than one.
@@ -25,14 +24,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-hypothesis.settings.register_profile(
-    "default",
-    deadline=None,  # two shared cores: a slow example says nothing about the code
-    derandomize=True,
-    max_examples=100,
-    suppress_health_check=[hypothesis.HealthCheck.too_slow],
-)
-hypothesis.settings.load_profile("default")
+examples.register()
 
 
 def pytest_sessionstart(session):

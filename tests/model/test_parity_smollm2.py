@@ -26,6 +26,7 @@ from rlef_jax.sampling.request import SamplingConfig
 from rlef_jax.sampling.sampler import Sampler
 from tests.parity import cases
 
+LIVE = "RLEF_JAX_REFERENCE" in os.environ
 REFERENCE = Path(os.environ.get("RLEF_JAX_REFERENCE", Path(__file__).parents[1] / "golden"))
 TOLERANCE = 1e-4
 
@@ -105,20 +106,26 @@ def test_prefill_and_decode_equal_one_pass(model, expected, row_logits):
         np.testing.assert_allclose(logits, row_logits[head + step], atol=TOLERANCE, rtol=0)
 
 
-def test_greedy_continuations_of_20_prompts(model, expected):
+def test_greedy_continuations(model, expected):
+    """Of 20 prompts to 128 tokens where the reference is live (`make parity`), of five to 32 from the golden file."""
     cfg, params = model
     prompts = np.split(expected["prompts"], np.cumsum(expected["lengths"])[:-1])
-    found = greedy(cfg, params, prompts, expected["continuations"].shape[1])
-    assert found.shape == (20, 128)
-    different = [i for i, (a, b) in enumerate(zip(found, expected["continuations"], strict=True)) if (a != b).any()]
-    assert different == []
+    assert expected["continuations"].shape == (len(prompts), 128) == (20, 128)
+    count, steps = (20, 128) if LIVE else (5, 32)
+    found = greedy(cfg, params, prompts[:count], steps)
+    np.testing.assert_array_equal(found, expected["continuations"][:count, :steps])
 
 
 def greedy(cfg, params, prompts, steps):
     """The likeliest token again and again, int32 [rows, steps], from the sampler that training uses."""
     longest = max(map(len, prompts)) + steps
     shapes = Shapes(
-        rows=10, max_len=longest, cache_lengths=(), prefill_chunks=(64,), prefill_tokens=256, decode_steps=8
+        rows=min(len(prompts), 10),
+        max_len=longest,
+        cache_lengths=(),
+        prefill_chunks=(64,),
+        prefill_tokens=256,
+        decode_steps=8,
     )
     sampler = Sampler(Programs(dataclasses.replace(cfg, max_positions=longest), shapes, make_mesh()))
     sampler.set_weights(params, version=0)
