@@ -80,7 +80,7 @@ def test_a_critic_without_devices_and_a_plan_of_one_are_errors():
     cfg = build_policy(config).cfg
     with pytest.raises(ConfigError, match="mesh.critic: .*1 devices are needed; there are 0 after the policy's 1"):
         build_learner(config, cfg)
-    asked = ["--config.mesh.critic=own", "--config.ppo.separate_critic=True"]
+    asked = {"mesh.critic": "own", "ppo.separate_critic": True}
     with pytest.raises(ConfigError, match="config.mesh.critic: a plan counts .* add --config.mesh.critic=trainer"):
         plan.configured("configs/tiny.py", asked, 2)
 
