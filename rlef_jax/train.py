@@ -25,6 +25,7 @@ from rlef_jax.execution.pool import ExecutionPool
 from rlef_jax.model.transformer import Params
 from rlef_jax.model.weights import save_params
 from rlef_jax.ppo.update import TrainState
+from rlef_jax.progress import ProgressDisplay
 from rlef_jax.training.actor import Actor
 from rlef_jax.training.checkpoint import Checkpoints, content_hash
 from rlef_jax.training.evaluator import Evaluator
@@ -41,7 +42,6 @@ from rlef_jax.training.parts import (
     first_prompt_of,
 )
 from rlef_jax.training.processes import NAMES, find_job, from_first, gathered, is_first, join, on_this_process, share_of
-from rlef_jax.training.progress import ProgressDisplay
 from rlef_jax.training.run import Run
 from rlef_jax.training.workdir import CHECKPOINTS, Progress, open_workdir, resume
 

@@ -18,13 +18,13 @@ from rlef_jax.evaluation.few_shot import opening
 from rlef_jax.evaluation.kept import all_chunks, open_folder, settings_hash, write_results
 from rlef_jax.evaluation.metrics import text_report, whole_report
 from rlef_jax.evaluation.recorded import judge_recorded, read_recorded
-from rlef_jax.evaluation.report import n_at_k_percent, summarise
+from rlef_jax.metrics.summary import n_at_k_percent, summarise
+from rlef_jax.progress import ProgressDisplay
 from rlef_jax.training.actor import Actor
 from rlef_jax.training.checkpoint import content_hash
 from rlef_jax.training.episode_io import problem_json
 from rlef_jax.training.evaluator import EVAL_SEED
 from rlef_jax.training.parts import build_policy, build_pool, build_samplers, complete, limits_of, rollout_settings
-from rlef_jax.training.progress import ProgressDisplay
 from rlef_jax.training.rollout import RolloutSettings
 from rlef_jax.training.workdir import saved_policy
 from rlef_jax.types import Episode, Problem

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from rlef_jax.errors import RunError, StoppedError
 from rlef_jax.model.transformer import Params
 from rlef_jax.ppo.update import Learner, TrainState
+from rlef_jax.progress import ProgressDisplay
 from rlef_jax.training import episode_io
 from rlef_jax.training.actor import Actor, ActorThread, Rollouts
 from rlef_jax.training.bad_update import save_bad_update
@@ -32,7 +33,6 @@ from rlef_jax.training.loop import (
 from rlef_jax.training.metrics_writer import MetricsWriter
 from rlef_jax.training.parts import rollout_settings
 from rlef_jax.training.processes import from_first, gathered, on_this_process, share_of
-from rlef_jax.training.progress import ProgressDisplay
 from rlef_jax.training.rollout import RolloutProgress
 from rlef_jax.training.workdir import Progress, items_of
 from rlef_jax.types import Episode, TokenBatch

@@ -30,7 +30,7 @@ from rlef_jax.execution.interpreter import InterpreterNotFoundError, find_python
 from rlef_jax.execution.isolation import IsolationError
 from rlef_jax.execution.pool import ExecutionPool, auto_workers
 from rlef_jax.execution.verdict import limits_for
-from rlef_jax.training.progress import ProgressDisplay
+from rlef_jax.progress import ProgressDisplay
 from rlef_jax.types import Limits, Problem, TestResult
 
 
