@@ -27,7 +27,7 @@ $(VENV)/.installed-dev: setup.py pyproject.toml | $(BIN)/python
 	@$(PIP) -e '.[dev]'
 	@touch $(VENV)/.installed $@
 
-# Trimming and small pages cost training up to a third of its speed under glibc's defaults (docs/benchmarks.md).
+# Trimming and small pages cost training up to a third of its speed under glibc's defaults (docs/lab/update.md).
 # One arena: a program's buffers come from the heap that the last one's went back to, whichever thread asks.
 MALLOC := GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=268435456:glibc.malloc.arena_max=1
 
