@@ -44,7 +44,7 @@ from rlef_jax.evaluation import few_shot, job
 from rlef_jax.metrics.n_at_k import rollouts_for
 from rlef_jax.progress import ProgressDisplay
 from rlef_jax.training import episode_io
-from rlef_jax.training.parts import build_pool, describe_policy, first_prompt_of
+from rlef_jax.training.build import build_pool, describe_policy, first_prompt_of
 from rlef_jax.types import Problem
 
 
