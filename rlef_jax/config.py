@@ -58,7 +58,7 @@ def base_config() -> ConfigDict:
                 max_turns=3,  # responses per episode (3.1)
                 context=256,  # tokens of a whole episode: prompts, feedback and responses
                 max_new_tokens=96,  # of one response
-                feedback="true",  # "true"; "random" (C.2): another problem's failures; "none" (B.5)
+                feedback="true",  # or "random" (C.2), "none" (B.5): docs/method.md
                 max_failures_shown=0,  # failed tests named in one feedback message; 0 = all
                 max_text_chars=0,  # of each input, output or stack trace shown; 0 = no cut
                 system_prompt="",
