@@ -8,13 +8,14 @@ import json
 import jax
 
 from rlef_jax import plan
+from rlef_jax.command_line import parse
 
 
 def made(devices, *extra, names):
     """A plan with the programs of these names."""
     words = ["--config=configs/tiny.py", f"--devices={devices}", *extra]
-    args, overrides = plan.parser().parse_known_args(words)
-    config = plan.configured(args.config, [*SMALL, *overrides], args.devices)
+    args = parse(plan.parser(), [*SMALL, *words])
+    config = plan.configured(args.config, args.overrides, args.devices)
     return plan.make_plan(config, args, names)
 
 
