@@ -47,7 +47,7 @@ format: $(VENV)/.installed-dev ## mend what ruff can mend
 	@$(BIN)/ruff format .
 
 test: lint ## lint, types and the tests (15 minutes at most)
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.installed-dev ## the tests that take minutes each
 	@$(BIN)/python -m pytest -q -m slow

@@ -52,7 +52,7 @@ setup(
             "mypy>=1.13",
             "pre-commit>=4.0",
             "pytest>=8.3",
-            "pytest-xdist>=3.6",
+            "pytest-xdist>=3.7",
             "ruff>=0.8",
             "safetensors>=0.5",
         ],

@@ -12,7 +12,7 @@ import pytest
 
 from rlef_jax.errors import RunError
 from rlef_jax.fetch import DEFAULT, fetch_smollm2
-from tests.helpers import compiled, examples
+from tests.helpers import compiled, examples, longest_first
 
 # In the environment for the processes that tests start, in the configuration for this one. Tests state what they need
 # of devices themselves, in subprocesses where it is more than one.
@@ -27,9 +27,27 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 examples.register()
 
 
+WORKER = "PYTEST_XDIST_WORKER" in os.environ  # of a run of several, and not the process that leads it
+
+
 def pytest_sessionstart(session):
-    if not os.environ.get("PYTEST_XDIST_WORKER"):
+    if not WORKER:
         compiled.prune()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    longest_first.order(items, longest_first.timed())
+
+
+def pytest_runtest_logreport(report):
+    longest_first.add(report)
+
+
+def pytest_sessionfinish(session):
+    # A run of one process is of a few tests, and says nothing of whole files.
+    if not WORKER and session.config.getoption("numprocesses", None):
+        longest_first.keep()
 
 
 @pytest.fixture(scope="module")

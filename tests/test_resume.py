@@ -19,6 +19,8 @@ from rlef_jax.training.checkpoint import Checkpoints
 from rlef_jax.training.metrics_writer import read_metrics
 from tests.helpers.small_run import assert_same_run, command, environment, finish, leftovers, start, timeless
 
+pytestmark = pytest.mark.long
+
 OVERRIDES = {"eval.every": 4}
 
 

@@ -16,6 +16,8 @@ from rlef_jax.training.episode_io import read_episodes
 from rlef_jax.training.metrics_writer import read_metrics
 from tests.helpers.small_run import OVERRIDES, assert_same_run, command, environment, finish, start
 
+pytestmark = pytest.mark.long
+
 SHORT = {"train.iterations": 4, "train.checkpoint_every": 4}
 
 

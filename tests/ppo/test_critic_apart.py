@@ -4,6 +4,8 @@ import pytest
 
 from tests.helpers.eight_devices import told_by
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):

@@ -14,6 +14,8 @@ from rlef_jax.ppo.pack import pack
 from rlef_jax.ppo.update import Learner, prepare_iteration, split_updates
 from tests.helpers.eight_devices import told_by
 
+pytestmark = pytest.mark.long
+
 
 def leaves_close(one, other, tolerance=1e-5):
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):

@@ -14,6 +14,8 @@ from tests.helpers.eight_devices import EIGHT, told_by
 from tests.helpers.small_run import OVERRIDES, assert_same_run, finish, start, timeless
 from tests.training.disjoint_script import CRITICS
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
