@@ -47,7 +47,7 @@ def pytest_runtest_logreport(report):
 def pytest_sessionfinish(session):
     # A run of one process is of a few tests, and says nothing of whole files.
     if not WORKER and session.config.getoption("numprocesses", None):
-        longest_first.keep()
+        longest_first.keep(longest_first.seconds)
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,11 @@ def test_files_are_ordered_by_their_last_time_and_marked_ones_where_there_is_non
     assert [i.nodeid for i in items] == ["c::1", "d::1", "d::2", "a::1", "b::1", "b::2"]
 
 
-def test_times_are_kept_from_run_to_run(tmp_path, monkeypatch):
+def test_times_are_kept_from_run_to_run(tmp_path):
     path = tmp_path / "kept" / "seconds.json"
     assert longest_first.timed(path) == {}
     for run in ({"a": 1.0, "b": 2.0}, {"b": 5.0}):
-        monkeypatch.setattr(longest_first, "seconds", run)
-        longest_first.keep(path)
+        longest_first.keep(run, path)
     assert longest_first.timed(path) == {"a": 1.0, "b": 5.0}
     path.write_text("{")
     assert longest_first.timed(path) == {}

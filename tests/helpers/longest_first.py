@@ -48,7 +48,7 @@ def add(report: Any) -> None:
     seconds[file_of(report.nodeid)] += report.duration
 
 
-def keep(path: Path = PATH) -> None:
-    """Writes this run's times over the last one's."""
+def keep(ran: dict[str, float], path: Path = PATH) -> None:
+    """Writes a run's times over the last one's."""
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(timed(path) | seconds, indent=1))
+    path.write_text(json.dumps(timed(path) | ran, indent=1))
