@@ -29,10 +29,12 @@ def fault(values: np.ndarray, dtypes: Sequence[Any] = ()) -> str | None:
       dtypes: what it will be cast to, each from the array as it is.
     """
     narrower = _narrower(values.dtype, dtypes)
-    for chunk in _chunks(values):
+    for chunk in filter(np.size, _chunks(values)):
         if (bad := _not_finite(chunk)).any():
             return f"holds {chunk[bad][0]}"
         for kind in narrower:
+            if max(chunk.max(), -chunk.min()) <= float(jnp.finfo(kind).max):
+                continue  # what is above may still be rounded to the largest
             with np.errstate(over="ignore"):
                 bad = _not_finite(chunk.astype(kind))
             if bad.any():
@@ -69,14 +71,14 @@ def _all_finite(array: jax.Array, dtype: Any) -> jax.Array:
 
 def _chunks(values: np.ndarray) -> Iterator[np.ndarray]:
     """The entries of an array in flat pieces."""
-    if values.size <= _CHUNK or values.ndim == 0:
+    if values.size <= _CHUNK:
         yield values.reshape(-1)
-    elif values.flags.c_contiguous:
-        flat = values.reshape(-1)
-        yield from (flat[at : at + _CHUNK] for at in range(0, flat.size, _CHUNK))
+    elif values.flags.c_contiguous and values.ndim > 1:
+        yield from _chunks(values.reshape(-1))
     else:
-        for part in values:
-            yield from _chunks(part)
+        together = max(1, _CHUNK * len(values) // values.size)
+        for at in range(0, len(values), together):
+            yield from _chunks(values[at : at + together] if together > 1 or values.ndim == 1 else values[at])
 
 
 def _not_finite(flat: np.ndarray) -> np.ndarray:

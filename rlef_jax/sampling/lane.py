@@ -254,7 +254,7 @@ class Lane:
             job = self._decoding[int(rows[np.argmax(bad.any(axis=1))])]
             raise RunError(
                 f"the policy's log-probabilities are not finite (weights of version {self._version}, episode"
-                f" {job.dialogue.episode}, turn {job.turn + 1}): what it samples means nothing. Look for NaN or infinity"
+                f" {job.dialogue.episode}, turn {job.turn + 1}): what it samples means nothing. Look for NaN or inf"
                 " in its weights, or for activations that config.model.compute_dtype can't hold"
             )
 
