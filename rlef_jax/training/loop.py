@@ -151,9 +151,11 @@ def learn(
 
 
 def skipped_in_row(before: int, applied: Sequence[bool]) -> tuple[int, int]:
-    """(the longest row of skipped updates, the row that the last one ends), where `before` were skipped in a row before
-    these."""
-    longest = row = before
+    """(the longest row of skipped updates that has one of these in it, the row that the last of them ends).
+
+    `before` updates in a row were skipped just before these.
+    """
+    longest, row = 0, before
     for one in applied:
         row = 0 if one else row + 1
         longest = max(longest, row)
