@@ -29,7 +29,7 @@ def inputs(length):
 @pytest.mark.parametrize("kind", ["blocks", "dot_product"])
 @pytest.mark.parametrize("length", [11, 77])
 def test_values_and_gradients_are_those_of_the_formula(kind, length):
-    """In one block of queries, and in three of which the last is short; segments end in other blocks than they begin."""
+    """In one block of queries, and in three of which the last is short; segments span blocks."""
     arrays = inputs(length)
     segments = np.ones((2, length), np.int32)
     if kind == "blocks":
