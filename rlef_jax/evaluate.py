@@ -41,10 +41,10 @@ from rlef_jax.data.shown_tests import with_public
 from rlef_jax.data.sources import CODE_CONTESTS, Source, check_source, check_splits, fit
 from rlef_jax.errors import EXIT_BAD_INPUT, ConfigError, RunError
 from rlef_jax.evaluation import few_shot, job
-from rlef_jax.evaluation.n_at_k import rollouts_for
+from rlef_jax.metrics.n_at_k import rollouts_for
+from rlef_jax.progress import ProgressDisplay
 from rlef_jax.training import episode_io
-from rlef_jax.training.parts import build_pool, describe_policy, first_prompt_of
-from rlef_jax.training.progress import ProgressDisplay
+from rlef_jax.training.build import build_pool, describe_policy, first_prompt_of
 from rlef_jax.types import Problem
 
 

@@ -27,7 +27,7 @@ from rlef_jax.model.hf_export import tensor_reader, write_model
 from rlef_jax.model.parameters import abstract_params
 from rlef_jax.model.pretrained import check_tensors, open_weights
 from rlef_jax.model.weights import resolve
-from rlef_jax.training.parts import complete, describe_policy
+from rlef_jax.training.build import describe_policy, with_model_shape
 from rlef_jax.training.workdir import saved_policy
 
 _DTYPES = {"same": "", "float32": "F32", "bfloat16": "BF16"}
@@ -39,7 +39,7 @@ _TOKENIZER_FILES = (
 
 def export_run(workdir: Path, output: Path, *, checkpoint: str = "last", dtype: str = "same") -> None:
     """Writes the policy of a checkpoint: "best", "last" or an iteration. Raises ConfigError where there is none."""
-    config = complete(config_lib.load_saved(workdir))
+    config = with_model_shape(config_lib.load_saved(workdir))
     cfg, chat, weights = describe_policy(config)
     here = SingleDeviceSharding(jax.devices()[0])
     params = saved_policy(workdir, checkpoint, abstract_params(cfg, config.model.param_dtype, here))

@@ -35,7 +35,7 @@ from rlef_jax.execution.isolation import LEVELS, IsolationError
 from rlef_jax.execution.pool import ExecutionPool, auto_workers
 from rlef_jax.execution.results import JudgeOptions
 from rlef_jax.execution.verdict import limits_for
-from rlef_jax.execution.workshop import trial
+from rlef_jax.execution.worker_factory import trial
 from rlef_jax.types import FunctionTest, Limits, Problem, Status, Test, TestResult
 
 PASSED, FAILED, USAGE, BROKEN = range(4)  # exit codes
@@ -131,7 +131,7 @@ def _judge(args: argparse.Namespace) -> int:
         tests = _tests(problem, args.tests)
         if not tests:
             raise ProblemFileError(f"{problem.name}: no tests to run")
-        default = Limits(wall_s=args.wall_s, memory_bytes=args.memory_mb << 20, patience=args.wall_patience)
+        default = Limits(wall_s=args.wall_s, memory_bytes=args.memory_mb << 20, wall_patience=args.wall_patience)
         how = {"frame": problem.frame, "stop_at_first_failure": args.stop_at_first_failure}
         futures = [pool.run(text, tests, limits_for(problem, default), **how) for text in texts]
         for file, future in zip(files, futures):

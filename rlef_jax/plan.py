@@ -30,7 +30,7 @@ from rlef_jax.planning.costs import CARDS
 from rlef_jax.planning.machine import measure
 from rlef_jax.planning.programs import decode_program, update_programs
 from rlef_jax.planning.report import Assumptions, Plan
-from rlef_jax.training.parts import build_learner
+from rlef_jax.training.build import build_learner
 
 LLAMA3_VOCABULARY = 128_256
 MEASURED = "measured"
@@ -66,10 +66,12 @@ def make_plan(config: ConfigDict, args: argparse.Namespace) -> Plan:
         turns=config.episode.max_turns * p.row_episodes, action_share=args.action_share,
     )  # fmt: skip
     sampler_devices = args.sampler_devices or args.devices
-    group = min(config.sampling.rows // config.sampling.lanes, -(-p.rollouts * args.sampler_tensor // sampler_devices))
+    group = min(
+        config.sampling.rows // config.sampling.workers, -(-p.rollouts * args.sampler_tensor // sampler_devices)
+    )
     programs["decode"] = decode_program(
         cfg, jnp.dtype(config.model.compute_dtype), tensor=args.sampler_tensor, rows=group,
-        length=length, tail=config.sampling.steps,
+        length=length, tail=config.sampling.decode_steps,
     )  # fmt: skip
     # What is measured is what is reached.
     measured = args.card == MEASURED
@@ -107,9 +109,9 @@ def configured(path: str, overrides: list[str], devices: int) -> ConfigDict:
         except (SyntaxError, ValueError):
             given[key] = value
     config = config_lib.load(path, overrides=given)
-    if config.mesh.critic != "trainer":
+    if config.mesh.critic != "shared":
         raise ConfigError(
-            "config.mesh.critic: a plan counts policy and critic on the same devices: add --config.mesh.critic=trainer"
+            "config.mesh.critic: a plan counts policy and critic on the same devices: add --config.mesh.critic=shared"
         )
     rest = config.mesh.fsdp * config.mesh.tensor
     if devices % rest:

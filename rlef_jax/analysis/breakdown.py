@@ -15,7 +15,7 @@ from rlef_jax import config
 from rlef_jax.analysis.saved import evaluation_path, saved_evaluations
 from rlef_jax.command_line import errors_as_lines
 from rlef_jax.errors import ConfigError
-from rlef_jax.evaluation.report import summarise
+from rlef_jax.metrics.summary import summarise
 from rlef_jax.training.episode_io import read_episodes
 from rlef_jax.types import Episode, Problem
 

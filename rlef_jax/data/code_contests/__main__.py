@@ -18,7 +18,7 @@ from rlef_jax.command_line import errors_as_lines
 from rlef_jax.data.code_contests.build import build
 from rlef_jax.data.code_contests.counts import table
 from rlef_jax.errors import ConfigError, StoppedError
-from rlef_jax.training.progress import ProgressDisplay
+from rlef_jax.progress import ProgressDisplay
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ from rlef_jax.execution.interpreter import InterpreterNotFoundError, find_python
 from rlef_jax.execution.isolation import IsolationError
 from rlef_jax.execution.pool import ExecutionPool, auto_workers
 from rlef_jax.execution.verdict import limits_for
-from rlef_jax.training.progress import ProgressDisplay
+from rlef_jax.progress import ProgressDisplay
 from rlef_jax.types import Limits, Problem, TestResult
 
 
@@ -161,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         splits = list(read_plan(args.data)["splits"])
         if args.split and args.split not in splits:
             raise ConfigError(f"--split: {args.split!r} is none of {', '.join(splits)}")
-        limits = Limits(wall_s=args.wall_s, memory_bytes=args.memory_mb << 20, patience=args.wall_patience)
+        limits = Limits(wall_s=args.wall_s, memory_bytes=args.memory_mb << 20, wall_patience=args.wall_patience)
         try:
             interpreter, workers = find_python(args.python), args.workers or auto_workers()
             judged_with = {
