@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -13,7 +12,7 @@ import jax
 import numpy as np
 
 from rlef_jax.model.hf_config import config_json
-from rlef_jax.model.parameters import file_tensors, tensor_shapes
+from rlef_jax.model.parameters import file_tensors, leaf_at, tensor_shapes
 from rlef_jax.model.pretrained import CONFIG, INDEX, SINGLE, HFFolder, Weights
 from rlef_jax.model.safetensors_file import DTYPES, split_by_size, write_safetensors
 from rlef_jax.model.transformer import ModelConfig, Params
@@ -33,7 +32,7 @@ def tensor_reader(params: Params, cfg: ModelConfig) -> Read:
     def read(name: str) -> np.ndarray:
         if name not in held:
             _, parameter, path, layer = places[name]
-            leaf = functools.reduce(lambda tree, key: tree[key], path, params)
+            leaf = leaf_at(params, path)
             held.clear()
             share = np.asarray(jax.device_get(leaf if layer is None else leaf[layer]))
             held.update({part.format(layer=layer): tensor for part, tensor in parameter.cut(share).items()})

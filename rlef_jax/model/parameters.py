@@ -1,7 +1,7 @@
 """What is known of each parameter of a model, said once: `describe` gives a tree of `Parameter` records.
 
 Everything else about parameters derives from that tree: their first values (`init_params`), where they lie on a mesh
-(`model/sharding.py`), in .npz files (`model/weights.py`), in Hugging Face folders and GGUF files (`model/pretrained.py`,
+(`model/sharding.py`), in .npz files (`weights.py`), in Hugging Face folders and GGUF files (`pretrained.py`,
 `hf_export.py`, `gguf_file.py`), which of them weight decay acts on and which are trained (`ppo/train_state.py`), how
 decoding keeps them (`model/kv_cache.py`), and what a run needs (`planning/`). A new parameter is a record here, and its
 use in `transformer.block`.
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -250,6 +251,13 @@ def decayed(cfg: ModelConfig) -> dict[str, Any]:
 def trainable(cfg: ModelConfig) -> dict[str, Any]:
     """Which parameters are trained: the tree of the parameters with a bool at each leaf."""
     return jax.tree.map(lambda p: p.trainable, describe(cfg))
+
+
+def leaf_at(tree: Any, path: Iterable[str]) -> Any:
+    """What lies in a tree of dicts at a path of keys."""
+    for key in path:
+        tree = tree[key]
+    return tree
 
 
 class Place(NamedTuple):

@@ -60,7 +60,6 @@ def place(tree: Any, shardings: Any) -> Any:
 
 def param_specs(cfg: ModelConfig) -> dict[str, Any]:
     """The PartitionSpec of each parameter: the tree of `init_params`."""
-
     return jax.tree.map(_spec, describe(cfg))
 
 
@@ -97,12 +96,20 @@ class Layout:
 
 
 def param_shardings(mesh: Mesh, cfg: ModelConfig) -> dict[str, Any]:
-    """The sharding of each parameter on `mesh`: the tree of `init_params`.
+    """The sharding of each of a model's parameters on `mesh`: the tree of `init_params`.
+
+    Raises ValueError as `shardings`.
+    """
+    return shardings(mesh, describe(cfg))
+
+
+def shardings(mesh: Mesh, described: Any) -> Any:
+    """The sharding of each `Parameter` of a tree on `mesh`.
 
     Raises ValueError, naming the parameter, where the mesh doesn't divide a dimension.
     """
 
-    def place(path: Any, parameter: Parameter) -> NamedSharding:
+    def checked(path: Any, parameter: Parameter) -> NamedSharding:
         spec = _spec(parameter)
         for size, axis in zip(parameter.shape, spec, strict=True):
             if axis is not None and size % mesh.shape[axis]:
@@ -110,4 +117,4 @@ def param_shardings(mesh: Mesh, cfg: ModelConfig) -> dict[str, Any]:
                 raise ValueError(f"parameter {name}: mesh axis {axis}={mesh.shape[axis]} doesn't divide {size}")
         return NamedSharding(mesh, spec)
 
-    return jax.tree_util.tree_map_with_path(place, describe(cfg))
+    return jax.tree_util.tree_map_with_path(checked, described)

@@ -24,7 +24,7 @@ CHECKPOINTS = "checkpoints"
 # Keys that may change when a run goes on: none of them changes a number that the run computes.
 FREE_KEYS = (
     "train.iterations", "train.checkpoint_every", "train.keep_checkpoints", "train.log_every", "train.save_episodes",
-    "execution.workers", "eval.patience",
+    "execution.workers", "eval.patience", "model.family",
 )  # fmt: skip
 
 
