@@ -1,4 +1,4 @@
-"""From a configuration to the parts of a run: model, tokenizer, sampler, judge. Only here whole sections are read."""
+"""From a configuration to the parts of a run: policy and tokenizer, meshes, samplers, judge, learner."""
 
 from __future__ import annotations
 
