@@ -14,7 +14,8 @@ import pytest
 from rlef_jax import config
 from rlef_jax.config import base_config
 from rlef_jax.errors import ConfigError
-from rlef_jax.model.transformer import ModelConfig, count_params
+from rlef_jax.model.parameters import count_params
+from rlef_jax.model.transformer import ModelConfig
 from rlef_jax.model.weights import model_config
 
 REPOSITORY = Path(__file__).parent.parent

@@ -22,9 +22,10 @@ from rlef_jax.execution.interpreter import find_python
 from rlef_jax.execution.isolation import IsolationError
 from rlef_jax.execution.pool import ExecutionPool, auto_workers
 from rlef_jax.execution.results import JudgeOptions
+from rlef_jax.model.parameters import init_params
 from rlef_jax.model.pretrained import Weights, load_pretrained, open_weights
 from rlef_jax.model.sharding import make_mesh, param_shardings
-from rlef_jax.model.transformer import ModelConfig, Params, init_params
+from rlef_jax.model.transformer import ModelConfig, Params
 from rlef_jax.model.weights import SHAPE_KEYS, load_params, model_config, resolve
 from rlef_jax.ppo.losses import LossSettings
 from rlef_jax.ppo.update import ForwardSettings, Learner, make_optimizer
@@ -260,7 +261,9 @@ def build_learner(config: ConfigDict, cfg: ModelConfig) -> Learner:
     Raises ConfigError where the devices don't match the mesh, or the mesh doesn't divide the model.
     """
     p, m = config.ppo, config.model
-    optimizer = make_optimizer(p.learning_rate, p.warmup_steps, p.weight_decay, p.clip_norm, b1=p.adam_b1, b2=p.adam_b2)
+    optimizer = make_optimizer(
+        cfg, p.learning_rate, p.warmup_steps, p.weight_decay, p.clip_norm, b1=p.adam_b1, b2=p.adam_b2
+    )
     loss = LossSettings(
         clip_eps=p.clip_eps,
         value_clip=p.value_clip,
