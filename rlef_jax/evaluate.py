@@ -45,6 +45,7 @@ from rlef_jax.evaluation.n_at_k import rollouts_for
 from rlef_jax.training import episode_io
 from rlef_jax.training.parts import build_pool, describe_policy, first_prompt_of
 from rlef_jax.training.progress import ProgressDisplay
+from rlef_jax.training.random_feedback import check_donors
 from rlef_jax.types import Problem
 
 
@@ -133,6 +134,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
             tell=missing.append,
         )  # fmt: skip
     problems, also = _with_feedback_tests(published, args.feedback_tests)
+    if args.feedback == "random" and args.judge_only is None and args.turns > 1:
+        check_donors(problems, problems)
     for told in missing:
         print(told.line, file=sys.stderr)
         also |= {"missing_tests": told.line}
@@ -232,6 +235,7 @@ def _changed_config(args: argparse.Namespace) -> ConfigDict:
     given = {key: value for name, key in _FLAGS.items() if (value := getattr(args, name)) is not None}
     config_lib.apply_overrides(config, given)
     config.eval.split = config.eval.split or config_lib.base_config().eval.split
+    config.eval.random_feedback = args.feedback == "random"
     try:
         validate(config)
         if not args.benchmark:

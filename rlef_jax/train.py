@@ -80,10 +80,10 @@ def train(config: ConfigDict, workdir: Path, *, go_on: bool = True, judge: Execu
         )  # fmt: skip
         splits = [d.train_split, *filter(None, evaluated.values())]
         source = fit(source, splits, first_prompt_of(config, policy.chat), tell=display.message, report=display.stage)
-        feed = ProblemFeed(
-            source, d.train_split, config.seed, config.ppo.rollouts, share=share_of(config.ppo.rollouts),
-            last=config.train.iterations - 1,
-        )  # fmt: skip
+        # Random feedback comes from any of an iteration's problems, whichever process has the episode.
+        count = config.ppo.rollouts
+        wanted = range(count) if config.episode.feedback == "random" else share_of(count)
+        feed = ProblemFeed(source, d.train_split, config.seed, count, wanted=wanted, last=config.train.iterations - 1)
         stack.callback(feed.close)
         writer = None
         if is_first():

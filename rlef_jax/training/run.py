@@ -82,15 +82,17 @@ class Run:
 
     def _make(self, step: int, should_stop: Callable[[], bool]) -> tuple[list[Episode], RolloutProgress]:
         """This process's rollouts of an iteration; in the actor's thread."""
-        share = share_of(self.config.ppo.rollouts)
+        share, random = share_of(self.config.ppo.rollouts), self.config.episode.feedback == "random"
+        problems = self.feed.get(step)
         return self.actor.episodes(
-            self.feed.get(step),
+            problems[share.start : share.stop] if random else problems,
             seed=self.config.seed,
             step=step,
             settings=rollout_settings(
                 self.config, self.actor.policy.chat, self.config.episode.feedback, evaluation=False
             ),
             first_index=share.start,
+            donors=problems if random else None,
             display=self.display,
             should_stop=should_stop,
         )
