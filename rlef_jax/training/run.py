@@ -19,6 +19,7 @@ from rlef_jax.training.actor import Actor, ActorThread, Rollouts
 from rlef_jax.training.bad_update import save_bad_update
 from rlef_jax.training.checkpoint import Checkpoints
 from rlef_jax.training.evaluator import VALID_SEED, Evaluator
+from rlef_jax.training.inputs import Inputs
 from rlef_jax.training.interrupt import StopRequest
 from rlef_jax.training.loop import (
     PpoSettings,
@@ -57,6 +58,7 @@ class Run:
     checkpoints: Checkpoints
     display: ProgressDisplay
     stop: StopRequest
+    inputs: Inputs
 
     def iterate(self, state: TrainState, progress: Progress) -> tuple[TrainState, Progress]:
         """All iterations that are left. Returns the last state.
@@ -157,7 +159,8 @@ class Run:
 
     def _save(self, state: TrainState, progress: Progress, *, score: float | None = None) -> None:
         if progress.iteration and progress.iteration not in self.checkpoints.steps():
-            metadata = {**dataclasses.asdict(progress), "seed": self.config.seed}
+            inputs = {name: list(facts) for name, facts in self.inputs.items()}
+            metadata = {**dataclasses.asdict(progress), "seed": self.config.seed, "inputs": inputs}
             self.checkpoints.save(progress.iteration, items_of(state), metadata, score=score)
 
     def _ended_early(self, progress: Progress) -> bool:
