@@ -31,7 +31,7 @@ from rlef_jax.errors import ConfigError
 from rlef_jax.model.transformer import ModelConfig, Params, forward, unembed
 from rlef_jax.model.weights import save_params
 from rlef_jax.ppo.train_state import decayed
-from rlef_jax.training.parts import build_policy, complete
+from rlef_jax.training.build import build_policy, with_model_shape
 
 CHUNK_PROBLEMS, PER_PROBLEM = 128, 4  # 512 dialogues a chunk
 _BUCKET = 32  # row lengths are multiples of it
@@ -177,7 +177,7 @@ def schedule(sft: ConfigDict) -> tuple[int, int]:
 def train(config: ConfigDict, workdir: Path) -> None:
     """Runs the recipe; writes metrics.jsonl and warm_start.npz. Raises ConfigError where it can't be run."""
     chunks, steps = schedule(config.sft)
-    config = complete(config)
+    config = with_model_shape(config)
     policy = build_policy(config)
     cfg, params, chat = policy.cfg, policy.params, policy.chat
     workdir.mkdir(parents=True, exist_ok=True)
@@ -219,5 +219,10 @@ def train(config: ConfigDict, workdir: Path) -> None:
     print(f"wrote {workdir / 'warm_start.npz'}")
 
 
+def main() -> None:
+    """Trains with the command line's configuration."""
+    command_line.main(train, command_line.config_parser(__doc__))
+
+
 if __name__ == "__main__":
-    command_line.main(train)
+    main()

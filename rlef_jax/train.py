@@ -9,6 +9,7 @@ update, saves, exits with 75.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 from collections.abc import Callable
@@ -16,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from absl import flags
 from ml_collections import ConfigDict
 
 from rlef_jax import command_line
@@ -35,26 +35,35 @@ from rlef_jax.execution.pool import ExecutionPool
 from rlef_jax.model.transformer import Params
 from rlef_jax.model.weights import save_params
 from rlef_jax.ppo.update import TrainState
+from rlef_jax.progress import ProgressDisplay
 from rlef_jax.training.actor import Actor
+from rlef_jax.training.build import (
+    Policy,
+    build_learner,
+    build_mesh,
+    build_pool,
+    build_samplers,
+    describe_policy,
+    first_prompt_of,
+    first_weights,
+    with_model_shape,
+)
 from rlef_jax.training.checkpoint import Checkpoints, content_hash
 from rlef_jax.training.evaluator import Evaluator
 from rlef_jax.training.inputs import Inputs, agreed, check_inputs, identities
 from rlef_jax.training.interrupt import StopRequest
 from rlef_jax.training.loop import ProblemFeed
 from rlef_jax.training.metrics_writer import MetricsWriter
-from rlef_jax.training.parts import (
-    Policy,
-    build_learner,
-    build_mesh,
-    build_pool,
-    build_samplers,
-    complete,
-    describe_policy,
-    first_prompt_of,
-    first_weights,
+from rlef_jax.training.processes import (
+    NAMES,
+    all_gather,
+    broadcast_from_first,
+    find_job,
+    is_first,
+    join,
+    on_this_process,
+    share_of,
 )
-from rlef_jax.training.processes import NAMES, find_job, from_first, gathered, is_first, join, on_this_process, share_of
-from rlef_jax.training.progress import ProgressDisplay
 from rlef_jax.training.random_feedback import check_donors
 from rlef_jax.training.run import Run
 from rlef_jax.training.workdir import CHECKPOINTS, Progress, drop_scores, has_results, open_workdir, resume
@@ -77,7 +86,7 @@ def train(
     evaluated = {"eval.split": e.split} | ({"eval.valid_split": e.valid_split} if e.every else {})
     source = Source.of(config)
     check_splits(source, train=d.train_split, evaluated=evaluated)
-    config = complete(config)
+    config = with_model_shape(config)
     cfg, chat, weights = describe_policy(config)
     mesh, learner = build_mesh(config), build_learner(config, cfg)
     with contextlib.ExitStack() as stack:
@@ -86,12 +95,12 @@ def train(
         pool = stack.enter_context(build_pool(config.execution)) if judge is None else judge
         log = None if is_first() else stack.enter_context(open(os.devnull, "w"))
         display = stack.enter_context(ProgressDisplay(stream=log))
-        from_first(lambda: open_workdir(workdir, config, resume=go_on))
+        broadcast_from_first(lambda: open_workdir(workdir, config, resume=go_on))
         splits = list(dict.fromkeys([d.train_split, *filter(None, evaluated.values())]))
         source = fit(source, splits, first_prompt_of(config, chat), tell=display.message, report=display.stage)
-        from_first(lambda: _check_donors(config, source))
-        inputs = agreed(gathered(identities(config, pool.interpreter, source, splits)))
-        from_first(lambda: _check_inputs(workdir, inputs, accept=anyway, tell=display.message))
+        broadcast_from_first(lambda: _check_donors(config, source))
+        inputs = agreed(all_gather(identities(config, pool.interpreter, source, splits)))
+        broadcast_from_first(lambda: _check_inputs(workdir, inputs, accept=anyway, tell=display.message))
         policy = Policy(cfg, first_weights(config, cfg, weights, mesh), chat)
         stop = stack.enter_context(StopRequest())
         checkpoints = stack.enter_context(Checkpoints(workdir / CHECKPOINTS, keep=config.train.keep_checkpoints))
@@ -114,7 +123,7 @@ def train(
         evaluate = Evaluator(config, eval_actor, workdir, display, stop, source)
         summary: dict[str, Any] = {}
         if e.split:
-            summary |= from_first(lambda: _scores(evaluate, "warm_start", policy.params, 0))
+            summary |= broadcast_from_first(lambda: _scores(evaluate, "warm_start", policy.params, 0))
         run = Run(
             config, workdir, actor, learner, learner.place_policy(policy.params), evaluate, feed, writer, checkpoints,
             display, stop, inputs,
@@ -129,7 +138,7 @@ def train(
                 summary |= _scores(evaluate, "rlef", best, iteration * config.ppo.updates)
                 summary["bounds"] = split_bounds(source, evaluation_problems(source, e.split, e.problems))
                 write_summary(workdir, summary)
-        gathered(None)  # the others wait for the last evaluation
+        all_gather(None)  # the others wait for the last evaluation
     if is_first():
         print(write_report(workdir), flush=True)
 
@@ -177,25 +186,25 @@ def _chosen(checkpoints: Checkpoints, state: TrainState, progress: Progress) -> 
 
 
 def main() -> None:
-    """Defines --resume and what names a job beside the common flags, and trains."""
-    flags.DEFINE_enum(
-        "resume", "auto", ("auto", "never", "anyway"),
-        "auto: go on where the workdir's run stopped; never: refuse; anyway: go on over other data, tokenizer, weights"
-        " or Python too.",
+    """Reads the arguments, --resume and what names a job beside the common ones, and trains."""
+    parser = command_line.config_parser(__doc__)
+    parser.add_argument(
+        "--resume", choices=("auto", "never", "anyway"), default="auto",
+        help="auto: go on where the workdir's run stopped; never: refuse; anyway: go on over other data, tokenizer,"
+        " weights or Python too",
     )  # fmt: skip
     for name, told in (
         ("coordinator", "HOST:PORT where the job's processes meet"),
         ("processes", 'how many there are, or "auto" under SLURM and Kubernetes'),
         ("process", "which one this is, from 0"),
     ):
-        flags.DEFINE_string(name, None, f"In a job of several processes (docs/cluster.md): {told}.")
+        parser.add_argument(f"--{name}", help=f"in a job of several processes (docs/cluster.md): {told}")
 
-    def run(config: ConfigDict, workdir: Path) -> None:
-        join(find_job({name: flags.FLAGS[name].value for name in NAMES}, os.environ))
-        resume = flags.FLAGS.resume
-        train(config, workdir, go_on=resume != "never", anyway=resume == "anyway")
+    def run(config: ConfigDict, args: argparse.Namespace) -> None:
+        join(find_job({name: getattr(args, name) for name in NAMES}, os.environ))
+        train(config, args.workdir, go_on=args.resume != "never", anyway=args.resume == "anyway")
 
-    command_line.main(run)
+    command_line.with_arguments(run, parser)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def identities(config: ConfigDict, interpreter: Interpreter, source: Source, spl
     """What is behind a run's names: problems, tokenizer, first weights, and the Python that runs programs.
 
     Args:
-      config: complete, see `parts.complete`.
+      config: complete, see `build.with_model_shape`.
       interpreter: the judge's.
       source: with its rules applied (`sources.fit`).
       splits: those of its splits that are read.

@@ -8,10 +8,10 @@ import pytest
 from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.ppo.metrics import episode_metrics, iteration_metrics
 from rlef_jax.ppo.pack import pack
+from rlef_jax.progress import ProgressDisplay
 from rlef_jax.sampling.session import SamplerStats
 from rlef_jax.training.actor import Rollouts
 from rlef_jax.training.loop import PpoSettings, Stopwatch, learn, pool_metrics, response_metrics
-from rlef_jax.training.progress import ProgressDisplay
 from rlef_jax.training.rollout import RolloutProgress
 from rlef_jax.types import Episode, Problem, Status, TestCase, TestResult, Turn, Verdict
 from tests.helpers.tiny_tokenizer import tiny_tokenizer
