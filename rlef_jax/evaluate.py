@@ -137,7 +137,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     except ConfigError:
         raise
     except ValueError as error:
-        raise RunError(f"{error}: the judge broke on the others") from error
+        again = f"rollouts kept in {made.folder} are not judged again: give another --out"
+        raise RunError(f"{error}: the judge broke on the others; {again}") from error
 
 
 def _with_feedback_tests(problems: Sequence[Problem], count: int) -> tuple[Sequence[Problem], dict[str, Any]]:
@@ -256,7 +257,7 @@ def main() -> None:
     with errors_as_lines():
         found = evaluate(parsed())
         print(job.text_of(found), file=sys.stderr)
-        print(json.dumps(found, indent=2))
+        print(json.dumps(found, indent=2, allow_nan=False))
 
 
 if __name__ == "__main__":

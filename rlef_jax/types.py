@@ -212,6 +212,8 @@ class Turn:
 class Episode:
     """One dialogue about one problem: (seed, step, index) name it, turns are its data.
 
+    With a turn and a token the name is the key of a random number (docs/sampler.md).
+
     `end` is "" while it goes on, then "public_passed", "turn_limit", "context" (the next prompt didn't fit) or
     "infra" (the judge broke: the episode keeps its row with weight zero).
     """

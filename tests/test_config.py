@@ -89,7 +89,7 @@ def test_70b_differs_from_8b_where_it_must(tmp_path, monkeypatch):
 def test_single_turn_makes_as_many_responses():
     turns, single = load("tiny.py"), load("tiny.py:single_turn")
     assert single.episode.max_turns == 1
-    # RLEF's episodes have 2.0 responses on average (docs/results.md), so the single-turn ones are twice as many.
+    # RLEF's episodes have 2.0 responses on average (docs/lab/demo.md), so the single-turn ones are twice as many.
     assert single.ppo.rollouts == 2 * turns.ppo.rollouts
 
 

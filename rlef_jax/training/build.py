@@ -1,4 +1,4 @@
-"""From a configuration to the parts of a run: model, tokenizer, sampler, judge. Only here whole sections are read."""
+"""From a configuration to the parts of a run: policy and tokenizer, meshes, samplers, judge, learner."""
 
 from __future__ import annotations
 
@@ -83,20 +83,23 @@ def build_policy(config: ConfigDict, mesh: Mesh | None = None) -> Policy:
 
     The weights of a folder or GGUF file go to their shards on `mesh` one by one (without it, to the first device).
 
-    Raises ConfigError where they can't be used, or rows may be longer than the model was made for.
+    Raises ConfigError where they can't be used, aren't finite, or rows may be longer than the model was made for.
     """
     cfg, chat, weights = describe_policy(config)
     return Policy(cfg, first_weights(config, cfg, weights, mesh), chat)
 
 
 def first_weights(config: ConfigDict, cfg: ModelConfig, weights: Weights | None, mesh: Mesh | None = None) -> Params:
-    """The weights that `config.model.init` names, of a model that `describe_policy` has described."""
-    model, dtype = config.model, jnp.dtype(config.model.param_dtype)
+    """The weights that `config.model.init` names, of a model that `describe_policy` has described.
+
+    Raises ConfigError where they can't be used, or aren't finite.
+    """
+    model, dtype, cast_to = config.model, jnp.dtype(config.model.param_dtype), (config.model.compute_dtype,)
     if weights is not None:
         shardings = None if mesh is None else mesh_shardings(mesh, cfg)
-        return load_pretrained(weights, cfg, dtype, shardings)
+        return load_pretrained(weights, cfg, dtype, shardings, cast_to)
     if model.init:
-        return load_params(resolve(model.init, ".npz", "model.init"), cfg, dtype)
+        return load_params(resolve(model.init, ".npz", "model.init"), cfg, dtype, cast_to)
     return init_params(jax.random.PRNGKey(config.seed), cfg, dtype)
 
 
