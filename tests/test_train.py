@@ -22,6 +22,8 @@ from rlef_jax.training.inputs import PYTHON, RECORD
 from rlef_jax.training.metrics_writer import read_metrics
 from tests.helpers.small_run import OVERRIDES, assert_same_run
 
+pytestmark = pytest.mark.long
+
 SMALL = OVERRIDES | {"train.iterations": 2, "train.checkpoint_every": 1, "eval.split": "valid", "eval.every": 2}
 
 

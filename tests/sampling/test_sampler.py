@@ -18,6 +18,8 @@ from rlef_jax.sampling.programs import Programs, Shapes
 from rlef_jax.sampling.request import SamplingConfig
 from rlef_jax.sampling.sampler import Sampler
 
+pytestmark = pytest.mark.long
+
 CFG = ModelConfig(vocab_size=24, d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, d_head=8, d_ff=24)
 STOP = 3
 # Sharp enough that a wrong position or mask moves log-probabilities by far more than 1e-4.
