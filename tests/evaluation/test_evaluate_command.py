@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from rlef_jax.errors import ConfigError
 from rlef_jax.evaluate import evaluate, parsed
 from rlef_jax.evaluation.chunk_store import RESULTS
 from rlef_jax.training.episode_io import read_episodes
@@ -80,3 +81,21 @@ def test_function_problems_from_prompt_to_score(tmp_path, quick_compilation, fee
     episodes = [e for path in (tmp_path / "out" / "chunks").iterdir() for e in read_episodes(path)]
     assert [len(e.turns) for e in episodes] == [3, 3]
     assert episodes[0].problem.start == rows[0]["prompt"]
+
+
+@pytest.mark.parametrize(
+    "rows, flags, told",
+    [
+        (2, ["--problems=1"], "--problems: must be 2 or more with eval.random_feedback"),
+        (1, [], "'HumanEval/0' has none beside it that has public tests"),
+    ],
+)
+def test_random_feedback_of_one_problem_is_refused_before_anything_is_loaded(tmp_path, rows, flags, told):
+    lines = [json.dumps({k: v.replace("{}", str(i)) for k, v in HUMAN_EVAL.items()}) + "\n" for i in range(rows)]
+    (tmp_path / "HumanEval.jsonl").write_text("".join(lines))
+    nothing = "--config.model.init=nowhere.npz"  # weights that can't be loaded
+    asked = ["--config=configs/tiny.py", "--benchmark=human_eval", f"--data={tmp_path}", nothing, *flags]
+    with pytest.raises(ConfigError, match=told):
+        evaluate(parsed([*asked, "--feedback=random", f"--out={tmp_path / 'out'}"]))
+    with pytest.raises(ConfigError, match=r"model\.init: no file nowhere\.npz"):
+        evaluate(parsed([*asked, f"--out={tmp_path / 'out'}"]))

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from rlef_jax.model.logp import token_logp
-from rlef_jax.model.transformer import ModelConfig, init_params, unembed
+from rlef_jax.model.parameters import init_params
+from rlef_jax.model.transformer import ModelConfig, unembed
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

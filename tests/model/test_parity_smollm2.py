@@ -94,7 +94,7 @@ def test_prefill_and_decode_equal_one_pass(model, expected, row_logits):
     cfg, params = model
     head, steps, chunk = 500, 8, 250
     cache = kv_cache.init_cache(cfg, 1, head + chunk)
-    apart = jax.jit(kv_cache.unstack)(params)
+    apart = jax.jit(functools.partial(kv_cache.unstack, cfg=cfg))(params)
     prefill = jax.jit(functools.partial(kv_cache.prefill, cfg=cfg, capacity=head))
     decode = jax.jit(functools.partial(kv_cache.decode_step, cfg=cfg))
     tokens, row = expected["tokens"][None], np.zeros(1, np.int32)

@@ -15,8 +15,8 @@ import jax
 import numpy as np
 import optax
 
+from rlef_jax.model.parameters import init_params
 from rlef_jax.model.sharding import make_mesh
-from rlef_jax.model.transformer import init_params
 from rlef_jax.ppo.pack import pack
 from rlef_jax.ppo.train_state import clip_by_norm, warmup_schedule
 from rlef_jax.ppo.update import ForwardSettings, Learner, prepare_iteration

@@ -12,8 +12,9 @@ import jax
 import numpy as np
 import optax
 
+from rlef_jax.model.parameters import init_params
 from rlef_jax.model.sharding import make_mesh
-from rlef_jax.model.transformer import ModelConfig, init_params
+from rlef_jax.model.transformer import ModelConfig
 from rlef_jax.ppo.pack import pack
 from rlef_jax.ppo.update import ForwardSettings, Learner, prepare_iteration
 from rlef_jax.training.processes import on_this_process

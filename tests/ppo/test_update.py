@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from rlef_jax.model.logp import token_logp
-from rlef_jax.model.transformer import init_params
+from rlef_jax.model.parameters import init_params
 from rlef_jax.ppo.losses import LossSettings
 from rlef_jax.ppo.objective import ForwardSettings, objective
 from rlef_jax.ppo.pack import pack

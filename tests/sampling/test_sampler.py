@@ -11,8 +11,9 @@ from jax import monitoring
 
 from rlef_jax.errors import RunError, StoppedError
 from rlef_jax.model.logp import token_logp
+from rlef_jax.model.parameters import init_params
 from rlef_jax.model.sharding import make_mesh
-from rlef_jax.model.transformer import ModelConfig, forward, init_params, unembed
+from rlef_jax.model.transformer import ModelConfig, forward, unembed
 from rlef_jax.sampling.programs import Programs, Shapes
 from rlef_jax.sampling.request import SamplingConfig
 from rlef_jax.sampling.sampler import Sampler

@@ -58,7 +58,7 @@ def places(name):
     policy = build_policy(config)
     learner = build_learner(config, policy.cfg)
     state = learner.init(jax.random.PRNGKey(0), policy.params)
-    [sampler] = build_samplers(config, policy, 1)
+    [sampler] = build_samplers(config, policy.cfg, policy.chat.stop_ids, 1)
     sent = on_this_process(state.params["policy"], learner.mesh, "bfloat16")
     sampler.set_weights(sent, 7)
     weights, version = sampler.weights()

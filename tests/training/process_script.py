@@ -7,8 +7,8 @@ import jax
 
 from rlef_jax import config as config_lib
 from rlef_jax.errors import ConfigError
+from rlef_jax.model.parameters import init_params
 from rlef_jax.model.sharding import make_mesh
-from rlef_jax.model.transformer import init_params
 from rlef_jax.training.build import build_mesh, build_sampler_mesh
 from rlef_jax.training.processes import all_gather, find_job, is_first, join, share_of
 from tests.ppo import mesh_script
