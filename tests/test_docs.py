@@ -73,8 +73,6 @@ def test_every_link_leads_somewhere(page):
 @pages
 def test_lines_fit(page):
     """A table's row is one line, however long; its cells must fit."""
-    if page.name in ("runs.md", "cluster.md", "evaluation.md"):
-        pytest.skip("not broken into lines yet")
     lines = page.read_text().splitlines()
     wide = [n for n, line in enumerate(lines, 1) if len(line) > WIDTH and not line.startswith("|")]
     assert not wide, f"lines {wide} are over {WIDTH} characters"
