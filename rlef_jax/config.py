@@ -21,8 +21,12 @@ from ml_collections import ConfigDict
 
 from rlef_jax.config_checks import validate
 from rlef_jax.errors import ConfigError
+from rlef_jax.paths import local_text
 
 SAVED_NAME = "config.json"
+TEXT_TUPLES = ("data.exclude", "data.families")  # an empty tuple doesn't say what its elements are; others are numbers
+# Keys that may hold a path. What has no slash in execution.python is a version, and package:NAME ships with rlef_jax.
+PATH_KEYS = ("model.init", "model.tokenizer", "data.dir", "execution.python")
 
 # Keys and values of earlier versions. A command line or config file that names one is told the new name; the
 # `config.json` of an older run is read with both replaced.
@@ -244,6 +248,15 @@ def apply_overrides(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigD
     return config
 
 
+def make_paths_local(config: ConfigDict) -> ConfigDict:
+    """Expands `~` in the keys that hold paths, in place. Raises ConfigError for addresses (rlef_jax.paths)."""
+    for key in PATH_KEYS:
+        section, name = key.split(".")
+        if isinstance(value := config[section][name], str) and value:
+            config[section][name] = local_text(value, f"config.{key}")
+    return config
+
+
 def check(config: ConfigDict) -> None:
     """Raises ConfigError, naming every key, for values of another type than the default's or that cannot run."""
     defaults = flat(base_config())
@@ -266,6 +279,7 @@ def load(path: str, variant: str = "", overrides: Mapping[str, Any] | None = Non
 
     Raises ConfigError for a file that isn't there, an unknown variant or key, or values that cannot run together.
     """
+    path = local_text(path, "--config")
     if not variant and ":" in path:
         path, variant = path.split(":", 1)
     module = _import_config(path)
@@ -283,7 +297,7 @@ def load(path: str, variant: str = "", overrides: Mapping[str, Any] | None = Non
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"{path}: get_config must return a ConfigDict, not {type(config).__name__}")
     config.lock()
-    check(apply_overrides(config, overrides or {}))
+    check(make_paths_local(apply_overrides(config, overrides or {})))
     return config
 
 
@@ -373,5 +387,5 @@ def load_saved(workdir: Path) -> ConfigDict:
     config = base_config()
     known = set(leaf_keys(config))
     kept = {k: tuple(v) if isinstance(v, list) else v for k, v in read_saved(workdir).items() if k in known}
-    check(apply_overrides(config, kept))
+    check(make_paths_local(apply_overrides(config, kept)))
     return config

@@ -219,5 +219,10 @@ def train(config: ConfigDict, workdir: Path) -> None:
     print(f"wrote {workdir / 'warm_start.npz'}")
 
 
+def main() -> None:
+    """Trains with the command line's configuration."""
+    command_line.main(train, command_line.config_parser(__doc__))
+
+
 if __name__ == "__main__":
-    command_line.main(train)
+    main()

@@ -13,7 +13,7 @@ import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from rlef_jax import config
+from rlef_jax import config, overrides
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -119,26 +119,18 @@ def test_commands_exist_with_their_options(page):
 def check_options(snippet: str, arguments: str, file: Path) -> None:
     """Every `--option` is one that `file`, or the command line that it shares, defines; configs load as given."""
     known = file.read_text()
-    if "command_line.main" in known:
+    if "command_line." in known:
         known += (ROOT / "rlef_jax" / "command_line.py").read_text()
-    given, overrides = "", {}
+    given, settings = "", []
     for word in shlex.split(arguments):
         name, _, value = word.partition("=")
         if name.startswith("--config."):
-            overrides[name.removeprefix("--config.")] = value
+            settings += [] if PLACEHOLDER.fullmatch(value) else [word]
         elif name.startswith("--"):
             given = value if name == "--config" else given
             assert f'"{name}"' in known or f'"{name[2:]}"' in known, f"{snippet}: {name} is no option of {file.name}"
     if given and not PLACEHOLDER.fullmatch(given):
-        values = {key: literal(text) for key, text in overrides.items() if not PLACEHOLDER.fullmatch(text)}
-        config.load(str(ROOT / given), overrides=values)
-
-
-def literal(text: str) -> object:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
+        config.load(str(ROOT / given), overrides=overrides.taken(settings)[0])
 
 
 @pages
