@@ -98,7 +98,8 @@ def test_longer_prompts_are_left_out_counted_and_remembered(folder):
     fitted = fit(source, ["train", "valid", "train"], counting, tell=told.append, report=lambda *a: reported.append(a))
     whole = open_split(folder, "train")
     short = [i for i, p in enumerate(whole) if len(words(p.description)) <= 12]
-    assert fitted.kept["train"] == tuple(short) and 0 < len(short) < 23 and fitted.kept["valid"] == tuple(range(5))
+    assert fitted.positions["train"] == tuple(short) and 0 < len(short) < 23
+    assert fitted.positions["valid"] == tuple(range(5))
     assert told == [
         f"train: {len(short)} of 23 problems; left out: {23 - len(short)} prompt of more than 12 tokens",
         "valid: 5 of 5 problems; left out: 0 prompt of more than 12 tokens",
@@ -110,9 +111,9 @@ def test_longer_prompts_are_left_out_counted_and_remembered(folder):
 
     asked.clear()
     again = fit(dataclasses.replace(source, max_prompt_tokens=9), ["train"], counting, tell=told.append)
-    assert len(again.kept["train"]) < len(short) and len(asked) <= reader._PROBES  # the lengths were kept
+    assert len(again.positions["train"]) < len(short) and len(asked) <= reader._PROBES  # the lengths were kept
     longer = fit(source, ["train"], lambda d: words(d) * 2, tell=told.append)  # another tokenizer's were not taken
-    assert len(longer.kept["train"]) < len(short)
+    assert len(longer.positions["train"]) < len(short)
     with pytest.raises(ConfigError, match="the rules leave no problem of train"):
         fit(dataclasses.replace(source, max_prompt_tokens=1), ["train"], words, tell=told.append)
 
@@ -136,9 +137,9 @@ def test_many_problems_are_counted_once_for_a_tokenizer(tmp_path):
 def test_exclusions(folder, tmp_path):
     told = []
     rules = Source("code_contests", folder, exclude=("several_answers", "files"))
-    kept = fit(rules, ["train"], words, tell=told.append).kept["train"]
-    assert kept == tuple(i for i in range(23) if i % 3 and i != 4)
-    assert told == [f"train: {len(kept)} of 23 problems; left out: 8 several_answers, 1 files"]
+    positions = fit(rules, ["train"], words, tell=told.append).positions["train"]
+    assert positions == tuple(i for i in range(23) if i % 3 and i != 4)
+    assert told == [f"train: {len(positions)} of 23 problems; left out: 8 several_answers, 1 files"]
     unchecked = Source("code_contests", folder, exclude=("references_fail",))
     with pytest.raises(ConfigError, match="not all references of valid have been run; do: python -m"):
         fit(unchecked, ["valid"], words)
@@ -151,7 +152,7 @@ def test_exclusions(folder, tmp_path):
     path = references.report_path(type(tmp_path)(folder), "valid")
     path.write_text(json.dumps(references.to_json(made)))
     try:
-        assert fit(unchecked, ["valid"], words, tell=told.append).kept["valid"] == (0, 1, 3, 4)
+        assert fit(unchecked, ["valid"], words, tell=told.append).positions["valid"] == (0, 1, 3, 4)
         path.write_text("{}")
         with pytest.raises(ConfigError, match="delete it and run the check again"):
             fit(unchecked, ["valid"], words)
