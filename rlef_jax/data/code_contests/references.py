@@ -128,8 +128,9 @@ def error_rate_line(folder: Path, split: str) -> str:
     totals = counts(report)
     count = totals["problems"] - totals["without_reference"]
     why = ", ".join(f"{number} {reason}" for reason, number in totals["problems_failing_why"].items())
-    share = 100 * totals["problems_failing"] / max(count, 1)
+    failing = totals["problems_failing"]
+    share = 100 * failing / max(count, 1)
     return (
-        f"judge's own errors on {split}: no reference solution passes on {totals['problems_failing']} of {count} problems"
+        f"judge's own errors on {split}: no reference solution passes on {failing} of {count} problems"
         f" ({share:.1f} %{': ' + why if why else ''}); {totals['without_reference']} have none"
     )
