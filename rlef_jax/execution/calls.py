@@ -9,14 +9,16 @@ which equals nothing. What bytes anybody wrote takes no longer to read, and to c
 import itertools
 import struct
 
-from rlef_jax.execution.pieces import CodecError, fit, indices, numbers_of_both_kinds, unpacked_numbers, width_of
-from rlef_jax.execution.standard import LONG_BITS, Iterated, Opaque, made_again, name_of, taken_apart
+from rlef_jax.execution.pieces import CodecError, fit_int64, index_code, pack_indices, pack_mixed, unpack_mixed
+from rlef_jax.execution.standard import LONG_BITS, Iterated, Opaque, decompose, name_of, rebuild
 
 MAX_DEPTH = 200
 ROW_WIDTH, ROWS = 8, 4096  # tuples or lists go together where each holds so many items; so many at a time
 _SIZE = struct.Struct("!I")
 _DOUBLE = struct.Struct("!d")
-FEW = 64  # items of different kinds, from which on it is worth to see whether they are the same ones over and over
+MIN_REPEATED = (
+    64  # items of different kinds, from which on it is worth to see whether they are the same ones over and over
+)
 _LEAVES = {type(None), bool, int, float, complex, bytes}
 _SEQUENCES = {"L": list, "U": tuple, "E": set, "Z": frozenset}
 _PLAIN = frozenset([*_LEAVES, str, list, tuple, set, frozenset, dict])
@@ -30,12 +32,12 @@ def encode(value, limit):
     Subclasses of these count as their base; what `standard` knows stays what it is. Raises CodecError beyond `limit`
     bytes or `MAX_DEPTH` levels.
     """
-    out = _Output(limit)
+    out = _Writer(limit)
     _encode(value, out, 0)
     return bytes(out.data)
 
 
-class _Output:
+class _Writer:
     """Bytes so far, and the strings that stand in them: each is written once."""
 
     def __init__(self, limit):
@@ -76,10 +78,10 @@ def _encode(value, out, depth):
         for tag, base in _SEQUENCES.items():
             if issubclass(kind, base):
                 items = list(base.__iter__(value))
-                packed = _packed(items, out)
-                if packed:
-                    return out.put(b"P" + tag.encode() + packed)
-                width = _rowwidth_of(items)
+                piece = _pack(items, out)
+                if piece:
+                    return out.put(b"P" + tag.encode() + piece)
+                width = _row_width(items)
                 if width:
                     return _put_rows(tag, items, width, out, depth)
                 out.put(tag.encode() + _SIZE.pack(len(items)))
@@ -91,7 +93,7 @@ def _encode(value, out, depth):
 
 def _put_standard(value, out, depth):
     """Writes a value of the standard library's own types, if it is one."""
-    parts = taken_apart(value)
+    parts = decompose(value)
     if parts is not None:
         out.put(b"W" + parts[0].encode())
         _encode(parts[1], out, depth + 1)
@@ -106,10 +108,10 @@ def _put_other(value, out, depth):
     _put(out, "G" if iterates else "O", name.encode("utf-8", "replace")[:200])
     if not iterates:
         return
-    room = len(out.data) + (out.limit - len(out.data)) // _ITERATED_SHARE
+    end_bytes = len(out.data) + (out.limit - len(out.data)) // _ITERATED_SHARE
     end = b"\0"
     for number, item in enumerate(value.items if kind is Iterated else value):
-        if number == _MOST_ITERATED or len(out.data) > room:
+        if number == _MOST_ITERATED or len(out.data) > end_bytes:
             end = b"\2"
             break
         out.put(b"\1")
@@ -121,7 +123,7 @@ def _put(out, tag, body):
     out.put(tag.encode() + (_SIZE.pack(len(body)) if tag in "ISBOG" else b"") + body)
 
 
-def _packed(items, out):
+def _pack(items, out):
     """Items of one kind as one piece, at the speed of C: a plus test may return millions. Empty where they aren't.
 
     Kind, count, then: 64-bit integers, doubles, or the numbers of strings, after the strings that are new here.
@@ -131,19 +133,19 @@ def _packed(items, out):
         return b""
     if type(items[0]) is str:
         try:
-            return _strings(items, out) if set(map(type, set(items))) == {str} else b""
+            return _pack_strings(items, out) if set(map(type, set(items))) == {str} else b""
         except TypeError:  # something that can't be in a set
             return b""
     kinds = set(map(type, items))
     if kinds == {float}:
         return b"D" + _SIZE.pack(count) + struct.pack(f"!{count}d", *items)
-    if kinds == {int} and fit(items):
+    if kinds == {int} and fit_int64(items):
         return b"I" + _SIZE.pack(count) + struct.pack(f"!{count}q", *items)
-    few = _few(items, out) if count >= FEW and kinds <= _LEAVES else b""
-    return few or (numbers_of_both_kinds(items) if kinds == {int, float} else b"")
+    few = _pack_repeated(items, out) if count >= MIN_REPEATED and kinds <= _LEAVES else b""
+    return few or (pack_mixed(items) if kinds == {int, float} else b"")
 
 
-def _few(items, out):
+def _pack_repeated(items, out):
     """Many items that are few different objects, as one piece: these, then the number of each item. Or nothing.
 
     Leaves only: lists that stand in each other again and again would take for ever to compare.
@@ -151,7 +153,7 @@ def _few(items, out):
     different = {id(item): item for item in items}
     if len(different) > 1 << 8:
         return b""
-    values = _Output(out.limit)
+    values = _Writer(out.limit)
     for value in different.values():
         _encode(value, values, MAX_DEPTH)
     numbers = dict(zip(different, range(len(different))))
@@ -159,22 +161,22 @@ def _few(items, out):
     return b"V" + sizes + values.data + bytes(map(numbers.__getitem__, map(id, items)))
 
 
-def _strings(items, out):
+def _pack_strings(items, out):
     """Strings as one piece: count, count of the new ones and those, then the numbers of all."""
-    new, known, number = b"", len(out.strings), out.strings.__getitem__
+    new_strings, old_count, number_of = b"", len(out.strings), out.strings.__getitem__
     try:
-        numbers = indices(map(number, items), len(items), known)
+        numbers = pack_indices(map(number_of, items), len(items), old_count)
     except KeyError:
         for text in dict.fromkeys(items):
             if text not in out.strings:
                 body = text.encode("utf-8", "surrogatepass")
-                new += _SIZE.pack(len(body)) + body
+                new_strings += _SIZE.pack(len(body)) + body
                 out.strings[text] = len(out.strings)
-        numbers = indices(map(number, items), len(items), len(out.strings))
-    return b"S" + _SIZE.pack(len(items)) + _SIZE.pack(len(out.strings) - known) + new + numbers
+        numbers = pack_indices(map(number_of, items), len(items), len(out.strings))
+    return b"S" + _SIZE.pack(len(items)) + _SIZE.pack(len(out.strings) - old_count) + new_strings + numbers
 
 
-def _rowwidth_of(items):
+def _row_width(items):
     """How many items each of these holds, if they are tuples or lists alike, and long enough; else 0."""
     if len(items) < 2 or type(items[0]) not in (tuple, list) or len(set(map(type, items))) != 1:
         return 0
@@ -188,9 +190,9 @@ def _put_rows(tag, rows, width, out, depth):
     out.put(b"R" + (tag + inner).encode() + _SIZE.pack(len(rows)) + _SIZE.pack(width))
     for start in range(0, len(rows), ROWS):
         items = list(itertools.chain.from_iterable(rows[start : start + ROWS]))
-        packed = _packed(items, out)
-        out.put(packed or b"X" + _SIZE.pack(len(items)))
-        if not packed:
+        piece = _pack(items, out)
+        out.put(piece or b"X" + _SIZE.pack(len(items)))
+        if not piece:
             for item in items:
                 _encode(item, out, depth + 2)
 
@@ -214,25 +216,25 @@ def decode_each(data):
 def _first(view, at):
     """The value that begins at `at`, and where it ends."""
     try:
-        return _decode(view, at, 0, _Input())
+        return _decode(view, at, 0, _Reader())
     except (struct.error, LookupError, ValueError, TypeError) as exc:  # TypeError: an unhashable key
         raise exc if isinstance(exc, CodecError) else CodecError(f"not a value: {exc}") from None
 
 
-class _Input:
+class _Reader:
     """The strings so far, and whether there were decimal numbers, and integers that take them long to be compared."""
 
     def __init__(self):
         self.strings, self.decimal, self.long = [], False, False
 
-    def saw(self, decimal=False, long=False):
+    def note(self, decimal=False, long=False):
         """Takes note of one of the two. CodecError where there are both."""
         self.decimal, self.long = self.decimal or decimal, self.long or long
         if self.decimal and self.long:
             raise CodecError("decimal numbers beside integers of too many digits")
 
 
-def _decode(data, at, depth, given):
+def _decode(data, at, depth, reader):
     if depth > MAX_DEPTH:
         raise CodecError("the value is nested too deeply")
     tag, at = chr(data[at]), at + 1
@@ -243,12 +245,12 @@ def _decode(data, at, depth, given):
     if tag == "C":
         return complex(_DOUBLE.unpack_from(data, at)[0], _DOUBLE.unpack_from(data, at + 8)[0]), at + 16
     if tag == "P":
-        items, end = _unpacked(data, at + 1, given)
+        items, end = _unpack(data, at + 1, reader)
         return _sequence(chr(data[at]), items), end
     if tag == "R":
-        return _decode_rows(data, at, depth, given)
+        return _decode_rows(data, at, depth, reader)
     if tag == "W":
-        return _decode_standard(data, at, depth, given)
+        return _decode_standard(data, at, depth, reader)
     (size,), at = _SIZE.unpack_from(data, at), at + _SIZE.size
     if tag in "ISBOG":
         body = bytes(data[at : at + size])
@@ -256,13 +258,13 @@ def _decode(data, at, depth, given):
             raise CodecError("the value is cut short")
         at += size
         return (
-            _decode_iterated(data, at, depth, given, _leaf("S", body, given))
+            _decode_iterated(data, at, depth, reader, _leaf("S", body, reader))
             if tag == "G"
-            else (_leaf(tag, body, given), at)
+            else (_leaf(tag, body, reader), at)
         )
     items = []
     for _ in range(2 * size if tag == "M" else size):
-        item, at = _decode(data, at, depth + 1, given)
+        item, at = _decode(data, at, depth + 1, reader)
         items.append(item)
     if tag == "M":
         _check_hashes(items[::2])
@@ -283,58 +285,58 @@ def _check_hashes(keys):
     return keys
 
 
-def _decode_standard(data, at, depth, given):
+def _decode_standard(data, at, depth, reader):
     """The value that `_put_standard` wrote, and where it ends."""
     letter = chr(data[at])
-    parts, at = _decode(data, at + 1, depth + 1, given)
-    given.saw(decimal=letter == "D")
-    return made_again(letter, parts), at
+    parts, at = _decode(data, at + 1, depth + 1, reader)
+    reader.note(decimal=letter == "D")
+    return rebuild(letter, parts), at
 
 
-def _decode_iterated(data, at, depth, given, name):
+def _decode_iterated(data, at, depth, reader, name):
     """What follows an iterator's name: its items, and where they end."""
     items = []
     while data[at] == 1:
-        item, at = _decode(data, at + 1, depth + 1, given)
+        item, at = _decode(data, at + 1, depth + 1, reader)
         items.append(item)
     return Iterated(name, items, data[at] == 0), at + 1
 
 
-def _unpacked(data, at, given):
+def _unpack(data, at, reader):
     """The items that `_packed` made one piece of, and where they end."""
     kind, (count,), at = chr(data[at]), _SIZE.unpack_from(data, at + 1), at + 1 + _SIZE.size
     if kind in "DI":
         return struct.unpack_from(f"!{count}{'d' if kind == 'D' else 'q'}", data, at), at + 8 * count
     if kind == "V":
-        return _unpacked_few(data, at, count, given)
+        return _unpack_repeated(data, at, count, reader)
     if kind == "N":
-        return unpacked_numbers(data, at, count)
+        return unpack_mixed(data, at, count)
     if kind != "S":
         raise CodecError(f"no kind of items: {kind!r}")
-    (fresh,), at = _SIZE.unpack_from(data, at), at + _SIZE.size
-    for _ in range(fresh):
+    (new_count,), at = _SIZE.unpack_from(data, at), at + _SIZE.size
+    for _ in range(new_count):
         (size,), at = _SIZE.unpack_from(data, at), at + _SIZE.size
         body = bytes(data[at : at + size])
         if len(body) != size:
             raise CodecError("the value is cut short")
-        given.strings.append(body.decode("utf-8", "surrogatepass"))
+        reader.strings.append(body.decode("utf-8", "surrogatepass"))
         at += size
-    form = f"!{count}{width_of(len(given.strings))}"
+    form = f"!{count}{index_code(len(reader.strings))}"
     end = at + struct.calcsize(form)
     if end > len(data):
         raise CodecError("the value is cut short")
     numbers = data[at:end] if form[-1] == "B" else struct.unpack_from(form, data, at)
-    return map(given.strings.__getitem__, numbers), end
+    return map(reader.strings.__getitem__, numbers), end
 
 
-def _unpacked_few(data, at, count, given):
+def _unpack_repeated(data, at, count, reader):
     """The items that `_few` wrote, and where they end."""
     (different,), at = _SIZE.unpack_from(data, at), at + _SIZE.size
     values = []
     for _ in range(min(different, 1 << 8)):
         if chr(data[at]) not in "NTFIDCB":
             raise CodecError("not a leaf")
-        value, at = _decode(data, at, MAX_DEPTH, given)
+        value, at = _decode(data, at, MAX_DEPTH, reader)
         values.append(value)
     numbers = data[at : at + count]
     if len(numbers) != count:
@@ -342,7 +344,7 @@ def _unpacked_few(data, at, count, given):
     return map(values.__getitem__, numbers), at + count
 
 
-def _decode_rows(data, at, depth, given):
+def _decode_rows(data, at, depth, reader):
     """The rows that `_put_rows` wrote, and where they end."""
     outer, inner = chr(data[at]), chr(data[at + 1])
     (count, width), at = struct.unpack_from("!II", data, at + 2), at + 2 + 2 * _SIZE.size
@@ -356,10 +358,10 @@ def _decode_rows(data, at, depth, given):
         if data[at] == ord("X"):
             items, at = [], at + 1 + _SIZE.size
             for _ in range(size):
-                item, at = _decode(data, at, depth + 2, given)
+                item, at = _decode(data, at, depth + 2, reader)
                 items.append(item)
         else:
-            items, at = _unpacked(data, at, given)
+            items, at = _unpack(data, at, reader)
         block = zip(*[iter(items)] * width)
         rows += block if inner == "U" else map(list, block)
     if len(rows) != count:
@@ -367,16 +369,16 @@ def _decode_rows(data, at, depth, given):
     return _sequence(outer, rows), at
 
 
-def _leaf(tag, body, given):
+def _leaf(tag, body, reader):
     if tag == "I":
-        given.saw(long=len(body) > LONG_BITS // 8)
+        reader.note(long=len(body) > LONG_BITS // 8)
         return int.from_bytes(body, "big", signed=True)
     if tag == "S":
         return body.decode("utf-8", "surrogatepass")
     return body if tag == "B" else Opaque(body.decode("utf-8", "replace"))
 
 
-def answers(names, data, limit):
+def call_results(names, data, limit):
     """The result of each of the calls in `data` (`[entry point, [arguments, ...]]`), made with a program's names.
 
     Arguments are a list; or, where there are named ones, a tuple of the list and a dict. Yields bytes, a result's at a
@@ -388,7 +390,7 @@ def answers(names, data, limit):
     function = names[entry_point]
     for call in calls:
         arguments, named = call if type(call) is tuple else (call, {})
-        out = _Output(limit)
+        out = _Writer(limit)
         _encode(function(*arguments, **named), out, 0)
         limit -= len(out.data)
         yield out.data

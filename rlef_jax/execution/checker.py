@@ -30,7 +30,7 @@ class Stop(BaseException):
     """Ends the assert's code."""
 
 
-class Brief(reprlib.Repr):
+class ShortRepr(reprlib.Repr):
     """Texts of values, in so many characters as a reader wants of them."""
 
     def __init__(self):
@@ -48,33 +48,35 @@ class Brief(reprlib.Repr):
 class Calls:
     """The function's stand-in, and what it was called with."""
 
-    def __init__(self, entry_point, known):
-        self.entry_point, self.known = entry_point, known
-        self.made, self.before, self.said, self.shown = [], 0, None, Brief().repr
+    def __init__(self, entry_point, recorded):
+        self.entry_point, self.recorded = entry_point, recorded
+        self.history, self.claim_start, self.answer, self.text_of = [], 0, None, ShortRepr().repr
         self.function = self.missing  # what has this name among the assert's names
 
     def __call__(self, *arguments, **named):
-        at = len(self.made)
-        if at == len(self.known) or not same([list(arguments), named], list(self.known[at][:2])):
+        at = len(self.history)
+        if at == len(self.recorded) or not same_call([list(arguments), named], list(self.recorded[at][:2])):
             self.stop(["call", at, list(arguments), named])
-        self.made.append((arguments, named, self.known[at][2]))
-        return self.known[at][2]
+        self.history.append((arguments, named, self.recorded[at][2]))
+        return self.recorded[at][2]
 
     def missing(self, *arguments, **named):
         """In the place of a function that isn't there."""
         raise NameError(f"name {self.entry_point!r} is not defined")
 
-    def stop(self, said):
+    def stop(self, answer):
         """Ends the assert with a verdict."""
-        self.said = self.said or said
+        self.answer = self.answer or answer
         raise Stop
 
     def note(self):
         """The calls that the assert at hand has made, or else those before it, with what they returned."""
         texts = []
-        for arguments, named, result in (self.made[self.before :] or self.made)[-_SHOWN_CALLS:]:
-            given = [self.shown(a) for a in arguments] + [f"{k}={self.shown(v)}" for k, v in named.items()]
-            texts.append(f"{self.entry_point}({', '.join(given)}) returned {self.shown(result)}")
+        for arguments, named, result in (self.history[self.claim_start :] or self.history)[-_SHOWN_CALLS:]:
+            texts_of_arguments = [self.text_of(a) for a in arguments] + [
+                f"{k}={self.text_of(v)}" for k, v in named.items()
+            ]
+            texts.append(f"{self.entry_point}({', '.join(texts_of_arguments)}) returned {self.text_of(result)}")
         return ", ".join(texts)
 
     def fail(self, text):
@@ -86,26 +88,26 @@ class Calls:
         """The claim of `assert one == other`."""
         if not one == other:
             self.stop(["unequal", one, other, self.note()[:_CHARS]])
-        self.before = len(self.made)
+        self.claim_start = len(self.history)
 
     def compared(self, sign, one, other):
         """The claim of `assert one < other` and the like."""
         holds, words = _CLAIMS[sign]
         if not holds(one, other):
-            self.fail(f"{self.shown(one)} {words} {self.shown(other)}")
-        self.before = len(self.made)
+            self.fail(f"{self.text_of(one)} {words} {self.text_of(other)}")
+        self.claim_start = len(self.history)
 
     def true(self, value):
         """The claim of any other assert."""
         if not value:
-            self.fail(f"{self.shown(value)} is not true")
-        self.before = len(self.made)
+            self.fail(f"{self.text_of(value)} is not true")
+        self.claim_start = len(self.history)
 
     def false(self, value):
         """The claim of `assert not value`."""
         if value:
-            self.fail(f"{self.shown(value)} is not false")
-        self.before = len(self.made)
+            self.fail(f"{self.text_of(value)} is not false")
+        self.claim_start = len(self.history)
 
 
 class Recorder(Calls):
@@ -118,7 +120,7 @@ class Recorder(Calls):
     def __call__(self, *arguments, **named):
         if self.inside:  # it calls itself
             return self.function(*arguments, **named)
-        given = copy.deepcopy([list(arguments), named])
+        arguments_before = copy.deepcopy([list(arguments), named])
         self.inside = True
         try:
             result = self.function(*arguments, **named)
@@ -127,12 +129,12 @@ class Recorder(Calls):
             raise
         finally:
             self.inside = False
-        result, again = doubled(result)
-        self.made.append((given[0], given[1], again))
+        result, again = two_copies(result)
+        self.history.append((arguments_before[0], arguments_before[1], again))
         return result
 
 
-def doubled(value):
+def two_copies(value):
     """A value twice: the assert may change the one, or use it up."""
     if hasattr(type(value), "__next__"):
         import itertools
@@ -144,7 +146,7 @@ def doubled(value):
         return value, value
 
 
-def same(one, other):
+def same_call(one, other):
     """Whether the function was asked the same: what isn't equal to itself counts by its text."""
     try:
         return one == other or repr(one) == repr(other)
@@ -152,7 +154,7 @@ def same(one, other):
         return False
 
 
-def told(exc):
+def exception_line(exc):
     """An exception as the last line of its stack trace has it."""
     text = str(exc)[:_CHARS]
     return f"{type(exc).__name__}: {text}" if text else type(exc).__name__
@@ -176,13 +178,13 @@ def run(check, calls):
     exec(compile(code, "assert.py", "exec", dont_inherit=True), space)
 
 
-def verdict(check, entry_point, known):
+def verdict(check, entry_point, recorded):
     """What the assert says where the function's calls are `known`: [arguments, named arguments, result] of each.
 
     Returns ["passed"]; ["failed", text]; ["unequal", one, other, note] where `==` says no; or ["call", how many of
     `known` were of use, arguments, named arguments] for the first call that isn't there.
     """
-    calls = Calls(entry_point, known)
+    calls = Calls(entry_point, recorded)
     try:
         run(check, calls)
     except Stop:
@@ -190,14 +192,14 @@ def verdict(check, entry_point, known):
     except MemoryError:
         raise
     except Exception as exc:
-        calls.said = calls.said or ["failed", told(exc)]
-    return calls.said or ["passed"]
+        calls.answer = calls.answer or ["failed", exception_line(exc)]
+    return calls.answer or ["passed"]
 
 
 def record(check, entry_point):
     """The calls that the assert makes of the reference solution's function, which is among its names.
 
-    Returns ["made", calls]; ["failed", text] where the assert doesn't hold for it; ["raised", text] where the function
+    Returns ["recorded", calls]; ["failed", text] where the assert doesn't hold for it; ["raised", text] where the function
     raised what the assert doesn't catch; ["other", text] where the assert itself can't be run, or expects an exception.
     """
     calls = Recorder(entry_point)
@@ -208,7 +210,7 @@ def record(check, entry_point):
     except AssertionError as exc:
         return ["failed", str(exc)]
     except Exception as exc:
-        return ["raised" if exc is calls.raised else "other", told(exc)]
+        return ["raised" if exc is calls.raised else "other", exception_line(exc)]
     if calls.raised is not None:
         return ["other", "it expects an exception"]
-    return ["made", [list(call) for call in calls.made]]
+    return ["recorded", [list(call) for call in calls.history]]

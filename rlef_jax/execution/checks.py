@@ -30,7 +30,7 @@ _LIMITS = (Status.TIME_LIMIT, Status.MEMORY_LIMIT, Status.OUTPUT_LIMIT)
 
 
 @dataclasses.dataclass(frozen=True)
-class Ask:
+class CallRequest:
     """Calls that are to be made (`calls.encode`), of a program of the judge's own, or where that is empty of the
     one that is judged."""
 
@@ -38,7 +38,7 @@ class Ask:
     program: str = ""
 
 
-type Steps = Generator[Ask, Outcome, TestResult]
+type Steps = Generator[CallRequest, Outcome, TestResult]
 
 
 @functools.cache
@@ -57,38 +57,40 @@ def steps(test: FunctionTest, limits: Limits) -> Steps:
 
 def _steps(test: FunctionTest, limits: Limits) -> Steps:
     planned: list[Any] = [list(arguments) for arguments in test.calls]
-    known: list[list[Any]] = []
-    guessed = len(planned) > 1  # they are the reference's: on its own way the program might not come by all of them
-    result, failed, spent, rounds = TestResult(Status.PASSED), None, 0.0, ROUNDS
+    recorded: list[list[Any]] = []
+    from_reference = (
+        len(planned) > 1
+    )  # they are the reference's: on its own way the program might not come by all of them
+    result, first_failure, spent_s, rounds = TestResult(Status.PASSED), None, 0.0, ROUNDS
     while rounds:
         rounds -= 1
         if planned:
-            answer = answered((yield Ask(_encoded(test.entry_point, planned))), len(planned), limits)
-            spent += answer.wall_s
+            answer = answered((yield CallRequest(_encode(test.entry_point, planned))), len(planned), limits)
+            spent_s += answer.wall_s
             if not isinstance(answer, Answer):
-                if not guessed:
+                if not from_reference:
                     return answer
-                planned, guessed, failed, rounds = [], False, answer, _ROUNDS_ALONE
+                planned, from_reference, first_failure, rounds = [], False, answer, _ROUNDS_ALONE
                 continue
-            result, known = answer.plain(), [[*_parts(c), v] for c, v in zip(planned, answer.values, strict=True)]
-        said = answered((yield _question(test, known)), 1, limits)
-        ended = _ended(said, result)
-        if isinstance(ended, TestResult):
-            return ended
-        if spent > _TIMES * limits.longest_s:
+            result, recorded = answer.plain(), [[*_parts(c), v] for c, v in zip(planned, answer.values, strict=True)]
+        reply = answered((yield _verdict_request(test, recorded)), 1, limits)
+        decision = _decision(reply, result)
+        if isinstance(decision, TestResult):
+            return decision
+        if spent_s > _TIMES * limits.longest_s:
             return dataclasses.replace(result, status=Status.TIME_LIMIT)
-        at, arguments, named = ended
-        planned, guessed = [_call(*known[i][:2]) for i in range(at)] + [_call(arguments, named)], False
+        at, arguments, named = decision
+        planned, from_reference = [_call(*recorded[i][:2]) for i in range(at)] + [_call(arguments, named)], False
     error = f"No verdict: the assert wants more than {ROUNDS} rounds of calls."
-    return failed or dataclasses.replace(result, status=Status.WRONG_ANSWER, error=error)
+    return first_failure or dataclasses.replace(result, status=Status.WRONG_ANSWER, error=error)
 
 
-def _question(test: FunctionTest, known: list[list[Any]]) -> Ask:
-    return Ask(_encoded("verdict", [[test.check, test.entry_point, known]]), checker())
+def _verdict_request(test: FunctionTest, recorded: list[list[Any]]) -> CallRequest:
+    return CallRequest(_encode("verdict", [[test.check, test.entry_point, recorded]]), checker())
 
 
-def _encoded(entry_point: str, made: list[Any]) -> bytes:
-    return calls.encode([entry_point, made], _BYTES)
+def _encode(entry_point: str, call_list: list[Any]) -> bytes:
+    return calls.encode([entry_point, call_list], _BYTES)
 
 
 def _call(arguments: list[Any], named: dict[str, Any]) -> Any:
@@ -100,14 +102,14 @@ def _parts(call: Any) -> tuple[list[Any], dict[str, Any]]:
     return call if isinstance(call, tuple) else (call, {})
 
 
-def _ended(said: TestResult, result: TestResult) -> TestResult | tuple[int, list[Any], dict[str, Any]]:
+def _decision(reply: TestResult, result: TestResult) -> TestResult | tuple[int, list[Any], dict[str, Any]]:
     """The test's result, from what the checker says of the program's last one; or the call that it wants."""
-    if not isinstance(said, Answer):
-        if said.status in _LIMITS:
-            return dataclasses.replace(result, status=said.status, error="")
-        why = said.error.split("\n")[-1]
-        return dataclasses.replace(result, status=Status.WRONG_ANSWER, error=f"No verdict of the assert: {why}")
-    ((kind, *rest),) = said.values
+    if not isinstance(reply, Answer):
+        if reply.status in _LIMITS:
+            return dataclasses.replace(result, status=reply.status, error="")
+        reason = reply.error.split("\n")[-1]
+        return dataclasses.replace(result, status=Status.WRONG_ANSWER, error=f"No verdict of the assert: {reason}")
+    ((kind, *rest),) = reply.values
     if kind == "call":
         return rest[0], rest[1], rest[2]
     if kind == "passed":

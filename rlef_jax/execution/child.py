@@ -38,7 +38,7 @@ class Start:
         self.last_fd = modules["protocol"].LAST_FD
         self.teardown = any(word in source for word in TEARDOWN_WORDS)
         self.interrupts = any(word in source for word in INTERRUPT_WORDS)
-        self.limits = own_limits(request, settings["cores"])
+        self.limits = test_limits(request, settings["cores"])
         self.cgroup = settings["cgroup"]
 
 
@@ -76,7 +76,7 @@ def show_cores(count):
         os.process_cpu_count = cpu_count
 
 
-def be_test(start, settings, request, seed):
+def test_main(start, settings, request, seed):
     """Runs the program on what descriptor 0 holds and exits as it does. Never returns."""
     code = 1
     try:
@@ -98,7 +98,7 @@ def be_test(start, settings, request, seed):
         os._exit(code)
 
 
-def own_limits(request, cores):
+def test_limits(request, cores):
     """The resource limits that only a test's process takes: (resource, (soft, hard)) of each."""
     limits = []
     seconds = int(request.wall_s * cores) + 2  # a second line: time is watched from outside
@@ -128,17 +128,17 @@ def run(start, request):
         for code in start.codes:
             exec(code, start.main.__dict__)
         if request.functions:
-            tell(VALUES)
-            for result in start.calls.answers(start.main.__dict__, calls, request.output):
-                tell(result)
+            write_report(VALUES)
+            for result in start.calls.call_results(start.main.__dict__, calls, request.output):
+                write_report(result)
         exit_code = 0
     except SystemExit as exc:
-        exit_code = code_of(exc)
+        exit_code = exit_code_of(exc)
     except MemoryError:
-        explain(OUT_OF_MEMORY, "MemoryError")
+        replace_report(OUT_OF_MEMORY, "MemoryError")
     except BaseException as exc:
         kind = OUT_OF_MEMORY if not start.cgroup and reserved_too_much(exc) else EXCEPTION
-        explain(kind, start.format_exception(exc, start.source))
+        replace_report(kind, start.format_exception(exc, start.source))
     return finish(start, exit_code)
 
 
@@ -149,7 +149,7 @@ def reserved_too_much(exc):
     )
 
 
-def code_of(exc):
+def exit_code_of(exc):
     """What `sys.exit(...)` means, as CPython has it."""
     if exc.code is None:
         return 0
@@ -173,7 +173,7 @@ def finish(start, exit_code):
             start.collector.collect()
             flush(*streams)
     except MemoryError:
-        explain(OUT_OF_MEMORY, "MemoryError")
+        replace_report(OUT_OF_MEMORY, "MemoryError")
         return 1
     except BaseException:
         return 120  # CPython's code for a failed flush
@@ -187,17 +187,17 @@ def flush(*streams):
             stream.flush()
 
 
-def explain(kind, text):
+def replace_report(kind, text):
     """Reports why the program failed, in the place of what has been reported."""
     try:
         os.lseek(3, 0, os.SEEK_SET)
         os.ftruncate(3, 0)
     except OSError:
         pass
-    tell(kind + text.encode("utf-8", "backslashreplace"))
+    write_report(kind + text.encode("utf-8", "backslashreplace"))
 
 
-def tell(report):
+def write_report(report):
     """Adds to the report; what can't be written says nothing."""
     view = memoryview(report)
     try:

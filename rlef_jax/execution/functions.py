@@ -29,7 +29,7 @@ _DIFF_CHARS = 640  # the longest diff that `unittest` shows
 _SHORT_BYTES = 1 << 16  # what takes more, as `calls` writes it, isn't even asked how long its text is
 _BRIEF = reprlib.Repr(maxlevel=4, maxlist=20, maxtuple=20, maxset=20, maxfrozenset=20, maxdict=20, maxstring=100)
 _DEFAULT_ATOL = 1e-6  # of the plus tests, where floats are expected and no tolerance is given
-_LOOKED_AT = 1000  # parts of a result, to find one that nothing can be said of
+_MAX_PARTS = 1000  # parts of a result, to find one that nothing can be said of
 
 
 def input_bytes(test: Test) -> bytes:
@@ -102,10 +102,10 @@ def _oversized(size: int, expected: tuple[Any, ...]) -> bool:
 def compare(result: Any, expected: Any, test: FunctionTest, arguments: tuple[Any, ...]) -> str | None:
     """None if a result counts as the expected one, else the message of `unittest`'s assertion, with both values."""
     try:
-        right = _COMPARISONS[test.compare](result, expected, test.atol, arguments)
+        equal = _COMPARISONS[test.compare](result, expected, test.atol, arguments)
     except Exception:  # values of other types and shapes than the comparison was made for
-        right = False
-    return None if right else inequality(result, expected)
+        equal = False
+    return None if equal else inequality(result, expected)
 
 
 def inequality(result: Any, expected: Any, note: str = "") -> str:
@@ -115,9 +115,9 @@ def inequality(result: Any, expected: Any, note: str = "") -> str:
     """
     if (name := unknown_type(result)) and not note:
         note = f"a value of type {name} equals nothing here: numbers, text and the standard containers are compared"
-    behind = f" : {note}" if note else ""
+    suffix = f" : {note}" if note else ""
     if _is_long(result) or _is_long(expected):
-        return f"AssertionError: {_difference(result, expected)}{behind}"
+        return f"AssertionError: {_difference(result, expected)}{suffix}"
     case = unittest.TestCase()
     case.maxDiff = _DIFF_CHARS
     try:
@@ -125,23 +125,23 @@ def inequality(result: Any, expected: Any, note: str = "") -> str:
             (case.assertTrue if expected else case.assertFalse)(result)
         case.assertEqual(result, expected)
     except AssertionError as exc:
-        return f"AssertionError: {exc}{behind}"
+        return f"AssertionError: {exc}{suffix}"
     except Exception:  # a result that can't be shown
         pass
-    return f"AssertionError: {_shown(result)} != {_shown(expected)}{behind}"
+    return f"AssertionError: {_shown(result)} != {_shown(expected)}{suffix}"
 
 
 def unknown_type(value: Any) -> str:
     """The name of the first type in a result that `calls` knows no more of; empty if there is none."""
-    looked_at, left = 0, [value]
-    while left and looked_at < _LOOKED_AT:
-        part, looked_at = left.pop(), looked_at + 1
+    visited, pending = 0, [value]
+    while pending and visited < _MAX_PARTS:
+        part, visited = pending.pop(), visited + 1
         if isinstance(part, (calls.Opaque, calls.Iterated)):
             return part.name
         if isinstance(part, dict):
-            left += [*part.keys(), *part.values()][:_LOOKED_AT]
+            pending += [*part.keys(), *part.values()][:_MAX_PARTS]
         elif isinstance(part, (list, tuple, set, frozenset)):
-            left += list(part)[:_LOOKED_AT]
+            pending += list(part)[:_MAX_PARTS]
     return ""
 
 

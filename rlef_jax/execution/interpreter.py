@@ -50,9 +50,9 @@ def find_python(version: str = "3.10", required: bool = False) -> Interpreter:
     """
     if "/" in version:
         return _named(os.path.abspath(os.path.expanduser(version)))
-    found = _search(version)
-    if found is not None:
-        return found
+    interpreter = _search(version)
+    if interpreter is not None:
+        return interpreter
     hint = f"install it with `uv python install {version}` or `pyenv install {version}`"
     if required:
         raise InterpreterNotFoundError(f"config.execution.require_python: no Python {version} runs here: {hint}")
@@ -108,9 +108,9 @@ def _probe(path: str) -> Interpreter | None:
 def _output(command: list[str]) -> list[str]:
     """The lines that a command prints; none if it doesn't run or fails."""
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_PROBE_TIMEOUT_S
         )
     except (OSError, subprocess.TimeoutExpired):
         return []
-    return done.stdout.splitlines() if done.returncode == 0 else []
+    return process.stdout.splitlines() if process.returncode == 0 else []

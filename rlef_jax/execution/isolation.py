@@ -54,7 +54,7 @@ class Plan:
     """How to start workers at a level. `room` is for the launcher, `settings` for the worker; both are plain data."""
 
     level: Level
-    room: Mapping[str, Any]
+    sandbox: Mapping[str, Any]
     settings: Mapping[str, Any]
 
     @property
@@ -65,7 +65,7 @@ class Plan:
 
 def plan(level: Level, interpreter: Interpreter) -> Plan:
     """What workers at a level need. IsolationError if that can't be made here (it isn't tried yet)."""
-    spaces = level is not Level.PROCESS
+    namespaces = level is not Level.PROCESS
     root = os.geteuid() == 0
     if level in (Level.FULL, Level.NAMESPACES) and not root:
         raise IsolationError("users other than one's own take root")
@@ -74,22 +74,22 @@ def plan(level: Level, interpreter: Interpreter) -> Plan:
         program_filter = seccomp.program_filter(machine)
         child_filter = b""
         if level is not Level.FULL:
-            child_filter = seccomp.single_process_filter(machine, files=spaces, signals=spaces)
+            child_filter = seccomp.single_process_filter(machine, files=namespaces, signals=namespaces)
     except seccomp.UnknownMachineError as exc:
         raise IsolationError(str(exc)) from exc
     files = interpreter_files(interpreter)
-    landlock = _landlock((*files.binds, *map(os.path.realpath, interpreter.packages)), spaces)
-    if landlock is None and not spaces and root:
+    landlock = _landlock((*files.binds, *map(os.path.realpath, interpreter.packages)), namespaces)
+    if landlock is None and not namespaces and root:
         raise IsolationError("as root, without namespaces and without Landlock, programs could write anywhere")
     users = level in (Level.FULL, Level.NAMESPACES)
     settings: dict[str, Any] = dict(
-        namespaces=spaces,
+        namespaces=namespaces,
         cgroup=level is Level.FULL,
         program_uid=1 if users else None,
         oom_score=500 if level is Level.FULL else 0,  # a program goes before its worker
         cores=whole_cores(),  # that programs are told of
         own_processes=1 if users else 3,  # that share the program's user: its own process; launcher and server too
-        box_bytes=BOX_BYTES if spaces else 0,
+        box_bytes=BOX_BYTES if namespaces else 0,
         box_inodes=BOX_INODES,
         filter=program_filter,
         child_filter=child_filter,
@@ -97,21 +97,21 @@ def plan(level: Level, interpreter: Interpreter) -> Plan:
         landlock=landlock,
     )
     packages = {f"/packages/{i}": os.path.realpath(folder) for i, folder in enumerate(interpreter.packages)}
-    settings["packages"] = list(packages if spaces else packages.values())
-    room = dict(
+    settings["packages"] = list(packages if namespaces else packages.values())
+    sandbox = dict(
         python=files.python, mapped_by_pool=users, binds=files.binds, packages=packages, links=dict(files.links)
     )
-    return Plan(level, room, settings)
+    return Plan(level, sandbox, settings)
 
 
-def _landlock(files: tuple[str, ...], spaces: bool) -> tuple[list[str], list[str], list[str]] | None:
+def _landlock(files: tuple[str, ...], namespaces: bool) -> tuple[list[str], list[str], list[str]] | None:
     """Readable, writable paths and device files for the rule set; None where the kernel has no Landlock."""
     try:
         kernel.landlock_version()
     except OSError:
         return None
     devices = [f"/dev/{name}" for name in _DEVICES]
-    return (["/"], ["/box"], devices) if spaces else (list(files), [], devices)
+    return (["/"], ["/box"], devices) if namespaces else (list(files), [], devices)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,12 +128,12 @@ def interpreter_files(interpreter: Interpreter) -> InterpreterFiles:
     """Asks the interpreter. IsolationError if it doesn't run."""
     command = [interpreter.path, "-I", "-S", "-B", "-c", _PROBE]
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+        process = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as exc:
         raise IsolationError(f"the worker could not be started: {exc}") from exc
-    if done.returncode != 0:
-        raise IsolationError(f"the worker could not be started: {done.stderr[-500:]}")
-    python, library, *objects = done.stdout.splitlines()
+    if process.returncode != 0:
+        raise IsolationError(f"the worker could not be started: {process.stderr[-500:]}")
+    python, library, *objects = process.stdout.splitlines()
     folders = _outermost(library, *_shared_libraries(interpreter))
     binds = {python, *folders}
     binds |= {f"/dev/{name}" for name in _DEVICES}
@@ -143,12 +143,12 @@ def interpreter_files(interpreter: Interpreter) -> InterpreterFiles:
     for name in ("/bin", "/sbin", "/lib", "/lib32", "/lib64"):  # merged into /usr on most systems
         if os.path.islink(name):
             links[name] = os.readlink(name)
-    shown = {path for path in objects if not _within(path, folders)}
-    for folder in {os.path.dirname(path) for path in shown}:  # a library is looked for by its short name, a link
+    libraries = {path for path in objects if not _within(path, folders)}
+    for folder in {os.path.dirname(path) for path in libraries}:  # a library is looked for by its short name, a link
         for entry in os.scandir(folder):
-            if ".so" in entry.name and entry.is_symlink() and os.path.realpath(entry.path) in shown:
+            if ".so" in entry.name and entry.is_symlink() and os.path.realpath(entry.path) in libraries:
                 links[entry.path] = os.path.realpath(entry.path)
-    binds |= shown
+    binds |= libraries
     binds -= {path for path in binds if path not in folders and _within(os.path.realpath(path), folders)}
     links = {link: target for link, target in links.items() if not _within(link, folders)}
     merged = {path for path in binds if os.path.realpath(os.path.dirname(path)) == os.path.dirname(path)}

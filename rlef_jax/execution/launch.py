@@ -11,7 +11,7 @@ import resource
 import signal
 import sys
 
-MAPPED, GO = b"U", b"g"  # to the pool: a user namespace waits for its mapping; and its answer
+WAITS_FOR_MAPPING, GO = b"U", b"g"  # to the pool: a user namespace waits for its mapping; and its answer
 ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
     "LC_ALL": "C.UTF-8",
@@ -41,72 +41,72 @@ def main():
     settings = marshal.loads(os.pread(bundle, os.fstat(bundle).st_size, 0))
     kernel = type(sys)("kernel")
     exec(compile(settings["sources"]["kernel"], "kernel.py", "exec"), kernel.__dict__)
-    own = settings["settings"]
+    worker_settings = settings["settings"]
     descriptors = {CONTROL_FD: control, PAYLOAD_FD: payload, BUNDLE_FD: bundle}
-    if own["cgroup"]:
+    if worker_settings["cgroup"]:
         descriptors[OOM_FD] = oom
     if os.read(control, 1) != GO:  # in its cgroup by now
         return
-    if own["namespaces"]:
-        root = enter_namespaces(kernel, settings["room"], control)
-        descriptors[NAMESPACE_FD] = become_first(kernel, root)
+    if worker_settings["namespaces"]:
+        root = enter_namespaces(kernel, settings["sandbox"], control)
+        descriptors[NAMESPACE_FD] = become_init(kernel, root)
     else:
         kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
         os.chdir("/")
     raise_stack_limit()
-    take_places(descriptors)
-    os.execve(settings["room"]["python"], [settings["room"]["python"], "-S", "-s", "-B", "-c", BOOT], ENVIRONMENT)
+    place_descriptors(descriptors)
+    os.execve(settings["sandbox"]["python"], [settings["sandbox"]["python"], "-S", "-s", "-B", "-c", BOOT], ENVIRONMENT)
 
 
-def enter_namespaces(kernel, room, control):
+def enter_namespaces(kernel, sandbox, control):
     """New namespaces and, in the mount namespace, a new root, built with one's own rights; returns where it is."""
-    sources = (*room["binds"], *room["packages"].values())
+    sources = (*sandbox["binds"], *sandbox["packages"].values())
     root = next(r for r in ROOTS if os.path.isdir(r) and not any(p.startswith(r + "/") for p in sources))
-    ids = os.getuid(), os.getgid()
-    if room["mapped_by_pool"]:
+    own_ids = os.getuid(), os.getgid()
+    if sandbox["mapped_by_pool"]:
         kernel.call("unshare", kernel.CLONE_NEWNS)
-        build_root(kernel, root, room)
+        build_root(kernel, root, sandbox)
     kernel.call("unshare", kernel.NAMESPACES)
-    if room["mapped_by_pool"]:
-        os.write(control, MAPPED)
+    if sandbox["mapped_by_pool"]:
+        os.write(control, WAITS_FOR_MAPPING)
         if os.read(control, 1) != GO:
             os._exit(1)
         os.setgroups([])
         os.setresgid(0, 0, 0)
         os.setresuid(0, 0, 0)
     else:
-        for name, text in (("setgroups", "deny"), ("uid_map", f"0 {ids[0]} 1"), ("gid_map", f"0 {ids[1]} 1")):
+        for name, text in (("setgroups", "deny"), ("uid_map", f"0 {own_ids[0]} 1"), ("gid_map", f"0 {own_ids[1]} 1")):
             with open("/proc/self/" + name, "w") as f:
                 f.write(text)
-        build_root(kernel, root, room)
+        build_root(kernel, root, sandbox)
     kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
     return root
 
 
-def build_root(kernel, root, room):
+def build_root(kernel, root, sandbox):
     """A read-only file system of the interpreter's files and a few devices, at the path `root`."""
     kernel.mount("", "/", "", kernel.MS_REC | kernel.MS_PRIVATE)
     kernel.mount("root", root, "tmpfs", kernel.MS_NOSUID, "size=1m,mode=755")
     for folder in ("proc", "box", "box/cwd", "dev"):
         os.mkdir(f"{root}/{folder}", 0o755)
-    for link, target in room["links"].items():
+    for link, target in sandbox["links"].items():
         os.makedirs(os.path.dirname(root + link), exist_ok=True)
         os.symlink(target, root + link)
-    for path in room["binds"]:
-        place = root + path
+    for path in sandbox["binds"]:
+        mount_point = root + path
         if os.path.isdir(path):
-            os.makedirs(place, exist_ok=True)
+            os.makedirs(mount_point, exist_ok=True)
         else:
-            os.makedirs(os.path.dirname(place), exist_ok=True)
-            os.close(os.open(place, os.O_CREAT | os.O_WRONLY, 0o644))
-        kernel.bind(path, place)
-    for place, path in room["packages"].items():
-        os.makedirs(root + place, exist_ok=True)
-        kernel.bind(path, root + place)
+            os.makedirs(os.path.dirname(mount_point), exist_ok=True)
+            os.close(os.open(mount_point, os.O_CREAT | os.O_WRONLY, 0o644))
+        kernel.bind(path, mount_point)
+    for mount_point, path in sandbox["packages"].items():
+        os.makedirs(root + mount_point, exist_ok=True)
+        kernel.bind(path, root + mount_point)
     kernel.restrict_mounts(root, kernel.ATTR_READ_ONLY | kernel.ATTR_NO_SUID)
 
 
-def become_first(kernel, root):
+def become_init(kernel, root):
     """Goes on as process 1 of the new process namespace, in the new root; the old process waits for it.
 
     Returns a descriptor of the namespace.
@@ -142,7 +142,7 @@ def raise_stack_limit():
         resource.setrlimit(resource.RLIMIT_STACK, (wanted, hard))
 
 
-def take_places(descriptors):
+def place_descriptors(descriptors):
     """Each descriptor on its number, 0 to 2 on /dev/null, and nothing else open."""
     high = {number: os.dup2(fd, 100 + number) for number, fd in descriptors.items()}
     null = os.open(os.devnull, os.O_RDWR)

@@ -10,15 +10,15 @@ class CodecError(ValueError):
     """Bytes that no `encode` made, or a value too large or too deep to send."""
 
 
-def fit(integers):
+def fit_int64(integers):
     """Whether all are numbers of 64 bits."""
     return min(integers) >= -(1 << 63) and max(integers) < 1 << 63
 
 
-def numbers_of_both_kinds(items):
+def pack_mixed(items):
     """Integers and floats as one piece: count, a byte for each that is 1 for a float, then the two kinds apart."""
     integers = [item for item in items if type(item) is int]
-    if not fit(integers):
+    if not fit_int64(integers):
         return b""
     floats = [item for item in items if type(item) is float]
     which = bytes(type(item) is float for item in items)
@@ -26,7 +26,7 @@ def numbers_of_both_kinds(items):
     return b"N" + _SIZE.pack(len(items)) + which + struct.pack(form, *integers, *floats)
 
 
-def unpacked_numbers(data, at, count):
+def unpack_mixed(data, at, count):
     """The items that `numbers_of_both_kinds` wrote, and where they end."""
     which = bytes(data[at : at + count])
     floats = which.count(1)
@@ -38,12 +38,12 @@ def unpacked_numbers(data, at, count):
     return [next(kinds[kind]) for kind in which], at + count + struct.calcsize(form)
 
 
-def indices(numbers, count, strings):
+def pack_indices(numbers, count, strings):
     """The numbers of `count` strings, where there are `strings` different ones."""
-    width = width_of(strings)
+    width = index_code(strings)
     return bytes(numbers) if width == "B" else struct.pack(f"!{count}{width}", *numbers)
 
 
-def width_of(strings):
+def index_code(strings):
     """The format of a string's number, where there are so many."""
     return "B" if strings <= 1 << 8 else "H" if strings <= 1 << 16 else "I"

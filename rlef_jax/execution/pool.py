@@ -274,10 +274,10 @@ class ExecutionPool:
                 with self._changed:
                     self._cancellations += 1
                 raise concurrent.futures.CancelledError
-            if time.monotonic() > until and self._others_wait():
+            if time.monotonic() > until and self._jobs_wait():
                 return False
             try:
-                self._advance(self._worker(index), job, until)
+                self._run_request(self._worker(index), job, until)
             except BrokenWorkerError as exc:
                 self._discard(index)
                 job.failures += 1
@@ -288,67 +288,69 @@ class ExecutionPool:
                     job.results += [TestResult(Status.INFRA_ERROR, error=str(exc))] * count
         return True
 
-    def _advance(self, worker: WorkerProcess, job: _Job, until: float) -> None:
+    def _run_request(self, worker: WorkerProcess, job: _Job, until: float) -> None:
         """One request: as many of a job's tests as fit in a message, judged as they come."""
         first = len(job.results)
         tests = job.tests[first : first + _chunk(job.tests, first)]
         if isinstance(tests[0], FunctionTest) and tests[0].check:
-            return self._ask_in_turn(worker, job, checks.steps(tests[0], job.limits))
+            return self._run_check_steps(worker, job, checks.steps(tests[0], job.limits))
         functions = isinstance(tests[0], FunctionTest)
         eager = job.careful or job.stop_at_first_failure
-        told = False  # to stop or pause
+        interrupted = False  # to stop or pause
         inputs = list(map(input_bytes, tests))
         outcomes = worker.run(job.program, inputs, job.limits, frame=job.frame, eager=eager, functions=functions)
         for test, outcome in zip(itertools.chain(tests, itertools.repeat(tests[-1])), outcomes):  # a STOPPED may follow
-            if not self._is_end(job, outcome, eager) and outcome.kind != protocol.STOPPED and not job.done:
+            if not self._ends_program(job, outcome, eager) and outcome.kind != protocol.STOPPED and not job.done:
                 job.results.append(judged(outcome, test, job.limits, self._options))
-            if told or outcome.kind == protocol.STOPPED:
+            if interrupted or outcome.kind == protocol.STOPPED:
                 continue
             if job.done and len(job.results) < len(job.tests):
                 worker.stop(worker.number)
-                told = True
-            elif time.monotonic() > until and self._others_wait():
+                interrupted = True
+            elif time.monotonic() > until and self._jobs_wait():
                 worker.pause(worker.number)
-                told = True
+                interrupted = True
 
-    def _ask_in_turn(self, worker: WorkerProcess, job: _Job, steps: checks.Steps) -> None:
+    def _run_check_steps(self, worker: WorkerProcess, job: _Job, steps: checks.Steps) -> None:
         """A test whose assert decides: the program's process and the assert's by turns."""
-        ask = next(steps)
+        request = next(steps)
         while not job.cancelled:
-            frame = () if ask.program else job.frame
+            frame = () if request.program else job.frame
             (outcome,) = worker.run(
-                ask.program or job.program, [ask.data], job.limits, frame=frame, eager=True, functions=True
+                request.program or job.program, [request.data], job.limits, frame=frame, eager=True, functions=True
             )
-            if outcome.kind == protocol.STOPPED or (not ask.program and self._is_end(job, outcome, eager=True)):
+            if outcome.kind == protocol.STOPPED or (
+                not request.program and self._ends_program(job, outcome, eager=True)
+            ):
                 return
             if outcome.kind in (protocol.NOT_COMPILED, protocol.DIED) and not outcome.out_of_memory:
                 raise BrokenWorkerError("the process of an assert could not be run")
             try:
-                ask = steps.send(outcome)
+                request = steps.send(outcome)
             except StopIteration as end:
                 job.results.append(end.value)
                 return
 
-    def _is_end(self, job: _Job, outcome: Outcome, eager: bool) -> bool:
+    def _ends_program(self, job: _Job, outcome: Outcome, eager: bool) -> bool:
         """Whether an outcome is about the program as a whole, not about a test: then it is dealt with here."""
         if outcome.kind == protocol.NOT_COMPILED:
             error = outcome.error.decode("utf-8", "replace")
             left = 1 if job.stop_at_first_failure else len(job.tests) - len(job.results)
             job.results += [TestResult(Status.SYNTAX_ERROR, error=error)] * left
         elif outcome.kind == protocol.DIED:
-            self._bury(job, eager, outcome.out_of_memory)
+            self._handle_death(job, eager, outcome.out_of_memory)
         return outcome.kind in (protocol.NOT_COMPILED, protocol.DIED)
 
-    def _bury(self, job: _Job, known: bool, out_of_memory: bool) -> None:
+    def _handle_death(self, job: _Job, eager: bool, out_of_memory: bool) -> None:
         """The program's own process has died: of memory, or it is the judge's failure. BrokenWorkerError for that."""
-        if not known:  # replies may have been lost: once more, one at a time
+        if not eager:  # replies may have been lost: once more, one at a time
             job.careful = True
         elif out_of_memory:
             job.results.append(TestResult(Status.MEMORY_LIMIT))
         else:
             raise BrokenWorkerError("the program's process was killed from outside")
 
-    def _others_wait(self) -> bool:
+    def _jobs_wait(self) -> bool:
         with self._changed:
             return bool(self._queue)
 

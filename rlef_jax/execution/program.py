@@ -30,7 +30,7 @@ IMPORTABLE = frozenset(
 PACKAGES = {"numpy": "numpy.random"}
 
 
-def be_program(settings, modules, request, first):
+def program_main(settings, modules, request, first):
     """The whole life of a program's process, from test number `first` on. Never returns."""
     code = 1
     try:
@@ -108,8 +108,8 @@ class Program:
         A program so is what it would be in a file of its own: its first line is 1, its docstring and its imports from
         __future__ stand first.
         """
-        before, after = self.frame
-        texts = [(before, "before.py"), (self.source, "solution.py"), (after, "after.py")]
+        prefix, suffix = self.frame
+        texts = [(prefix, "before.py"), (self.source, "solution.py"), (suffix, "after.py")]
         try:
             return [
                 compile(text, name, "exec", dont_inherit=True) for text, name in texts if text or text is self.source
@@ -129,7 +129,7 @@ class Program:
         began, self.compiling_s = time.monotonic() - self.compiling_s, 0.0  # the first test pays for the compiler
         pid = os.fork()
         if pid == 0:
-            self.child.be_test(start, self.settings, self.request, seed)
+            self.child.test_main(start, self.settings, self.request, seed)
         pidfd = os.pidfd_open(pid)
         kind = self.wait(pidfd, pid, began)
         wall_s = time.monotonic() - began
@@ -176,12 +176,12 @@ class Program:
         may have started others, nobody knows: they may be at work.
         """
         now, used = time.monotonic(), time.clock_gettime((~pid << 3) | PROCESS_CPU_CLOCK)
-        since, before = self.sampled or (now, used)
-        if now - since >= IDLE_WINDOW_S and self.alone and used - before < IDLE_SHARE * (now - since):
+        sampled_at, used_then = self.sampled or (now, used)
+        if now - sampled_at >= IDLE_WINDOW_S and self.alone and used - used_then < IDLE_SHARE * (now - sampled_at):
             return 0
-        if now - since >= IDLE_WINDOW_S or not self.sampled:
-            since, _ = self.sampled = now, used
-        left = began + self.request.longest_s - now, self.request.wall_s - used, since + IDLE_WINDOW_S - now
+        if now - sampled_at >= IDLE_WINDOW_S or not self.sampled:
+            sampled_at, _ = self.sampled = now, used
+        left = began + self.request.longest_s - now, self.request.wall_s - used, sampled_at + IDLE_WINDOW_S - now
         return max(min(left), 0)
 
     def listen(self):
@@ -217,7 +217,7 @@ class Program:
         stderr = os.pread(2, STDERR_BYTES, max(0, size - STDERR_BYTES)) if size else b""
         if size > STDERR_BYTES:
             stderr = b"[%d bytes cut]..." % (size - STDERR_BYTES) + stderr
-        report, report_size = self.kind_of_report()
+        report, report_size = self.report_kind_and_size()
         ooms = self.count_ooms()
         oom, self.ooms = ooms != self.ooms, ooms
         oom = oom or (not self.settings["cgroup"] and usage.ru_maxrss * 1024 > self.most_memory)
@@ -256,7 +256,7 @@ class Program:
             self.worker.write_all(self.worker.CONTROL_FD, data)
             at, count = at + len(data), count - len(data)
 
-    def kind_of_report(self):
+    def report_kind_and_size(self):
         """What kind of report the test's process has left, and the size of what follows: its text, or the results."""
         fd = self.worker.REPORT_FD
         size = os.lseek(fd, 0, os.SEEK_END)

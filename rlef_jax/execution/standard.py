@@ -54,56 +54,74 @@ class Iterated:
         return f"<{self.name} object>"
 
 
-def _decimal(cls, text):
+def _rebuild_decimal(cls, text):
     try:
-        return cls(_as(str, text))
+        return cls(_require_type(str, text))
     except ArithmeticError:  # decimal.InvalidOperation
         raise ValueError("no decimal number") from None
 
 
-def _fraction(cls, parts):
+def _rebuild_fraction(cls, parts):
     numerator, denominator = parts
-    if _as(int, denominator) < 1 or max(_as(int, numerator).bit_length(), denominator.bit_length()) > LONG_BITS:
+    if (
+        _require_type(int, denominator) < 1
+        or max(_require_type(int, numerator).bit_length(), denominator.bit_length()) > LONG_BITS
+    ):
         raise ValueError("no fraction, or one of too many digits")
-    made = object.__new__(cls)  # as it was written: a greatest common divisor may take for ever
-    made._numerator, made._denominator = numerator, denominator
-    return made
+    fraction = object.__new__(cls)  # as it was written: a greatest common divisor may take for ever
+    fraction._numerator, fraction._denominator = numerator, denominator
+    return fraction
 
 
-def _as(kind, parts):
+def _require_type(kind, parts):
     if type(parts) is not kind:
         raise TypeError(f"not made of a {kind.__name__}")
     return parts
 
 
-def _mapping(cls, parts):
-    return cls(_as(dict, parts))
+def _rebuild_mapping(cls, parts):
+    return cls(_require_type(dict, parts))
 
 
 # Letter: module and name of the type, how it is taken apart, how it is made again of type and parts.
 _TYPES: dict = {
-    "D": ("decimal", "Decimal", str, _decimal),
-    "F": ("fractions", "Fraction", lambda v: (v.numerator, v.denominator), _fraction),
-    "R": ("builtins", "range", lambda v: (v.start, v.stop, v.step), lambda cls, parts: cls(*_as(tuple, parts))),
-    "O": ("collections", "OrderedDict", dict, _mapping),
-    "C": ("collections", "Counter", dict, _mapping),
-    "d": ("collections", "defaultdict", dict, lambda cls, parts: cls(None, _as(dict, parts))),
-    "U": ("collections", "UserDict", dict, _mapping),
-    "c": ("collections", "ChainMap", dict, _mapping),
-    "P": ("types", "MappingProxyType", dict, _mapping),
-    "L": ("collections", "UserList", list, lambda cls, parts: cls(_as(list, parts))),
-    "S": ("collections", "UserString", str, lambda cls, parts: cls(_as(str, parts))),
-    "Q": ("collections", "deque", lambda v: (list(v), v.maxlen), lambda cls, parts: cls(_as(list, parts[0]), parts[1])),
+    "D": ("decimal", "Decimal", str, _rebuild_decimal),
+    "F": ("fractions", "Fraction", lambda v: (v.numerator, v.denominator), _rebuild_fraction),
+    "R": (
+        "builtins",
+        "range",
+        lambda v: (v.start, v.stop, v.step),
+        lambda cls, parts: cls(*_require_type(tuple, parts)),
+    ),
+    "O": ("collections", "OrderedDict", dict, _rebuild_mapping),
+    "C": ("collections", "Counter", dict, _rebuild_mapping),
+    "d": ("collections", "defaultdict", dict, lambda cls, parts: cls(None, _require_type(dict, parts))),
+    "U": ("collections", "UserDict", dict, _rebuild_mapping),
+    "c": ("collections", "ChainMap", dict, _rebuild_mapping),
+    "P": ("types", "MappingProxyType", dict, _rebuild_mapping),
+    "L": ("collections", "UserList", list, lambda cls, parts: cls(_require_type(list, parts))),
+    "S": ("collections", "UserString", str, lambda cls, parts: cls(_require_type(str, parts))),
+    "Q": (
+        "collections",
+        "deque",
+        lambda v: (list(v), v.maxlen),
+        lambda cls, parts: cls(_require_type(list, parts[0]), parts[1]),
+    ),
     "m": ("builtins", "memoryview", lambda v: (v.format, v.tobytes()), lambda cls, parts: cls(parts[1]).cast(parts[0])),
-    "k": ("collections.abc", "KeysView", dict.fromkeys, lambda cls, parts: _as(dict, parts).keys()),
-    "i": ("collections.abc", "ItemsView", dict, lambda cls, parts: _as(dict, parts).items()),
-    "v": ("collections.abc", "ValuesView", list, lambda cls, parts: dict(enumerate(_as(list, parts))).values()),
+    "k": ("collections.abc", "KeysView", dict.fromkeys, lambda cls, parts: _require_type(dict, parts).keys()),
+    "i": ("collections.abc", "ItemsView", dict, lambda cls, parts: _require_type(dict, parts).items()),
+    "v": (
+        "collections.abc",
+        "ValuesView",
+        list,
+        lambda cls, parts: dict(enumerate(_require_type(list, parts))).values(),
+    ),
 }
 _LETTERS = {(module, name): letter for letter, (module, name, _, _) in _TYPES.items()}
 _LETTERS["builtins", "mappingproxy"] = "P"
 
 
-def taken_apart(value):
+def decompose(value):
     """(letter, plain parts) of a value of one of these types; None for any other."""
     kind = type(value)
     letter = "k" if issubclass(kind, _KEYS) else "i" if issubclass(kind, _ITEMS) else None
@@ -118,7 +136,7 @@ def taken_apart(value):
     return letter, apart(value)
 
 
-def made_again(letter, parts):
+def rebuild(letter, parts):
     """The value of these parts. Raises KeyError, TypeError or ValueError for parts that it isn't made of."""
     module, name, _, make = _TYPES[letter]
     return make(getattr(__import__(module, fromlist=[name]), name), parts)

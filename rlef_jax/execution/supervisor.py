@@ -114,8 +114,8 @@ class WorkerProcess:
         if self._cgroup is not None:
             self._cgroup.add(self._process.pid)
         self._socket.sendall(launch.GO)
-        if self._plan.room["mapped_by_pool"]:
-            self._expect(launch.MAPPED)
+        if self._plan.sandbox["mapped_by_pool"]:
+            self._expect(launch.WAITS_FOR_MAPPING)
             server, program = user_ids(os.getpid() * 64 + self.index)
             for name in ("uid_map", "gid_map"):
                 pathlib.Path(f"/proc/{self.pid}/{name}").write_text(f"0 {server} 1\n1 {program} 1\n")
@@ -124,11 +124,11 @@ class WorkerProcess:
         if self._cgroup is not None:
             self._idle_bytes = self._cgroup.used() + _SPACE_BYTES
 
-    def _expect(self, wanted: bytes) -> None:
-        got = bytes(self._read(1))
-        if got != wanted:
+    def _expect(self, expected: bytes) -> None:
+        received = bytes(self._read(1))
+        if received != expected:
             with self._socket.makefile("rb") as rest:
-                raise BrokenWorkerError((got[1:] + rest.read()).decode("utf-8", "replace") or "it said nothing")
+                raise BrokenWorkerError((received[1:] + rest.read()).decode("utf-8", "replace") or "it said nothing")
 
     def run(
         self,
@@ -205,13 +205,13 @@ class WorkerProcess:
 
     def stop(self, number: int) -> None:
         """Has the worker end request `number` now, if it still runs: a STOPPED outcome will be its last."""
-        self._tell(worker.STOP, number)
+        self._send_control(worker.STOP, number)
 
     def pause(self, number: int) -> None:
         """The same after the test that runs."""
-        self._tell(worker.PAUSE, number)
+        self._send_control(worker.PAUSE, number)
 
-    def _tell(self, kind: bytes, number: int) -> None:
+    def _send_control(self, kind: bytes, number: int) -> None:
         try:
             self._send(kind, number, Limits())
         except OSError:  # it has just died; its own thread will see
@@ -263,7 +263,7 @@ def _bundle(plan: Plan) -> bytes:
         "worker": source("worker"),
         "sources": texts,
         "settings": dict(plan.settings),
-        "room": dict(plan.room),
+        "sandbox": dict(plan.sandbox),
     }
     return marshal.dumps(content, 2)
 
@@ -271,4 +271,4 @@ def _bundle(plan: Plan) -> bytes:
 def source(name: str) -> str:
     """The text of a file of this folder, with those that it imports from here in the place of the imports."""
     text = (_HERE / f"{name}.py").read_text(encoding="utf-8")
-    return _OWN_IMPORT.sub(lambda found: source(found[1]), text)
+    return _OWN_IMPORT.sub(lambda match: source(match[1]), text)

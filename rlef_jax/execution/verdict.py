@@ -102,7 +102,7 @@ def _then(
     """A future of `finish(result)`; exceptions and cancellation pass through."""
     chained: Future[Verdict] = Future()
 
-    def copy(done: Future[tuple[TestResult, ...]]) -> None:
+    def forward(done: Future[tuple[TestResult, ...]]) -> None:
         if done.cancelled():
             chained.cancel()
             chained.set_running_or_notify_cancel()
@@ -111,5 +111,5 @@ def _then(
         else:
             chained.set_result(finish(done.result()))
 
-    future.add_done_callback(copy)
+    future.add_done_callback(forward)
     return chained

@@ -77,9 +77,9 @@ class Server:
             pid = self.fork(request, first)
             compiled = self.wait_for_compiler(pid, request)
             status = os.waitpid(pid, 0)[1]
-            told = self.told()
+            stage_data = self.read_stage()
             if not compiled:
-                compiled = told[:1] == COMPILED
+                compiled = stage_data[:1] == COMPILED
             clean = os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0
             if clean:
                 return
@@ -88,7 +88,7 @@ class Server:
                 code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
                 answer_died(compiled, code, code == NO_MEMORY or self.count_ooms() != ooms)
                 return
-            first = INDEX.unpack(told[-INDEX.size :])[0]
+            first = INDEX.unpack(stage_data[-INDEX.size :])[0]
 
     def fork(self, request, first):
         """Starts the program's process: process 1 of a process namespace, where there are namespaces."""
@@ -97,7 +97,7 @@ class Server:
             self.kernel.call("unshare", CLONE_NEWPID)
         pid = os.fork()
         if pid == 0:
-            self.program.be_program(self.settings, self.modules, request, first)
+            self.program.program_main(self.settings, self.modules, request, first)
         if spaces:
             self.kernel.call("setns", NAMESPACE_FD, CLONE_NEWPID)
         return pid
@@ -118,7 +118,7 @@ class Server:
         """What tells whether the kernel has killed a process for the memory of this worker's cgroup."""
         return count_ooms() if self.settings["cgroup"] else b""
 
-    def told(self):
+    def read_stage(self):
         """What else a program's process has written before it ended."""
         try:
             return os.read(self.stage, 64)

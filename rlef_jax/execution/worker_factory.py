@@ -26,16 +26,18 @@ class WorkerFactory:
 
     def __init__(self, interpreter: Interpreter, require: str = "", level: str = ""):
         """Raises IsolationError where `require` (at least) or `level` (exactly) can't be had, ValueError for others."""
-        wanted = [Level(level)] if level else list(LEVELS[: LEVELS.index(Level(require)) + 1] if require else LEVELS)
+        candidates = (
+            [Level(level)] if level else list(LEVELS[: LEVELS.index(Level(require)) + 1] if require else LEVELS)
+        )
         self._plan: Plan | None = None
         self._reason = ""
         reasons = []
-        for candidate in wanted:
-            found = trial(candidate, interpreter)
-            if isinstance(found, Plan):
-                self._plan = found
+        for candidate in candidates:
+            result = trial(candidate, interpreter)
+            if isinstance(result, Plan):
+                self._plan = result
                 break
-            reasons.append(f"{candidate.value}: {found}")
+            reasons.append(f"{candidate.value}: {result}")
         if self._plan is None:
             self._reason = "; ".join(reasons)
             if level or require:
@@ -52,14 +54,14 @@ class WorkerFactory:
         if self._plan is None:
             raise BrokenWorkerError(self._reason)
         if self._janitor is not None:
-            self._janitor.tell("+", index)
+            self._janitor.record("+", index)
         return WorkerProcess(self._plan, index)
 
     def dispose(self, worker: WorkerProcess) -> None:
         """Ends a worker and removes what it had."""
         worker.close()
         if self._janitor is not None:
-            self._janitor.tell("-", worker.index)
+            self._janitor.record("-", worker.index)
 
     def close(self) -> None:
         """Nothing is left to tidy up."""
@@ -88,7 +90,7 @@ class _Janitor:
         finally:
             os.close(reader)
 
-    def tell(self, sign: str, index: int) -> None:
+    def record(self, sign: str, index: int) -> None:
         with self._lock, contextlib.suppress(OSError):  # a janitor that was killed: the next pool sweeps
             for folder in cgroups.folders(index):
                 os.write(self._writer, f"{sign}{folder}\n".encode())
@@ -102,10 +104,10 @@ class _Janitor:
 
 
 @functools.cache
-def _tried(level: Level, interpreter: Interpreter) -> Plan | str:
+def _try_level(level: Level, interpreter: Interpreter) -> Plan | str:
     try:
-        found = plan(level, interpreter)
-        worker = WorkerProcess(found, _TRIAL_INDEX)
+        candidate = plan(level, interpreter)
+        worker = WorkerProcess(candidate, _TRIAL_INDEX)
     except (IsolationError, BrokenWorkerError) as exc:
         return str(exc)
     try:
@@ -115,10 +117,10 @@ def _tried(level: Level, interpreter: Interpreter) -> Plan | str:
     finally:
         worker.kill()
         worker.close()
-    return found if outcome.stdout == b"42\n" else f"a trial ended wrongly: {outcome}"
+    return candidate if outcome.stdout == b"42\n" else f"a trial ended wrongly: {outcome}"
 
 
 def trial(level: Level, interpreter: Interpreter) -> Plan | str:
     """How to start workers at a level, after one has been; or why that isn't possible. Tried once per process."""
     with _trials:
-        return _tried(level, interpreter)
+        return _try_level(level, interpreter)

@@ -89,7 +89,7 @@ def test_many_rows_take_a_byte_for_a_string():
             calls.decode(data[:-cut])
 
 
-@given(st.lists(st.sampled_from([None, True, 1, 1.0, 0, False, -0.0, b"x", 2j]), min_size=calls.FEW))
+@given(st.lists(st.sampled_from([None, True, 1, 1.0, 0, False, -0.0, b"x", 2j]), min_size=calls.MIN_REPEATED))
 def test_few_values_over_and_over(items):
     data = calls.encode(items, 1 << 20)
     assert len(data) < len(items) * (1 if len(set(map(type, items))) > 1 else 9) + 200
