@@ -70,8 +70,8 @@ def _stops(tokenizer: FastTokenizer, ids: Sequence[Any], source: Path) -> tuple[
     stops = [i for i in ids if i is not None]
     if unknown := [i for i in stops if type(i) is not int or tokenizer.whole.id_to_token(i) is None]:
         raise ConfigError(
-            f"{source}: {unknown[0]!r} ends a response there (eos_token_id), and is no token of the tokenizer: correct one"
-            " of the two"
+            f"{source}: {unknown[0]!r} ends a response there (eos_token_id), and is no token of the tokenizer: correct"
+            " one of the two"
         )
     return tuple(stops)
 

@@ -29,7 +29,7 @@ class Tokenizer:
     """
 
     def __init__(self, model: bytes) -> None:
-        """Args: model: the bytes of a `.model` file. Raises ValueError if special tokens or byte fallback are missing."""
+        """Args: model: bytes of a `.model` file. Raises ValueError if special tokens or byte fallback are missing."""
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.vocab_size: int = self._processor.get_piece_size()
         self.bos_id = self.special_id(BOS)

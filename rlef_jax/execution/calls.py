@@ -1,9 +1,10 @@
 # mypy: allow-untyped-defs
-"""Calls of a program's functions, and their results, as bytes. Runs on both sides, under the judge's Python and ours.
+"""Encodes calls of a program's functions, and their results, as bytes. Runs under the judge's Python and under ours.
 
-A result is written by exact type, by the program's own process: what arrives outside is plain data, or of the standard
-library's own types (`standard`), whose comparison runs no code of the program's. Any other type arrives as an `Opaque`,
-which equals nothing. What bytes anybody wrote takes no longer to read, and to compare, than their number allows.
+The program's process encodes results by their exact type. The judge decodes plain data and types of the standard
+library (`standard`), so that comparing them runs none of the program's code. A value of any other type is decoded as an
+`Opaque`, which equals nothing. The bytes may come from a hostile program: the time to decode a value and to compare it
+is bounded by their number.
 """
 
 import itertools
@@ -13,24 +14,22 @@ from rlef_jax.execution.pieces import CodecError, fit_int64, index_code, pack_in
 from rlef_jax.execution.standard import LONG_BITS, Iterated, Opaque, decompose, name_of, rebuild
 
 MAX_DEPTH = 200
-ROW_WIDTH, ROWS = 8, 4096  # tuples or lists go together where each holds so many items; so many at a time
+ROW_WIDTH, ROWS = 8, 4096  # smallest width of rows (equal-length tuples or lists) encoded as blocks; rows per block
 _SIZE = struct.Struct("!I")
 _DOUBLE = struct.Struct("!d")
-MIN_REPEATED = (
-    64  # items of different kinds, from which on it is worth to see whether they are the same ones over and over
-)
+MIN_REPEATED = 64  # smallest number of items of several types that is checked for repeated objects
 _LEAVES = {type(None), bool, int, float, complex, bytes}
 _SEQUENCES = {"L": list, "U": tuple, "E": set, "Z": frozenset}
 _PLAIN = frozenset([*_LEAVES, str, list, tuple, set, frozenset, dict])
-_MOST_ITERATED, _ITERATED_SHARE = 1 << 17, 16  # items taken of an iterator, its share of the limit: it may be endless
-_MOST_COLLISIONS = 100  # keys that share a hash: comparing them takes the square of their number
+_MOST_ITERATED, _ITERATED_SHARE = 1 << 17, 16  # an iterator may be endless: most items, and its part of the byte limit
+_MOST_COLLISIONS = 100  # keys with equal hashes: building a dict of n of them takes time n squared
 
 
 def encode(value, limit):
     """Bytes of plain data: None, bool, int, float, complex, str, bytes, list, tuple, set, frozenset, dict.
 
-    Subclasses of these count as their base; what `standard` knows stays what it is. Raises CodecError beyond `limit`
-    bytes or `MAX_DEPTH` levels.
+    Values of subclasses are encoded as their base type, except the types that `standard` knows. Raises CodecError
+    beyond `limit` bytes or `MAX_DEPTH` levels.
     """
     out = _Writer(limit)
     _encode(value, out, 0)
@@ -38,7 +37,7 @@ def encode(value, limit):
 
 
 class _Writer:
-    """Bytes so far, and the strings that stand in them: each is written once."""
+    """The bytes written so far and the strings among them: each string is written once, then referred to by number."""
 
     def __init__(self, limit):
         self.data = bytearray()
@@ -92,7 +91,7 @@ def _encode(value, out, depth):
 
 
 def _put_standard(value, out, depth):
-    """Writes a value of the standard library's own types, if it is one."""
+    """Writes a value of the standard library's types. Returns False for other values, without writing."""
     parts = decompose(value)
     if parts is not None:
         out.put(b"W" + parts[0].encode())
@@ -101,7 +100,7 @@ def _put_standard(value, out, depth):
 
 
 def _put_other(value, out, depth):
-    """An iterator's items, as many as there is room for; of any other type the name."""
+    """Writes an iterator's name and first items, up to a limit; for a value of any other type only the type's name."""
     kind = type(value)
     name = value.name if kind in (Opaque, Iterated) else name_of(kind)
     iterates = hasattr(kind, "__next__") and hasattr(kind, "__iter__")
@@ -124,9 +123,9 @@ def _put(out, tag, body):
 
 
 def _pack(items, out):
-    """Items of one kind as one piece, at the speed of C: a plus test may return millions. Empty where they aren't.
+    """Items of one type as one piece, for speed: a plus test may return millions. b"" for other items.
 
-    Kind, count, then: 64-bit integers, doubles, or the numbers of strings, after the strings that are new here.
+    Layout: type, count, then 64-bit integers or doubles; for strings, those not written before, then a number per item.
     """
     count = len(items)
     if count < 2:
@@ -134,7 +133,7 @@ def _pack(items, out):
     if type(items[0]) is str:
         try:
             return _pack_strings(items, out) if set(map(type, set(items))) == {str} else b""
-        except TypeError:  # something that can't be in a set
+        except TypeError:  # an unhashable item
             return b""
     kinds = set(map(type, items))
     if kinds == {float}:
@@ -146,9 +145,10 @@ def _pack(items, out):
 
 
 def _pack_repeated(items, out):
-    """Many items that are few different objects, as one piece: these, then the number of each item. Or nothing.
+    """Many references to at most 256 different objects, as one piece: the objects, then a byte per item; else b"".
 
-    Leaves only: lists that stand in each other again and again would take for ever to compare.
+    Only for leaves: decoding would share the objects, and nested lists that share items can take exponential time to
+    compare.
     """
     different = {id(item): item for item in items}
     if len(different) > 1 << 8:
@@ -162,7 +162,7 @@ def _pack_repeated(items, out):
 
 
 def _pack_strings(items, out):
-    """Strings as one piece: count, count of the new ones and those, then the numbers of all."""
+    """Strings as one piece: count, number of strings not written before, these strings, then a number per item."""
     new_strings, old_count, number_of = b"", len(out.strings), out.strings.__getitem__
     try:
         numbers = pack_indices(map(number_of, items), len(items), old_count)
@@ -177,7 +177,7 @@ def _pack_strings(items, out):
 
 
 def _row_width(items):
-    """How many items each of these holds, if they are tuples or lists alike, and long enough; else 0."""
+    """The width of rows: the common length of tuples or lists that are long enough; 0 for other items."""
     if len(items) < 2 or type(items[0]) not in (tuple, list) or len(set(map(type, items))) != 1:
         return 0
     widths = set(map(len, items))
@@ -185,7 +185,7 @@ def _row_width(items):
 
 
 def _put_rows(tag, rows, width, out, depth):
-    """Rows: their count and width, then the items of ROWS of them at a time as one piece, or (X) one by one."""
+    """Writes rows: count and width, then blocks of ROWS rows, each as one piece or (X) item by item."""
     inner = "U" if type(rows[0]) is tuple else "L"
     out.put(b"R" + (tag + inner).encode() + _SIZE.pack(len(rows)) + _SIZE.pack(width))
     for start in range(0, len(rows), ROWS):
@@ -198,7 +198,7 @@ def _put_rows(tag, rows, width, out, depth):
 
 
 def decode(data):
-    """The value that `encode` made bytes of. Raises CodecError for anything else."""
+    """The value that `encode` wrote. Raises CodecError for other bytes."""
     value, end = _first(memoryview(data), 0)
     if end != len(data):
         raise CodecError("something follows the value")
@@ -206,7 +206,7 @@ def decode(data):
 
 
 def decode_each(data):
-    """The values of `encode`'s bytes one after the other, each when it is asked for. Raises CodecError as `decode`."""
+    """Yields the values of concatenated `encode` bytes, decoding each lazily. Raises CodecError as `decode` does."""
     view, at = memoryview(data), 0
     while at < len(view):
         value, at = _first(view, at)
@@ -214,7 +214,7 @@ def decode_each(data):
 
 
 def _first(view, at):
-    """The value that begins at `at`, and where it ends."""
+    """(value that begins at `at`, its end)."""
     try:
         return _decode(view, at, 0, _Reader())
     except (struct.error, LookupError, ValueError, TypeError) as exc:  # TypeError: an unhashable key
@@ -222,13 +222,16 @@ def _first(view, at):
 
 
 class _Reader:
-    """The strings so far, and whether there were decimal numbers, and integers that take them long to be compared."""
+    """The strings decoded so far, and whether there were decimal numbers or very long integers.
+
+    Comparing a Decimal with such an integer takes too long.
+    """
 
     def __init__(self):
         self.strings, self.decimal, self.long = [], False, False
 
     def note(self, decimal=False, long=False):
-        """Takes note of one of the two. CodecError where there are both."""
+        """Records a decimal number or a long integer. Raises CodecError once there are both."""
         self.decimal, self.long = self.decimal or decimal, self.long or long
         if self.decimal and self.long:
             raise CodecError("decimal numbers beside integers of too many digits")
@@ -279,14 +282,14 @@ def _sequence(tag, items):
 
 
 def _check_hashes(keys):
-    """The keys of a set or dict that can be made in no time. CodecError where too many of them share a hash."""
+    """Returns the keys. Raises CodecError if so many have equal hashes that a set or dict of them would be slow."""
     if len(keys) > _MOST_COLLISIONS and len(keys) - len(set(map(hash, keys))) > _MOST_COLLISIONS:
         raise CodecError("too many keys share a hash")
     return keys
 
 
 def _decode_standard(data, at, depth, reader):
-    """The value that `_put_standard` wrote, and where it ends."""
+    """(value that `_put_standard` wrote, its end)."""
     letter = chr(data[at])
     parts, at = _decode(data, at + 1, depth + 1, reader)
     reader.note(decimal=letter == "D")
@@ -294,7 +297,7 @@ def _decode_standard(data, at, depth, reader):
 
 
 def _decode_iterated(data, at, depth, reader, name):
-    """What follows an iterator's name: its items, and where they end."""
+    """(iterator with the items that follow its name, their end)."""
     items = []
     while data[at] == 1:
         item, at = _decode(data, at + 1, depth + 1, reader)
@@ -303,7 +306,7 @@ def _decode_iterated(data, at, depth, reader, name):
 
 
 def _unpack(data, at, reader):
-    """The items that `_packed` made one piece of, and where they end."""
+    """(items that `_pack` wrote as one piece, their end)."""
     kind, (count,), at = chr(data[at]), _SIZE.unpack_from(data, at + 1), at + 1 + _SIZE.size
     if kind in "DI":
         return struct.unpack_from(f"!{count}{'d' if kind == 'D' else 'q'}", data, at), at + 8 * count
@@ -330,7 +333,7 @@ def _unpack(data, at, reader):
 
 
 def _unpack_repeated(data, at, count, reader):
-    """The items that `_few` wrote, and where they end."""
+    """(items that `_pack_repeated` wrote, their end)."""
     (different,), at = _SIZE.unpack_from(data, at), at + _SIZE.size
     values = []
     for _ in range(min(different, 1 << 8)):
@@ -345,7 +348,7 @@ def _unpack_repeated(data, at, count, reader):
 
 
 def _decode_rows(data, at, depth, reader):
-    """The rows that `_put_rows` wrote, and where they end."""
+    """(rows that `_put_rows` wrote, their end)."""
     outer, inner = chr(data[at]), chr(data[at + 1])
     (count, width), at = struct.unpack_from("!II", data, at + 2), at + 2 + 2 * _SIZE.size
     if width < ROW_WIDTH or inner not in "UL":
@@ -379,10 +382,11 @@ def _leaf(tag, body, reader):
 
 
 def call_results(names, data, limit):
-    """The result of each of the calls in `data` (`[entry point, [arguments, ...]]`), made with a program's names.
+    """Makes the calls in `data` (an encoded `[entry point, [arguments, ...]]`) and yields each result's bytes.
 
-    Arguments are a list; or, where there are named ones, a tuple of the list and a dict. Yields bytes, a result's at a
-    time, so that no more than one is held; `limit` is for all of them.
+    Arguments are a list of positional ones, or a tuple of that list and a dict of keyword arguments. Only one result is
+    held at a time; `limit` bounds the bytes of all results together. `names` is the program's global namespace. Raises
+    NameError if it lacks the entry point, and whatever the function raises.
     """
     entry_point, calls = decode(data)
     if entry_point not in names:

@@ -1,4 +1,4 @@
-"""Levels of isolation, strongest first: which are available here, and what a worker needs to be started at one."""
+"""Levels of isolation, strongest first, and the settings with which a worker starts at one of them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from rlef_jax.execution.cores import whole_cores
 from rlef_jax.execution.interpreter import Interpreter
 
 BOX_BYTES, BOX_INODES = 64 << 20, 1024  # a test's scratch folder
-_FIRST_UID = 0x70000000  # of the users that root's workers and their programs become: far from any account's
+_FIRST_UID = 0x70000000  # first user id of root's workers and their programs: far from any account's
 _DEVICES = ("null", "zero", "full", "random", "urandom")
-# What the interpreter maps once all its extension modules are loaded, and where its library is.
+# Prints the interpreter, its library folder, and the shared objects mapped once all extension modules are loaded.
 _PROBE = """
 import ctypes, glob, os, sys
 print(os.path.realpath(sys.executable)); print(os.path.dirname(os.path.realpath(os.__file__)))
@@ -28,30 +28,30 @@ for line in open("/proc/self/maps"):
     path = line.split(None, 5)[-1].strip()
     if ".so" in path and path.startswith("/"): print(path)
 """
-# Where an interpreter's packages may find what they are linked with; files of the host's that everybody may read.
+# Host folders, readable by all users, with the shared libraries that an interpreter's packages may need.
 _SYSTEM_LIBRARIES = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/lib", "/lib64")
 _LOADERS = ("/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1")
 
 
 class Level(enum.StrEnum):
-    """What stands between a program and the machine; docs/executor.md says what each level stops."""
+    """Level of isolation between a program and the machine; docs/executor.md says what each level prevents."""
 
-    FULL = "full"  # namespaces, users of their own for server and program, cgroup, seccomp, Landlock
+    FULL = "full"  # namespaces, separate users for server and program, cgroup, seccomp, Landlock
     NAMESPACES = "namespaces"  # the same without a cgroup: one process per program
-    USER = "user"  # what an ordinary user can have: namespaces with a single user, seccomp, Landlock
-    PROCESS = "process"  # no namespaces: limits, seccomp and Landlock around one process
+    USER = "user"  # without root: namespaces with a single user, seccomp, Landlock
+    PROCESS = "process"  # no namespaces: resource limits, seccomp and Landlock around one process
 
 
 LEVELS = tuple(Level)
 
 
 class IsolationError(RuntimeError):
-    """A required level of isolation isn't available; the message says why."""
+    """Raised if a required level of isolation isn't available; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How to start workers at a level. `room` is for the launcher, `settings` for the worker; both are plain data."""
+    """How to start workers at a level: `sandbox` is for the launcher, `settings` for the worker; both plain data."""
 
     level: Level
     sandbox: Mapping[str, Any]
@@ -64,7 +64,7 @@ class Plan:
 
 
 def plan(level: Level, interpreter: Interpreter) -> Plan:
-    """What workers at a level need. IsolationError if that can't be made here (it isn't tried yet)."""
+    """The plan for workers at a level, not yet tried. Raises IsolationError if the level is impossible here."""
     namespaces = level is not Level.PROCESS
     root = os.geteuid() == 0
     if level in (Level.FULL, Level.NAMESPACES) and not root:
@@ -86,9 +86,10 @@ def plan(level: Level, interpreter: Interpreter) -> Plan:
         namespaces=namespaces,
         cgroup=level is Level.FULL,
         program_uid=1 if users else None,
-        oom_score=500 if level is Level.FULL else 0,  # a program goes before its worker
-        cores=whole_cores(),  # that programs are told of
-        own_processes=1 if users else 3,  # that share the program's user: its own process; launcher and server too
+        oom_score=500 if level is Level.FULL else 0,  # the kernel kills a program before its worker
+        cores=whole_cores(),  # that programs see
+        # Processes of the program's user: the program's process; without separate users also launcher and server.
+        own_processes=1 if users else 3,
         box_bytes=BOX_BYTES if namespaces else 0,
         box_inodes=BOX_INODES,
         filter=program_filter,
@@ -105,7 +106,7 @@ def plan(level: Level, interpreter: Interpreter) -> Plan:
 
 
 def _landlock(files: tuple[str, ...], namespaces: bool) -> tuple[list[str], list[str], list[str]] | None:
-    """Readable, writable paths and device files for the rule set; None where the kernel has no Landlock."""
+    """(readable paths, writable paths, device files) of the Landlock rules; None if the kernel has no Landlock."""
     try:
         kernel.landlock_version()
     except OSError:
@@ -116,7 +117,7 @@ def _landlock(files: tuple[str, ...], namespaces: bool) -> tuple[list[str], list
 
 @dataclasses.dataclass(frozen=True)
 class InterpreterFiles:
-    """What an interpreter reads: its executable, the files and folders to show, symbolic links to make beside them."""
+    """The files an interpreter needs: its executable, files and folders to bind, symbolic links (link, target)."""
 
     python: str
     binds: tuple[str, ...]
@@ -125,7 +126,7 @@ class InterpreterFiles:
 
 @functools.cache
 def interpreter_files(interpreter: Interpreter) -> InterpreterFiles:
-    """Asks the interpreter. IsolationError if it doesn't run."""
+    """Finds these files by running the interpreter. Raises IsolationError if it doesn't run."""
     command = [interpreter.path, "-I", "-S", "-B", "-c", _PROBE]
     try:
         process = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
@@ -144,7 +145,7 @@ def interpreter_files(interpreter: Interpreter) -> InterpreterFiles:
         if os.path.islink(name):
             links[name] = os.readlink(name)
     libraries = {path for path in objects if not _within(path, folders)}
-    for folder in {os.path.dirname(path) for path in libraries}:  # a library is looked for by its short name, a link
+    for folder in {os.path.dirname(path) for path in libraries}:  # libraries are opened by a short name, a link
         for entry in os.scandir(folder):
             if ".so" in entry.name and entry.is_symlink() and os.path.realpath(entry.path) in libraries:
                 links[entry.path] = os.path.realpath(entry.path)
@@ -157,12 +158,12 @@ def interpreter_files(interpreter: Interpreter) -> InterpreterFiles:
 
 
 def _shared_libraries(interpreter: Interpreter) -> list[str]:
-    """Folders of shared libraries that an interpreter with packages is shown."""
+    """Folders of shared libraries to bind for an interpreter with packages; [] without packages."""
     return [f for f in _SYSTEM_LIBRARIES if interpreter.packages and os.path.isdir(f) and not os.path.islink(f)]
 
 
 def _outermost(*folders: str) -> list[str]:
-    """The folders that lie in none of the others."""
+    """The folders that aren't inside another of them."""
     return [folder for folder in dict.fromkeys(folders) if not _within(os.path.dirname(folder), folders)]
 
 
@@ -171,6 +172,6 @@ def _within(path: str, folders: Iterable[str]) -> bool:
 
 
 def user_ids(slot: int) -> tuple[int, int]:
-    """Outer numbers of a worker's two users: the server's and its programs'. They differ between workers."""
+    """(user id of a worker's server, user id of its programs) outside the namespace. They differ between workers."""
     first = _FIRST_UID + 2 * (slot % (1 << 24))
     return first, first + 1
