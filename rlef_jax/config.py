@@ -21,8 +21,12 @@ from ml_collections import ConfigDict
 
 from rlef_jax.config_checks import validate
 from rlef_jax.errors import ConfigError
+from rlef_jax.paths import local_text
 
 SAVED_NAME = "config.json"
+TEXT_TUPLES = ("data.exclude", "data.families")  # an empty tuple doesn't say what its elements are; others are numbers
+# Keys that may hold a path. What has no slash in execution.python is a version, and package:NAME ships with rlef_jax.
+PATH_KEYS = ("model.init", "model.tokenizer", "data.dir", "execution.python")
 
 # Keys and values of earlier versions. A command line or config file that names one is told the new name; the
 # `config.json` of an older run is read with both replaced.
@@ -54,7 +58,7 @@ def base_config() -> ConfigDict:
                 max_turns=3,  # responses per episode (3.1)
                 context=256,  # tokens of a whole episode: prompts, feedback and responses
                 max_new_tokens=96,  # of one response
-                feedback="true",  # "true"; "random" (C.2): another problem's failures; "none" (B.5)
+                feedback="true",  # or "random" (C.2), "none" (B.5): docs/method.md
                 max_failures_shown=0,  # failed tests named in one feedback message; 0 = all
                 max_text_chars=0,  # of each input, output or stack trace shown; 0 = no cut
                 system_prompt="",
@@ -101,6 +105,7 @@ def base_config() -> ConfigDict:
             train=dict(
                 max_staleness=0,  # iterations that rollouts may be ahead of the learner's weights; 0 = synchronous
                 bad_update="stop",  # gradient not finite or over ppo.max_grad_norm: "stop" or "skip" the update
+                max_skipped=20,  # updates in a row that are not applied, after which the run ends; 0 = no limit
                 iterations=3000,  # each makes ppo.updates updates: 12,000 updates for 8B (A.1)
                 checkpoint_every=50,  # iterations
                 keep_checkpoints=3,
@@ -244,6 +249,15 @@ def apply_overrides(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigD
     return config
 
 
+def make_paths_local(config: ConfigDict) -> ConfigDict:
+    """Expands `~` in the keys that hold paths, in place. Raises ConfigError for addresses (rlef_jax.paths)."""
+    for key in PATH_KEYS:
+        section, name = key.split(".")
+        if isinstance(value := config[section][name], str) and value:
+            config[section][name] = local_text(value, f"config.{key}")
+    return config
+
+
 def check(config: ConfigDict) -> None:
     """Raises ConfigError, naming every key, for values of another type than the default's or that cannot run."""
     defaults = flat(base_config())
@@ -266,6 +280,7 @@ def load(path: str, variant: str = "", overrides: Mapping[str, Any] | None = Non
 
     Raises ConfigError for a file that isn't there, an unknown variant or key, or values that cannot run together.
     """
+    path = local_text(path, "--config")
     if not variant and ":" in path:
         path, variant = path.split(":", 1)
     module = _import_config(path)
@@ -283,7 +298,7 @@ def load(path: str, variant: str = "", overrides: Mapping[str, Any] | None = Non
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"{path}: get_config must return a ConfigDict, not {type(config).__name__}")
     config.lock()
-    check(apply_overrides(config, overrides or {}))
+    check(make_paths_local(apply_overrides(config, overrides or {})))
     return config
 
 
@@ -333,7 +348,7 @@ def _value_at(config: Any, key: str) -> Any:
 def save(config: ConfigDict, workdir: Path) -> None:
     """Writes `workdir/config.json`, so that a run can be read without the file that launched it."""
     part = workdir / (SAVED_NAME + ".part")
-    part.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    part.write_text(json.dumps(config.to_dict(), indent=2, allow_nan=False) + "\n")
     os.replace(part, workdir / SAVED_NAME)
 
 
@@ -373,5 +388,5 @@ def load_saved(workdir: Path) -> ConfigDict:
     config = base_config()
     known = set(leaf_keys(config))
     kept = {k: tuple(v) if isinstance(v, list) else v for k, v in read_saved(workdir).items() if k in known}
-    check(apply_overrides(config, kept))
+    check(make_paths_local(apply_overrides(config, kept)))
     return config

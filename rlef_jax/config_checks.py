@@ -29,7 +29,7 @@ _AT_LEAST_0 = (
     "seed", "model.vocab_size", "episode.max_failures_shown", "episode.max_text_chars", "sampling.top_k",
     "execution.workers", "execution.max_wall_s", "ppo.warmup_steps", "ppo.weight_decay", "ppo.clip_norm",
     "ppo.max_grad_norm", "ppo.kl_beta", "ppo.value_coef", "train.iterations", "train.max_staleness",
-    "eval.temperature", "eval.problems", "eval.every", "eval.patience",
+    "train.max_skipped", "eval.temperature", "eval.problems", "eval.every", "eval.patience",
     "data.max_prompt_tokens", "sft.steps", "sft.warmup_steps", "sft.weight_decay", "sft.clip_norm",
 )  # fmt: skip
 _SHARES = ("sampling.min_ready_fraction", "sft.marked_share", "sft.unmarked_right_repairs", "sft.unmarked_habit")
@@ -107,7 +107,7 @@ def _check_model(config: ConfigDict) -> Faults:
     m = config.model
     yield m.n_heads % m.n_kv_heads != 0, "model.n_kv_heads", f"must divide n_heads={m.n_heads}; it is {m.n_kv_heads}"
     scaling = tuple(m.rope_scaling)
-    numbers = len(scaling) in (0, 4) and all(isinstance(n, int | float) and n > 0 for n in scaling)
+    numbers = len(scaling) in (0, 4) and all(isinstance(n, int | float) and 0 < n < math.inf for n in scaling)
     ordered = not scaling or (numbers and scaling[1] < scaling[2])
     four = f"four numbers above 0, the second below the third, or (); it is {scaling}"
     yield not (numbers and ordered), "model.rope_scaling", four

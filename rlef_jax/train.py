@@ -7,13 +7,13 @@ on where the run stopped; --resume=never refuses to. On SIGINT or SIGTERM it fin
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 from pathlib import Path
 from typing import Any
 
 import jax
-from absl import flags
 from ml_collections import ConfigDict
 
 from rlef_jax import command_line
@@ -137,22 +137,23 @@ def _chosen(checkpoints: Checkpoints, state: TrainState, progress: Progress) -> 
 
 
 def main() -> None:
-    """Defines --resume and what names a job beside the common flags, and trains."""
-    flags.DEFINE_enum(
-        "resume", "auto", ("auto", "never"), "auto: go on where the workdir's run stopped; never: refuse."
+    """Reads the arguments, --resume and what names a job beside the common ones, and trains."""
+    parser = command_line.config_parser(__doc__)
+    parser.add_argument(
+        "--resume", choices=("auto", "never"), default="auto", help="auto: go on where the workdir's run stopped"
     )
     for name, told in (
         ("coordinator", "HOST:PORT where the job's processes meet"),
         ("processes", 'how many there are, or "auto" under SLURM and Kubernetes'),
         ("process", "which one this is, from 0"),
     ):
-        flags.DEFINE_string(name, None, f"In a job of several processes (docs/cluster.md): {told}.")
+        parser.add_argument(f"--{name}", help=f"in a job of several processes (docs/cluster.md): {told}")
 
-    def run(config: ConfigDict, workdir: Path) -> None:
-        join(find_job({name: flags.FLAGS[name].value for name in NAMES}, os.environ))
-        train(config, workdir, go_on=flags.FLAGS.resume == "auto")
+    def run(config: ConfigDict, args: argparse.Namespace) -> None:
+        join(find_job({name: getattr(args, name) for name in NAMES}, os.environ))
+        train(config, args.workdir, go_on=args.resume == "auto")
 
-    command_line.main(run)
+    command_line.with_arguments(run, parser)
 
 
 if __name__ == "__main__":

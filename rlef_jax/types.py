@@ -213,6 +213,8 @@ class Turn:
 class Episode:
     """One dialogue about one problem, identified by (seed, step, index).
 
+    With a turn and a token, (seed, step, index) is the key of a random number (docs/sampler.md).
+
     `end` is "" while it is unfinished, then "public_passed", "turn_limit", "context" (the next prompt didn't fit) or
     "infra" (the judge broke: the episode keeps its row with weight zero).
     """

@@ -27,7 +27,7 @@ from rlef_jax.types import FunctionTest, Problem
 _HUMAN_EVAL_ROOT_ATOL = 1e-4
 # Calls of a plus test that are grouped into one of our tests, which share its time limit (EvalPlus limits each call).
 _CALLS = 10
-_MEMORY_BYTES = 4 << 30  # EvalPlus's own limit (its docs/execution.md); HumanEval and MBPP have none
+_MEMORY_BYTES = 4 << 30  # EvalPlus's own limit (in its documentation); HumanEval and MBPP have none
 
 
 def problems(rows: Sequence[tuple[Mapping[str, Any], Mapping[str, Any] | None]], runner: Runner) -> list[Problem]:

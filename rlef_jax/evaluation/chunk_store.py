@@ -80,5 +80,5 @@ def write_results(folder: Path, found: Mapping[str, Any]) -> None:
 
 def _write(path: Path, value: Mapping[str, Any]) -> None:
     part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    part.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(part, path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from rlef_jax.errors import ConfigError
+from rlef_jax.model.finite import check_tensor
 from rlef_jax.model.gguf_file import open_gguf
 from rlef_jax.model.hf_config import read_config
 from rlef_jax.model.layout import Piece, layout, tensor_shapes
@@ -34,6 +35,8 @@ class Weights(Protocol):
     dtypes: Mapping[str, str]  # as safetensors spells them
 
     def read(self, name: str) -> np.ndarray: ...
+
+    def file_of(self, name: str) -> Path: ...
 
 
 class HFFolder:
@@ -73,6 +76,10 @@ class HFFolder:
     def read(self, name: str) -> np.ndarray:
         """A tensor as a view of its file."""
         return self._files[name].read(name)
+
+    def file_of(self, name: str) -> Path:
+        """The file that holds a tensor."""
+        return self._files[name].path
 
 
 def open_weights(init: str) -> Weights | None:
@@ -124,7 +131,13 @@ def _named(names: Iterable[str]) -> str:
     return ", ".join(some[:_MOST_NAMED]) + more
 
 
-def load_pretrained(weights: Weights, cfg: ModelConfig, dtype: Any = jnp.float32, shardings: Any = None) -> Params:
+def load_pretrained(
+    weights: Weights,
+    cfg: ModelConfig,
+    dtype: Any = jnp.float32,
+    shardings: Any = None,
+    cast_to: Sequence[Any] = (),
+) -> Params:
     """The parameters, each tensor read once and put where it shall lie before the next one is read.
 
     Args:
@@ -132,22 +145,25 @@ def load_pretrained(weights: Weights, cfg: ModelConfig, dtype: Any = jnp.float32
       cfg: their model. `weights.cfg`, or one that differs in `max_positions`.
       dtype: of the parameters; the files' own may be another.
       shardings: the tree of `sharding.param_shardings`; None is the first device.
+      cast_to: dtypes that the parameters will be cast to later.
 
-    Raises ConfigError naming tensors that are missing, too many or misshapen.
+    Raises ConfigError naming tensors that are missing, too many or misshapen, or hold an entry that isn't finite in one
+    of these dtypes.
     """
     check_tensors(weights, cfg)
     pieces = layout(cfg)
+    dtypes = (dtype, *cast_to)
     if shardings is None:
         first = SingleDeviceSharding(jax.devices()[0])
         shardings = jax.tree.map(lambda _: first, pieces, is_leaf=_is_piece)
 
     def place(path: Any, piece: Piece, shape: tuple[int, ...], sharding: Any) -> jax.Array:
         if path[0].key != "layers":
-            return _placed(weights, piece, None, shape, sharding).astype(dtype)
+            return _placed(weights, piece, None, shape, sharding, dtypes).astype(dtype)
         stack = jax.jit(functools.partial(jnp.zeros, shape, dtype), out_shardings=sharding)()
         write = _writer(sharding)
         for layer in range(shape[0]):
-            stack = write(stack, _placed(weights, piece, layer, shape[1:], _of_layer(sharding)), layer)
+            stack = write(stack, _placed(weights, piece, layer, shape[1:], _of_layer(sharding), dtypes), layer)
         return stack
 
     return jax.tree_util.tree_map_with_path(place, pieces, param_shapes(cfg), shardings, is_leaf=_is_piece)
@@ -175,16 +191,31 @@ def _writer(sharding: Any) -> Any:
     return write
 
 
-def _placed(weights: Weights, piece: Piece, layer: int | None, shape: tuple[int, ...], sharding: Any) -> jax.Array:
-    """A piece on its devices, in the files' dtype. Of mapped files only this process's slices are read."""
-    views = [part.to_piece(weights.read(part.name.format(layer=layer))) for part in piece.parts]
+def _placed(
+    weights: Weights,
+    piece: Piece,
+    layer: int | None,
+    shape: tuple[int, ...],
+    sharding: Any,
+    dtypes: Sequence[Any],
+) -> jax.Array:
+    """A piece on its devices, in the files' dtype, found finite in `dtypes`. Of mapped files only this process's slices
+    are read."""
+    names = [part.name.format(layer=layer) for part in piece.parts]
+    views = [part.to_piece(weights.read(name)) for name, part in zip(names, piece.parts, strict=True)]
+
+    def copied(name: str, view: np.ndarray) -> np.ndarray:
+        copy = np.array(view, order="C")
+        check_tensor(weights.file_of(name), name, copy, dtypes)
+        return copy
 
     def shard(index: Any) -> np.ndarray:
         """A copy: JAX would keep a view of the file, and with it the file."""
         if len(views) == 1:
-            return np.array(views[0][index], order="C")
+            return copied(names[0], views[0][index])
         inner = tuple(slice(None) if axis == piece.axis else part for axis, part in enumerate(index))
-        return np.concatenate([view[inner] for view in views], axis=piece.axis)[_only(piece.axis, index)]
+        parts = [copied(name, view[inner]) for name, view in zip(names, views, strict=True)]
+        return np.concatenate(parts, axis=piece.axis)[_only(piece.axis, index)]
 
     return jax.make_array_from_callback(shape, sharding, shard)
 

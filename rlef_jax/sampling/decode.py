@@ -19,7 +19,7 @@ class Rows:
     Attributes:
       tokens: the last token of each row, which hasn't been run yet; `lengths`: the number of tokens in the cache.
       room: largest number of tokens to draw; 0 for an idle row.
-      seed, step, episode, turn: determine the response's random numbers; `drawn`: its number of tokens so far.
+      seed, step, episode, turn: the response's name (see `token_uniforms`); `drawn`: its number of tokens so far.
       temperature, top_k, top_p: see `distribution`.
     """
 

@@ -46,7 +46,7 @@ class Dialogue:
     """A dialogue's name, and where its keys and values are. Only its worker's thread changes what isn't its name.
 
     Attributes:
-      seed, step, episode: name its random numbers, with the turn.
+      seed, step, episode: its name.
       worker: the worker that it belongs to.
       length: tokens of it that were run; one more, `pending`, follows where it is not None.
       row: of the worker's cache, -1 where it has none; then `saved` [L, 2, K, length, H] holds what was there.

@@ -6,8 +6,8 @@ up only if others need one, and then its keys and values are kept on the host an
 responses leave between two dispatches of a few decoding steps each; new weights are taken there too. A prompt that
 several dialogues begin with is prefilled once.
 
-What a response becomes depends on weights, its dialogue's tokens and (seed, step, episode, turn) alone: every program
-has the same shapes whatever else is going on.
+What a response becomes depends on nothing but what docs/sampler.md names: every program has the same shapes whatever
+else is going on.
 """
 
 from __future__ import annotations

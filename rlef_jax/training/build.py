@@ -1,4 +1,4 @@
-"""From a configuration to the parts of a run: model, tokenizer, sampler, judge. Only here whole sections are read."""
+"""From a configuration to the parts of a run: policy and tokenizer, meshes, samplers, judge, learner."""
 
 from __future__ import annotations
 
@@ -83,15 +83,15 @@ def build_policy(config: ConfigDict, mesh: Mesh | None = None) -> Policy:
 
     The weights of a folder or GGUF file go to their shards on `mesh` one by one (without it, to the first device).
 
-    Raises ConfigError where they can't be used, or rows may be longer than the model was made for.
+    Raises ConfigError where they can't be used, aren't finite, or rows may be longer than the model was made for.
     """
     cfg, chat, weights = describe_policy(config)
-    model, dtype = config.model, jnp.dtype(config.model.param_dtype)
+    model, dtype, cast_to = config.model, jnp.dtype(config.model.param_dtype), (config.model.compute_dtype,)
     if weights is not None:
         shardings = None if mesh is None else mesh_shardings(mesh, cfg)
-        params = load_pretrained(weights, cfg, dtype, shardings)
+        params = load_pretrained(weights, cfg, dtype, shardings, cast_to)
     elif model.init:
-        params = load_params(resolve(model.init, ".npz", "model.init"), cfg, dtype)
+        params = load_params(resolve(model.init, ".npz", "model.init"), cfg, dtype, cast_to)
     else:
         params = init_params(jax.random.PRNGKey(config.seed), cfg, dtype)
     return Policy(cfg, params, chat)

@@ -80,7 +80,7 @@ def test_a_critic_without_devices_and_a_plan_of_one_are_errors():
     cfg = build_policy(config).cfg
     with pytest.raises(ConfigError, match="mesh.critic: .*1 devices are needed; there are 0 after the policy's 1"):
         build_learner(config, cfg)
-    asked = ["--config.mesh.critic=separate", "--config.ppo.separate_critic=True"]
+    asked = {"mesh.critic": "separate", "ppo.separate_critic": True}
     with pytest.raises(ConfigError, match="config.mesh.critic: a plan counts .* add --config.mesh.critic=shared"):
         plan.configured("configs/tiny.py", asked, 2)
 
