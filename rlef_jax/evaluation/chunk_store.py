@@ -2,6 +2,7 @@
 
     settings.json            the settings that results depend on: an evaluation resumes only if they are equal
     chunks/000000.jsonl.gz   the episodes of some problems, written atomically
+    inputs.json              the files and programs that they depend on (`training.inputs`)
     results.json             the results, written once all chunks exist
 
 A chunk that was unfinished when the evaluation stopped leaves no file and is made again, so that no rollout counts
@@ -21,7 +22,7 @@ from rlef_jax.errors import ConfigError
 from rlef_jax.training.episode_io import read_episodes, write_episodes
 from rlef_jax.types import Episode
 
-SETTINGS, RESULTS = "settings.json", "results.json"
+SETTINGS, RESULTS, CHUNKS = "settings.json", "results.json", "chunks"
 
 
 def settings_hash(settings: Mapping[str, Any]) -> str:
@@ -33,7 +34,7 @@ def open_folder(folder: Path, settings: Mapping[str, Any]) -> None:
     """Creates the folder, or reopens it. Raises ConfigError if it holds another evaluation or can't be written."""
     path = folder / SETTINGS
     try:
-        (folder / "chunks").mkdir(parents=True, exist_ok=True)
+        (folder / CHUNKS).mkdir(parents=True, exist_ok=True)
         if not path.exists():
             _write(path, settings)
     except OSError as error:
@@ -66,7 +67,7 @@ def all_chunks(
     """
     episodes: list[Episode] = []
     for number, size in enumerate(sizes):
-        first, path = len(episodes), folder / "chunks" / f"{number:06d}.jsonl.gz"
+        first, path = len(episodes), folder / CHUNKS / f"{number:06d}.jsonl.gz"
         if path.exists():
             rollouts = read_episodes(path)
             if [e.index for e in rollouts] != list(range(first, first + size)) or not all(e.end for e in rollouts):

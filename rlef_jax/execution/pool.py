@@ -72,6 +72,9 @@ class ExecutionPool:
       wall_scale: factor on every wall clock limit, for slower machines.
       max_queue: number of programs that may wait before `run` blocks.
 
+    Attributes:
+      interpreter: the given interpreter.
+
     Raises:
       IsolationError: the required level isn't available; the message says why.
       ValueError: a number isn't above 0, or an unknown level.
@@ -92,6 +95,7 @@ class ExecutionPool:
             raise ValueError(f"workers must be at least 1, got {workers}")
         if wall_scale <= 0 or max_queue < 1:
             raise ValueError(f"wall_scale and max_queue must be above 0, got {wall_scale} and {max_queue}")
+        self.interpreter = interpreter
         self._factory = WorkerFactory(interpreter, require, level)
         self._options = options or JudgeOptions()
         self._wall_scale = wall_scale

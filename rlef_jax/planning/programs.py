@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -11,13 +12,16 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from rlef_jax.model import kv_cache, transformer
+from rlef_jax.model.parameters import abstract_params
 from rlef_jax.model.sharding import AXES, make_mesh, param_shardings
-from rlef_jax.model.transformer import ModelConfig, init_params
+from rlef_jax.model.transformer import ModelConfig, Params
 from rlef_jax.planning.hlo import Work, read_work
 from rlef_jax.ppo.pack import empty_arrays
 from rlef_jax.ppo.train_state import first_params, init_state
 from rlef_jax.ppo.update import Learner
 from rlef_jax.types import TokenBatch
+
+UPDATE_PROGRAMS = ("gradients", "apply", "score")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,18 +63,26 @@ def state_shapes(learner: Learner, dtype: Any) -> Any:
     """A learner's TrainState with ShapeDtypeStructs as leaves; `dtype` of the weights."""
     cfg = learner.model_cfg
 
-    def make() -> Any:
-        key = jax.random.PRNGKey(0)
-        params = first_params(key, init_params(key, cfg, dtype), cfg, learner.separate_critic)
+    def make(policy: Params) -> Any:
+        params = first_params(jax.random.PRNGKey(0), policy, cfg, learner.separate_critic)
         return init_state(params, learner.optimizer.init)
 
-    return jax.eval_shape(make)
+    return jax.eval_shape(make, abstract_params(cfg, dtype))
 
 
 def update_programs(
-    learner: Learner, dtype: Any, *, microbatches: int, rows: int, length: int, turns: int, action_share: float
+    learner: Learner,
+    dtype: Any,
+    *,
+    microbatches: int,
+    rows: int,
+    length: int,
+    turns: int,
+    action_share: float,
+    names: Collection[str] = UPDATE_PROGRAMS,
 ) -> dict[str, Program]:
-    """The programs of one update (see `Side.lowered`) on micro-batches of `rows` rows of `length` tokens.
+    """The programs of one update with these `names` (see `Side.lowered`), on micro-batches of `rows` rows of `length`
+    tokens.
 
     Policy and critic must share a mesh. `action_share` is the fraction of sampled tokens.
     """
@@ -86,6 +98,7 @@ def update_programs(
     return {
         name: compiled(program, mesh_shape, dtypes.get(name, side.how.compute_dtype), trips)
         for name, program in lowered.items()
+        if name in names
     }
 
 
@@ -96,11 +109,7 @@ def decode_program(cfg: ModelConfig, dtype: Any, *, tensor: int, rows: int, leng
     """
     mesh = make_mesh(tensor=tensor)
     heads = NamedSharding(mesh, PartitionSpec(None, "tensor"))
-    params = jax.tree.map(
-        lambda a, s: jax.ShapeDtypeStruct(a.shape, dtype, sharding=s),
-        jax.eval_shape(lambda: init_params(jax.random.PRNGKey(0), cfg, dtype)),
-        param_shardings(mesh, cfg),
-    )
+    params = abstract_params(cfg, dtype, param_shardings(mesh, cfg))
     prefix, recent = (
         jax.tree.map(
             lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=heads),
@@ -111,7 +120,9 @@ def decode_program(cfg: ModelConfig, dtype: Any, *, tensor: int, rows: int, leng
     per_row = jax.ShapeDtypeStruct((rows,), jnp.int32)
 
     def step(params: Any, prefix: Any, recent: Any, tokens: jax.Array, lengths: jax.Array, offset: jax.Array) -> Any:
-        hidden, recent = kv_cache.decode_step(kv_cache.unstack(params), cfg, prefix, recent, tokens, lengths, offset)
+        hidden, recent = kv_cache.decode_step(
+            kv_cache.unstack(params, cfg), cfg, prefix, recent, tokens, lengths, offset
+        )
         return transformer.unembed(params, cfg, hidden[:, None]), recent
 
     lowered = jax.jit(step, donate_argnums=(2,)).lower(

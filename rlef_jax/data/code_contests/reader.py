@@ -6,6 +6,7 @@ open_split(folder, "valid")[3]               the fourth problem of a split, in t
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import functools
 import hashlib
@@ -18,13 +19,14 @@ from typing import Any, overload
 import numpy as np
 
 from rlef_jax.data.code_contests import references
-from rlef_jax.data.code_contests.build import read_plan
+from rlef_jax.data.code_contests.build import read_plan, shard_name
 from rlef_jax.data.code_contests.examples import from_example, library
 from rlef_jax.data.code_contests.order import position_at
 from rlef_jax.errors import ConfigError
 from rlef_jax.types import Problem
 
 _PROMPTS = "prompt_tokens"  # folder of cached prompt lengths
+_HASHES = "shard_hashes"  # folder of cached hashes
 _PROBES = 64  # number of statements whose tokens identify a tokenizer and chat format
 
 
@@ -105,6 +107,36 @@ def failing_references(folder: str, split: str) -> set[int]:
             f"python -m rlef_jax.data.code_contests.judge_check --data={folder} --split={split}"
         )
     return {place for place, problem in enumerate(report.problems) if problem.fails}
+
+
+def shard_hashes(folder: str, split: str) -> list[str]:
+    """A SHA-256 of each shard's bytes, in order. They identify a split's problems independently of the folder.
+
+    Reading the shards takes seconds per GB, so the hashes are cached in the data folder, as long as the shards' sizes
+    and times of change stay the same. Raises ConfigError if the folder isn't a finished build, OSError if a shard can't
+    be read.
+    """
+    count = len(read_plan(Path(folder))["splits"][split]["shard_lengths"])
+    paths = [Path(folder) / shard_name(split, i, count) for i in range(count)]
+    stamps = [[state.st_size, state.st_mtime_ns] for state in (path.stat() for path in paths)]
+    cache_path = Path(folder) / _HASHES / f"{split}.json"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        cached = json.loads(cache_path.read_text(encoding="utf-8"))
+        if cached["stamps"] == stamps and len(cached["hashes"]) == count:
+            return [str(text) for text in cached["hashes"]]
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        hashes = list(threads.map(_file_hash, paths))
+    with contextlib.suppress(OSError):  # without the cache, shards are hashed again next time
+        cache_path.parent.mkdir(exist_ok=True)
+        part = cache_path.with_name(f"{split}-{os.getpid()}.part")
+        part.write_text(json.dumps({"stamps": stamps, "hashes": hashes}), encoding="utf-8")
+        os.replace(part, cache_path)
+    return hashes
+
+
+def _file_hash(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def prompt_lengths(
