@@ -5,10 +5,10 @@ from __future__ import annotations
 from rlef_jax.types import Episode, Status
 
 
-def counts(episode: Episode) -> bool:
-    """Whether the episode counts: False if the judge broke on any of its turns.
+def has_weight(episode: Episode) -> bool:
+    """Whether an episode has weight 1; False (weight 0) if the judge broke on any of its turns.
 
-    An episode that doesn't count keeps its row with weight zero. It is left out of losses, denominators and statistics.
+    An episode of weight 0 keeps its row, but is left out of losses, denominators and statistics.
     """
     verdicts = (turn.verdict for turn in episode.turns)
     return episode.end != "infra" and not any(v is not None and v.status is Status.INFRA_ERROR for v in verdicts)
@@ -29,14 +29,14 @@ def turn_rewards(episode: Episode, *, invalid_penalty: float = -0.2) -> tuple[fl
       invalid_penalty: -0.2 in the paper.
 
     Returns:
-      One reward per turn; all zero if the judge broke (see `counts`).
+      One reward per turn; all zero if the judge broke (see `has_weight`).
 
     Raises:
       ValueError: the episode is unfinished, or one of its turns has no verdict.
     """
     if not episode.end:
         raise ValueError(f"episode {episode.index} of step {episode.step} has not ended: it has no reward yet")
-    if not counts(episode):
+    if not has_weight(episode):
         return (0.0,) * len(episode.turns)
     if not episode.turns:
         raise ValueError(f"episode {episode.index} of step {episode.step} ended without a turn")

@@ -14,7 +14,7 @@ from rlef_jax.analysis.saved import evaluation_path, saved_evaluations
 from rlef_jax.command_line import errors_as_lines
 from rlef_jax.dialog.load import load_chat
 from rlef_jax.errors import ConfigError
-from rlef_jax.reward import counts, turn_rewards
+from rlef_jax.reward import has_weight, turn_rewards
 from rlef_jax.training.episode_io import episodes_path, read_episodes, saved_steps
 from rlef_jax.types import Episode, FunctionTest, Status, Test, TestResult, Turn
 
@@ -37,7 +37,7 @@ def format_episode(episode: Episode, show: Callable[[Sequence[int]], str], *, in
     complete = episode.end and episode.turns and all(turn.verdict is not None for turn in episode.turns)
     rewards = turn_rewards(episode, invalid_penalty=invalid_penalty) if complete else ()
     if rewards:
-        ignored = "" if counts(episode) else ": the judge broke, so the episode has weight 0"
+        ignored = "" if has_weight(episode) else ": the judge broke, so the episode has weight 0"
         lines.append(f"reward {sum(rewards):+.1f}, before the KL penalty{ignored}")
     short = {k: v for k, v in episode.problem.tags.items() if isinstance(v, str | int | float)}
     if short:

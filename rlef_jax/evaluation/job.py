@@ -222,7 +222,7 @@ def text_of(results: dict[str, Any]) -> str:
 
 
 def _open(folder: Path, about: dict[str, Any], inputs: Inputs) -> None:
-    """Makes the folder, or goes on in it. Raises ConfigError for one of another evaluation or of other inputs."""
+    """Creates the folder, or reopens it. Raises ConfigError if it holds another evaluation or has other inputs."""
     open_folder(folder, about)
     check_inputs(
         folder, inputs, begun=any((folder / CHUNKS).iterdir()), mend="Put them back, or give another --out",

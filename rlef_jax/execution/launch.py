@@ -11,7 +11,7 @@ import resource
 import signal
 import sys
 
-# Messages: to the pool, a user namespace waits for its id mapping; from the pool, go on.
+# Messages: to the pool, a user namespace waits for its id mapping; from the pool, continue.
 WAITS_FOR_MAPPING, GO = b"U", b"g"
 ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",

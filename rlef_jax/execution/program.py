@@ -173,9 +173,9 @@ class Program:
     def seconds_more(self, pid, began):
         """Seconds until a test past its wall limit must be checked again; 0 if it is out of time.
 
-        It goes on until it has used `wall_s` seconds of the processor, reached `longest_s`, or been idle for a window:
-        then it waits for itself, not for a busy machine. Programs that may start other processes never count as idle,
-        since those may be working.
+        The test may run until it has used `wall_s` seconds of the processor, reached `longest_s` on the wall clock, or
+        been idle for a window, so that it waits for itself rather than for a busy machine. Programs that may start
+        other processes never count as idle, since those may be working.
         """
         now, used = time.monotonic(), time.clock_gettime((~pid << 3) | PROCESS_CPU_CLOCK)
         sampled_at, used_then = self.sampled or (now, used)

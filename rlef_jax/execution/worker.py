@@ -152,7 +152,7 @@ def mount_box(kernel, settings):
 
 
 def answer_died(compiled, code, out_of_memory):
-    """Replies for a program's process that died: of compiling, or killed for another reason."""
+    """Sends the reply for a program's process that died, while compiling (NOT_COMPILED) or later (DIED)."""
     if compiled:
         reply(DIED, code=code, out_of_memory=out_of_memory)
     else:

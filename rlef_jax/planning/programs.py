@@ -28,7 +28,7 @@ UPDATE_PROGRAMS = ("gradients", "apply", "score")
 class Program:
     """A compiled program, per device: its work, and the sizes of its buffers in bytes.
 
-    `results` excludes results that reuse an argument's buffer, `temporary` is what it needs besides while it runs.
+    `results` excludes results that reuse an argument's buffer, `temporary` is further memory in use while it runs.
     `xla_flops` is XLA's own count of operations.
     """
 
