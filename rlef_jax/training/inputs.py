@@ -65,7 +65,7 @@ def problems_identity(source: Source, split: str) -> list[str]:
         drawn = [mini_contests.problem_at(split, 0, i) for i in range(_DRAWS)]
         return [f"hash {_hash(problem_json(problem).encode('ascii') for problem in drawn)}"]
     facts = [f"hash {_hash(text.encode() for text in shard_hashes(source.dir, split))}"]
-    kept = source.kept.get(split)
+    kept = source.positions.get(split)
     if kept is None:
         return facts
     return [*facts, f"{len(kept)} kept by config.data's rules", f"kept {_hash([json.dumps(kept).encode()])}"]

@@ -60,8 +60,8 @@ def test_numpy(tmp_path, interpreter):
     subprocess.run([interpreter.path, "-m", "venv", tmp_path / "venv"], check=True)
     python = tmp_path / "venv" / "bin" / "python"
     pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "numpy"]
-    if (done := subprocess.run(pip, capture_output=True, text=True)).returncode:
-        pytest.skip(f"no numpy for {sys.executable}'s judge here: {done.stderr[-200:]}")
+    if (process := subprocess.run(pip, capture_output=True, text=True)).returncode:
+        pytest.skip(f"no numpy for {sys.executable}'s judge here: {process.stderr[-200:]}")
     program = (
         "import numpy as np\nn = np.array(list(map(int, input().split())))\nx = np.random.rand(50, 50)\n"
         "assert np.allclose(np.linalg.inv(x) @ x, np.eye(50), atol=1e-6)\nprint(n.sum(), x[0, 0])"

@@ -133,9 +133,9 @@ def test_unfinished_or_unjudged_is_refused():
 def test_resamplings_that_miss_what_counts_give_no_interval():
     episodes = [episode("fr", "public_passed", name="z")]
     episodes += [episode("r", "public_passed", name=str(i)) for i in range(20)]
-    found = [summarise(episodes, bootstrap_samples=1, seed=seed) for seed in range(10)]
-    assert all(s["repaired_at_2"] == 100.0 for s in found)
-    intervals = [s["repaired_at_2_ci"] for s in found]
+    summaries = [summarise(episodes, bootstrap_samples=1, seed=seed) for seed in range(10)]
+    assert all(s["repaired_at_2"] == 100.0 for s in summaries)
+    intervals = [s["repaired_at_2_ci"] for s in summaries]
     assert None in intervals and [100.0, 100.0] in intervals
 
 
