@@ -6,13 +6,15 @@ import os
 import pathlib
 
 import jax
+import numpy as np
 
 from rlef_jax import config as config_lib
 from rlef_jax.errors import ConfigError
+from rlef_jax.model.finite import check_params
 from rlef_jax.model.sharding import make_mesh
 from rlef_jax.model.transformer import init_params
 from rlef_jax.training.parts import build_mesh, build_sampler_mesh
-from rlef_jax.training.processes import find_job, gathered, is_first, join, share_of
+from rlef_jax.training.processes import find_job, gathered, is_first, join, on_this_process, share_of
 
 
 def load_mesh_script():
@@ -41,6 +43,19 @@ def refusals():
     return said
 
 
+def empty_update(learner, policy, batches):
+    """(applied, step, the largest change of a weight) of an update in which nothing counts; and the next one's."""
+    state = learner.init(jax.random.PRNGKey(0), policy)
+    before = on_this_process(state.params, learner.mesh)
+    told = []
+    for microbatches in ([b.replace(weight=np.zeros_like(b.weight)) for b in batches], batches):
+        state, metrics = learner.update(state, microbatches)
+        check_params("the state", state.params)
+        change = load_mesh_script().gap(before, on_this_process(state.params, learner.mesh))
+        told.append([metrics["applied"], int(state.step), change])
+    return told
+
+
 def main():
     jax.config.update("jax_disable_most_optimizations", True)  # compile quickly
     join(find_job({}, os.environ))
@@ -51,13 +66,15 @@ def main():
     parts = gathered([episodes[i] for i in share_of(len(episodes))])
     together = [episode for part in parts for episode in part]
     mesh = make_mesh(data=2, fsdp=2)
-    found, learner, _ = script.outcome(mesh, "packed", together, policy)
+    found, learner, batches = script.outcome(mesh, "packed", together, policy)
+    empty = empty_update(learner, policy, batches)
     if is_first():
         expected, _, _ = script.outcome(make_mesh(), "whole", episodes, policy)
         told = {
             "processes": jax.process_count(),
             "shares": [len(part) for part in parts],
             "same_episodes": together == episodes,
+            "empty": empty,
             "refusals": refusals(),
             "devices": len({d.process_index for d in mesh.devices.flat}),
             "gaps": [script.gap(a, b) for a, b in zip(expected, found, strict=True)],
