@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-com
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 $(BIN)/python:
 	@python=$$(PYTHON="$(PYTHON)" sh scripts/find_python.sh) && echo "making $(VENV) with $$python" && "$$python" -m venv $(VENV)
@@ -27,11 +27,11 @@ $(VENV)/.installed-dev: setup.py pyproject.toml | $(BIN)/python
 	@$(PIP) -e '.[dev]'
 	@touch $(VENV)/.installed $@
 
-# Trimming and small pages cost training up to a third of its speed under glibc's defaults (docs/benchmarks.md).
+# Trimming and small pages cost training up to a third of its speed under glibc's defaults (docs/lab/update.md).
 # One arena: a program's buffers come from the heap that the last one's went back to, whichever thread asks.
 MALLOC := GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=268435456:glibc.malloc.arena_max=1
 
-demo: $(VENV)/.installed ## learn MiniContests by RLEF on two cores (15 minutes); replaces runs/demo
+demo: $(VENV)/.installed ## learn MiniContests by RLEF (5 minutes on two idle cores); replaces runs/demo
 	@rm -rf $(DEMO)
 	@$(MALLOC) $(BIN)/python -m rlef_jax.train --config=configs/tiny.py --workdir=$(DEMO) $(FLAGS)
 	@echo "table, summary.json, plots and episodes: $(DEMO)"

@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorflow_datasets as tfds
 
+from rlef_jax import arguments
 from rlef_jax.data.code_contests.reader import open_split
 
 COLUMNS = (
@@ -83,7 +84,7 @@ def main() -> None:
     """Writes, builds, reads, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a hundredth of the size")
-    parser.add_argument("--keep", type=Path, help="where the files go, and stay; default: a temporary folder")
+    parser.add_argument("--keep", type=arguments.path, help="where the files go, and stay; default: a temporary folder")
     args = parser.parse_args()
     base = args.keep or Path(tempfile.mkdtemp())
     files, rows, reads = (2, 40, 40) if args.quick else (16, 340, 1500)

@@ -18,8 +18,8 @@ import random
 import resource
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
+from rlef_jax import arguments
 from rlef_jax.data.code_contests.build import read_plan
 from rlef_jax.data.code_contests.reader import open_split
 from rlef_jax.evaluation.recorded import Recorded, judge_recorded
@@ -76,7 +76,9 @@ def results_of(episodes: Sequence[Episode]) -> list[TestResult]:
 def main() -> None:
     """Judges three sizes and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="a folder that rlef_jax.data.code_contests has built")
+    parser.add_argument(
+        "--data", type=arguments.path, required=True, help="a folder that rlef_jax.data.code_contests has built"
+    )
     parser.add_argument("--quick", action="store_true", help="16 problems")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="default: one for each core")
     parser.add_argument("--wall-s", type=float, default=1.0, help="of a test where it has no limit (default: 1)")

@@ -21,8 +21,23 @@ from ml_collections import ConfigDict
 
 from rlef_jax.config_checks import validate
 from rlef_jax.errors import ConfigError
+from rlef_jax.paths import local_text
 
 SAVED_NAME = "config.json"
+TEXT_TUPLES = ("data.exclude", "data.families")  # an empty tuple doesn't say what its elements are; others are numbers
+# Keys that may hold a path. What has no slash in execution.python is a version, and package:NAME ships with rlef_jax.
+PATH_KEYS = ("model.init", "model.tokenizer", "data.dir", "execution.python")
+
+# Keys and values of earlier versions. A command line or config file that names one is told the new name; the
+# `config.json` of an older run is read with both replaced.
+RENAMED = {
+    "sampling.lanes": "sampling.workers",
+    "sampling.gather": "sampling.min_ready_fraction",
+    "sampling.steps": "sampling.decode_steps",
+    "sampling.capacities": "sampling.cache_lengths",
+    "sampling.chunks": "sampling.prefill_chunks",
+}
+RENAMED_VALUES = {"mesh.critic": {"trainer": "shared", "own": "separate"}}
 
 
 def base_config() -> ConfigDict:
@@ -43,7 +58,7 @@ def base_config() -> ConfigDict:
                 max_turns=3,  # responses per episode (3.1)
                 context=256,  # tokens of a whole episode: prompts, feedback and responses
                 max_new_tokens=96,  # of one response
-                feedback="true",  # "true"; "random" (C.2): another problem's failures; "none" (B.5)
+                feedback="true",  # or "random" (C.2), "none" (B.5): docs/method.md
                 max_failures_shown=0,  # failed tests named in one feedback message; 0 = all
                 max_text_chars=0,  # of each input, output or stack trace shown; 0 = no cut
                 system_prompt="",
@@ -53,11 +68,11 @@ def base_config() -> ConfigDict:
                 top_p=1.0,
                 top_k=0,  # 0 = no limit
                 rows=256,  # dialogues that are sampled at the same time
-                lanes=2,  # rows // lanes are decoded together, each lane in a thread: more than one for CPU cores only
-                gather=0.5,  # share of a lane's dialogues that must have work before it goes on; 0 never waits
-                steps=8,  # decoding steps between two looks at what came and what ended
-                capacities=(128,),  # lengths of row that decoding is compiled for, beside episode.context
-                chunks=(32, 64),  # lengths of chunk in which prompts are prefilled
+                workers=2,  # threads with rows // workers rows each: more than one for CPU cores only
+                min_ready_fraction=0.5,  # of a worker's dialogues must have work before it goes on; 0 never waits
+                decode_steps=8,  # decoding steps between two looks at what came and what ended
+                cache_lengths=(128,),  # lengths of row that decoding is compiled for, beside episode.context
+                prefill_chunks=(32, 64),  # lengths of chunk in which prompts are prefilled
                 prefill_tokens=512,  # of the chunks that are prefilled together, about
                 data=1,  # devices that share the rows
                 tensor=1,  # devices that share heads, feed-forward layer and vocabulary
@@ -84,7 +99,7 @@ def base_config() -> ConfigDict:
                 data=1,  # devices along each axis
                 fsdp=1,
                 tensor=1,
-                critic="trainer",  # on the policy's devices; "own": on as many after them
+                critic="shared",  # on the policy's devices; "separate": on as many after them
                 reference="trainer",  # where rho lies; "sampler": on the sampler's devices
             ),
             train=dict(
@@ -196,7 +211,11 @@ def leaf_keys(config: ConfigDict, prefix: str = "") -> Iterator[str]:
 
 
 def nearest_key(key: str, config: ConfigDict) -> str:
-    """The dotted key of `config` most like `key`: its own name in another section, its initials, or its spelling."""
+    """The dotted key of `config` that `key` was renamed to, or the one most like it: its own name in another section,
+    its initials, or its spelling."""
+    for old, new in RENAMED.items():
+        if key in (old, old.rpartition(".")[2]):
+            return new
     known = list(leaf_keys(config))
     section, _, name = key.rpartition(".")
 
@@ -230,6 +249,15 @@ def apply_overrides(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigD
     return config
 
 
+def make_paths_local(config: ConfigDict) -> ConfigDict:
+    """Expands `~` in the keys that hold paths, in place. Raises ConfigError for addresses (rlef_jax.paths)."""
+    for key in PATH_KEYS:
+        section, name = key.split(".")
+        if isinstance(value := config[section][name], str) and value:
+            config[section][name] = local_text(value, f"config.{key}")
+    return config
+
+
 def check(config: ConfigDict) -> None:
     """Raises ConfigError, naming every key, for values of another type than the default's or that cannot run."""
     defaults = flat(base_config())
@@ -252,6 +280,7 @@ def load(path: str, variant: str = "", overrides: Mapping[str, Any] | None = Non
 
     Raises ConfigError for a file that isn't there, an unknown variant or key, or values that cannot run together.
     """
+    path = local_text(path, "--config")
     if not variant and ":" in path:
         path, variant = path.split(":", 1)
     module = _import_config(path)
@@ -269,7 +298,7 @@ def load(path: str, variant: str = "", overrides: Mapping[str, Any] | None = Non
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"{path}: get_config must return a ConfigDict, not {type(config).__name__}")
     config.lock()
-    check(apply_overrides(config, overrides or {}))
+    check(make_paths_local(apply_overrides(config, overrides or {})))
     return config
 
 
@@ -324,7 +353,7 @@ def save(config: ConfigDict, workdir: Path) -> None:
 
 
 def read_saved(workdir: Path) -> dict[str, Any]:
-    """{dotted key: value} as `save` wrote them, lists for tuples.
+    """{dotted key: value} as `save` wrote them, by the names of today, lists for tuples.
 
     Raises ConfigError where there is no run, or its file can't be read.
     """
@@ -332,9 +361,15 @@ def read_saved(workdir: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{workdir} holds no run (no {SAVED_NAME})")
     try:
-        return dict(_leaves(json.loads(path.read_text(encoding="utf-8"))))
+        saved = dict(_leaves(json.loads(path.read_text(encoding="utf-8"))))
     except (ValueError, AttributeError) as error:
         raise ConfigError(f"{path} is not what a run wrote: {error}") from error
+    return {RENAMED.get(key, key): _value_of_today(key, value) for key, value in saved.items()}
+
+
+def _value_of_today(key: str, value: Any) -> Any:
+    new_values = RENAMED_VALUES.get(key, {})
+    return new_values.get(value, value) if isinstance(value, str) else value
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -353,5 +388,5 @@ def load_saved(workdir: Path) -> ConfigDict:
     config = base_config()
     known = set(leaf_keys(config))
     kept = {k: tuple(v) if isinstance(v, list) else v for k, v in read_saved(workdir).items() if k in known}
-    check(apply_overrides(config, kept))
+    check(make_paths_local(apply_overrides(config, kept)))
     return config

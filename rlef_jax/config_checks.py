@@ -17,7 +17,8 @@ _ABOVE_0 = (
 _AT_LEAST_1 = (
     "model.d_model", "model.n_layers", "model.n_heads", "model.n_kv_heads", "model.d_head", "model.d_ff",
     "episode.max_turns", "episode.context", "episode.max_new_tokens",
-    "sampling.rows", "sampling.lanes", "sampling.steps", "sampling.prefill_tokens", "sampling.data", "sampling.tensor",
+    "sampling.rows", "sampling.workers", "sampling.decode_steps", "sampling.prefill_tokens", "sampling.data",
+    "sampling.tensor",
     "execution.memory_mb", "execution.output_kb", "execution.wall_patience",
     "ppo.rollouts", "ppo.updates", "ppo.microbatch_rows", "ppo.row_episodes", "model.logit_tokens",
     "mesh.data", "mesh.fsdp", "mesh.tensor",
@@ -31,14 +32,14 @@ _AT_LEAST_0 = (
     "train.max_skipped", "eval.temperature", "eval.problems", "eval.every", "eval.patience",
     "data.max_prompt_tokens", "sft.steps", "sft.warmup_steps", "sft.weight_decay", "sft.clip_norm",
 )  # fmt: skip
-_SHARES = ("sampling.gather", "sft.marked_share", "sft.unmarked_right_repairs", "sft.unmarked_habit")
+_SHARES = ("sampling.min_ready_fraction", "sft.marked_share", "sft.unmarked_right_repairs", "sft.unmarked_habit")
 _CHOICES = {
     "model.param_dtype": ("float32", "bfloat16"),
     "model.compute_dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "dots", "full"),
     "model.attention": ("blocks", "dot_product"),
     "episode.feedback": ("true", "random", "none"),
-    "mesh.critic": ("trainer", "own"),
+    "mesh.critic": ("shared", "separate"),
     "mesh.reference": ("trainer", "sampler"),
     "ppo.importance": ("paper", "decoupled", "none"),
     "ppo.importance_mode": ("cap", "mask"),
@@ -128,14 +129,14 @@ def _check_episode(config: ConfigDict) -> Faults:
 
 def _check_sampling(config: ConfigDict) -> Faults:
     s = config.sampling
-    yield s.rows % s.lanes != 0, "sampling.rows", f"must be a multiple of lanes={s.lanes}; it is {s.rows}"
-    unshared = f"must be a multiple of lanes * data = {s.lanes * s.data}; it is {s.rows}"
-    yield s.rows % s.lanes == 0 and s.rows % (s.lanes * s.data) != 0, "sampling.rows", unshared
-    crossing = f"must be 1 on several devices (data * tensor = {s.data * s.tensor}); it is {s.lanes}"
-    yield s.lanes > 1 and s.data * s.tensor > 1, "sampling.lanes", crossing
-    yield not _increase(s.chunks), "sampling.chunks", _LENGTHS.format(tuple(s.chunks))
-    unordered = bool(s.capacities) and not _increase(s.capacities)
-    yield unordered, "sampling.capacities", _LENGTHS.format(tuple(s.capacities))
+    yield s.rows % s.workers != 0, "sampling.rows", f"must be a multiple of workers={s.workers}; it is {s.rows}"
+    unshared = f"must be a multiple of workers * data = {s.workers * s.data}; it is {s.rows}"
+    yield s.rows % s.workers == 0 and s.rows % (s.workers * s.data) != 0, "sampling.rows", unshared
+    crossing = f"must be 1 on several devices (data * tensor = {s.data * s.tensor}); it is {s.workers}"
+    yield s.workers > 1 and s.data * s.tensor > 1, "sampling.workers", crossing
+    yield not _increase(s.prefill_chunks), "sampling.prefill_chunks", _LENGTHS.format(tuple(s.prefill_chunks))
+    unordered = bool(s.cache_lengths) and not _increase(s.cache_lengths)
+    yield unordered, "sampling.cache_lengths", _LENGTHS.format(tuple(s.cache_lengths))
 
 
 _LENGTHS = "whole numbers above 0 that increase; they are {}"
@@ -157,8 +158,8 @@ def _check_ppo(config: ConfigDict) -> Faults:
     scored = f'must be a multiple of sampling.data={config.sampling.data} with mesh.reference="sampler"'
     apart = config.mesh.reference == "sampler" and p.microbatch_rows % config.sampling.data != 0
     yield apart, "ppo.microbatch_rows", f"{scored}; it is {p.microbatch_rows}"
-    one_trunk = config.mesh.critic == "own" and not p.separate_critic
-    yield one_trunk, "mesh.critic", 'must be "trainer" with ppo.separate_critic=False: it is the policy\'s own trunk'
+    one_trunk = config.mesh.critic == "separate" and not p.separate_critic
+    yield one_trunk, "mesh.critic", 'must be "shared" with ppo.separate_critic=False: it is the policy\'s own trunk'
     mixed = f'must be 1 with model.attention="dot_product", which knows no episodes; it is {p.row_episodes}'
     yield config.model.attention == "dot_product" and p.row_episodes > 1, "ppo.row_episodes", mixed
 

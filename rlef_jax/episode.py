@@ -13,7 +13,7 @@ from rlef_jax.types import Episode, Problem, Status, Turn, Verdict
 
 
 def start(problem: Problem, *, seed: int, step: int, index: int) -> Episode:
-    """An episode without turns. (seed, step, index) name it and feed all of its randomness."""
+    """An episode without turns."""
     return Episode(problem, seed, step, index)
 
 

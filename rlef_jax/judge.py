@@ -25,6 +25,7 @@ import tokenize
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from rlef_jax import arguments
 from rlef_jax.data.problem_files import ProblemFileError, find_problem
 from rlef_jax.data.running import runner_of
 from rlef_jax.errors import ConfigError
@@ -35,7 +36,7 @@ from rlef_jax.execution.isolation import LEVELS, IsolationError
 from rlef_jax.execution.pool import ExecutionPool, auto_workers
 from rlef_jax.execution.results import JudgeOptions
 from rlef_jax.execution.verdict import limits_for
-from rlef_jax.execution.workshop import trial
+from rlef_jax.execution.worker_factory import trial
 from rlef_jax.types import FunctionTest, Limits, Problem, Status, Test, TestResult
 
 PASSED, FAILED, USAGE, BROKEN = range(4)  # exit codes
@@ -46,34 +47,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
     args = _parser().parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the pool is closed
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a problem's texts may hold what no encoding has
     try:
-        if args.isolation_report:
-            print(isolation_report(args.python))
-            return PASSED
-        if args.program is None or args.problem is None:
-            raise ProblemFileError("PROGRAM and --problem are needed; --help says more")
-        return _judge(args)
+        code = _run(args)
+        sys.stdout.flush()
+        return code
     except (ConfigError, IsolationError, OSError) as exc:
         print(f"error: {exc}", file=sys.stderr)
         return USAGE
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m rlef_jax.judge", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("program", type=pathlib.Path, nargs="?", help="a Python file, or a folder of them")
-    parser.add_argument("--problem", help="where the problem is")
+def _run(args: argparse.Namespace) -> int:
+    """What the arguments ask for; the exit code."""
+    if args.isolation_report:
+        print(isolation_report(args.python))
+        return PASSED
+    if args.program is None or args.problem is None:
+        raise ProblemFileError("PROGRAM and --problem are needed; --help says more")
+    return _judge(args)
+
+
+def _parser() -> arguments.Parser:
+    parser = arguments.Parser(prog="python -m rlef_jax.judge", description=__doc__)
+    parser.add_argument("program", type=arguments.path, nargs="?", help="a Python file, or a folder of them")
+    parser.add_argument("--problem", type=arguments.path_or_name, help="where the problem is")
     parser.add_argument("--name", default="", help="its name, or EvalPlus task id, where the source holds several")
     parser.add_argument("--tests", choices=("all", "public", "hidden"), default="all")
     parser.add_argument("--stop-at-first-failure", action="store_true")
     parser.add_argument("--json", action="store_true", help="one line of JSON per program")
     parser.add_argument(
-        "--python", default="3.10", help="version that programs run under, with the standard library only (default:"
-        " 3.10); or the path of an interpreter, whose packages they may import"
+        "--python", type=arguments.path_or_name, default="3.10", help="version that programs run under, with the"
+        " standard library only (default: 3.10); or the path of an interpreter, whose packages they may import"
     )  # fmt: skip
     parser.add_argument("--wall-s", type=float, default=10.0, help="where the problem has no time limit (default: 10)")
     parser.add_argument("--wall-patience", type=float, default=10.0, help="as config.execution.wall_patience")
@@ -131,7 +134,7 @@ def _judge(args: argparse.Namespace) -> int:
         tests = _tests(problem, args.tests)
         if not tests:
             raise ProblemFileError(f"{problem.name}: no tests to run")
-        default = Limits(wall_s=args.wall_s, memory_bytes=args.memory_mb << 20, patience=args.wall_patience)
+        default = Limits(wall_s=args.wall_s, memory_bytes=args.memory_mb << 20, wall_patience=args.wall_patience)
         how = {"frame": problem.frame, "stop_at_first_failure": args.stop_at_first_failure}
         futures = [pool.run(text, tests, limits_for(problem, default), **how) for text in texts]
         for file, future in zip(files, futures):

@@ -11,17 +11,19 @@ fused attention, or where it reduces and scatters in one step what shows here as
 from __future__ import annotations
 
 import argparse
-import ast
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from rlef_jax import arguments
 from rlef_jax import config as config_lib
-from rlef_jax.command_line import errors_as_lines
+from rlef_jax.command_line import errors_as_lines, parse
 from rlef_jax.dialog.tokenizer import Tokenizer
 from rlef_jax.errors import ConfigError
 from rlef_jax.model.weights import model_config, resolve
@@ -30,15 +32,15 @@ from rlef_jax.planning.costs import CARDS
 from rlef_jax.planning.machine import measure
 from rlef_jax.planning.programs import decode_program, update_programs
 from rlef_jax.planning.report import Assumptions, Plan
-from rlef_jax.training.parts import build_learner
+from rlef_jax.training.build import build_learner
 
 LLAMA3_VOCABULARY = 128_256
 MEASURED = "measured"
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> arguments.Parser:
     """The command line."""
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = arguments.Parser(description=__doc__)
     made.add_argument("--config", required=True, help="e.g. configs/llama31_8b.py")
     made.add_argument("--devices", type=int, required=True, help="that train")
     made.add_argument("--sampler-devices", type=int, default=0, help="that sample (default: as many)")
@@ -66,10 +68,12 @@ def make_plan(config: ConfigDict, args: argparse.Namespace) -> Plan:
         turns=config.episode.max_turns * p.row_episodes, action_share=args.action_share,
     )  # fmt: skip
     sampler_devices = args.sampler_devices or args.devices
-    group = min(config.sampling.rows // config.sampling.lanes, -(-p.rollouts * args.sampler_tensor // sampler_devices))
+    group = min(
+        config.sampling.rows // config.sampling.workers, -(-p.rollouts * args.sampler_tensor // sampler_devices)
+    )
     programs["decode"] = decode_program(
         cfg, jnp.dtype(config.model.compute_dtype), tensor=args.sampler_tensor, rows=group,
-        length=length, tail=config.sampling.steps,
+        length=length, tail=config.sampling.decode_steps,
     )  # fmt: skip
     # What is measured is what is reached.
     measured = args.card == MEASURED
@@ -95,21 +99,12 @@ def _vocabulary(config: ConfigDict) -> int:
         return LLAMA3_VOCABULARY
 
 
-def configured(path: str, overrides: list[str], devices: int) -> ConfigDict:
-    """The configuration with --config.KEY=VALUE applied and its mesh's `data` as `devices` asks."""
-    given = {}
-    for text in overrides:
-        key, separator, value = text.removeprefix("--config.").partition("=")
-        if not text.startswith("--config.") or not separator:
-            raise ConfigError(f"unexpected argument {text!r}; overrides are --config.KEY=VALUE")
-        try:
-            given[key] = ast.literal_eval(value)
-        except (SyntaxError, ValueError):
-            given[key] = value
-    config = config_lib.load(path, overrides=given)
-    if config.mesh.critic != "trainer":
+def configured(path: str, overrides: Mapping[str, Any], devices: int) -> ConfigDict:
+    """The configuration with the overrides, and its mesh's `data` as `devices` asks. Raises ConfigError."""
+    config = config_lib.load(path, overrides=overrides)
+    if config.mesh.critic != "shared":
         raise ConfigError(
-            "config.mesh.critic: a plan counts policy and critic on the same devices: add --config.mesh.critic=trainer"
+            "config.mesh.critic: a plan counts policy and critic on the same devices: add --config.mesh.critic=shared"
         )
     rest = config.mesh.fsdp * config.mesh.tensor
     if devices % rest:
@@ -121,11 +116,11 @@ def configured(path: str, overrides: list[str], devices: int) -> ConfigDict:
 
 def main() -> None:
     """Prints the table."""
-    args, overrides = parser().parse_known_args()
     with errors_as_lines():
+        args = parse(parser())
+        config = configured(args.config, args.overrides, args.devices)
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", max(args.devices, args.sampler_tensor))
-        config = configured(args.config, overrides, args.devices)
         print(report.table(make_plan(config, args), title=f"{Path(args.config).stem}: {' '.join(sys.argv[1:])}"))
 
 

@@ -7,26 +7,26 @@ batch, the log-probabilities and values of a micro-batch, or the gradient of one
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from pathlib import Path
 
 import jax
 
+from rlef_jax import arguments
 from rlef_jax import config as config_lib
 from rlef_jax.command_line import errors_as_lines
 from rlef_jax.errors import ConfigError
 from rlef_jax.training.bad_update import describe, load_bad_update, saved_updates
-from rlef_jax.training.parts import build_learner, build_policy
+from rlef_jax.training.build import build_learner, build_policy
 
 
 def main() -> None:
     """Prints the findings."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", type=Path, required=True, help="a run of rlef_jax.train")
+    parser = arguments.Parser(description=__doc__)
+    parser.add_argument("--workdir", type=arguments.path, required=True, help="a run of rlef_jax.train")
     parser.add_argument("--update", type=int, help="which one (default: the last that was kept)")
-    args = parser.parse_args()
     with errors_as_lines():
+        args = parser.parse_args()
         print(replay(args.workdir, args.update))
 
 

@@ -32,7 +32,7 @@ from rlef_jax.errors import ConfigError, RunError
 from rlef_jax.model.transformer import ModelConfig, Params, forward, unembed
 from rlef_jax.model.weights import save_params
 from rlef_jax.ppo.train_state import decayed
-from rlef_jax.training.parts import build_policy, complete
+from rlef_jax.training.build import build_policy, with_model_shape
 
 CHUNK_PROBLEMS, PER_PROBLEM = 128, 4  # 512 dialogues a chunk
 _BUCKET = 32  # row lengths are multiples of it
@@ -181,7 +181,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     Raises ConfigError where it can't be run, RunError where the loss or the weights are no longer finite.
     """
     chunks, steps = schedule(config.sft)
-    config = complete(config)
+    config = with_model_shape(config)
     policy = build_policy(config)
     cfg, params, chat = policy.cfg, policy.params, policy.chat
     workdir.mkdir(parents=True, exist_ok=True)
@@ -234,5 +234,10 @@ def _mean_loss(losses: list[jax.Array], step: int) -> dict[str, float]:
     return {"loss": loss}
 
 
+def main() -> None:
+    """Trains with the command line's configuration."""
+    command_line.main(train, command_line.config_parser(__doc__))
+
+
 if __name__ == "__main__":
-    command_line.main(train)
+    main()

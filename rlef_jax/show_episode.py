@@ -6,11 +6,10 @@ the end of the text; other unprintable characters are written as Python escapes.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from rlef_jax import config
+from rlef_jax import arguments, config
 from rlef_jax.analysis.saved import evaluation_path, saved_evaluations
 from rlef_jax.command_line import errors_as_lines
 from rlef_jax.dialog.load import load_chat
@@ -143,14 +142,14 @@ def _saved_file(workdir: Path, step: int | None, evaluation: str | None) -> Path
 
 def main() -> None:
     """Prints the episode that the command line names."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workdir", type=Path)
+    parser = arguments.Parser(description=__doc__)
+    parser.add_argument("workdir", type=arguments.path)
     parser.add_argument("--index", type=int, default=0, help="which episode of the iteration or evaluation")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--step", type=int, help="which iteration (default: the last)")
     which.add_argument("--evaluation", help="which evaluation instead: warm_start, rlef, valid_000005, ...")
-    args = parser.parse_args()
     with errors_as_lines():
+        args = parser.parse_args()
         episode = find_episode(args.workdir, args.index, args.step, args.evaluation)
         saved = config.load_saved(args.workdir)
         tokenizer = load_chat(saved.model.tokenizer, saved.model.chat).tokenizer

@@ -7,13 +7,13 @@ on where the run stopped; --resume=never refuses to. On SIGINT or SIGTERM it fin
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 from pathlib import Path
 from typing import Any
 
 import jax
-from absl import flags
 from ml_collections import ConfigDict
 
 from rlef_jax import command_line
@@ -25,23 +25,32 @@ from rlef_jax.execution.pool import ExecutionPool
 from rlef_jax.model.transformer import Params
 from rlef_jax.model.weights import save_params
 from rlef_jax.ppo.update import TrainState
+from rlef_jax.progress import ProgressDisplay
 from rlef_jax.training.actor import Actor
-from rlef_jax.training.checkpoint import Checkpoints, content_hash
-from rlef_jax.training.evaluator import Evaluator
-from rlef_jax.training.interrupt import StopRequest
-from rlef_jax.training.loop import ProblemFeed
-from rlef_jax.training.metrics_writer import MetricsWriter
-from rlef_jax.training.parts import (
+from rlef_jax.training.build import (
     build_learner,
     build_mesh,
     build_policy,
     build_pool,
     build_samplers,
-    complete,
     first_prompt_of,
+    with_model_shape,
 )
-from rlef_jax.training.processes import NAMES, find_job, from_first, gathered, is_first, join, on_this_process, share_of
-from rlef_jax.training.progress import ProgressDisplay
+from rlef_jax.training.checkpoint import Checkpoints, content_hash
+from rlef_jax.training.evaluator import Evaluator
+from rlef_jax.training.interrupt import StopRequest
+from rlef_jax.training.loop import ProblemFeed
+from rlef_jax.training.metrics_writer import MetricsWriter
+from rlef_jax.training.processes import (
+    NAMES,
+    all_gather,
+    broadcast_from_first,
+    find_job,
+    is_first,
+    join,
+    on_this_process,
+    share_of,
+)
 from rlef_jax.training.run import Run
 from rlef_jax.training.workdir import CHECKPOINTS, Progress, open_workdir, resume
 
@@ -57,13 +66,13 @@ def train(config: ConfigDict, workdir: Path, *, go_on: bool = True, judge: Execu
     evaluated = {"eval.split": e.split} | ({"eval.valid_split": e.valid_split} if e.every else {})
     source = Source.of(config)
     check_splits(source, train=d.train_split, evaluated=evaluated)
-    config = complete(config)
+    config = with_model_shape(config)
     policy = build_policy(config, build_mesh(config))
     learner = build_learner(config, policy.cfg)
     with contextlib.ExitStack() as stack:
         samplers = build_samplers(config, policy, 2)  # the training rollouts' and the evaluations'
         pool = stack.enter_context(build_pool(config.execution)) if judge is None else judge
-        from_first(lambda: open_workdir(workdir, config, resume=go_on))
+        broadcast_from_first(lambda: open_workdir(workdir, config, resume=go_on))
         stop = stack.enter_context(StopRequest())
         checkpoints = stack.enter_context(Checkpoints(workdir / CHECKPOINTS, keep=config.train.keep_checkpoints))
         log = None if is_first() else stack.enter_context(open(os.devnull, "w"))
@@ -92,7 +101,7 @@ def train(config: ConfigDict, workdir: Path, *, go_on: bool = True, judge: Execu
         evaluate = Evaluator(config, eval_actor, workdir, display, stop, source)
         summary: dict[str, Any] = {}
         if e.split:
-            summary |= from_first(lambda: _scores(evaluate, "warm_start", policy.params, 0))
+            summary |= broadcast_from_first(lambda: _scores(evaluate, "warm_start", policy.params, 0))
         run = Run(
             config, workdir, actor, learner, learner.place_policy(policy.params), evaluate, feed, writer, checkpoints,
             display, stop,
@@ -107,7 +116,7 @@ def train(config: ConfigDict, workdir: Path, *, go_on: bool = True, judge: Execu
                 summary |= _scores(evaluate, "rlef", best, iteration * config.ppo.updates)
                 summary["bounds"] = split_bounds(source, evaluation_problems(source, e.split, e.problems))
                 write_summary(workdir, summary)
-        gathered(None)  # the others wait for the last evaluation
+        all_gather(None)  # the others wait for the last evaluation
     if is_first():
         print(write_report(workdir), flush=True)
 
@@ -128,22 +137,23 @@ def _chosen(checkpoints: Checkpoints, state: TrainState, progress: Progress) -> 
 
 
 def main() -> None:
-    """Defines --resume and what names a job beside the common flags, and trains."""
-    flags.DEFINE_enum(
-        "resume", "auto", ("auto", "never"), "auto: go on where the workdir's run stopped; never: refuse."
+    """Reads the arguments, --resume and what names a job beside the common ones, and trains."""
+    parser = command_line.config_parser(__doc__)
+    parser.add_argument(
+        "--resume", choices=("auto", "never"), default="auto", help="auto: go on where the workdir's run stopped"
     )
     for name, told in (
         ("coordinator", "HOST:PORT where the job's processes meet"),
         ("processes", 'how many there are, or "auto" under SLURM and Kubernetes'),
         ("process", "which one this is, from 0"),
     ):
-        flags.DEFINE_string(name, None, f"In a job of several processes (docs/cluster.md): {told}.")
+        parser.add_argument(f"--{name}", help=f"in a job of several processes (docs/cluster.md): {told}")
 
-    def run(config: ConfigDict, workdir: Path) -> None:
-        join(find_job({name: flags.FLAGS[name].value for name in NAMES}, os.environ))
-        train(config, workdir, go_on=flags.FLAGS.resume == "auto")
+    def run(config: ConfigDict, args: argparse.Namespace) -> None:
+        join(find_job({name: getattr(args, name) for name in NAMES}, os.environ))
+        train(config, args.workdir, go_on=args.resume == "auto")
 
-    command_line.main(run)
+    command_line.with_arguments(run, parser)
 
 
 if __name__ == "__main__":

@@ -118,20 +118,21 @@ class Status(enum.StrEnum):
 class Limits:
     """What one run of a program on one test may use (the paper's defaults: A.2).
 
-    With `patience` 1 the wall clock alone decides. Above 1 a test is out of time once it has used `wall_s` seconds of
-    the processor, or `patience * wall_s` by the wall clock: a machine that is busy with other things fails nobody.
+    With `wall_patience` 1 the wall clock alone decides. Above 1 a test is out of time once it has used `wall_s` seconds
+    of the processor, or `wall_patience * wall_s` by the wall clock: a machine that is busy with other things fails
+    nobody.
     """
 
     wall_s: float = 10.0
     memory_bytes: int = 1 << 30
     output_bytes: int = 1 << 20
     processes: int = 128  # processes and threads; programs are told of no more cores than these can keep busy
-    patience: float = 1.0
+    wall_patience: float = 1.0
 
     @property
     def longest_s(self) -> float:
         """Seconds by the wall clock after which a test is out of time whatever it did."""
-        return self.wall_s * max(1.0, self.patience)
+        return self.wall_s * max(1.0, self.wall_patience)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,6 +211,8 @@ class Turn:
 @dataclasses.dataclass(frozen=True)
 class Episode:
     """One dialogue about one problem: (seed, step, index) name it, turns are its data.
+
+    With a turn and a token the name is the key of a random number (docs/sampler.md).
 
     `end` is "" while it goes on, then "public_passed", "turn_limit", "context" (the next prompt didn't fit) or
     "infra" (the judge broke: the episode keeps its row with weight zero).

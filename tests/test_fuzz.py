@@ -28,11 +28,11 @@ from rlef_jax import show_episode
 from rlef_jax.data.sources import check_splits
 from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.errors import ConfigError, RunError
+from rlef_jax.training.build import rollout_settings
 from rlef_jax.training.checkpoint import Checkpoints
 from rlef_jax.training.episode_io import episodes_path, read_episodes, write_episodes
 from rlef_jax.training.loop import PpoSettings
 from rlef_jax.training.metrics_writer import MetricsWriter, read_metrics
-from rlef_jax.training.parts import rollout_settings
 from rlef_jax.training.workdir import CHECKPOINTS, Progress, items_of, open_workdir, resume
 from rlef_jax.types import Episode, Problem, Status, TestCase, TestResult, Turn, Verdict
 from tests.helpers.tiny_tokenizer import tiny_tokenizer

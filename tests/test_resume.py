@@ -14,9 +14,9 @@ import pytest
 
 from rlef_jax.config import load_saved
 from rlef_jax.errors import EXIT_STOPPED
+from rlef_jax.training.build import build_policy
 from rlef_jax.training.checkpoint import Checkpoints
 from rlef_jax.training.metrics_writer import read_metrics
-from rlef_jax.training.parts import build_policy
 from tests.helpers.small_run import assert_same_run, command, environment, finish, leftovers, start, timeless
 
 OVERRIDES = {"eval.every": 4}

@@ -31,6 +31,18 @@ def runs(tmp_path_factory, quick_compilation):
     return folders
 
 
+def test_every_metric_of_a_run_is_documented(runs):
+    page = Path("docs/metrics.md").read_text()
+    # `turnK/STATUS` and the like stand for several names.
+    patterns = [
+        re.escape(name).replace("STATUS", r"[A-Z_]+").replace("turnK", r"turn\d+")
+        for name in re.findall(r"`([^`\n]+)`", page)
+    ]
+    names = {name for record in read_metrics(runs[0]) for name in record}
+    unknown = {name for name in names if not any(re.fullmatch(pattern, name) for pattern in patterns)}
+    assert not unknown
+
+
 def test_a_run_leaves_everything_it_promises(runs):
     run = runs[0]
     summary = json.loads((run / "summary.json").read_text())

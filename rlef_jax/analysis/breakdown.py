@@ -7,15 +7,14 @@ training problem has. It reads the episodes that the run saved, so it needs neit
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rlef_jax import config
+from rlef_jax import arguments, config
 from rlef_jax.analysis.saved import evaluation_path, saved_evaluations
 from rlef_jax.command_line import errors_as_lines
 from rlef_jax.errors import ConfigError
-from rlef_jax.evaluation.report import summarise
+from rlef_jax.metrics.summary import summarise
 from rlef_jax.training.episode_io import read_episodes
 from rlef_jax.types import Episode, Problem
 
@@ -96,11 +95,11 @@ def breakdown(workdir: Path, names: Sequence[str] = ()) -> str:
 
 def main() -> None:
     """Prints the table of the run named on the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workdir", type=Path)
+    parser = arguments.Parser(description=__doc__)
+    parser.add_argument("workdir", type=arguments.path)
     parser.add_argument("--evaluations", nargs="+", default=(), help="names of episodes/NAME.jsonl.gz")
-    args = parser.parse_args()
     with errors_as_lines():
+        args = parser.parse_args()
         print(breakdown(args.workdir, args.evaluations))
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from rlef_jax import config
+from rlef_jax import arguments, config
 from rlef_jax.analysis import plots
 from rlef_jax.analysis.summary import FILE_NAME, read_summary, summary_table
 from rlef_jax.command_line import errors_as_lines
@@ -41,10 +40,10 @@ def _why_no_table(workdir: Path) -> str:
 
 def main() -> None:
     """Prints the table of the run named on the command line and draws its plots."""
-    parser = argparse.ArgumentParser(description="Prints a run's table and draws its plots.")
-    parser.add_argument("workdir", type=Path)
-    args = parser.parse_args()
+    parser = arguments.Parser(description="Prints a run's table and draws its plots.")
+    parser.add_argument("workdir", type=arguments.path)
     with errors_as_lines():
+        args = parser.parse_args()
         print(write_report(args.workdir))
 
 

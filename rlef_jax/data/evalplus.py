@@ -28,7 +28,7 @@ _HUMAN_EVAL_ROOT_ATOL = 1e-4
 _CALLS = (
     10  # of a plus test's calls go into one of ours, whose time limit is for these: EvalPlus gives each call its own
 )
-_MEMORY_BYTES = 4 << 30  # EvalPlus's own limit (its docs/execution.md); HumanEval and MBPP have none
+_MEMORY_BYTES = 4 << 30  # EvalPlus's own limit, from its documentation; HumanEval and MBPP have none
 
 
 def problems(rows: Sequence[tuple[Mapping[str, Any], Mapping[str, Any] | None]], runner: Runner) -> list[Problem]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rlef_jax.execution.pool import ExecutionPool
 
 # Of one run: a few calls of a reference. Patience, since a busy machine must not make a data set unreadable.
-LIMITS = Limits(wall_s=20.0, memory_bytes=4 << 30, output_bytes=256 << 20, patience=4.0)
+LIMITS = Limits(wall_s=20.0, memory_bytes=4 << 30, output_bytes=256 << 20, wall_patience=4.0)
 _SAID = {
     Status.TIME_LIMIT: f"did not end within {LIMITS.wall_s:.0f} s",
     Status.MEMORY_LIMIT: f"took more than {LIMITS.memory_bytes >> 30} GB of memory",

@@ -14,24 +14,31 @@ from ml_collections import ConfigDict
 
 from rlef_jax.dialog.extract import program_of
 from rlef_jax.errors import ConfigError
+from rlef_jax.evaluation.chunk_store import all_chunks, open_folder, settings_hash, write_results
 from rlef_jax.evaluation.few_shot import opening
-from rlef_jax.evaluation.kept import all_chunks, open_folder, settings_hash, write_results
 from rlef_jax.evaluation.metrics import text_report, whole_report
 from rlef_jax.evaluation.recorded import judge_recorded, read_recorded
-from rlef_jax.evaluation.report import n_at_k_percent, summarise
+from rlef_jax.metrics.summary import n_at_k_percent, summarise
+from rlef_jax.progress import ProgressDisplay
 from rlef_jax.training.actor import Actor
+from rlef_jax.training.build import (
+    build_policy,
+    build_pool,
+    build_samplers,
+    limits_of,
+    rollout_settings,
+    with_model_shape,
+)
 from rlef_jax.training.checkpoint import content_hash
 from rlef_jax.training.episode_io import problem_json
 from rlef_jax.training.evaluator import EVAL_SEED
-from rlef_jax.training.parts import build_policy, build_pool, build_samplers, complete, limits_of, rollout_settings
-from rlef_jax.training.progress import ProgressDisplay
 from rlef_jax.training.rollout import RolloutSettings
 from rlef_jax.training.workdir import saved_policy
 from rlef_jax.types import Episode, Problem
 
 
 @dataclasses.dataclass(frozen=True)
-class Made:
+class EvaluationRollouts:
     """An evaluation's rollouts.
 
     Attributes:
@@ -64,14 +71,14 @@ def sampled(
     out: Path | None,
     chunk: int,
     also: Mapping[str, Any],
-) -> Made:
+) -> EvaluationRollouts:
     """Rollouts of a policy: of a run's checkpoint, or where that is None of `config.model.init`.
 
     `shots` are dialogues in front of each prompt (`evaluation.few_shot`). `also` is added to what the folder says of
     the evaluation. Every rollout is a function of the weights, the seed and its number alone, as in a run's own
     evaluations. Raises ConfigError for weights, dialogues or a folder that can't be used.
     """
-    config = complete(config)
+    config = with_model_shape(config)
     policy = build_policy(config)
     params = policy.params
     if workdir is not None and checkpoint is not None:
@@ -111,7 +118,7 @@ def sampled(
     text = policy.chat.response_text
     programs = [tuple(program_of(e.problem, text(t.response_ids)) for t in e.turns) for e in episodes]
     turns = config.episode.max_turns
-    return Made(episodes, programs, turns, max(rollouts * turns, turns), folder, about)
+    return EvaluationRollouts(episodes, programs, turns, max(rollouts * turns, turns), folder, about)
 
 
 def recorded(
@@ -124,7 +131,7 @@ def recorded(
     chunk: int,
     also: Mapping[str, Any],
     left_out: Collection[str] = (),
-) -> Made:
+) -> EvaluationRollouts:
     """The rollouts in a file (`evaluation.recorded`), judged. Where none has several responses, each is one sample.
 
     `also` is added to what the folder says of the evaluation. Samples of the problems named in `left_out` don't count.
@@ -163,31 +170,33 @@ def recorded(
         sizes = [min(chunk, len(rollouts) - i) for i in range(0, len(rollouts), chunk)]
         episodes = all_chunks(folder, sizes, make, lambda d, t: display.stage("rollouts", d, t))
     programs = [r.programs[: len(e.turns)] for r, e in zip(rollouts, episodes, strict=True)]
-    return Made(episodes, programs, turns, min(per_problem.values()) * turns, folder, about)
+    return EvaluationRollouts(episodes, programs, turns, min(per_problem.values()) * turns, folder, about)
 
 
-def report(made: Made, asked: Sequence[tuple[int, int]], *, bootstrap_samples: int, judge: str = "") -> dict[str, Any]:
+def report(
+    rollouts: EvaluationRollouts, asked: Sequence[tuple[int, int]], *, bootstrap_samples: int, judge: str = ""
+) -> dict[str, Any]:
     """The numbers, written to the folder's results.json as well; `judge` says what is known of the judge's own errors.
 
     Raises ValueError where the judge broke on so many rollouts that nothing can be said.
     """
-    turns, samples = made.turns, made.samples
+    turns, samples = rollouts.turns, rollouts.samples
     pairs = list(asked) or list(dict.fromkeys(((1, turns), (1, samples))))
     for n, k in pairs:
         if k < turns and k != 1:
             raise ConfigError(f"--n-at-k: {n}@{k} is less than one rollout of {turns} turns; only 1@1 is known of it")
-    percent, left_out = n_at_k_percent(made.episodes, 1, samples, turns=turns)
+    percent, left_out = n_at_k_percent(rollouts.episodes, 1, samples, turns=turns)
     found: dict[str, Any] = {f"1@{samples}": percent, "left_out": left_out}
-    found |= summarise(made.episodes, max_turns=turns, bootstrap_samples=bootstrap_samples)
+    found |= summarise(rollouts.episodes, max_turns=turns, bootstrap_samples=bootstrap_samples)
     found |= whole_report(
-        made.episodes,
-        made.programs,
+        rollouts.episodes,
+        rollouts.programs,
         [(n, k) for n, k in pairs if k >= turns],
         turns=turns,
         problem_resamplings=bootstrap_samples,
     )
-    found |= {"evaluation": made.about, "folder": str(made.folder), "judge": judge}
-    write_results(made.folder, found)
+    found |= {"evaluation": rollouts.about, "folder": str(rollouts.folder), "judge": judge}
+    write_results(rollouts.folder, found)
     return found
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from rlef_jax.evaluation.chrf import chrf
-from rlef_jax.evaluation.n_at_k import Counts, mean_n_at_k, n_at_k, resampled_interval, rollouts_for
-from rlef_jax.evaluation.report import by_problem, error_kinds, first_responses_known, last_passed_public
+from rlef_jax.metrics.n_at_k import Counts, mean_n_at_k, n_at_k, resampled_interval, rollouts_for
+from rlef_jax.metrics.summary import by_problem, error_kinds, first_responses_known, last_passed_public
 from rlef_jax.types import Episode
 
 

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator
 
 from rlef_jax.errors import ConfigError
+from rlef_jax.paths import local_text
 
 _PROBE = "import sys, resource, select; print(sys.executable); print('%d.%d.%d' % sys.version_info[:3])"
 _PROBE_PACKAGES = "import os, site; print(*filter(os.path.isdir, site.getsitepackages()), sep='\\n')"
@@ -49,7 +50,7 @@ def find_python(version: str = "3.10", required: bool = False) -> Interpreter:
     install, or a warning and the interpreter that runs this process. A path that doesn't run is always an error.
     """
     if "/" in version:
-        return _named(os.path.abspath(os.path.expanduser(version)))
+        return _named(os.path.abspath(local_text(version, "execution.python")))
     found = _search(version)
     if found is not None:
         return found
@@ -93,8 +94,10 @@ def _candidates(version: str) -> Iterator[str]:
         path = os.path.join(folder, name)
         if os.access(path, os.X_OK):
             yield path
-    pyenv = pathlib.Path(os.environ.get("PYENV_ROOT") or pathlib.Path.home() / ".pyenv")
-    yield from (str(p) for p in sorted(pyenv.glob(f"versions/{version}*/bin/{name}"), reverse=True))
+    # A user without a home folder (no HOME and no entry in passwd, as containers have them) leaves "~" as it is.
+    pyenv = pathlib.Path(os.environ.get("PYENV_ROOT") or os.path.expanduser("~/.pyenv"))
+    if pyenv.is_absolute():
+        yield from (str(p) for p in sorted(pyenv.glob(f"versions/{version}*/bin/{name}"), reverse=True))
     uv = shutil.which("uv")
     if uv is not None:
         yield from _output([uv, "python", "find", "--no-project", version])[:1]

@@ -24,7 +24,7 @@ from rlef_jax.execution.interpreter import Interpreter
 from rlef_jax.execution.isolation import Level
 from rlef_jax.execution.results import JudgeOptions, judged
 from rlef_jax.execution.supervisor import BrokenWorkerError, Outcome, WorkerProcess
-from rlef_jax.execution.workshop import Workshop
+from rlef_jax.execution.worker_factory import WorkerFactory
 from rlef_jax.types import FunctionTest, Limits, Status, Test, TestCase, TestResult
 
 RETRIES = 3  # of a request whose worker broke, before its unfinished tests are INFRA_ERROR
@@ -88,7 +88,7 @@ class ExecutionPool:
             raise ValueError(f"workers must be at least 1, got {workers}")
         if wall_scale <= 0 or max_queue < 1:
             raise ValueError(f"wall_scale and max_queue must be above 0, got {wall_scale} and {max_queue}")
-        self._workshop = Workshop(interpreter, require, level)
+        self._factory = WorkerFactory(interpreter, require, level)
         self._options = options or JudgeOptions()
         self._wall_scale = wall_scale
         self._max_queue = max_queue
@@ -118,7 +118,7 @@ class ExecutionPool:
     @property
     def level(self) -> Level | None:
         """The level of isolation that programs run at; None where no worker can be started at all."""
-        return self._workshop.level
+        return self._factory.level
 
     def run(
         self,
@@ -207,7 +207,7 @@ class ExecutionPool:
                 job.future.set_exception(PoolClosedError("the pool was closed"))
         for thread in self._threads:
             thread.join()
-        self._workshop.close()
+        self._factory.close()
 
     def _supervise(self, index: int) -> None:
         """One worker's thread."""
@@ -358,12 +358,12 @@ class ExecutionPool:
                 raise PoolClosedError("the pool was closed")
             if index in self._workers:
                 return self._workers[index]
-        worker = self._workshop.make(index)
+        worker = self._factory.make(index)
         with self._changed:
             if not self._closed:
                 self._workers[index] = worker
                 return worker
-        self._workshop.dispose(worker)
+        self._factory.dispose(worker)
         raise PoolClosedError("the pool was closed")
 
     def _discard(self, index: int) -> None:
@@ -371,7 +371,7 @@ class ExecutionPool:
             worker = self._workers.pop(index, None)
         if worker is not None:
             worker.kill()
-            self._workshop.dispose(worker)
+            self._factory.dispose(worker)
 
 
 def auto_workers() -> int:

@@ -101,7 +101,7 @@ def _result(outcome: Outcome, status: Status, error: str) -> TestResult:
 
 def _late(outcome: Outcome, limits: Limits) -> bool:
     """Whether a test that ended by itself was over its limit. Within it, it may have used several cores."""
-    was_given_its_time = limits.patience <= 1 or outcome.cpu_s > limits.wall_s
+    was_given_its_time = limits.wall_patience <= 1 or outcome.cpu_s > limits.wall_s
     return outcome.wall_s > (limits.wall_s if was_given_its_time else limits.longest_s)
 
 

@@ -192,8 +192,8 @@ class WorkerProcess:
         tests: int = 0,
     ) -> None:
         message = worker.MESSAGE.pack(
-            kind, number, limits.wall_s, limits.patience, limits.memory_bytes, limits.output_bytes, limits.processes,
-            flags, *sizes, tests,
+            kind, number, limits.wall_s, limits.wall_patience, limits.memory_bytes, limits.output_bytes,
+            limits.processes, flags, *sizes, tests,
         )  # fmt: skip
         with self._sending:
             self._socket.sendall(message)

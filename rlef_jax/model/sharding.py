@@ -102,7 +102,7 @@ class Layout:
         """An array [B, ...] of which each device holds its rows."""
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, ROWS))
 
-    def gathered(self, name: str, params: Any, dtype: Any) -> Any:
+    def all_gather(self, name: str, params: Any, dtype: Any) -> Any:
         """The parameters `name` ("embed", "unembed", or "layers": one layer's), cast before they travel."""
         specs = param_specs(self.cfg)[name]
         if isinstance(specs, dict):  # without the axis of the stack

@@ -28,7 +28,7 @@ class Layout(Protocol):
 
     def rows(self, x: jax.Array) -> jax.Array: ...
 
-    def gathered(self, name: str, params: Any, dtype: Any) -> Any: ...
+    def all_gather(self, name: str, params: Any, dtype: Any) -> Any: ...
 
 
 REMAT = {
@@ -305,14 +305,14 @@ def forward(
 
     def run(x: jax.Array, layer: Params) -> tuple[jax.Array, None]:
         if layout is not None:
-            layer = layout.gathered("layers", layer, compute_dtype)
+            layer = layout.all_gather("layers", layer, compute_dtype)
             x = layout.rows(x)
         return block(layer, cfg, x, rope, attend)
 
     if remat != "none":
         run = jax.checkpoint(run, policy=REMAT[remat])
     if layout is not None:
-        params = {**params, "embed": layout.gathered("embed", params["embed"], compute_dtype)}
+        params = {**params, "embed": layout.all_gather("embed", params["embed"], compute_dtype)}
     x = embed(params, tokens, compute_dtype)
     if unroll:
         for index in range(cfg.n_layers):

@@ -19,7 +19,7 @@ class Rows:
     Attributes:
       tokens: the last token of each row, which hasn't been run; `lengths`: how many tokens lie in the cache.
       room: most tokens to draw; 0 for a row that is idle.
-      seed, step, episode, turn: name the response's random numbers; `drawn`: tokens of it so far.
+      seed, step, episode, turn: the response's name (see `token_uniforms`); `drawn`: tokens of it so far.
       temperature, top_k, top_p: see `distribution`.
     """
 

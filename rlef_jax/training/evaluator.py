@@ -13,12 +13,12 @@ from ml_collections import ConfigDict
 
 from rlef_jax.data.sources import Source, evaluation_problems
 from rlef_jax.errors import RunError
-from rlef_jax.evaluation.report import summarise
+from rlef_jax.metrics.summary import summarise
 from rlef_jax.model.transformer import Params
+from rlef_jax.progress import ProgressDisplay
 from rlef_jax.training import episode_io
 from rlef_jax.training.actor import Actor
-from rlef_jax.training.parts import rollout_settings
-from rlef_jax.training.progress import ProgressDisplay
+from rlef_jax.training.build import rollout_settings
 
 EVAL_SEED = 1_000_003  # added to the run's seed: an evaluation draws tokens of its own ...
 VALID_SEED = 2_000_003  # ... and model selection others than the final score

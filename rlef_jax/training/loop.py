@@ -22,9 +22,9 @@ from rlef_jax.model.transformer import Params
 from rlef_jax.ppo.metrics import episode_metrics
 from rlef_jax.ppo.pack import pack
 from rlef_jax.ppo.update import Learner, TrainState, prepare_iteration, split_updates
+from rlef_jax.progress import ProgressDisplay
 from rlef_jax.training.actor import Rollouts
 from rlef_jax.training.interrupt import serve_parent
-from rlef_jax.training.progress import ProgressDisplay
 from rlef_jax.types import Episode, Problem, TokenBatch
 
 

@@ -14,9 +14,11 @@ from ml_collections import ConfigDict
 from rlef_jax.errors import RunError, StoppedError
 from rlef_jax.model.transformer import Params
 from rlef_jax.ppo.update import Learner, TrainState
+from rlef_jax.progress import ProgressDisplay
 from rlef_jax.training import episode_io
 from rlef_jax.training.actor import Actor, ActorThread, Rollouts
 from rlef_jax.training.bad_update import save_bad_update
+from rlef_jax.training.build import rollout_settings
 from rlef_jax.training.checkpoint import Checkpoints
 from rlef_jax.training.evaluator import VALID_SEED, Evaluator, UnjudgedError
 from rlef_jax.training.interrupt import StopRequest
@@ -31,9 +33,7 @@ from rlef_jax.training.loop import (
     time_metrics,
 )
 from rlef_jax.training.metrics_writer import MetricsWriter
-from rlef_jax.training.parts import rollout_settings
-from rlef_jax.training.processes import from_first, gathered, on_this_process, share_of
-from rlef_jax.training.progress import ProgressDisplay
+from rlef_jax.training.processes import all_gather, broadcast_from_first, on_this_process, share_of
 from rlef_jax.training.rollout import RolloutProgress
 from rlef_jax.training.workdir import Progress, items_of
 from rlef_jax.types import Episode, TokenBatch
@@ -77,7 +77,7 @@ class Run:
                 except StoppedError as error:
                     self._save(state, progress)
                     raise StoppedError(self._stopped_line(progress)) from error
-                if any(gathered(self.stop())) and step < last:
+                if any(all_gather(self.stop())) and step < last:
                     self._save(state, progress)
                     raise StoppedError(self._stopped_line(progress))
         return state, progress
@@ -107,7 +107,7 @@ class Run:
         with watch.part("wait for rollouts"):
             # One process alone may leave in the middle of an iteration; several must agree, at its end.
             rollouts = thread.get(step, self.stop if jax.process_count() == 1 else bool)
-            parts = gathered(rollouts.episodes)
+            parts = all_gather(rollouts.episodes)
             rollouts = dataclasses.replace(rollouts, episodes=[episode for part in parts for episode in part])
         state, metrics, applied = learn(
             state, self.reference, rollouts, self.learner, seed=self.config.seed, ppo=PpoSettings.of(self.config),
@@ -173,7 +173,7 @@ class Run:
                 self.display.message(f"{error}; it counts as no validation")
                 return None
 
-        return from_first(found)
+        return broadcast_from_first(found)
 
     def _checkpoint_due(self, progress: Progress) -> bool:
         done = progress.iteration
@@ -204,7 +204,7 @@ class Run:
     ) -> None:
         update = int(state.step) - 1
         params = on_this_process(state.params, self.learner.mesh)
-        folder = from_first(lambda: save_bad_update(self.workdir, update, params, microbatches, metrics))
+        folder = broadcast_from_first(lambda: save_bad_update(self.workdir, update, params, microbatches, metrics))
         line = f"update {update} was not applied: its gradient's norm is {metrics['grad_norm']:.4g}; kept in {folder}"
         if self.config.train.bad_update == "skip":
             self.display.message(line)

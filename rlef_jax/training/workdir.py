@@ -18,7 +18,7 @@ from rlef_jax.ppo.update import TrainState
 from rlef_jax.training import episode_io
 from rlef_jax.training.checkpoint import Checkpoints, DamagedCheckpointError
 from rlef_jax.training.metrics_writer import read_metrics
-from rlef_jax.training.processes import from_first
+from rlef_jax.training.processes import broadcast_from_first
 
 CHECKPOINTS = "checkpoints"
 
@@ -143,7 +143,7 @@ def resume(
     else:
         state, progress = found
         tell(f"going on from iteration {progress.iteration} ({checkpoints.folder})")
-    from_first(lambda: drop_after(workdir, progress.iteration))
+    broadcast_from_first(lambda: drop_after(workdir, progress.iteration))
     return state, progress
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rlef_jax.evaluate import evaluate, parsed
-from rlef_jax.evaluation.kept import RESULTS
+from rlef_jax.evaluation.chunk_store import RESULTS
 from rlef_jax.training.episode_io import read_episodes
 from tests.helpers.small_run import OVERRIDES, environment, leftovers
 

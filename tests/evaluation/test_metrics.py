@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rlef_jax.evaluation.chrf import chrf
 from rlef_jax.evaluation.metrics import n_at_k_table, over_turns, text_report, whole_report
-from rlef_jax.evaluation.n_at_k import n_at_k
+from rlef_jax.metrics.n_at_k import n_at_k
 from rlef_jax.types import Episode, Problem, Status, TestCase, TestResult, Turn, Verdict
 
 

@@ -22,7 +22,7 @@ from rlef_jax.execution.functions import compare
 from rlef_jax.execution.isolation import Level
 from rlef_jax.execution.pool import ExecutionPool
 from rlef_jax.execution.verdict import limits_for
-from rlef_jax.execution.workshop import trial
+from rlef_jax.execution.worker_factory import trial
 from rlef_jax.types import FunctionTest, Limits, Status
 
 DATA = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data" / "evalplus"

@@ -13,7 +13,7 @@ import pytest
 
 from rlef_jax.execution.interpreter import find_python
 from rlef_jax.execution.isolation import Level
-from rlef_jax.execution.workshop import trial
+from rlef_jax.execution.worker_factory import trial
 from tests.helpers.hostile_programs import ATTEMPTS, BOMBS, LIARS
 from tests.helpers.hostile_run import Range
 

@@ -8,7 +8,7 @@ import pytest
 from rlef_jax.execution.interpreter import InterpreterNotFoundError, find_python
 from rlef_jax.execution.isolation import Level
 from rlef_jax.execution.pool import ExecutionPool
-from rlef_jax.execution.workshop import trial
+from rlef_jax.execution.worker_factory import trial
 from rlef_jax.types import Limits, Status, TestCase
 
 LIMITS = Limits(wall_s=30.0)

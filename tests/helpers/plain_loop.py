@@ -10,7 +10,7 @@ from rlef_jax.data.sources import Source, training_problems
 from rlef_jax.model.weights import save_params
 from rlef_jax.ppo.pack import pack
 from rlef_jax.ppo.update import prepare_iteration, split_updates
-from rlef_jax.training.parts import build_learner, build_policy, build_pool, build_samplers, rollout_settings
+from rlef_jax.training.build import build_learner, build_policy, build_pool, build_samplers, rollout_settings
 from rlef_jax.training.rollout import collect
 from tests.helpers.small_run import OVERRIDES
 

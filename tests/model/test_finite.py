@@ -17,7 +17,7 @@ from rlef_jax.model.finite import check_params, fault
 from rlef_jax.model.pretrained import load_pretrained, open_weights
 from rlef_jax.model.safetensors_file import SafetensorsFile, write_safetensors
 from rlef_jax.model.weights import save_params
-from rlef_jax.training.parts import build_policy
+from rlef_jax.training.build import build_policy
 from tests.helpers.byte_bpe import TEMPLATES, write_tokenizer
 from tests.helpers.hf_folder import write_folder
 from tests.model.test_gguf import write_gguf

@@ -117,7 +117,9 @@ def test_greedy_continuations_of_20_prompts(model, expected):
 def greedy(cfg, params, prompts, steps):
     """The likeliest token again and again, int32 [rows, steps], from the sampler that training uses."""
     longest = max(map(len, prompts)) + steps
-    shapes = Shapes(rows=10, max_len=longest, capacities=(), chunks=(64,), prefill_tokens=256, steps=8)
+    shapes = Shapes(
+        rows=10, max_len=longest, cache_lengths=(), prefill_chunks=(64,), prefill_tokens=256, decode_steps=8
+    )
     sampler = Sampler(Programs(dataclasses.replace(cfg, max_positions=longest), shapes, make_mesh()))
     sampler.set_weights(params, version=0)
     how = SamplingConfig(temperature=0.0, top_p=1.0, top_k=0, stop_ids=(cfg.vocab_size,), max_new_tokens=steps)

@@ -5,13 +5,14 @@ import json
 import jax
 
 from rlef_jax import plan
+from rlef_jax.command_line import parse
 
 
 def numbers(devices, *extra):
     """What a plan says, for each token or in all."""
     words = ["--config=configs/tiny.py", f"--devices={devices}", *extra]
-    args, overrides = plan.parser().parse_known_args(words)
-    config = plan.configured(args.config, [*SMALL, *overrides], args.devices)
+    args = parse(plan.parser(), [*SMALL, *words])
+    config = plan.configured(args.config, args.overrides, args.devices)
     made = plan.make_plan(config, args)
     gradients = made.programs["gradients"]
     return {

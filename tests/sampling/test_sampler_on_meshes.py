@@ -13,7 +13,7 @@ def test_any_mesh_samples_what_one_device_does():
         from rlef_jax.model.sharding import make_mesh
         from rlef_jax.sampling.programs import Programs, Shapes
         from tests.sampling.test_sampler import CFG, at_once, jax, make_sampler
-        shapes = Shapes(rows=8, max_len=64, capacities=(32,), chunks=(8,), prefill_tokens=32, steps=4)
+        shapes = Shapes(rows=8, max_len=64, cache_lengths=(32,), prefill_chunks=(8,), prefill_tokens=32, decode_steps=4)
         fourth = jax.devices()[3]
         sampler = make_sampler(Programs(CFG, shapes, make_mesh(devices=[fourth])))
         held = jax.tree.leaves((sampler.weights()[0], sampler.programs.new_cache()))

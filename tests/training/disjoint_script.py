@@ -12,9 +12,9 @@ import numpy as np
 
 from rlef_jax import config as config_lib
 from rlef_jax.train import train
+from rlef_jax.training.build import build_learner, build_policy, build_samplers
 from rlef_jax.training.episode_io import read_episodes
 from rlef_jax.training.metrics_writer import read_metrics
-from rlef_jax.training.parts import build_learner, build_policy, build_samplers
 from rlef_jax.training.processes import on_this_process
 from tests.helpers.small_run import OVERRIDES
 

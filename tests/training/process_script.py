@@ -13,8 +13,8 @@ from rlef_jax.errors import ConfigError
 from rlef_jax.model.finite import check_params
 from rlef_jax.model.sharding import make_mesh
 from rlef_jax.model.transformer import init_params
-from rlef_jax.training.parts import build_mesh, build_sampler_mesh
-from rlef_jax.training.processes import find_job, gathered, is_first, join, on_this_process, share_of
+from rlef_jax.training.build import build_mesh, build_sampler_mesh
+from rlef_jax.training.processes import all_gather, find_job, is_first, join, on_this_process, share_of
 
 
 def load_mesh_script():
@@ -30,7 +30,7 @@ def refusals():
     asked = [
         {"sampling.own_devices": True},
         {"mesh.reference": "sampler"},
-        {"mesh.critic": "own", "ppo.separate_critic": True},
+        {"mesh.critic": "separate", "ppo.separate_critic": True},
     ]
     said = []
     for overrides in asked:
@@ -63,7 +63,7 @@ def main():
     policy = init_params(jax.random.PRNGKey(1), script.CFG)
     episodes = script.load_factories().random_episodes(13, vocab=16, seed=3)
     # As a run does: each process makes its share of the episodes, and all of them learn from all.
-    parts = gathered([episodes[i] for i in share_of(len(episodes))])
+    parts = all_gather([episodes[i] for i in share_of(len(episodes))])
     together = [episode for part in parts for episode in part]
     mesh = make_mesh(data=2, fsdp=2)
     found, learner, batches = script.outcome(mesh, "packed", together, policy)

@@ -7,9 +7,9 @@ import pytest
 from rlef_jax import config as config_lib
 from rlef_jax import plan
 from rlef_jax.errors import ConfigError
+from rlef_jax.training.build import build_learner, build_policy, build_sampler_mesh
 from rlef_jax.training.checkpoint import Checkpoints
 from rlef_jax.training.metrics_writer import read_metrics
-from rlef_jax.training.parts import build_learner, build_policy, build_sampler_mesh
 from tests.helpers.eight_devices import EIGHT, told_by
 from tests.helpers.small_run import OVERRIDES, assert_same_run, finish, start, timeless
 
@@ -52,7 +52,7 @@ def metrics_of(folder):
 
 def test_a_critic_on_its_own_devices_makes_the_same_run_and_resumes(compile_cache, tmp_path):
     """Policy on devices 0 to 3, critic on 4 to 7; killed once it has saved, and started again."""
-    own = CRITIC | {"mesh.critic": "own"}
+    own = CRITIC | {"mesh.critic": "separate"}
     shared, whole, killed = (tmp_path / name for name in ("shared", "whole", "killed"))
     finish(shared, compile_cache, CRITIC, **EIGHT)
     finish(whole, compile_cache, own, **EIGHT)
@@ -75,13 +75,13 @@ def test_a_critic_on_its_own_devices_makes_the_same_run_and_resumes(compile_cach
 
 
 def test_a_critic_without_devices_and_a_plan_of_one_are_errors():
-    own = OVERRIDES | {"mesh.critic": "own", "ppo.separate_critic": True}
+    own = OVERRIDES | {"mesh.critic": "separate", "ppo.separate_critic": True}
     config = config_lib.load("configs/tiny.py", overrides=own)
     cfg = build_policy(config).cfg
     with pytest.raises(ConfigError, match="mesh.critic: .*1 devices are needed; there are 0 after the policy's 1"):
         build_learner(config, cfg)
-    asked = ["--config.mesh.critic=own", "--config.ppo.separate_critic=True"]
-    with pytest.raises(ConfigError, match="config.mesh.critic: a plan counts .* add --config.mesh.critic=trainer"):
+    asked = {"mesh.critic": "separate", "ppo.separate_critic": True}
+    with pytest.raises(ConfigError, match="config.mesh.critic: a plan counts .* add --config.mesh.critic=shared"):
         plan.configured("configs/tiny.py", asked, 2)
 
 
@@ -89,5 +89,5 @@ def test_devices_that_are_not_there_are_an_error():
     config = config_lib.load("configs/tiny.py", overrides=OVERRIDES | {"sampling.own_devices": True})
     with pytest.raises(ConfigError, match="sampling.data.*1 devices are needed; there are 0 after the trainer's 1"):
         build_sampler_mesh(config)
-    with pytest.raises(ConfigError, match="sampling.lanes: must be 1 on several devices"):
+    with pytest.raises(ConfigError, match="sampling.workers: must be 1 on several devices"):
         config_lib.load("configs/tiny.py", overrides={"sampling.data": 2})

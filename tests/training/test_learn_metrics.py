@@ -10,6 +10,7 @@ from rlef_jax.ppo.metrics import episode_metrics, iteration_metrics
 from rlef_jax.ppo.objective import count_denominators
 from rlef_jax.ppo.pack import pack
 from rlef_jax.ppo.update import split_updates
+from rlef_jax.progress import ProgressDisplay
 from rlef_jax.sampling.session import SamplerStats
 from rlef_jax.training.actor import Rollouts
 from rlef_jax.training.loop import (
@@ -21,7 +22,6 @@ from rlef_jax.training.loop import (
     skipped_in_row,
     time_metrics,
 )
-from rlef_jax.training.progress import ProgressDisplay
 from rlef_jax.training.rollout import RolloutProgress
 from rlef_jax.types import Episode, Problem, Status, TestCase, TestResult, Turn, Verdict
 from tests.helpers.tiny_tokenizer import tiny_tokenizer

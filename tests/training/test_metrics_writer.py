@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from rlef_jax.progress import COLUMNS, ProgressDisplay, header_line, iteration_line
 from rlef_jax.training.metrics_writer import FILE_NAME, MetricsWriter, read_metrics
-from rlef_jax.training.progress import COLUMNS, ProgressDisplay, header_line, iteration_line
 
 
 def values(records, name):

@@ -82,8 +82,10 @@ class Recording:
 
 @pytest.fixture(scope="module")
 def sampler(params):
-    shapes = Shapes(rows=ROWS, max_len=CONTEXT, capacities=(), chunks=(64,), prefill_tokens=128, steps=4)
-    made = Sampler(Programs(MODEL, shapes, make_mesh()), lanes=2)
+    shapes = Shapes(
+        rows=ROWS, max_len=CONTEXT, cache_lengths=(), prefill_chunks=(64,), prefill_tokens=128, decode_steps=4
+    )
+    made = Sampler(Programs(MODEL, shapes, make_mesh()), workers=2)
     made.set_weights(params, version=5)
     return made
 
@@ -157,9 +159,14 @@ class Unreliable:
 def test_nothing_is_lost_whatever_the_judge_and_the_weights_do(params, count):
     """Queued at once through 8 rows (64 for 1024), with new weights every moment: each episode complete and valid."""
     shapes = Shapes(
-        rows=4 if count < 1000 else 32, max_len=CONTEXT, capacities=(), chunks=(64,), prefill_tokens=128, steps=4
+        rows=4 if count < 1000 else 32,
+        max_len=CONTEXT,
+        cache_lengths=(),
+        prefill_chunks=(64,),
+        prefill_tokens=128,
+        decode_steps=4,
     )
-    sampler = Sampler(Programs(MODEL, shapes, make_mesh()), lanes=2)
+    sampler = Sampler(Programs(MODEL, shapes, make_mesh()), workers=2)
     sampler.set_weights(params, version=0)
     program = CHAT.tokenizer.encode("```python\nprint(7)\n```")
     chat = Writing(CHAT, program)

@@ -13,9 +13,9 @@ from rlef_jax.errors import ConfigError, RunError
 from rlef_jax.evaluate import evaluate, parsed
 from rlef_jax.export import export_run
 from rlef_jax.train import train
+from rlef_jax.training.build import build_policy, build_pool
 from rlef_jax.training.checkpoint import Checkpoints
 from rlef_jax.training.metrics_writer import read_metrics
-from rlef_jax.training.parts import build_policy, build_pool
 from rlef_jax.types import Status, TestResult
 from tests.helpers.small_run import OVERRIDES
 

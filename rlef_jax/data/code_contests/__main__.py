@@ -9,35 +9,32 @@ Exit codes: 0 built, 1 it could not be written, 2 wrong usage or data, 75 stoppe
 
 from __future__ import annotations
 
-import argparse
 import signal
 import time
-from pathlib import Path
 
+from rlef_jax import arguments
 from rlef_jax.command_line import errors_as_lines
 from rlef_jax.data.code_contests.build import build
 from rlef_jax.data.code_contests.counts import table
 from rlef_jax.errors import ConfigError, StoppedError
-from rlef_jax.training.progress import ProgressDisplay
+from rlef_jax.progress import ProgressDisplay
 
 
 def main() -> None:
     """Builds, and prints the table."""
-    parser = argparse.ArgumentParser(
-        prog="python -m rlef_jax.data.code_contests",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = arguments.Parser(prog="python -m rlef_jax.data.code_contests", description=__doc__)
+    parser.add_argument("--source", type=arguments.path, required=True, help="folder with the release")
+    parser.add_argument(
+        "--output", type=arguments.path, required=True, help="the data folder; config.data.dir names it"
     )
-    parser.add_argument("--source", type=Path, required=True, help="folder with the release")
-    parser.add_argument("--output", type=Path, required=True, help="the data folder; config.data.dir names it")
     parser.add_argument("--solutions", type=int, default=10, help="Python 3 solutions kept of a problem (default: 10)")
     parser.add_argument(
         "--incorrect", type=int, default=10, help="incorrect Python 3 programs kept of a problem (default: 10)"
     )
-    args = parser.parse_args()
     began = time.perf_counter()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with errors_as_lines(), ProgressDisplay() as display:
+        args = parser.parse_args()
         for name in ("solutions", "incorrect"):
             if getattr(args, name) < 0:
                 raise ConfigError(f"--{name}: 0 or more; it is {getattr(args, name)}")
@@ -48,8 +45,8 @@ def main() -> None:
             )  # fmt: skip
         except KeyboardInterrupt as error:
             raise StoppedError("the same command goes on with the shards that lack") from error
-    print(table(found))
-    print(f"{args.output}: built in {time.perf_counter() - began:.0f} s; set config.data.dir to it")
+        display.message(table(found))
+        display.message(f"{args.output}: built in {time.perf_counter() - began:.0f} s; set config.data.dir to it")
 
 
 if __name__ == "__main__":

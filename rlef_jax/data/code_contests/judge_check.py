@@ -10,7 +10,6 @@ Exit codes: 0 done, 1 it could not be written, 2 wrong usage or data, 75 stopped
 
 from __future__ import annotations
 
-import argparse
 import collections
 import json
 import os
@@ -20,6 +19,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from rlef_jax import arguments
 from rlef_jax.command_line import errors_as_lines
 from rlef_jax.data.code_contests import references
 from rlef_jax.data.code_contests.build import read_plan
@@ -30,7 +30,7 @@ from rlef_jax.execution.interpreter import InterpreterNotFoundError, find_python
 from rlef_jax.execution.isolation import IsolationError
 from rlef_jax.execution.pool import ExecutionPool, auto_workers
 from rlef_jax.execution.verdict import limits_for
-from rlef_jax.training.progress import ProgressDisplay
+from rlef_jax.progress import ProgressDisplay
 from rlef_jax.types import Limits, Problem, TestResult
 
 
@@ -132,18 +132,19 @@ def table(report: references.Report) -> str:
     return "\n".join(lines)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m rlef_jax.data.code_contests.judge_check",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser() -> arguments.Parser:
+    parser = arguments.Parser(prog="python -m rlef_jax.data.code_contests.judge_check", description=__doc__)
     parser.add_argument(
-        "--data", type=Path, required=True, help="a folder that python -m rlef_jax.data.code_contests built"
+        "--data", type=arguments.path, required=True, help="a folder that python -m rlef_jax.data.code_contests built"
     )
     parser.add_argument("--split", default="", help="default: each of the folder's")
     parser.add_argument("--solutions", type=int, default=3, help="reference solutions of a problem (default: 3)")
-    parser.add_argument("--python", default="3.10", help="version of Python that programs run under (default: 3.10)")
+    parser.add_argument(
+        "--python",
+        type=arguments.path_or_name,
+        default="3.10",
+        help="version of Python that programs run under (default: 3.10)",
+    )
     parser.add_argument("--wall-s", type=float, default=10.0, help="where a problem has no time limit (default: 10)")
     parser.add_argument("--memory-mb", type=int, default=1024, help="where it has no memory limit (default: 1024)")
     parser.add_argument("--wall-patience", type=float, default=10.0, help="as config.execution.wall_patience")
@@ -153,15 +154,15 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Checks the splits one by one, and prints a table for each."""
-    args = _parser().parse_args(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with errors_as_lines(), ProgressDisplay() as display:
+        args = _parser().parse_args(argv)
         if args.solutions < 1 or args.memory_mb < 1 or args.workers < 0 or not (args.wall_s > 0 < args.wall_patience):
             raise ConfigError("--solutions, --memory-mb, --wall-s, --wall-patience: above 0; --workers: 0 or more")
         splits = list(read_plan(args.data)["splits"])
         if args.split and args.split not in splits:
             raise ConfigError(f"--split: {args.split!r} is none of {', '.join(splits)}")
-        limits = Limits(wall_s=args.wall_s, memory_bytes=args.memory_mb << 20, patience=args.wall_patience)
+        limits = Limits(wall_s=args.wall_s, memory_bytes=args.memory_mb << 20, wall_patience=args.wall_patience)
         try:
             interpreter, workers = find_python(args.python), args.workers or auto_workers()
             judged_with = {

@@ -12,13 +12,14 @@ one of the readings' programs: no program is right under two readings, since tel
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import json
 from collections import defaultdict
 from collections.abc import Sequence
 
+from rlef_jax import arguments
+from rlef_jax.command_line import errors_as_lines
 from rlef_jax.data.mini_contests import EVAL_SIZES, eval_split
 from rlef_jax.data.mini_contests.trusted import run_trusted
 from rlef_jax.dialog.feedback import feedback_message
@@ -104,12 +105,13 @@ def bounds(problems: Sequence[Problem]) -> dict[str, float]:
 
 def main() -> None:
     """Prints the bounds of a split, as a table and as a line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments.Parser(description=__doc__)
     parser.add_argument("--split", default="test_500", choices=sorted(EVAL_SIZES))
-    found = bounds(eval_split(parser.parse_args().split))
-    for name, percent in found.items():
-        print(f"{name:<12} {percent:6.2f} %")
-    print(json.dumps(found))
+    with errors_as_lines():
+        found = bounds(eval_split(parser.parse_args().split))
+        for name, percent in found.items():
+            print(f"{name:<12} {percent:6.2f} %")
+        print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -5,11 +5,10 @@ Deterministic: the same file every time. It ships as rlef_jax/assets/tokenizer.m
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 import numpy as np
 
+from rlef_jax import arguments
+from rlef_jax.command_line import errors_as_lines
 from rlef_jax.data.dialogues import CAREFUL, authors, with_reading, write_dialogue
 from rlef_jax.data.mini_contests import problem_at
 from rlef_jax.data.mini_contests.vocabulary import train_tokenizer
@@ -49,12 +48,13 @@ def corpus(problems: int = PROBLEMS, seed: int = SEED) -> list[str]:
 
 def main() -> None:
     """Trains the tokenizer and writes it to the path on the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("output", type=Path)
-    args = parser.parse_args()
-    model = train_tokenizer(corpus(), VOCAB_SIZE, PHRASES)
-    args.output.write_bytes(model)
-    print(f"{args.output}: {len(model)} bytes")
+    parser = arguments.Parser(description=__doc__)
+    parser.add_argument("output", type=arguments.path)
+    with errors_as_lines():
+        args = parser.parse_args()
+        model = train_tokenizer(corpus(), VOCAB_SIZE, PHRASES)
+        args.output.write_bytes(model)
+        print(f"{args.output}: {len(model)} bytes")
 
 
 if __name__ == "__main__":

@@ -5,13 +5,14 @@ Distinct training problems and programs, families, what is left open, and how th
 
 from __future__ import annotations
 
-import argparse
 import collections
 import json
 from collections.abc import Sequence
 
 from rich.progress import track
 
+from rlef_jax import arguments
+from rlef_jax.command_line import errors_as_lines
 from rlef_jax.data.mini_contests import EVAL_SIZES, eval_split, problem_at
 from rlef_jax.data.mini_contests.build import normalise
 from rlef_jax.types import Problem
@@ -49,12 +50,13 @@ def statistics(train: Sequence[Problem]) -> dict[str, object]:
 
 def main() -> None:
     """Prints the numbers as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = arguments.Parser(description=__doc__)
     parser.add_argument("--problems", type=int, default=20_000, help="training problems to draw")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    train = [problem_at("train", args.seed, i) for i in track(range(args.problems), "problems")]
-    print(json.dumps(statistics(train), indent=2))
+    with errors_as_lines():
+        args = parser.parse_args()
+        train = [problem_at("train", args.seed, i) for i in track(range(args.problems), "problems")]
+        print(json.dumps(statistics(train), indent=2))
 
 
 if __name__ == "__main__":

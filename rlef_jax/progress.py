@@ -1,6 +1,6 @@
 """What a person sees while a run goes on: one line an iteration, and on a terminal a bar of the current stage.
 
-Metrics are named as `rlef_jax.ppo.metrics` names them; a name that a record lacks shows as a dash.
+Metrics have the names of docs/metrics.md; one that a record lacks shows as a dash.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A lane: one cache and the thread that fills and decodes its rows. All of its state is its thread's own."""
+"""A worker: one cache and the thread that fills and decodes its rows. All of its state is its thread's own."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from rlef_jax.sampling.prefixes import Prefixes
 from rlef_jax.sampling.programs import Programs, empty_rows
 from rlef_jax.sampling.request import Dialogue, Job
 
-# A lane that gathers goes on with what it has once nothing came for so long.
+# A worker that gathers goes on with what it has once nothing came for so long.
 _QUIET_S = 0.5
 # Prompts seldom come alone: while there are rows for more, the next is waited for so long, a small part of a dispatch.
 _BURST_S = 0.002
 
 
-class Lane:
+class SamplerWorker:
     """Rows of dialogues. `inbox` takes jobs, dialogues that are over, and None to look again (or to close)."""
 
     def __init__(
@@ -35,13 +35,13 @@ class Lane:
         weights: Callable[[], tuple[Params, int]],
         prefixes: Prefixes,
         clock: Clock,
-        gather: float,
+        min_ready_fraction: float,
     ) -> None:
         shapes = programs.shapes
         self.inbox: queue.SimpleQueue[Job | Dialogue | None] = queue.SimpleQueue()
         self.closing = False
         self.counts: collections.Counter[str] = collections.Counter()
-        self._gather = gather
+        self._min_ready_fraction = min_ready_fraction
         self._programs, self._weights, self._prefixes, self._clock = programs, weights, prefixes, clock
         self._table = empty_rows(shapes.rows, shapes.stop_ids)
         self._cache = programs.new_cache()
@@ -104,7 +104,7 @@ class Lane:
             return True
         ready = len(self._filling) + len(self._decoding)
         in_use = self._programs.shapes.rows - len(self._free)
-        return ready > 0 and ready >= self._gather * in_use
+        return ready > 0 and ready >= self._min_ready_fraction * in_use
 
     def _receive(self, job: Job) -> None:
         self._unfinished[id(job)] = job

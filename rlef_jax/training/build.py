@@ -1,4 +1,4 @@
-"""From a configuration to the parts of a run: model, tokenizer, sampler, judge. Only here whole sections are read."""
+"""From a configuration to the parts of a run: policy and tokenizer, meshes, samplers, judge, learner."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Policy:
     chat: ChatFormat
 
 
-def complete(config: ConfigDict) -> ConfigDict:
+def with_model_shape(config: ConfigDict) -> ConfigDict:
     """The configuration with its model's shape, where `config.model.init` is a Hugging Face folder or a GGUF file.
 
     The files decide. A key of the shape (or the tokenizer) that has base_config's value is filled in; one that was set
@@ -135,19 +135,19 @@ def build_critic_mesh(config: ConfigDict) -> Mesh | None:
     Raises ConfigError as `build_mesh`.
     """
     m = config.mesh
-    if m.critic == "trainer":
+    if m.critic == "shared":
         return None
     _check_processes(config)
     policy = m.data * m.fsdp * m.tensor
     try:
         return make_mesh(m.data, m.fsdp, m.tensor, devices=jax.devices()[policy:])
     except ValueError as error:
-        mend = 'make config.mesh smaller or set config.mesh.critic="trainer"'
+        mend = 'make config.mesh smaller or set config.mesh.critic="shared"'
         raise ConfigError(f"config.mesh.critic: {error} after the policy's {policy}: {mend}") from error
 
 
 # The values of the keys that place parts on other devices, where they don't.
-_IN_ONE_PLACE = {"mesh.critic": "trainer", "mesh.reference": "trainer", "sampling.own_devices": False}
+_IN_ONE_PLACE = {"mesh.critic": "shared", "mesh.reference": "trainer", "sampling.own_devices": False}
 
 
 def _check_processes(config: ConfigDict) -> None:
@@ -167,7 +167,7 @@ def build_sampler_mesh(config: ConfigDict) -> Mesh:
     """
     s, m = config.sampling, config.mesh
     _check_processes(config)
-    trainer = m.data * m.fsdp * m.tensor * (1 if m.critic == "trainer" else 2)
+    trainer = m.data * m.fsdp * m.tensor * (1 if m.critic == "shared" else 2)
     devices = jax.devices()[trainer:] if s.own_devices else jax.local_devices()
     try:
         return make_mesh(data=s.data, tensor=s.tensor, devices=devices)
@@ -207,17 +207,17 @@ def build_samplers(config: ConfigDict, policy: Policy, count: int) -> list[Sampl
     s, mesh = config.sampling, build_sampler_mesh(config)
     mesh_shardings(mesh, policy.cfg, "sampling")
     shapes = Shapes(
-        rows=s.rows // s.lanes,
+        rows=s.rows // s.workers,
         max_len=config.episode.context,
-        capacities=tuple(s.capacities),
-        chunks=tuple(s.chunks),
+        cache_lengths=tuple(s.cache_lengths),
+        prefill_chunks=tuple(s.prefill_chunks),
         prefill_tokens=s.prefill_tokens,
-        steps=s.steps,
+        decode_steps=s.decode_steps,
         stop_ids=len(policy.chat.stop_ids),
     )
-    one_thread = s.lanes >= whole_cores()
+    one_thread = s.workers >= whole_cores()
     programs = Programs(policy.cfg, shapes, mesh, dtype=jnp.dtype(config.model.compute_dtype), one_thread=one_thread)
-    return [Sampler(programs, lanes=s.lanes, gather=s.gather) for _ in range(count)]
+    return [Sampler(programs, workers=s.workers, min_ready_fraction=s.min_ready_fraction) for _ in range(count)]
 
 
 def first_prompt_of(config: ConfigDict, chat: ChatFormat) -> Callable[[str], list[int]]:
@@ -232,7 +232,7 @@ def limits_of(execution: ConfigDict) -> Limits:
         wall_s=execution.wall_s,
         memory_bytes=execution.memory_mb << 20,
         output_bytes=execution.output_kb << 10,
-        patience=execution.wall_patience,
+        wall_patience=execution.wall_patience,
     )
 
 

@@ -21,7 +21,7 @@ _TRIAL = Limits(wall_s=30.0)
 _trials = threading.Lock()
 
 
-class Workshop:
+class WorkerFactory:
     """Makes workers at the best level of isolation that there is, or at the one asked for."""
 
     def __init__(self, interpreter: Interpreter, require: str = "", level: str = ""):

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlef_jax.evaluation.n_at_k import mean_n_at_k, n_at_k, resampled_interval, rollouts_for
-from rlef_jax.evaluation.report import n_at_k_percent, summarise
+from rlef_jax.metrics.n_at_k import mean_n_at_k, n_at_k, resampled_interval, rollouts_for
+from rlef_jax.metrics.summary import n_at_k_percent, summarise
 from rlef_jax.types import Episode, Problem, Status, TestCase, TestResult, Turn, Verdict
 
 

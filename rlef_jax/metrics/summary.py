@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rlef_jax.evaluation.n_at_k import mean_n_at_k, rollouts_for
+from rlef_jax.metrics.n_at_k import mean_n_at_k, rollouts_for
 from rlef_jax.types import Episode, Turn
 
 

@@ -1,0 +1,1 @@
+"""What is counted over episodes, below whoever makes them: n@k and summaries."""
