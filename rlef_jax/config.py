@@ -105,6 +105,7 @@ def base_config() -> ConfigDict:
             train=dict(
                 max_staleness=0,  # iterations that rollouts may be ahead of the learner's weights; 0 = synchronous
                 bad_update="stop",  # gradient not finite or over ppo.max_grad_norm: "stop" or "skip" the update
+                max_skipped=20,  # updates in a row that are not applied, after which the run ends; 0 = no limit
                 iterations=3000,  # each makes ppo.updates updates: 12,000 updates for 8B (A.1)
                 checkpoint_every=50,  # iterations
                 keep_checkpoints=3,
@@ -348,7 +349,7 @@ def _value_at(config: Any, key: str) -> Any:
 def save(config: ConfigDict, workdir: Path) -> None:
     """Writes `workdir/config.json`, so that a run can be read without the file that launched it."""
     part = workdir / (SAVED_NAME + ".part")
-    part.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    part.write_text(json.dumps(config.to_dict(), indent=2, allow_nan=False) + "\n")
     os.replace(part, workdir / SAVED_NAME)
 
 

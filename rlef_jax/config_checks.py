@@ -29,7 +29,7 @@ _AT_LEAST_0 = (
     "seed", "model.vocab_size", "episode.max_failures_shown", "episode.max_text_chars", "sampling.top_k",
     "execution.workers", "execution.max_wall_s", "ppo.warmup_steps", "ppo.weight_decay", "ppo.clip_norm",
     "ppo.max_grad_norm", "ppo.kl_beta", "ppo.value_coef", "train.iterations", "train.max_staleness",
-    "eval.temperature", "eval.problems", "eval.every", "eval.patience",
+    "train.max_skipped", "eval.temperature", "eval.problems", "eval.every", "eval.patience",
     "data.max_prompt_tokens", "sft.steps", "sft.warmup_steps", "sft.weight_decay", "sft.clip_norm",
 )  # fmt: skip
 _SHARES = ("sampling.min_ready_fraction", "sft.marked_share", "sft.unmarked_right_repairs", "sft.unmarked_habit")
@@ -107,7 +107,7 @@ def _check_model(config: ConfigDict) -> Faults:
     m = config.model
     yield m.n_heads % m.n_kv_heads != 0, "model.n_kv_heads", f"must divide n_heads={m.n_heads}; it is {m.n_kv_heads}"
     scaling = tuple(m.rope_scaling)
-    numbers = len(scaling) in (0, 4) and all(isinstance(n, int | float) and n > 0 for n in scaling)
+    numbers = len(scaling) in (0, 4) and all(isinstance(n, int | float) and 0 < n < math.inf for n in scaling)
     ordered = not scaling or (numbers and scaling[1] < scaling[2])
     four = f"four numbers above 0, the second below the third, or (); it is {scaling}"
     yield not (numbers and ordered), "model.rope_scaling", four
@@ -125,6 +125,16 @@ def _check_episode(config: ConfigDict) -> Faults:
     if _increase(config.ppo.buckets):
         longest = f"the longest must hold a whole episode of config.episode.context={e.context}; they are"
         yield config.ppo.buckets[-1] < e.context, "ppo.buckets", f"{longest} {tuple(config.ppo.buckets)}"
+
+
+def _check_random_feedback(config: ConfigDict) -> Faults:
+    """It comes from another problem; single-turn episodes see none."""
+    e, v = config.episode, config.eval
+    lonely = "must be 2 or more with {}, which shows another problem's failures; it is 1"
+    alone = e.max_turns > 1 and e.feedback == "random" and config.ppo.rollouts == 1
+    yield alone, "ppo.rollouts", lonely.format('episode.feedback="random"')
+    alone = e.max_turns > 1 and v.random_feedback and bool(v.split) and v.problems == 1
+    yield alone, "eval.problems", lonely.format("eval.random_feedback")
 
 
 def _check_sampling(config: ConfigDict) -> Faults:
@@ -169,4 +179,12 @@ def _check_schedule(config: ConfigDict) -> Faults:
     yield config.eval.patience > 0 and config.eval.every == 0, "eval.patience", needless
 
 
-_TOGETHER = (_check_data, _check_model, _check_episode, _check_sampling, _check_ppo, _check_schedule)
+_TOGETHER = (
+    _check_data,
+    _check_model,
+    _check_episode,
+    _check_random_feedback,
+    _check_sampling,
+    _check_ppo,
+    _check_schedule,
+)

@@ -45,7 +45,8 @@ def export_run(workdir: Path, output: Path, *, checkpoint: str = "last", dtype: 
     here = SingleDeviceSharding(jax.devices()[0])
     params = saved_policy(workdir, checkpoint, abstract_params(cfg, config.model.param_dtype, here))
     _make_empty(output)
-    write_model(output, cfg, tensor_reader(params, cfg), like=weights, dtype=_DTYPES[dtype])
+    read = tensor_reader(params, cfg)
+    write_model(output, cfg, read, like=weights, origin=lambda _: f"{workdir}, {checkpoint}", dtype=_DTYPES[dtype])
     _write_tokenizer(output, config.model.tokenizer, chat, generation_of=config.model.init)
 
 
@@ -57,7 +58,7 @@ def export_weights(init: str, output: Path, *, dtype: str = "same") -> None:
     check_tensors(weights, weights.cfg)
     chat = load_chat(init)
     _make_empty(output)
-    write_model(output, weights.cfg, weights.read, like=weights, dtype=_DTYPES[dtype])
+    write_model(output, weights.cfg, weights.read, like=weights, origin=weights.file_of, dtype=_DTYPES[dtype])
     _write_tokenizer(output, init, chat, generation_of=init)
 
 

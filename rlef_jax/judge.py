@@ -164,7 +164,7 @@ def _tests(problem: Problem, which: str) -> tuple[Test, ...]:
 def _as_json(file: pathlib.Path, name: str, results: Sequence[TestResult]) -> str:
     passed = all(result.status is Status.PASSED for result in results)
     rows = [dataclasses.asdict(result) for result in results]
-    return json.dumps({"program": str(file), "problem": name, "passed": passed, "tests": rows})
+    return json.dumps({"program": str(file), "problem": name, "passed": passed, "tests": rows}, allow_nan=False)
 
 
 def _as_table(file: pathlib.Path, name: str, tests: Sequence[Test], results: Sequence[TestResult]) -> str:

@@ -42,12 +42,24 @@ def header_line() -> str:
 
 
 def iteration_line(step: int, metrics: Mapping[str, float]) -> str:
-    """One iteration's numbers in columns, then the shares of its time, the largest first."""
+    """One iteration's numbers in columns, then the shares of its time, the largest first, then what didn't count."""
     cells = [f"{step:8d}"]
     for column in COLUMNS:
         value = metrics.get(column.metric)
         cells.append(f"{'-' if value is None else column.format.format(column.factor * value):>8}")
-    return " ".join([*cells, "", time_split(metrics)])
+    return " ".join([*cells, "", time_split(metrics), *(f"| {told}" for told in not_counted(metrics))])
+
+
+def not_counted(metrics: Mapping[str, float]) -> list[str]:
+    """What of an iteration is in none of its numbers: episodes that the judge broke on, updates not applied."""
+    broken, judged = metrics.get("infra_episodes", 0.0), metrics.get("episodes", 0.0)
+    skipped = metrics.get("skipped_updates", 0.0)
+    told = []
+    if broken:
+        told.append(f"{broken:.0f} episodes broken by the judge" if judged else "no episode judged (INFRA_ERROR)")
+    if skipped:
+        told.append(f"{skipped:.0f} updates not applied")
+    return told
 
 
 def time_split(metrics: Mapping[str, float]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import concurrent.futures
 import functools
 import json
+import math
 import multiprocessing
 import time
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ from rlef_jax import config as config_lib
 from rlef_jax.data.dialogues import Dialogue, dialogues
 from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.dialog.load import load_chat
-from rlef_jax.errors import ConfigError
+from rlef_jax.errors import ConfigError, RunError
 from rlef_jax.model.parameters import decayed
 from rlef_jax.model.transformer import ModelConfig, Params, forward, unembed
 from rlef_jax.model.weights import save_params
@@ -175,7 +176,10 @@ def schedule(sft: ConfigDict) -> tuple[int, int]:
 
 
 def train(config: ConfigDict, workdir: Path) -> None:
-    """Runs the recipe; writes metrics.jsonl and warm_start.npz. Raises ConfigError where it can't be run."""
+    """Runs the recipe; writes metrics.jsonl and warm_start.npz.
+
+    Raises ConfigError where it can't be run, RunError where the loss or the weights are no longer finite.
+    """
     chunks, steps = schedule(config.sft)
     config = with_model_shape(config)
     policy = build_policy(config)
@@ -199,24 +203,35 @@ def train(config: ConfigDict, workdir: Path) -> None:
     tokenizer = (config.model.tokenizer, config.model.chat)
     with open(workdir / "metrics.jsonl", "w") as log:
         for step, batch in enumerate(stream(tokenizer, config.seed, chunks, settings, sft.batch_rows), 1):
-            params, opt_state, loss = step_fn(params, opt_state, batch)
-            losses.append(loss)
+            if batch["mask"][:, 1:].any():  # without a counted token the gradient is zero, and weights would decay
+                params, opt_state, loss = step_fn(params, opt_state, batch)
+                losses.append(loss)
             tokens += int((batch["segments"] > 0).sum())
             if step % sft.log_every == 0 or step == limit:
                 seconds = time.perf_counter() - started
-                row = {"step": step, "loss": float(jnp.mean(jnp.stack(losses))), "seconds": seconds,
-                       "tokens_per_s": tokens / seconds}  # fmt: skip
+                row = {"step": step, "seconds": seconds, "tokens_per_s": tokens / seconds}
+                row |= _mean_loss(losses, step)
                 losses = []
                 if step % sft.checkpoint_every == 0 or step == limit:
                     row |= probe(params)
                     save_params(workdir / "warm_start.npz", params)
-                log.write(json.dumps(row) + "\n")
+                log.write(json.dumps(row, allow_nan=False) + "\n")
                 log.flush()
                 print("  ".join(f"{k} {v:.4g}" for k, v in row.items()), flush=True)
             if step == limit:
                 break
     save_params(workdir / "warm_start.npz", params)
     print(f"wrote {workdir / 'warm_start.npz'}")
+
+
+def _mean_loss(losses: list[jax.Array], step: int) -> dict[str, float]:
+    """{"loss": the mean}, {} for none. Raises RunError where it isn't finite."""
+    if not losses:
+        return {}
+    loss = float(jnp.mean(jnp.stack(losses)))
+    if not math.isfinite(loss):
+        raise RunError(f"the loss is {loss} at step {step}: lower config.sft.learning_rate (warm_start.npz is older)")
+    return {"loss": loss}
 
 
 def main() -> None:

@@ -17,6 +17,8 @@ from rlef_jax.errors import ConfigError
 from rlef_jax.model.parameters import init_params
 from rlef_jax.model.weights import load_params, model_config, resolve, save_params
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def recipe():

@@ -39,7 +39,7 @@ def write_summary(workdir: Path, summary: Summary) -> None:
     """Writes `summary.json`, whole or not at all."""
     workdir.mkdir(parents=True, exist_ok=True)
     part = workdir / (FILE_NAME + ".part")
-    part.write_text(json.dumps(summary, indent=2) + "\n")
+    part.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
     os.replace(part, workdir / FILE_NAME)
 
 

@@ -73,6 +73,10 @@ class GGUFFile:
             values = values.reshape(heads, -1, 2, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
         return values
 
+    def file_of(self, name: str) -> Path:
+        """The file that holds a tensor: this one."""
+        return self.path
+
     def _config(self, tensors: Mapping[str, Any], factors: np.ndarray | None) -> ModelConfig:
         for key in ("attention.sliding_window", "expert_count"):
             if self.field(f"{self._kind}.{key}"):

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rlef_jax.model.finite import check_tensor
 from rlef_jax.model.hf_config import config_json
 from rlef_jax.model.parameters import file_tensors, leaf_at, tensor_shapes
 from rlef_jax.model.pretrained import CONFIG, INDEX, SINGLE, HFFolder, Weights
@@ -42,7 +43,14 @@ def tensor_reader(params: Params, cfg: ModelConfig) -> Read:
 
 
 def write_model(
-    output: Path, cfg: ModelConfig, read: Read, *, like: Weights | None, dtype: str = "", most: int = 5 * 10**9
+    output: Path,
+    cfg: ModelConfig,
+    read: Read,
+    *,
+    like: Weights | None,
+    origin: Callable[[str], object] | None = None,
+    dtype: str = "",
+    most: int = 5 * 10**9,
 ) -> None:
     """Writes config.json and safetensors.
 
@@ -52,12 +60,17 @@ def write_model(
       read: its tensors by their Hugging Face names.
       like: the files that the model came from. A tensor that nobody changed gets the bytes that it has there; of a
         Hugging Face folder config.json is taken over.
+      origin: what a tensor was read from, for errors; None is `output`.
       dtype: of all tensors, as safetensors spells it; "" is each tensor's own in `like`, or "F32" without it.
       most: bytes of one safetensors file.
+
+    Raises ConfigError, before anything is written, for a tensor that isn't finite in the dtype that it gets.
     """
     shapes = tensor_shapes(cfg)
     dtypes = dict.fromkeys(shapes, dtype or "F32") if dtype or like is None else like.dtypes
     entries = {name: (dtypes[name], shape) for name, shape in shapes.items()}
+    for name, (kind, _) in entries.items():
+        check_tensor(output if origin is None else origin(name), name, read(name), (DTYPES[kind],))
     config = json.dumps(_config(cfg, like, dtype, dtypes), indent=2) + "\n"
     if isinstance(like, HFFolder) and not dtype:
         config = (like.path / CONFIG).read_text(encoding="utf-8")

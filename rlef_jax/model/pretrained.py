@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from rlef_jax.errors import ConfigError
+from rlef_jax.model.finite import check_tensor
 from rlef_jax.model.gguf_file import open_gguf
 from rlef_jax.model.hf_config import read_config
 from rlef_jax.model.parameters import Parameter, describe, tensor_shapes
@@ -35,6 +36,8 @@ class Weights(Protocol):
     dtypes: Mapping[str, str]  # as safetensors spells them
 
     def read(self, name: str) -> np.ndarray: ...
+
+    def file_of(self, name: str) -> Path: ...
 
 
 class HFFolder:
@@ -74,6 +77,10 @@ class HFFolder:
     def read(self, name: str) -> np.ndarray:
         """A tensor as a view of its file."""
         return self._files[name].read(name)
+
+    def file_of(self, name: str) -> Path:
+        """The file that holds a tensor."""
+        return self._files[name].path
 
 
 def open_weights(init: str) -> Weights | None:
@@ -128,7 +135,13 @@ def _named(names: Iterable[str]) -> str:
     return ", ".join(some[:_MOST_NAMED]) + more
 
 
-def load_pretrained(weights: Weights, cfg: ModelConfig, dtype: Any = jnp.float32, shardings: Any = None) -> Params:
+def load_pretrained(
+    weights: Weights,
+    cfg: ModelConfig,
+    dtype: Any = jnp.float32,
+    shardings: Any = None,
+    cast_to: Sequence[Any] = (),
+) -> Params:
     """The parameters, each tensor read once and put where it shall lie before the next one is read.
 
     Args:
@@ -136,22 +149,25 @@ def load_pretrained(weights: Weights, cfg: ModelConfig, dtype: Any = jnp.float32
       cfg: their model. `weights.cfg`, or one that differs in `max_positions`.
       dtype: of the parameters; the files' own may be another.
       shardings: the tree of `sharding.param_shardings`; None is the first device.
+      cast_to: dtypes that the parameters will be cast to later.
 
-    Raises ConfigError naming tensors that are missing, too many or misshapen.
+    Raises ConfigError naming tensors that are missing, too many or misshapen, or hold an entry that isn't finite in one
+    of these dtypes.
     """
     check_tensors(weights, cfg)
     described = describe(cfg, dtype)
+    dtypes = (dtype, *cast_to)
     if shardings is None:
         first = SingleDeviceSharding(jax.devices()[0])
         shardings = jax.tree.map(lambda _: first, described)
 
     def place(p: Parameter, sharding: Any) -> jax.Array:
         if not p.stacked:
-            return _placed(weights, p, None, sharding).astype(p.dtype)
+            return _placed(weights, p, None, sharding, dtypes).astype(p.dtype)
         stack = jax.jit(functools.partial(jnp.zeros, p.shape, p.dtype), out_shardings=sharding)()
         write = _writer(sharding)
         for layer in range(p.shape[0]):
-            stack = write(stack, _placed(weights, p, layer, _of_layer(sharding)), layer)
+            stack = write(stack, _placed(weights, p, layer, _of_layer(sharding), dtypes), layer)
         return stack
 
     return jax.tree.map(place, described, shardings)
@@ -175,20 +191,27 @@ def _writer(sharding: Any) -> Any:
     return write
 
 
-def _placed(weights: Weights, p: Parameter, layer: int | None, sharding: Any) -> jax.Array:
-    """A parameter, or a layer's share of it, on its devices, in the files' dtype.
+def _placed(weights: Weights, p: Parameter, layer: int | None, sharding: Any, dtypes: Sequence[Any]) -> jax.Array:
+    """A parameter, or a layer's share of it, on its devices, in the files' dtype, found finite in `dtypes`.
 
     Of mapped files only this process's slices are read.
     """
-    views = [tensor.to_ours(weights.read(tensor.name.format(layer=layer))) for tensor in p.tensors]
+    names = [tensor.name.format(layer=layer) for tensor in p.tensors]
+    views = [tensor.to_ours(weights.read(name)) for name, tensor in zip(names, p.tensors, strict=True)]
     shape = p.shape if layer is None else p.shape[1:]
+
+    def copied(name: str, view: np.ndarray) -> np.ndarray:
+        copy = np.array(view, order="C")
+        check_tensor(weights.file_of(name), name, copy, dtypes)
+        return copy
 
     def shard(index: Any) -> np.ndarray:
         """A copy: JAX would keep a view of the file, and with it the file."""
         if len(views) == 1:
-            return np.array(views[0][index], order="C")
+            return copied(names[0], views[0][index])
         inner = tuple(slice(None) if axis == p.joined else part for axis, part in enumerate(index))
-        return np.concatenate([view[inner] for view in views], axis=p.joined)[_only(p.joined, index)]
+        parts = [copied(name, view[inner]) for name, view in zip(names, views, strict=True)]
+        return np.concatenate(parts, axis=p.joined)[_only(p.joined, index)]
 
     return jax.make_array_from_callback(shape, sharding, shard)
 

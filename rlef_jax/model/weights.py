@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.resources
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlef_jax.errors import ConfigError
+from rlef_jax.errors import ConfigError, RunError
+from rlef_jax.model import finite
 from rlef_jax.model.parameters import describe
 from rlef_jax.model.transformer import ModelConfig, Params, RopeScaling
 
@@ -36,16 +38,25 @@ def _flat(params: Params) -> dict[str, Any]:
 
 
 def save_params(path: Path, params: Params) -> None:
-    """Writes parameters as an uncompressed .npz of float32 arrays, whole or not at all."""
+    """Writes parameters as an uncompressed .npz of float32 arrays, whole or not at all.
+
+    Raises RunError, and writes nothing, where one isn't finite.
+    """
     temporary = path.with_suffix(".partial")
+    arrays: dict[str, Any] = {name: np.asarray(leaf, np.float32) for name, leaf in _flat(params).items()}
+    for name, array in arrays.items():
+        if (found := finite.fault(array)) is not None:
+            raise RunError(f"{path} was not written: {name} {found}: the weights are no longer finite")
     with open(temporary, "wb") as file:
-        arrays: dict[str, Any] = {name: np.asarray(leaf, np.float32) for name, leaf in _flat(params).items()}
         np.savez(file, **arrays)
     os.replace(temporary, path)
 
 
-def load_params(path: Path, cfg: ModelConfig, dtype: Any = jnp.float32) -> Params:
-    """Parameters written by `save_params`. Raises ConfigError where names or shapes aren't the config's."""
+def load_params(path: Path, cfg: ModelConfig, dtype: Any = jnp.float32, cast_to: Sequence[Any] = ()) -> Params:
+    """Parameters written by `save_params`, of `dtype`; they will be cast to `cast_to` later.
+
+    Raises ConfigError where names or shapes aren't the config's, or an entry isn't finite in one of these dtypes.
+    """
     wanted, tree = jax.tree_util.tree_flatten_with_path(describe(cfg, dtype))
     names = ["/".join(str(part.key) for part in leaf_path) for leaf_path, _ in wanted]
     with np.load(path) as stored:
@@ -54,9 +65,11 @@ def load_params(path: Path, cfg: ModelConfig, dtype: Any = jnp.float32) -> Param
             raise ConfigError(f"{path}: not a model of this config: {', '.join(odd)} missing or unexpected")
         leaves = []
         for name, (_, parameter) in zip(names, wanted, strict=True):
-            if stored[name].shape != parameter.shape:
-                raise ConfigError(f"{path}: {name} is {stored[name].shape}, the config's model needs {parameter.shape}")
-            leaves.append(jnp.asarray(stored[name], parameter.dtype))
+            array = stored[name]
+            if array.shape != parameter.shape:
+                raise ConfigError(f"{path}: {name} is {array.shape}, the config's model needs {parameter.shape}")
+            finite.check_tensor(path, name, array, (dtype, *cast_to))
+            leaves.append(jnp.asarray(array, parameter.dtype))
     return jax.tree.unflatten(tree, leaves)
 
 

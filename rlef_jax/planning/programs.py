@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -19,6 +20,8 @@ from rlef_jax.ppo.pack import empty_arrays
 from rlef_jax.ppo.train_state import first_params, init_state
 from rlef_jax.ppo.update import Learner
 from rlef_jax.types import TokenBatch
+
+UPDATE_PROGRAMS = ("gradients", "apply", "score")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +68,17 @@ def state_shapes(learner: Learner, dtype: Any) -> Any:
 
 
 def update_programs(
-    learner: Learner, dtype: Any, *, microbatches: int, rows: int, length: int, turns: int, action_share: float
+    learner: Learner,
+    dtype: Any,
+    *,
+    microbatches: int,
+    rows: int,
+    length: int,
+    turns: int,
+    action_share: float,
+    names: Collection[str] = UPDATE_PROGRAMS,
 ) -> dict[str, Program]:
-    """The programs of one update, see `Side.lowered`, on micro-batches of `rows` rows of `length` tokens.
+    """An update's programs of these `names`, see `Side.lowered`, on micro-batches of `rows` rows of `length` tokens.
 
     Policy and critic must share a mesh."""
     [side] = learner.sides
@@ -82,6 +93,7 @@ def update_programs(
     return {
         name: compiled(program, mesh_shape, dtypes.get(name, side.how.compute_dtype), trips)
         for name, program in lowered.items()
+        if name in names
     }
 
 

@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 
+from rlef_jax.errors import RunError
 from rlef_jax.model.transformer import Params
+from rlef_jax.sampling.decode import Drawn
 from rlef_jax.sampling.prefixes import Prefixes
 from rlef_jax.sampling.programs import Programs, empty_rows
 from rlef_jax.sampling.request import Dialogue, Job
@@ -225,6 +227,7 @@ class SamplerWorker:
         behavior, policy, stopped = out.behavior_logp.tolist(), out.policy_logp.tolist(), out.stopped.tolist()
         table, rows = self._table, np.fromiter(self._decoding, np.int64)
         made = out.counts[rows]
+        self._check_finite(rows, made, out)
         table.tokens[rows] = out.ids[rows, made - 1]
         table.lengths[rows] += made
         table.drawn[rows] += made
@@ -238,6 +241,22 @@ class SamplerWorker:
             job.versions += [self._version] * n
             if stopped[row] or table.room[row] == 0:
                 self._finish(row, stopped[row])
+
+    def _check_finite(self, rows: np.ndarray, made: np.ndarray, out: Drawn) -> None:
+        """Raises RunError where a drawn token's log-probability is no number.
+
+        A logit that is NaN or +inf makes those under the unmodified distribution NaN, whatever was drawn and greedily
+        too: they are relative to the sum over the vocabulary.
+        """
+        drawn = np.arange(out.ids.shape[1]) < made[:, None]
+        both = out.policy_logp[rows] + out.behavior_logp[rows]
+        if (bad := drawn & ~np.isfinite(both)).any():
+            job = self._decoding[int(rows[np.argmax(bad.any(axis=1))])]
+            raise RunError(
+                f"the policy's log-probabilities are not finite (weights of version {self._version}, episode"
+                f" {job.dialogue.episode}, turn {job.turn + 1}): what it samples means nothing. Look for NaN or inf"
+                " in its weights, or for activations that config.model.compute_dtype can't hold"
+            )
 
     def _finish(self, row: int, stopped: bool) -> None:
         job = self._decoding.pop(row)

@@ -40,7 +40,7 @@ def save_bad_update(
         arrays: dict[str, Any] = {f.name: np.asarray(getattr(batch, f.name)) for f in dataclasses.fields(batch)}
         np.savez(part / f"microbatch_{number:04d}.npz", **arrays)
     told = {k: v if math.isfinite(v) else str(v) for k, v in metrics.items()}
-    (part / "metrics.json").write_text(json.dumps({"update": update, **told}, indent=2) + "\n")
+    (part / "metrics.json").write_text(json.dumps({"update": update, **told}, indent=2, allow_nan=False) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
     return folder

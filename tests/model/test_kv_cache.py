@@ -9,6 +9,8 @@ from rlef_jax.model.parameters import init_params
 from rlef_jax.model.transformer import ModelConfig, forward
 from tests.model.test_transformer import FirstApart
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 CFG = ModelConfig(vocab_size=19, d_model=12, n_layers=2, n_heads=4, n_kv_heads=2, d_head=4, d_ff=20)
 ROWS, SLOTS, TAIL = 3, 26, 3
 

@@ -1,5 +1,6 @@
 """The sampler against the trainer's model, and against itself under other schedules."""
 
+import dataclasses
 import random
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from jax import monitoring
 
-from rlef_jax.errors import StoppedError
+from rlef_jax.errors import RunError, StoppedError
 from rlef_jax.model.logp import token_logp
 from rlef_jax.model.parameters import init_params
 from rlef_jax.model.sharding import make_mesh
@@ -16,6 +17,8 @@ from rlef_jax.model.transformer import ModelConfig, forward, unembed
 from rlef_jax.sampling.programs import Programs, Shapes
 from rlef_jax.sampling.request import SamplingConfig
 from rlef_jax.sampling.sampler import Sampler
+
+pytestmark = pytest.mark.long
 
 CFG = ModelConfig(vocab_size=24, d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, d_head=8, d_ff=24)
 STOP = 3
@@ -402,3 +405,30 @@ def test_shapes_that_cannot_be_are_refused():
             Shapes(**(good | bad))
     with pytest.raises(ValueError, match="max_positions"):
         Programs(CFG, Shapes(**(good | {"max_len": 10_000})), make_mesh())
+
+
+GREEDY = dataclasses.replace(HOW, temperature=0.0)
+CUT = dataclasses.replace(HOW, top_p=0.9, top_k=5)
+
+
+@pytest.mark.parametrize("how", [HOW, GREEDY, CUT], ids=["plain", "greedy", "cut"])
+@pytest.mark.parametrize("what", ["one nan", "one inf", "all -inf", "overflow"])
+def test_a_policy_that_is_not_finite_ends_the_session(programs, how, what):
+    """One entry of the embedding of a token that no prompt holds, a norm, weights that overflow in the layers."""
+    params = jax.tree.map(jnp.asarray, PARAMS)
+    if what == "one nan":
+        params["embed"] = params["embed"].at[2, 3].set(jnp.nan)
+    elif what == "one inf":
+        params["embed"] = params["embed"].at[2, 3].set(jnp.inf)
+    elif what == "all -inf":
+        params["final_norm"] = jnp.full_like(params["final_norm"], -jnp.inf)
+    else:
+        params["layers"]["up"] = params["layers"]["up"] * 1e30
+        params["layers"]["down"] = params["layers"]["down"] * 1e30
+    sampler = make_sampler(programs, params)
+    message = r"log-probabilities are not finite \(weights of version 7, episode [012], turn 1\)"
+    with pytest.raises(RunError, match=message) as ended:
+        at_once(sampler, range(3), how=how)
+    assert len(str(ended.value).splitlines()) == 1
+    sampler.set_weights(PARAMS, version=8)  # what was left in caches and rows matters to nobody
+    at_once(sampler, range(3), how=how)
