@@ -66,6 +66,7 @@ def train(config: ConfigDict, workdir: Path, *, go_on: bool = True, judge: Execu
         from_first(lambda: open_workdir(workdir, config, resume=go_on))
         stop = stack.enter_context(StopRequest())
         checkpoints = stack.enter_context(Checkpoints(workdir / CHECKPOINTS, keep=config.train.keep_checkpoints))
+        stack.enter_context(checkpoints.told_in_errors())
         log = None if is_first() else stack.enter_context(open(os.devnull, "w"))
         display = stack.enter_context(ProgressDisplay(stream=log))
         count = sum(leaf.size for leaf in jax.tree.leaves(policy.params))
@@ -108,8 +109,8 @@ def train(config: ConfigDict, workdir: Path, *, go_on: bool = True, judge: Execu
                 summary["bounds"] = split_bounds(source, evaluation_problems(source, e.split, e.problems))
                 write_summary(workdir, summary)
         gathered(None)  # the others wait for the last evaluation
-    if is_first():
-        print(write_report(workdir), flush=True)
+        if is_first():
+            print(write_report(workdir), flush=True)
 
 
 def _scores(evaluate: Evaluator, prefix: str, params: Params, version: int) -> dict[str, dict[str, Any]]:

@@ -11,10 +11,11 @@ that a run left out is missing; a number that nobody can know is null (1@1 witho
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from rlef_jax.files import write_text
 
 FILE_NAME = "summary.json"
 
@@ -38,9 +39,7 @@ BOUNDS = {
 def write_summary(workdir: Path, summary: Summary) -> None:
     """Writes `summary.json`, whole or not at all."""
     workdir.mkdir(parents=True, exist_ok=True)
-    part = workdir / (FILE_NAME + ".part")
-    part.write_text(json.dumps(summary, indent=2) + "\n")
-    os.replace(part, workdir / FILE_NAME)
+    write_text(workdir / FILE_NAME, json.dumps(summary, indent=2) + "\n")
 
 
 def read_summary(workdir: Path) -> dict[str, dict[str, Any]]:

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rlef_jax.errors import ConfigError
+from rlef_jax.files import write_text
 from rlef_jax.training.episode_io import read_episodes, write_episodes
 from rlef_jax.types import Episode
 
@@ -79,6 +79,4 @@ def write_results(folder: Path, found: Mapping[str, Any]) -> None:
 
 
 def _write(path: Path, value: Mapping[str, Any]) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    write_text(path, json.dumps(value, indent=2) + "\n")

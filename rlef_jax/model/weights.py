@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.resources
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlef_jax.errors import ConfigError
+from rlef_jax.files import replacing
 from rlef_jax.model.transformer import ModelConfig, Params, RopeScaling, param_shapes
 
 _PREFIX = "package:"
@@ -36,11 +36,9 @@ def _flat(params: Params) -> dict[str, Any]:
 
 def save_params(path: Path, params: Params) -> None:
     """Writes parameters as an uncompressed .npz of float32 arrays, whole or not at all."""
-    temporary = path.with_suffix(".partial")
-    with open(temporary, "wb") as file:
-        arrays: dict[str, Any] = {name: np.asarray(leaf, np.float32) for name, leaf in _flat(params).items()}
+    arrays: dict[str, Any] = {name: np.asarray(leaf, np.float32) for name, leaf in _flat(params).items()}
+    with replacing(path) as file:
         np.savez(file, **arrays)
-    os.replace(temporary, path)
 
 
 def load_params(path: Path, cfg: ModelConfig, dtype: Any = jnp.float32) -> Params:

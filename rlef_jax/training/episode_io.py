@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import gzip
 import json
-import os
 import types
 import typing
 import zlib
@@ -20,6 +19,7 @@ from typing import Any
 
 from rlef_jax.errors import ConfigError
 from rlef_jax.execution import calls
+from rlef_jax.files import replacing
 from rlef_jax.types import Episode, FunctionTest, Problem, Status, Test, TestCase
 
 _CALLS_BYTES = 1 << 30
@@ -38,15 +38,16 @@ def saved_steps(workdir: Path) -> list[int]:
 def write_episodes(path: Path, episodes: Iterable[Episode]) -> None:
     """Writes all episodes, or nothing if it is interrupted. Equal episodes make equal bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    with open(part, "wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", filename="", mtime=0, compresslevel=3) as file:
+    with (
+        replacing(path) as raw,
+        gzip.GzipFile(fileobj=raw, mode="wb", filename="", mtime=0, compresslevel=3) as file,
+    ):
         problem, head = None, ""
         for episode in episodes:
             if episode.problem is not problem:  # rollouts of the same problem stand together
                 problem, head = episode.problem, problem_json(episode.problem)
             rest = json.dumps(_fields(episode) | {"problem": None}, default=_plain)
             file.write(f'{{"problem": {head}, {rest.removeprefix(_NO_PROBLEM)}\n'.encode("ascii"))
-    os.replace(part, path)
 
 
 def problem_json(problem: Problem) -> str:

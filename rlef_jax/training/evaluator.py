@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from ml_collections import ConfigDict
 
 from rlef_jax.data.sources import Source, evaluation_problems
 from rlef_jax.evaluation.report import summarise
+from rlef_jax.files import write_text
 from rlef_jax.model.transformer import Params
 from rlef_jax.training import episode_io
 from rlef_jax.training.actor import Actor
@@ -77,9 +77,7 @@ class Evaluator:
         episode_io.write_episodes(self._workdir / "episodes" / f"{name}.jsonl.gz", episodes)
         found = summarise(episodes, max_turns=self._config.episode.max_turns, bootstrap_samples=e.bootstrap_samples)
         path.parent.mkdir(exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps({"version": version, "split": split, "summary": found}, indent=2) + "\n")
-        os.replace(part, path)
+        write_text(path, json.dumps({"version": version, "split": split, "summary": found}, indent=2) + "\n")
         rates = "  ".join(f"{k} {v:.1f}" for k, v in found.items() if "@" in k and isinstance(v, float))
         self._display.message(
             f"{name}: {len(episodes)} problems of {split}, {rates} ({time.perf_counter() - began:.0f} s)"
