@@ -5,7 +5,8 @@
 Cases: `uniform`, the shape of SmolLM2-135M, 32 prompts of 128 tokens and 128 new ones each; `tiny`, a million
 parameters, 256 x (96 + 96); `ragged`, 128 requests for 16 to 256 new tokens (log-uniform) through 32 rows, against
 ourselves in static batches of 32; `multi-turn`, dialogues of three turns with 60 tokens of feedback, against ourselves
-prefilling everything again each turn. The first two run in two lanes (one thread each on two cores), the others in one.
+prefilling everything again each turn. The first two run in two workers (one thread
+each on two cores), the others in one.
 Weights are random, float32, all log-probabilities on; both sides take turns, and medians are shown. The limit is what
 the model's own matrix products take at the best speed that this machine reaches on them, NumPy's or XLA's, measured in
 the same run; for `ragged` rows that are never idle.
@@ -27,8 +28,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlef_jax.model.parameters import init_params
 from rlef_jax.model.sharding import make_mesh
-from rlef_jax.model.transformer import ModelConfig, Params, init_params
+from rlef_jax.model.transformer import ModelConfig, Params
 from rlef_jax.sampling.programs import Programs, Shapes
 from rlef_jax.sampling.request import SamplingConfig
 from rlef_jax.sampling.sampler import Sampler
@@ -45,13 +47,13 @@ def sampling(new: int, vocabulary: int) -> SamplingConfig:
     return SamplingConfig(temperature=1.0, top_p=1.0, top_k=0, stop_ids=(vocabulary,), max_new_tokens=new)
 
 
-def build(sizes: dict[str, int], shapes: Shapes, lanes: int = 1) -> Sampler:
+def build(sizes: dict[str, int], shapes: Shapes, workers: int = 1) -> Sampler:
     """A compiled sampler with random weights."""
     cfg = ModelConfig(**sizes)
     params: Params = jax.jit(init_params, static_argnums=1)(jax.random.PRNGKey(0), cfg)
-    programs = Programs(cfg, shapes, make_mesh(), one_thread=lanes >= len(os.sched_getaffinity(0)))
+    programs = Programs(cfg, shapes, make_mesh(), one_thread=workers >= len(os.sched_getaffinity(0)))
     programs.compile()
-    sampler = Sampler(programs, lanes=lanes)
+    sampler = Sampler(programs, workers=workers)
     sampler.set_weights(params, version=0)
     return sampler
 
@@ -146,11 +148,11 @@ class Torch:
 
 
 def against_torch(
-    case: str, sizes: dict[str, int], shapes: Shapes, lanes: int, new: int, repeats: int, torch: Torch
+    case: str, sizes: dict[str, int], shapes: Shapes, workers: int, new: int, repeats: int, torch: Torch
 ) -> Result:
     """`rows` equal requests, ours and torch's in turn."""
-    rows, prompt = shapes.rows * lanes, shapes.max_len - new
-    sampler = build(sizes, shapes, lanes)
+    rows, prompt = shapes.rows * workers, shapes.max_len - new
+    sampler = build(sizes, shapes, workers)
     asked = [(p, new) for p in prompts(rows, prompt, sizes["vocab_size"])]
     torch.seconds(sizes, rows, prompt, 2)  # warm
     run_requests(sampler, [(p, shapes.steps) for p, _ in asked])
@@ -167,7 +169,12 @@ def ragged(repeats: int, count: int) -> Result:
     rng = np.random.default_rng(1)
     new = np.exp(rng.uniform(np.log(16), np.log(256), count)).astype(int)
     shapes = Shapes(
-        rows=32, max_len=320, capacities=(96, 128, 160, 192, 256), chunks=(64,), prefill_tokens=256, steps=8
+        rows=32,
+        max_len=320,
+        cache_lengths=(96, 128, 160, 192, 256),
+        prefill_chunks=(64,),
+        prefill_tokens=256,
+        decode_steps=8,
     )
     sampler = build(TINY, shapes)
     asked = list(zip(prompts(count, 64, TINY["vocab_size"]), new.tolist(), strict=True))
@@ -188,7 +195,9 @@ def ragged(repeats: int, count: int) -> Result:
 def multi_turn(repeats: int, count: int) -> list[Result]:
     """Three turns with feedback in between: keys and values kept, or everything prefilled again."""
     new, feedback, first = 64, 60, 128
-    shapes = Shapes(rows=32, max_len=512, capacities=(256,), chunks=(64, 128), prefill_tokens=512, steps=8)
+    shapes = Shapes(
+        rows=32, max_len=512, cache_lengths=(256,), prefill_chunks=(64, 128), prefill_tokens=512, decode_steps=8
+    )
     sampler = build(TINY, shapes)
     vocabulary = TINY["vocab_size"]
     how = sampling(new, vocabulary)
@@ -250,10 +259,10 @@ def main() -> None:
             shapes = Shapes(
                 rows=16,
                 max_len=128 + new,
-                capacities=(128, 160, 192, 224),
-                chunks=(128,),
+                cache_lengths=(128, 160, 192, 224),
+                prefill_chunks=(128,),
                 prefill_tokens=1024,
-                steps=32,
+                decode_steps=32,
             )
             found.append(against_torch("uniform", SMOLLM2, shapes, 2, new, repeats, torch))
         if "tiny" in args.cases:
@@ -261,10 +270,10 @@ def main() -> None:
             shapes = Shapes(
                 rows=128,
                 max_len=96 + new,
-                capacities=(96, 128, 160),
-                chunks=(96,),
+                cache_lengths=(96, 128, 160),
+                prefill_chunks=(96,),
                 prefill_tokens=768,
-                steps=32,
+                decode_steps=32,
             )
             found.append(against_torch("tiny", TINY, shapes, 2, new, 3 * repeats, torch))
         torch.close()

@@ -28,7 +28,7 @@ from rlef_jax.execution.pool import ExecutionPool
 from rlef_jax.types import Limits, Status, TestCase, TestResult
 
 # Patience: on a busy machine an honest test may get no processor for a whole second.
-LIMITS = Limits(wall_s=1.0, memory_bytes=128 << 20, output_bytes=1 << 16, patience=3.0)
+LIMITS = Limits(wall_s=1.0, memory_bytes=128 << 20, output_bytes=1 << 16, wall_patience=3.0)
 TESTS_PER_PROGRAM = 50
 IN_FLIGHT = 64  # programs
 HONEST = ("print(sum(map(int, input().split())))", "a, b = map(int, input().split())\nprint(a + b)")

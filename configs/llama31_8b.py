@@ -36,9 +36,11 @@ def get_config(variant: str = "") -> ConfigDict:
     config.episode.max_new_tokens = 2048  # ours
     config.episode.max_text_chars = 1000  # ours
     config.sampling.temperature, config.sampling.top_p, config.sampling.top_k = 1.0, 1.0, 0
-    config.sampling.rows, config.sampling.lanes, config.sampling.gather = 64, 1, 0.0  # ours, as is what follows
-    config.sampling.steps = 16
-    config.sampling.capacities, config.sampling.chunks, config.sampling.prefill_tokens = (2048, 4096), (512,), 2048
+    config.sampling.rows, config.sampling.workers = 64, 1  # ours, as is what follows
+    config.sampling.min_ready_fraction = 0.0
+    config.sampling.decode_steps = 16
+    config.sampling.cache_lengths = (2048, 4096)
+    config.sampling.prefill_chunks, config.sampling.prefill_tokens = (512,), 2048
     config.execution.require_python = True
     config.execution.wall_s, config.execution.memory_mb = 10.0, 1024
     # Ours: the paper's limit is by the wall clock, which on nodes that train as well would fail right programs. Whoever

@@ -27,9 +27,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.episode.max_new_tokens = 160
     config.episode.max_failures_shown = 1
     config.episode.max_text_chars = 120
-    config.sampling.rows = 32  # two lanes of 16, for two cores; set lanes=1 on a GPU or with more cores
-    config.sampling.capacities = (256, 512)
-    config.sampling.chunks = (64, 256)
+    config.sampling.rows = 32  # two workers of 16, for two cores; set workers=1 on a GPU or with more cores
+    config.sampling.cache_lengths = (256, 512)
+    config.sampling.prefill_chunks = (64, 256)
 
     config.ppo.rollouts = 64
     config.ppo.updates = 2
@@ -59,7 +59,7 @@ def _code_contests(config: ConfigDict) -> None:
     config.episode.max_failures_shown = 2
     config.episode.max_text_chars = 160
     config.sampling.rows = 16
-    config.sampling.capacities = (768, 1280)
+    config.sampling.cache_lengths = (768, 1280)
     config.ppo.rollouts, config.ppo.updates, config.ppo.microbatch_rows = 16, 2, 2
     config.ppo.buckets = (768, 1280, 1920)
     config.train.iterations, config.train.checkpoint_every = 3, 1

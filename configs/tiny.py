@@ -6,7 +6,7 @@ Expected: within 15 minutes, 1@3 on test_500 at least 20 points above the warm s
 
 Variants (configs/tiny.py:NAME):
   single_turn      one response an episode, twice the episodes (RLEF's have 2.0 responses each): no feedback.
-  random_feedback  trains with other problems' failures as feedback (C.2).
+  random_feedback  trains under random feedback (C.2; docs/method.md).
   paper_iteration  one iteration of the paper's shape: 1024 rollouts, 4 updates of 256.
 """
 
@@ -22,7 +22,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.episode.max_failures_shown = 1  # so that three turns fit 256 tokens
     config.episode.max_text_chars = 120
     config.episode.max_new_tokens = 80
-    config.sampling.rows = 128  # two lanes of 64
+    config.sampling.rows = 128  # two workers of 64
     config.execution.workers = 2  # on two cores they and JAX take turns: each waits for the other much of the time
     config.ppo.rollouts = 256
     config.ppo.updates = 4

@@ -16,7 +16,7 @@ GRACE_S=10 # for the others, between SIGTERM and SIGKILL, once a process has die
 # A free port for the coordinator, which is process 0.
 port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])') || exit 2
 export RLEF_JAX_COORDINATOR=127.0.0.1:$port RLEF_JAX_PROCESSES=$processes
-# Trimming and small pages cost training up to a third of its speed under glibc's defaults (docs/benchmarks.md).
+# Trimming and small pages cost training up to a third of its speed under glibc's defaults (docs/lab/update.md).
 # One arena: a program's buffers come from the heap that the last one's went back to, whichever thread asks.
 export GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=268435456:glibc.malloc.arena_max=1
 

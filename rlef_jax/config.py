@@ -20,13 +20,24 @@ from ml_collections import ConfigDict
 
 from rlef_jax.config_checks import validate
 from rlef_jax.errors import ConfigError
-from rlef_jax.files import write_text
+from rlef_jax.files import write_json
 from rlef_jax.paths import local_text
 
 SAVED_NAME = "config.json"
 TEXT_TUPLES = ("data.exclude", "data.families")  # an empty tuple doesn't say what its elements are; others are numbers
 # Keys that may hold a path. What has no slash in execution.python is a version, and package:NAME ships with rlef_jax.
 PATH_KEYS = ("model.init", "model.tokenizer", "data.dir", "execution.python")
+
+# Keys and values of earlier versions. A command line or config file that names one is told the new name; the
+# `config.json` of an older run is read with both replaced.
+RENAMED = {
+    "sampling.lanes": "sampling.workers",
+    "sampling.gather": "sampling.min_ready_fraction",
+    "sampling.steps": "sampling.decode_steps",
+    "sampling.capacities": "sampling.cache_lengths",
+    "sampling.chunks": "sampling.prefill_chunks",
+}
+RENAMED_VALUES = {"mesh.critic": {"trainer": "shared", "own": "separate"}}
 
 
 def base_config() -> ConfigDict:
@@ -47,7 +58,7 @@ def base_config() -> ConfigDict:
                 max_turns=3,  # responses per episode (3.1)
                 context=256,  # tokens of a whole episode: prompts, feedback and responses
                 max_new_tokens=96,  # of one response
-                feedback="true",  # "true"; "random" (C.2): another problem's failures; "none" (B.5)
+                feedback="true",  # or "random" (C.2), "none" (B.5): docs/method.md
                 max_failures_shown=0,  # failed tests named in one feedback message; 0 = all
                 max_text_chars=0,  # of each input, output or stack trace shown; 0 = no cut
                 system_prompt="",
@@ -57,11 +68,11 @@ def base_config() -> ConfigDict:
                 top_p=1.0,
                 top_k=0,  # 0 = no limit
                 rows=256,  # dialogues that are sampled at the same time
-                lanes=2,  # rows // lanes are decoded together, each lane in a thread: more than one for CPU cores only
-                gather=0.5,  # share of a lane's dialogues that must have work before it goes on; 0 never waits
-                steps=8,  # decoding steps between two looks at what came and what ended
-                capacities=(128,),  # lengths of row that decoding is compiled for, beside episode.context
-                chunks=(32, 64),  # lengths of chunk in which prompts are prefilled
+                workers=2,  # threads with rows // workers rows each: more than one for CPU cores only
+                min_ready_fraction=0.5,  # of a worker's dialogues must have work before it goes on; 0 never waits
+                decode_steps=8,  # decoding steps between two looks at what came and what ended
+                cache_lengths=(128,),  # lengths of row that decoding is compiled for, beside episode.context
+                prefill_chunks=(32, 64),  # lengths of chunk in which prompts are prefilled
                 prefill_tokens=512,  # of the chunks that are prefilled together, about
                 data=1,  # devices that share the rows
                 tensor=1,  # devices that share heads, feed-forward layer and vocabulary
@@ -88,12 +99,13 @@ def base_config() -> ConfigDict:
                 data=1,  # devices along each axis
                 fsdp=1,
                 tensor=1,
-                critic="trainer",  # on the policy's devices; "own": on as many after them
+                critic="shared",  # on the policy's devices; "separate": on as many after them
                 reference="trainer",  # where rho lies; "sampler": on the sampler's devices
             ),
             train=dict(
                 max_staleness=0,  # iterations that rollouts may be ahead of the learner's weights; 0 = synchronous
                 bad_update="stop",  # gradient not finite or over ppo.max_grad_norm: "stop" or "skip" the update
+                max_skipped=20,  # updates in a row that are not applied, after which the run ends; 0 = no limit
                 iterations=3000,  # each makes ppo.updates updates: 12,000 updates for 8B (A.1)
                 checkpoint_every=50,  # iterations
                 keep_checkpoints=3,
@@ -133,6 +145,7 @@ def _model() -> dict[str, Any]:
         tie_embeddings=True,
         qkv_bias=False,  # Qwen 2
         qk_norm=False,  # Qwen 3
+        family="",  # what its files are called, a name in model/families.py; "" = by qkv_bias and qk_norm
         tokenizer="package:tokenizer",  # package:NAME or a path: .model, Hugging Face folder, tokenizer.json, .gguf
         chat="",  # chat format, one of dialog/styles.py; "" = the one of the tokenizer's chat template
         init="package:warm_start",  # first weights: package:NAME, .npz, Hugging Face folder or .gguf; "" = random
@@ -199,7 +212,11 @@ def leaf_keys(config: ConfigDict, prefix: str = "") -> Iterator[str]:
 
 
 def nearest_key(key: str, config: ConfigDict) -> str:
-    """The dotted key of `config` most like `key`: its own name in another section, its initials, or its spelling."""
+    """The dotted key of `config` that `key` was renamed to, or the one most like it: its own name in another section,
+    its initials, or its spelling."""
+    for old, new in RENAMED.items():
+        if key in (old, old.rpartition(".")[2]):
+            return new
     known = list(leaf_keys(config))
     section, _, name = key.rpartition(".")
 
@@ -331,11 +348,11 @@ def _value_at(config: Any, key: str) -> Any:
 
 def save(config: ConfigDict, workdir: Path) -> None:
     """Writes `workdir/config.json`, so that a run can be read without the file that launched it."""
-    write_text(workdir / SAVED_NAME, json.dumps(config.to_dict(), indent=2) + "\n")
+    write_json(workdir / SAVED_NAME, config.to_dict())
 
 
 def read_saved(workdir: Path) -> dict[str, Any]:
-    """{dotted key: value} as `save` wrote them, lists for tuples.
+    """{dotted key: value} as `save` wrote them, by the names of today, lists for tuples.
 
     Raises ConfigError where there is no run, or its file can't be read.
     """
@@ -343,9 +360,15 @@ def read_saved(workdir: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{workdir} holds no run (no {SAVED_NAME})")
     try:
-        return dict(_leaves(json.loads(path.read_text(encoding="utf-8"))))
+        saved = dict(_leaves(json.loads(path.read_text(encoding="utf-8"))))
     except (ValueError, AttributeError) as error:
         raise ConfigError(f"{path} is not what a run wrote: {error}") from error
+    return {RENAMED.get(key, key): _value_of_today(key, value) for key, value in saved.items()}
+
+
+def _value_of_today(key: str, value: Any) -> Any:
+    new_values = RENAMED_VALUES.get(key, {})
+    return new_values.get(value, value) if isinstance(value, str) else value
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

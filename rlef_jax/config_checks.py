@@ -17,7 +17,8 @@ _ABOVE_0 = (
 _AT_LEAST_1 = (
     "model.d_model", "model.n_layers", "model.n_heads", "model.n_kv_heads", "model.d_head", "model.d_ff",
     "episode.max_turns", "episode.context", "episode.max_new_tokens",
-    "sampling.rows", "sampling.lanes", "sampling.steps", "sampling.prefill_tokens", "sampling.data", "sampling.tensor",
+    "sampling.rows", "sampling.workers", "sampling.decode_steps", "sampling.prefill_tokens", "sampling.data",
+    "sampling.tensor",
     "execution.memory_mb", "execution.output_kb", "execution.wall_patience",
     "ppo.rollouts", "ppo.updates", "ppo.microbatch_rows", "ppo.row_episodes", "model.logit_tokens",
     "mesh.data", "mesh.fsdp", "mesh.tensor",
@@ -28,17 +29,17 @@ _AT_LEAST_0 = (
     "seed", "model.vocab_size", "episode.max_failures_shown", "episode.max_text_chars", "sampling.top_k",
     "execution.workers", "execution.max_wall_s", "ppo.warmup_steps", "ppo.weight_decay", "ppo.clip_norm",
     "ppo.max_grad_norm", "ppo.kl_beta", "ppo.value_coef", "train.iterations", "train.max_staleness",
-    "eval.temperature", "eval.problems", "eval.every", "eval.patience",
+    "train.max_skipped", "eval.temperature", "eval.problems", "eval.every", "eval.patience",
     "data.max_prompt_tokens", "sft.steps", "sft.warmup_steps", "sft.weight_decay", "sft.clip_norm",
 )  # fmt: skip
-_SHARES = ("sampling.gather", "sft.marked_share", "sft.unmarked_right_repairs", "sft.unmarked_habit")
+_SHARES = ("sampling.min_ready_fraction", "sft.marked_share", "sft.unmarked_right_repairs", "sft.unmarked_habit")
 _CHOICES = {
     "model.param_dtype": ("float32", "bfloat16"),
     "model.compute_dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "dots", "full"),
     "model.attention": ("blocks", "dot_product"),
     "episode.feedback": ("true", "random", "none"),
-    "mesh.critic": ("trainer", "own"),
+    "mesh.critic": ("shared", "separate"),
     "mesh.reference": ("trainer", "sampler"),
     "ppo.importance": ("paper", "decoupled", "none"),
     "ppo.importance_mode": ("cap", "mask"),
@@ -106,7 +107,7 @@ def _check_model(config: ConfigDict) -> Faults:
     m = config.model
     yield m.n_heads % m.n_kv_heads != 0, "model.n_kv_heads", f"must divide n_heads={m.n_heads}; it is {m.n_kv_heads}"
     scaling = tuple(m.rope_scaling)
-    numbers = len(scaling) in (0, 4) and all(isinstance(n, int | float) and n > 0 for n in scaling)
+    numbers = len(scaling) in (0, 4) and all(isinstance(n, int | float) and 0 < n < math.inf for n in scaling)
     ordered = not scaling or (numbers and scaling[1] < scaling[2])
     four = f"four numbers above 0, the second below the third, or (); it is {scaling}"
     yield not (numbers and ordered), "model.rope_scaling", four
@@ -126,16 +127,26 @@ def _check_episode(config: ConfigDict) -> Faults:
         yield config.ppo.buckets[-1] < e.context, "ppo.buckets", f"{longest} {tuple(config.ppo.buckets)}"
 
 
+def _check_random_feedback(config: ConfigDict) -> Faults:
+    """It comes from another problem; single-turn episodes see none."""
+    e, v = config.episode, config.eval
+    lonely = "must be 2 or more with {}, which shows another problem's failures; it is 1"
+    alone = e.max_turns > 1 and e.feedback == "random" and config.ppo.rollouts == 1
+    yield alone, "ppo.rollouts", lonely.format('episode.feedback="random"')
+    alone = e.max_turns > 1 and v.random_feedback and bool(v.split) and v.problems == 1
+    yield alone, "eval.problems", lonely.format("eval.random_feedback")
+
+
 def _check_sampling(config: ConfigDict) -> Faults:
     s = config.sampling
-    yield s.rows % s.lanes != 0, "sampling.rows", f"must be a multiple of lanes={s.lanes}; it is {s.rows}"
-    unshared = f"must be a multiple of lanes * data = {s.lanes * s.data}; it is {s.rows}"
-    yield s.rows % s.lanes == 0 and s.rows % (s.lanes * s.data) != 0, "sampling.rows", unshared
-    crossing = f"must be 1 on several devices (data * tensor = {s.data * s.tensor}); it is {s.lanes}"
-    yield s.lanes > 1 and s.data * s.tensor > 1, "sampling.lanes", crossing
-    yield not _increase(s.chunks), "sampling.chunks", _LENGTHS.format(tuple(s.chunks))
-    unordered = bool(s.capacities) and not _increase(s.capacities)
-    yield unordered, "sampling.capacities", _LENGTHS.format(tuple(s.capacities))
+    yield s.rows % s.workers != 0, "sampling.rows", f"must be a multiple of workers={s.workers}; it is {s.rows}"
+    unshared = f"must be a multiple of workers * data = {s.workers * s.data}; it is {s.rows}"
+    yield s.rows % s.workers == 0 and s.rows % (s.workers * s.data) != 0, "sampling.rows", unshared
+    crossing = f"must be 1 on several devices (data * tensor = {s.data * s.tensor}); it is {s.workers}"
+    yield s.workers > 1 and s.data * s.tensor > 1, "sampling.workers", crossing
+    yield not _increase(s.prefill_chunks), "sampling.prefill_chunks", _LENGTHS.format(tuple(s.prefill_chunks))
+    unordered = bool(s.cache_lengths) and not _increase(s.cache_lengths)
+    yield unordered, "sampling.cache_lengths", _LENGTHS.format(tuple(s.cache_lengths))
 
 
 _LENGTHS = "whole numbers above 0 that increase; they are {}"
@@ -157,8 +168,8 @@ def _check_ppo(config: ConfigDict) -> Faults:
     scored = f'must be a multiple of sampling.data={config.sampling.data} with mesh.reference="sampler"'
     apart = config.mesh.reference == "sampler" and p.microbatch_rows % config.sampling.data != 0
     yield apart, "ppo.microbatch_rows", f"{scored}; it is {p.microbatch_rows}"
-    one_trunk = config.mesh.critic == "own" and not p.separate_critic
-    yield one_trunk, "mesh.critic", 'must be "trainer" with ppo.separate_critic=False: it is the policy\'s own trunk'
+    one_trunk = config.mesh.critic == "separate" and not p.separate_critic
+    yield one_trunk, "mesh.critic", 'must be "shared" with ppo.separate_critic=False: it is the policy\'s own trunk'
     mixed = f'must be 1 with model.attention="dot_product", which knows no episodes; it is {p.row_episodes}'
     yield config.model.attention == "dot_product" and p.row_episodes > 1, "ppo.row_episodes", mixed
 
@@ -168,4 +179,12 @@ def _check_schedule(config: ConfigDict) -> Faults:
     yield config.eval.patience > 0 and config.eval.every == 0, "eval.patience", needless
 
 
-_TOGETHER = (_check_data, _check_model, _check_episode, _check_sampling, _check_ppo, _check_schedule)
+_TOGETHER = (
+    _check_data,
+    _check_model,
+    _check_episode,
+    _check_random_feedback,
+    _check_sampling,
+    _check_ppo,
+    _check_schedule,
+)

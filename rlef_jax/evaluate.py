@@ -40,10 +40,11 @@ from rlef_jax.data.shown_tests import with_public
 from rlef_jax.data.sources import CODE_CONTESTS, Source, check_source, check_splits, fit
 from rlef_jax.errors import ConfigError, RunError
 from rlef_jax.evaluation import few_shot, job
-from rlef_jax.evaluation.n_at_k import rollouts_for
+from rlef_jax.metrics.n_at_k import rollouts_for
+from rlef_jax.progress import ProgressDisplay
 from rlef_jax.training import episode_io
-from rlef_jax.training.parts import build_pool, describe_policy, first_prompt_of
-from rlef_jax.training.progress import ProgressDisplay
+from rlef_jax.training.build import build_pool, describe_policy, first_prompt_of
+from rlef_jax.training.random_feedback import check_donors
 from rlef_jax.types import Problem
 
 
@@ -112,6 +113,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
             tell=missing.append,
         )  # fmt: skip
     problems, also = _with_feedback_tests(published, args.feedback_tests)
+    if args.feedback == "random" and args.judge_only is None and args.turns > 1:
+        check_donors(problems, problems)
     for told in missing:
         print(told.line, file=sys.stderr)
         also |= {"missing_tests": told.line}
@@ -134,7 +137,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     except ConfigError:
         raise
     except ValueError as error:
-        raise RunError(f"{error}: the judge broke on the others") from error
+        again = f"rollouts kept in {made.folder} are not judged again: give another --out"
+        raise RunError(f"{error}: the judge broke on the others; {again}") from error
 
 
 def _with_feedback_tests(problems: Sequence[Problem], count: int) -> tuple[Sequence[Problem], dict[str, Any]]:
@@ -211,6 +215,7 @@ def _changed_config(args: argparse.Namespace) -> ConfigDict:
     given = {key: value for name, key in _FLAGS.items() if (value := getattr(args, name)) is not None}
     config_lib.apply_overrides(config, given)
     config.eval.split = config.eval.split or config_lib.base_config().eval.split
+    config.eval.random_feedback = args.feedback == "random"
     try:
         validate(config)
         if not args.benchmark:
@@ -252,7 +257,7 @@ def main() -> None:
     with errors_as_lines():
         found = evaluate(parsed())
         print(job.text_of(found), file=sys.stderr)
-        print(json.dumps(found, indent=2))
+        print(json.dumps(found, indent=2, allow_nan=False))
 
 
 if __name__ == "__main__":

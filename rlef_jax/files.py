@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 @contextlib.contextmanager
@@ -42,3 +43,8 @@ def write_text(path: Path, text: str) -> None:
     """Writes a text as UTF-8, whole or not at all. Raises OSError, naming the file, where it can't be written."""
     with replacing(path) as file:
         file.write(text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a value as JSON, whole or not at all. Raises ValueError for NaN and infinity, OSError as `write_text`."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

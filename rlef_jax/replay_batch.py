@@ -17,7 +17,7 @@ from rlef_jax import config as config_lib
 from rlef_jax.command_line import errors_as_lines
 from rlef_jax.errors import ConfigError
 from rlef_jax.training.bad_update import describe, load_bad_update, saved_updates
-from rlef_jax.training.parts import build_learner, build_policy
+from rlef_jax.training.build import build_learner, build_policy
 
 
 def main() -> None:

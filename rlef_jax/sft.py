@@ -10,6 +10,7 @@ from __future__ import annotations
 import concurrent.futures
 import functools
 import json
+import math
 import multiprocessing
 import time
 from collections.abc import Iterator
@@ -27,11 +28,11 @@ from rlef_jax import config as config_lib
 from rlef_jax.data.dialogues import Dialogue, dialogues
 from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.dialog.load import load_chat
-from rlef_jax.errors import ConfigError
+from rlef_jax.errors import ConfigError, RunError
+from rlef_jax.model.parameters import decayed
 from rlef_jax.model.transformer import ModelConfig, Params, forward, unembed
 from rlef_jax.model.weights import save_params
-from rlef_jax.ppo.train_state import decayed
-from rlef_jax.training.parts import build_policy, complete
+from rlef_jax.training.build import build_policy, with_model_shape
 
 CHUNK_PROBLEMS, PER_PROBLEM = 128, 4  # 512 dialogues a chunk
 _BUCKET = 32  # row lengths are multiples of it
@@ -99,12 +100,12 @@ def loss_and_hits(params: Params, cfg: ModelConfig, batch: dict[str, jax.Array])
     return -jnp.sum(logp * mask) / jnp.maximum(jnp.sum(mask), 1.0), hits
 
 
-def make_optimizer(sft: ConfigDict, steps: int) -> optax.GradientTransformation:
+def make_optimizer(cfg: ModelConfig, sft: ConfigDict, steps: int) -> optax.GradientTransformation:
     """AdamW under a linear warm-up and a cosine to a twentieth of the peak, gradients clipped by global norm."""
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, sft.learning_rate, sft.warmup_steps, steps, end_value=sft.learning_rate / 20
     )
-    adamw = optax.adamw(schedule, b1=0.9, b2=0.98, weight_decay=sft.weight_decay, mask=decayed)
+    adamw = optax.adamw(schedule, b1=0.9, b2=0.98, weight_decay=sft.weight_decay, mask=decayed(cfg))
     return optax.chain(optax.clip_by_global_norm(sft.clip_norm), adamw)
 
 
@@ -175,9 +176,12 @@ def schedule(sft: ConfigDict) -> tuple[int, int]:
 
 
 def train(config: ConfigDict, workdir: Path) -> None:
-    """Runs the recipe; writes metrics.jsonl and warm_start.npz. Raises ConfigError where it can't be run."""
+    """Runs the recipe; writes metrics.jsonl and warm_start.npz.
+
+    Raises ConfigError where it can't be run, RunError where the loss or the weights are no longer finite.
+    """
     chunks, steps = schedule(config.sft)
-    config = complete(config)
+    config = with_model_shape(config)
     policy = build_policy(config)
     cfg, params, chat = policy.cfg, policy.params, policy.chat
     workdir.mkdir(parents=True, exist_ok=True)
@@ -190,7 +194,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
         "habit": sft.unmarked_habit,
         "context": config.episode.context,
     }
-    optimizer = make_optimizer(sft, steps)
+    optimizer = make_optimizer(cfg, sft, steps)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(f"{count:,} parameters, vocabulary {cfg.vocab_size}, {steps} steps of {sft.batch_rows} dialogues", flush=True)
     opt_state, step_fn = optimizer.init(params), make_step(cfg, optimizer)
@@ -199,24 +203,35 @@ def train(config: ConfigDict, workdir: Path) -> None:
     tokenizer = (config.model.tokenizer, config.model.chat)
     with open(workdir / "metrics.jsonl", "w") as log:
         for step, batch in enumerate(stream(tokenizer, config.seed, chunks, settings, sft.batch_rows), 1):
-            params, opt_state, loss = step_fn(params, opt_state, batch)
-            losses.append(loss)
+            if batch["mask"][:, 1:].any():  # without a counted token the gradient is zero, and weights would decay
+                params, opt_state, loss = step_fn(params, opt_state, batch)
+                losses.append(loss)
             tokens += int((batch["segments"] > 0).sum())
             if step % sft.log_every == 0 or step == limit:
                 seconds = time.perf_counter() - started
-                row = {"step": step, "loss": float(jnp.mean(jnp.stack(losses))), "seconds": seconds,
-                       "tokens_per_s": tokens / seconds}  # fmt: skip
+                row = {"step": step, "seconds": seconds, "tokens_per_s": tokens / seconds}
+                row |= _mean_loss(losses, step)
                 losses = []
                 if step % sft.checkpoint_every == 0 or step == limit:
                     row |= probe(params)
                     save_params(workdir / "warm_start.npz", params)
-                log.write(json.dumps(row) + "\n")
+                log.write(json.dumps(row, allow_nan=False) + "\n")
                 log.flush()
                 print("  ".join(f"{k} {v:.4g}" for k, v in row.items()), flush=True)
             if step == limit:
                 break
     save_params(workdir / "warm_start.npz", params)
     print(f"wrote {workdir / 'warm_start.npz'}")
+
+
+def _mean_loss(losses: list[jax.Array], step: int) -> dict[str, float]:
+    """{"loss": the mean}, {} for none. Raises RunError where it isn't finite."""
+    if not losses:
+        return {}
+    loss = float(jnp.mean(jnp.stack(losses)))
+    if not math.isfinite(loss):
+        raise RunError(f"the loss is {loss} at step {step}: lower config.sft.learning_rate (warm_start.npz is older)")
+    return {"loss": loss}
 
 
 def main() -> None:

@@ -2,7 +2,9 @@
 
 import ast
 import dataclasses
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,8 @@ import pytest
 from rlef_jax import config
 from rlef_jax.config import base_config
 from rlef_jax.errors import ConfigError
-from rlef_jax.model.transformer import ModelConfig, count_params
+from rlef_jax.model.parameters import count_params
+from rlef_jax.model.transformer import ModelConfig
 from rlef_jax.model.weights import model_config
 
 REPOSITORY = Path(__file__).parent.parent
@@ -87,7 +90,7 @@ def test_70b_differs_from_8b_where_it_must(tmp_path, monkeypatch):
 def test_single_turn_makes_as_many_responses():
     turns, single = load("tiny.py"), load("tiny.py:single_turn")
     assert single.episode.max_turns == 1
-    # RLEF's episodes have 2.0 responses on average (docs/results.md), so the single-turn ones are twice as many.
+    # RLEF's episodes have 2.0 responses on average (docs/lab/demo.md), so the single-turn ones are twice as many.
     assert single.ppo.rollouts == 2 * turns.ppo.rollouts
 
 
@@ -115,11 +118,16 @@ def test_an_unknown_key_names_the_nearest(key, nearest):
         ({"model.n_kv_heads": 3}, "model.n_kv_heads: must divide"),
         ({"model.d_head": 25}, "model.d_head"),
         ({"episode.max_new_tokens": 256}, "episode.max_new_tokens: must leave room"),
+        (
+            {"episode.feedback": "random", "ppo.rollouts": 1, "ppo.updates": 1},
+            "ppo.rollouts: must be 2 or more with epi",
+        ),
+        ({"eval.problems": 1}, "eval.problems: must be 2 or more with eval.random_feedback"),
         ({"episode.context": 512}, "ppo.buckets: the longest must hold"),
         ({"ppo.buckets": (256, 128)}, "ppo.buckets: whole numbers above 0 that increase"),
         ({"mesh.data": 3}, "ppo.microbatch_rows: must be a multiple of"),
-        ({"mesh.critic": "own"}, 'mesh.critic: must be "trainer" with ppo.separate_critic=False'),
-        ({"mesh.critic": "sampler"}, 'mesh.critic: "trainer" or "own", not \'sampler\''),
+        ({"mesh.critic": "separate"}, 'mesh.critic: must be "shared" with ppo.separate_critic=False'),
+        ({"mesh.critic": "sampler"}, 'mesh.critic: "shared" or "separate", not \'sampler\''),
         ({"episode.feedback": "some"}, "episode.feedback"),
         ({"ppo.importance": "papre"}, "ppo.importance"),
         ({"sampling.temperature": 0.0}, "sampling.temperature"),
@@ -161,6 +169,23 @@ def test_a_saved_config_comes_back(tmp_path):
     c = load("tiny.py", {"ppo.buckets": (64, 256), "episode.system_prompt": "é"})
     config.save(c, tmp_path)
     assert config.load_saved(tmp_path).to_dict() == c.to_dict()
+
+
+def test_renamed_keys_and_values_name_the_new_one_and_old_runs_are_read(tmp_path):
+    known = set(config.leaf_keys(config.base_config()))
+    for old, new in config.RENAMED.items():
+        assert old not in known and new in known
+        with pytest.raises(ConfigError, match=re.escape(new)):
+            load("tiny.py", {old: 1})
+    saved = load("tiny.py", {"sampling.workers": 4, "sampling.cache_lengths": (64,)}).to_dict()
+    sampling = saved["sampling"]
+    for old, new in config.RENAMED.items():
+        sampling[old.rpartition(".")[2]] = sampling.pop(new.rpartition(".")[2])
+    saved["mesh"]["critic"] = "own"
+    saved["ppo"]["separate_critic"] = True
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    again = config.load_saved(tmp_path)
+    assert (again.sampling.workers, again.sampling.cache_lengths, again.mesh.critic) == (4, (64,), "separate")
 
 
 PROGRAM = """

@@ -32,9 +32,9 @@ FITTING = [
     (["ppo.buckets=[1280, 2560]"], {"ppo.buckets": (1280, 2560)}),
     (["ppo.buckets=1280", "--config.ppo.buckets=2560"], {"ppo.buckets": (2560,)}),  # not (1280, 2560)
     (["model.rope_scaling=8.0,1,4,8192"], {"model.rope_scaling": (8.0, 1, 4, 8192)}),
-    (["sampling.capacities=()"], {"sampling.capacities": ()}),
-    (["sampling.capacities=[]"], {"sampling.capacities": ()}),
-    (["sampling.capacities="], {"sampling.capacities": ()}),
+    (["sampling.cache_lengths=()"], {"sampling.cache_lengths": ()}),
+    (["sampling.cache_lengths=[]"], {"sampling.cache_lengths": ()}),
+    (["sampling.cache_lengths="], {"sampling.cache_lengths": ()}),
     (["data.exclude=references_fail"], {"data.exclude": ("references_fail",)}),
     (["data.exclude=files,references_fail"], {"data.exclude": ("files", "references_fail")}),
     (["data.exclude=('files', \"references_fail\",)"], {"data.exclude": ("files", "references_fail")}),

@@ -1,4 +1,4 @@
-"""An evaluation from its problems to its numbers: rollouts sampled, or read, in chunks that are kept; a report."""
+"""Runs an evaluation: samples rollouts or reads recorded ones, judges them in saved chunks, and reports metrics."""
 
 from __future__ import annotations
 
@@ -14,33 +14,41 @@ from ml_collections import ConfigDict
 
 from rlef_jax.dialog.extract import program_of
 from rlef_jax.errors import ConfigError
+from rlef_jax.evaluation.chunk_store import CHUNKS, all_chunks, open_folder, settings_hash, write_results
 from rlef_jax.evaluation.few_shot import opening
-from rlef_jax.evaluation.kept import all_chunks, open_folder, settings_hash, write_results
 from rlef_jax.evaluation.metrics import text_report, whole_report
 from rlef_jax.evaluation.recorded import judge_recorded, read_recorded
-from rlef_jax.evaluation.report import n_at_k_percent, summarise
+from rlef_jax.metrics.summary import n_at_k_percent, summarise
+from rlef_jax.progress import ProgressDisplay
 from rlef_jax.training.actor import Actor
+from rlef_jax.training.build import (
+    build_policy,
+    build_pool,
+    build_samplers,
+    limits_of,
+    rollout_settings,
+    with_model_shape,
+)
 from rlef_jax.training.checkpoint import content_hash
 from rlef_jax.training.episode_io import problem_json
 from rlef_jax.training.evaluator import EVAL_SEED
-from rlef_jax.training.parts import build_policy, build_pool, build_samplers, complete, limits_of, rollout_settings
-from rlef_jax.training.progress import ProgressDisplay
+from rlef_jax.training.inputs import Inputs, check_inputs, python_identity, tokenizer_identity
 from rlef_jax.training.rollout import RolloutSettings
 from rlef_jax.training.workdir import saved_policy
 from rlef_jax.types import Episode, Problem
 
 
 @dataclasses.dataclass(frozen=True)
-class Made:
+class EvaluationRollouts:
     """An evaluation's rollouts.
 
     Attributes:
-      episodes: all of them, those of a problem together.
-      programs: each one's, turn by turn.
-      turns: responses that a rollout counts for.
-      samples: responses a problem.
-      folder: where they are kept.
-      about: what the numbers are of, for their reader.
+      episodes: all episodes, grouped by problem.
+      programs: the programs of each episode, by turn.
+      turns: number of responses that a rollout counts as.
+      samples: number of responses per problem.
+      folder: the folder where they are saved.
+      about: the settings of the evaluation, for its reader.
     """
 
     episodes: list[Episode]
@@ -64,18 +72,18 @@ def sampled(
     out: Path | None,
     chunk: int,
     also: Mapping[str, Any],
-) -> Made:
-    """Rollouts of a policy: of a run's checkpoint, or where that is None of `config.model.init`.
+) -> EvaluationRollouts:
+    """Samples rollouts of a policy: of a run's checkpoint, or of `config.model.init` if that is None.
 
-    `shots` are dialogues in front of each prompt (`evaluation.few_shot`). `also` is added to what the folder says of
-    the evaluation. Every rollout is a function of the weights, the seed and its number alone, as in a run's own
-    evaluations. Raises ConfigError for weights, dialogues or a folder that can't be used.
+    `shots` are dialogues in front of each prompt (`evaluation.few_shot`). `also` is added to the settings. Every
+    rollout depends only on the weights, the seed and its index, as in a run's own evaluations. Raises ConfigError for
+    weights, dialogues or a folder that can't be used.
     """
-    config = complete(config)
+    config = with_model_shape(config)
     policy = build_policy(config)
     params = policy.params
     if workdir is not None and checkpoint is not None:
-        params = saved_policy(workdir, checkpoint, policy.params)
+        params = saved_policy(workdir, checkpoint, policy.params, (config.model.compute_dtype,))
     settings = rollout_settings(config, policy.chat, feedback, evaluation=True)
     settings = dataclasses.replace(settings, opening=opening(policy.chat, shots, settings.system_prompt))
     about = {
@@ -92,10 +100,10 @@ def sampled(
     if shots:
         about["few_shot"] = [shot.problem.name for shot in shots]
     folder = out or (workdir or Path("runs")) / "benchmarks" / _folder_name(name, about)
-    open_folder(folder, about)
     rows = [p for p in problems for _ in range(rollouts)]
     with build_pool(config.execution) as pool, ProgressDisplay(stream=sys.stderr) as display:
-        actor = Actor(build_samplers(config, policy, 1)[0], policy, pool)
+        _open(folder, about, tokenizer_identity(config.model.tokenizer) | python_identity(pool.interpreter))
+        actor = Actor(build_samplers(config, policy.cfg, policy.chat.stop_ids, 1)[0], policy, pool)
         actor.sampler.set_weights(params, version=0)
 
         def make(first: int, size: int) -> list[Episode]:
@@ -111,7 +119,7 @@ def sampled(
     text = policy.chat.response_text
     programs = [tuple(program_of(e.problem, text(t.response_ids)) for t in e.turns) for e in episodes]
     turns = config.episode.max_turns
-    return Made(episodes, programs, turns, max(rollouts * turns, turns), folder, about)
+    return EvaluationRollouts(episodes, programs, turns, max(rollouts * turns, turns), folder, about)
 
 
 def recorded(
@@ -124,10 +132,10 @@ def recorded(
     chunk: int,
     also: Mapping[str, Any],
     left_out: Collection[str] = (),
-) -> Made:
-    """The rollouts in a file (`evaluation.recorded`), judged. Where none has several responses, each is one sample.
+) -> EvaluationRollouts:
+    """Judges the rollouts in a file (`evaluation.recorded`). If all have a single response, each counts as one sample.
 
-    `also` is added to what the folder says of the evaluation. Samples of the problems named in `left_out` don't count.
+    `also` is added to the settings. Samples of the problems named in `left_out` are skipped.
     """
     rollouts = read_recorded(path, problems, left_out)
     if not rollouts:
@@ -149,8 +157,8 @@ def recorded(
         **also,
     }
     folder = out or Path("runs") / "benchmarks" / _folder_name(f"{name}_{path.stem}", about)
-    open_folder(folder, about)
     with build_pool(config.execution) as pool, ProgressDisplay(stream=sys.stderr) as display:
+        _open(folder, about, python_identity(pool.interpreter))
 
         def make(first: int, size: int) -> list[Episode]:
             return judge_recorded(
@@ -163,62 +171,73 @@ def recorded(
         sizes = [min(chunk, len(rollouts) - i) for i in range(0, len(rollouts), chunk)]
         episodes = all_chunks(folder, sizes, make, lambda d, t: display.stage("rollouts", d, t))
     programs = [r.programs[: len(e.turns)] for r, e in zip(rollouts, episodes, strict=True)]
-    return Made(episodes, programs, turns, min(per_problem.values()) * turns, folder, about)
+    return EvaluationRollouts(episodes, programs, turns, min(per_problem.values()) * turns, folder, about)
 
 
-def report(made: Made, asked: Sequence[tuple[int, int]], *, bootstrap_samples: int, judge: str = "") -> dict[str, Any]:
-    """The numbers, written to the folder's results.json as well; `judge` says what is known of the judge's own errors.
+def report(
+    rollouts: EvaluationRollouts, pairs: Sequence[tuple[int, int]], *, bootstrap_samples: int, judge: str = ""
+) -> dict[str, Any]:
+    """The metrics, which are also written to the folder's results.json; `judge` is a line about the judge's own errors.
 
-    Raises ValueError where the judge broke on so many rollouts that nothing can be said.
+    Raises ValueError if the judge broke on too many rollouts.
     """
-    turns, samples = made.turns, made.samples
-    pairs = list(asked) or list(dict.fromkeys(((1, turns), (1, samples))))
-    for n, k in pairs:
+    turns, samples = rollouts.turns, rollouts.samples
+    chosen = list(pairs) or list(dict.fromkeys(((1, turns), (1, samples))))
+    for n, k in chosen:
         if k < turns and k != 1:
             raise ConfigError(f"--n-at-k: {n}@{k} is less than one rollout of {turns} turns; only 1@1 is known of it")
-    percent, left_out = n_at_k_percent(made.episodes, 1, samples, turns=turns)
-    found: dict[str, Any] = {f"1@{samples}": percent, "left_out": left_out}
-    found |= summarise(made.episodes, max_turns=turns, bootstrap_samples=bootstrap_samples)
-    found |= whole_report(
-        made.episodes,
-        made.programs,
-        [(n, k) for n, k in pairs if k >= turns],
+    percent, left_out = n_at_k_percent(rollouts.episodes, 1, samples, turns=turns)
+    results: dict[str, Any] = {f"1@{samples}": percent, "left_out": left_out}
+    results |= summarise(rollouts.episodes, max_turns=turns, bootstrap_samples=bootstrap_samples)
+    results |= whole_report(
+        rollouts.episodes,
+        rollouts.programs,
+        [(n, k) for n, k in chosen if k >= turns],
         turns=turns,
         problem_resamplings=bootstrap_samples,
     )
-    found |= {"evaluation": made.about, "folder": str(made.folder), "judge": judge}
-    write_results(made.folder, found)
-    return found
+    results |= {"evaluation": rollouts.about, "folder": str(rollouts.folder), "judge": judge}
+    write_results(rollouts.folder, results)
+    return results
 
 
-def text_of(found: dict[str, Any]) -> str:
-    """The numbers as a table."""
-    lines = [text_report(found)]
-    if found["1@1"] is not None:
-        low, high = found["1@1_ci"]
-        lines.append(f"1@1 {found['1@1']:.1f} % (first responses; over problems {low:.1f} to {high:.1f})")
-    if missing := found["evaluation"].get("without_samples"):
-        lines.append(f"{missing} problems of {found['evaluation']['benchmark']} have no sample and don't count")
-    if count := found["evaluation"].get("feedback_tests"):
+def text_of(results: dict[str, Any]) -> str:
+    """The metrics as text."""
+    lines = [text_report(results)]
+    if results["1@1"] is not None:
+        low, high = results["1@1_ci"]
+        lines.append(f"1@1 {results['1@1']:.1f} % (first responses; over problems {low:.1f} to {high:.1f})")
+    if missing := results["evaluation"].get("without_samples"):
+        lines.append(f"{missing} problems of {results['evaluation']['benchmark']} have no sample and don't count")
+    if count := results["evaluation"].get("feedback_tests"):
         lines.append(
             f"feedback, and the choice of what is submitted, from up to {count} tests a problem:"
-            f" {found['evaluation']['made_public']} hidden tests were made public"
+            f" {results['evaluation']['made_public']} hidden tests were made public"
         )
-    if shown := found["evaluation"].get("few_shot"):
-        lines.append(f"few-shot dialogues in front: {', '.join(shown)}")
-    if found["judge"]:
-        lines.append(found["judge"])
-    return "\n".join([*lines, f"rollouts and numbers are kept in {found['folder']}"])
+    if shots := results["evaluation"].get("few_shot"):
+        lines.append(f"few-shot dialogues in front: {', '.join(shots)}")
+    if results["judge"]:
+        lines.append(results["judge"])
+    return "\n".join([*lines, f"rollouts and numbers are kept in {results['folder']}"])
+
+
+def _open(folder: Path, about: dict[str, Any], inputs: Inputs) -> None:
+    """Creates the folder, or reopens it. Raises ConfigError if it holds another evaluation or has other inputs."""
+    open_folder(folder, about)
+    check_inputs(
+        folder, inputs, begun=any((folder / CHUNKS).iterdir()), mend="Put them back, or give another --out",
+        tell=lambda line: print(line, file=sys.stderr),
+    )  # fmt: skip
 
 
 def _sizes(problems: int, rollouts: int, chunk: int) -> list[int]:
-    """Rollouts of each chunk: whole problems, as many as `chunk` rollouts hold, at least one."""
+    """The number of rollouts of each chunk: whole problems, at least one, within `chunk` rollouts."""
     each = max(1, chunk // rollouts)
     return [rollouts * min(each, problems - i) for i in range(0, problems, each)]
 
 
 def _plain(settings: RolloutSettings) -> dict[str, Any]:
-    """Settings as JSON gives them back; of the tokens in front of each prompt, if there are any, their hash."""
+    """Settings as JSON data; the tokens in front of each prompt are replaced by their hash."""
     fields = dataclasses.asdict(settings)
     if ids := fields.pop("opening"):
         fields["opening"] = hashlib.sha256(json.dumps(ids).encode()).hexdigest()

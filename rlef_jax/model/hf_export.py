@@ -11,8 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from rlef_jax.model.finite import check_tensor
 from rlef_jax.model.hf_config import config_json
-from rlef_jax.model.layout import Piece, layout, tensor_shapes
+from rlef_jax.model.parameters import file_tensors, leaf_at, tensor_shapes
 from rlef_jax.model.pretrained import CONFIG, INDEX, SINGLE, HFFolder, Weights
 from rlef_jax.model.safetensors_file import DTYPES, split_by_size, write_safetensors
 from rlef_jax.model.transformer import ModelConfig, Params
@@ -22,31 +23,34 @@ _TORCH_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "
 
 
 def tensor_reader(params: Params, cfg: ModelConfig) -> Read:
-    """A function from a tensor's Hugging Face name to the tensor, out of parameters. Holds one piece at a time."""
-    tree = layout(cfg)
-    found: dict[str, tuple[Piece, Any, int | None]] = {}
-    for key, piece in tree.items():
-        if key != "layers":
-            found |= {part.name: (piece, params[key], None) for part in piece.parts}
-    for key, piece in tree["layers"].items():
-        for layer in range(cfg.n_layers):
-            place = (piece, params["layers"][key], layer)
-            found |= {part.name.format(layer=layer): place for part in piece.parts}
+    """A function from a tensor's Hugging Face name to the tensor, out of parameters.
+
+    It holds one layer's share of one parameter at a time.
+    """
+    places = file_tensors(cfg)
     held: dict[str, np.ndarray] = {}
 
     def read(name: str) -> np.ndarray:
         if name not in held:
-            piece, leaf, layer = found[name]
+            _, parameter, path, layer = places[name]
+            leaf = leaf_at(params, path)
             held.clear()
-            whole = np.asarray(jax.device_get(leaf if layer is None else leaf[layer]))
-            held.update({part.format(layer=layer): tensor for part, tensor in piece.cut(whole).items()})
+            share = np.asarray(jax.device_get(leaf if layer is None else leaf[layer]))
+            held.update({part.format(layer=layer): tensor for part, tensor in parameter.cut(share).items()})
         return held[name]
 
     return read
 
 
 def write_model(
-    output: Path, cfg: ModelConfig, read: Read, *, like: Weights | None, dtype: str = "", most: int = 5 * 10**9
+    output: Path,
+    cfg: ModelConfig,
+    read: Read,
+    *,
+    like: Weights | None,
+    origin: Callable[[str], object] | None = None,
+    dtype: str = "",
+    most: int = 5 * 10**9,
 ) -> None:
     """Writes config.json and safetensors.
 
@@ -56,12 +60,17 @@ def write_model(
       read: its tensors by their Hugging Face names.
       like: the files that the model came from. A tensor that nobody changed gets the bytes that it has there; of a
         Hugging Face folder config.json is taken over.
+      origin: what a tensor was read from, for errors; None is `output`.
       dtype: of all tensors, as safetensors spells it; "" is each tensor's own in `like`, or "F32" without it.
       most: bytes of one safetensors file.
+
+    Raises ConfigError, before anything is written, for a tensor that isn't finite in the dtype that it gets.
     """
     shapes = tensor_shapes(cfg)
     dtypes = dict.fromkeys(shapes, dtype or "F32") if dtype or like is None else like.dtypes
     entries = {name: (dtypes[name], shape) for name, shape in shapes.items()}
+    for name, (kind, _) in entries.items():
+        check_tensor(output if origin is None else origin(name), name, read(name), (DTYPES[kind],))
     config = json.dumps(_config(cfg, like, dtype, dtypes), indent=2) + "\n"
     if isinstance(like, HFFolder) and not dtype:
         config = (like.path / CONFIG).read_text(encoding="utf-8")

@@ -53,7 +53,7 @@ def token_logp(
     chunk = min(chunk or max(LOGIT_TOKENS // rows, 1), max(length - 1, 1))
     weights = output_weights(params, cfg).astype(hidden.dtype)
     if layout is not None:
-        weights = layout.gathered("embed" if cfg.tie_embeddings else "unembed", weights, hidden.dtype)
+        weights = layout.all_gather("embed" if cfg.tie_embeddings else "unembed", weights, hidden.dtype)
     logp = _chunked(chunk, weights, hidden[:, :-1], tokens[:, 1:], wanted[:, 1:])
     return jnp.pad(logp, ((0, 0), (1, 0)))
 

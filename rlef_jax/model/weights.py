@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.resources
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlef_jax.errors import ConfigError
+from rlef_jax.errors import ConfigError, RunError
 from rlef_jax.files import replacing
-from rlef_jax.model.transformer import ModelConfig, Params, RopeScaling, param_shapes
+from rlef_jax.model import finite
+from rlef_jax.model.parameters import describe
+from rlef_jax.model.transformer import ModelConfig, Params, RopeScaling
 
 _PREFIX = "package:"
 
@@ -35,26 +38,36 @@ def _flat(params: Params) -> dict[str, Any]:
 
 
 def save_params(path: Path, params: Params) -> None:
-    """Writes parameters as an uncompressed .npz of float32 arrays, whole or not at all."""
+    """Writes parameters as an uncompressed .npz of float32 arrays, whole or not at all.
+
+    Raises RunError, and writes nothing, where one isn't finite; OSError, naming the file, where it can't be written.
+    """
     arrays: dict[str, Any] = {name: np.asarray(leaf, np.float32) for name, leaf in _flat(params).items()}
+    for name, array in arrays.items():
+        if (found := finite.fault(array)) is not None:
+            raise RunError(f"{path} was not written: {name} {found}: the weights are no longer finite")
     with replacing(path) as file:
         np.savez(file, **arrays)
 
 
-def load_params(path: Path, cfg: ModelConfig, dtype: Any = jnp.float32) -> Params:
-    """Parameters written by `save_params`. Raises ConfigError where names or shapes aren't the config's."""
-    shapes = param_shapes(cfg)
-    wanted, tree = jax.tree_util.tree_flatten_with_path(shapes, is_leaf=lambda s: isinstance(s, tuple))
+def load_params(path: Path, cfg: ModelConfig, dtype: Any = jnp.float32, cast_to: Sequence[Any] = ()) -> Params:
+    """Parameters written by `save_params`, of `dtype`; they will be cast to `cast_to` later.
+
+    Raises ConfigError where names or shapes aren't the config's, or an entry isn't finite in one of these dtypes.
+    """
+    wanted, tree = jax.tree_util.tree_flatten_with_path(describe(cfg, dtype))
     names = ["/".join(str(part.key) for part in leaf_path) for leaf_path, _ in wanted]
     with np.load(path) as stored:
         if set(stored.files) != set(names):
             odd = sorted(set(stored.files) ^ set(names))
             raise ConfigError(f"{path}: not a model of this config: {', '.join(odd)} missing or unexpected")
         leaves = []
-        for name, (_, shape) in zip(names, wanted, strict=True):
-            if stored[name].shape != shape:
-                raise ConfigError(f"{path}: {name} is {stored[name].shape}, the config's model needs {shape}")
-            leaves.append(jnp.asarray(stored[name], dtype))
+        for name, (_, parameter) in zip(names, wanted, strict=True):
+            array = stored[name]
+            if array.shape != parameter.shape:
+                raise ConfigError(f"{path}: {name} is {array.shape}, the config's model needs {parameter.shape}")
+            finite.check_tensor(path, name, array, (dtype, *cast_to))
+            leaves.append(jnp.asarray(array, parameter.dtype))
     return jax.tree.unflatten(tree, leaves)
 
 
@@ -65,7 +78,8 @@ SHAPE_KEYS = tuple(field.name for field in dataclasses.fields(ModelConfig) if fi
 def model_config(model: Any, vocab_size: int, max_positions: int) -> ModelConfig:
     """The ModelConfig that a config's `model` section describes, of a tokenizer's vocabulary.
 
-    Raises ConfigError where `model.vocab_size` is set and holds fewer ids than the tokenizer has.
+    Raises ConfigError where `model.vocab_size` is set and holds fewer ids than the tokenizer has, or `model.family`
+    doesn't name a family with the options that are set.
     """
     if 0 < model.vocab_size < vocab_size:
         raise ConfigError(
@@ -75,4 +89,7 @@ def model_config(model: Any, vocab_size: int, max_positions: int) -> ModelConfig
     values = {name: getattr(model, name) for name in SHAPE_KEYS}
     values["vocab_size"] = model.vocab_size or vocab_size
     values["rope_scaling"] = RopeScaling(*model.rope_scaling) if model.rope_scaling else None
-    return ModelConfig(**values, max_positions=max_positions)
+    try:
+        return ModelConfig(**values, max_positions=max_positions)
+    except ValueError as error:
+        raise ConfigError(f"config.model: {error}") from error

@@ -1,9 +1,10 @@
-"""The programs of a run, compiled for pretend devices from shapes alone: nothing is allocated, nothing runs."""
+"""Compiles a run's programs for virtual devices, from shapes alone: nothing is allocated or run."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -11,19 +12,25 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from rlef_jax.model import kv_cache, transformer
+from rlef_jax.model.parameters import abstract_params
 from rlef_jax.model.sharding import AXES, make_mesh, param_shardings
-from rlef_jax.model.transformer import ModelConfig, init_params
+from rlef_jax.model.transformer import ModelConfig, Params
 from rlef_jax.planning.hlo import Work, read_work
 from rlef_jax.ppo.pack import empty_arrays
 from rlef_jax.ppo.train_state import first_params, init_state
 from rlef_jax.ppo.update import Learner
 from rlef_jax.types import TokenBatch
 
+UPDATE_PROGRAMS = ("gradients", "apply", "score")
+
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A compiled program, per device: its work, and bytes of its arguments, its results that are no arguments' buffers
-    and what it needs beside both while it runs. `xla_flops` is XLA's own count."""
+    """A compiled program, per device: its work, and the sizes of its buffers in bytes.
+
+    `results` excludes results that reuse an argument's buffer, `temporary` is further memory in use while it runs.
+    `xla_flops` is XLA's own count of operations.
+    """
 
     work: Work
     arguments: int
@@ -33,7 +40,7 @@ class Program:
 
 
 def compiled(lowered: Any, mesh_shape: tuple[int, ...], dtype: Any, open_trips: float = 1.0) -> Program:
-    """Compiles a program that computes in `dtype`, and reads what it needs."""
+    """Compiles a program that computes in `dtype` and reads its costs; `open_trips` as in `read_work`."""
     program = lowered.compile()
     memory = program.memory_analysis()
     return Program(
@@ -53,48 +60,57 @@ def shape_of(tree: Any) -> Any:
 
 
 def state_shapes(learner: Learner, dtype: Any) -> Any:
-    """The TrainState of a learner as shapes."""
+    """A learner's TrainState with ShapeDtypeStructs as leaves; `dtype` of the weights."""
     cfg = learner.model_cfg
 
-    def make() -> Any:
-        key = jax.random.PRNGKey(0)
-        params = first_params(key, init_params(key, cfg, dtype), cfg, learner.separate_critic)
+    def make(policy: Params) -> Any:
+        params = first_params(jax.random.PRNGKey(0), policy, cfg, learner.separate_critic)
         return init_state(params, learner.optimizer.init)
 
-    return jax.eval_shape(make)
+    return jax.eval_shape(make, abstract_params(cfg, dtype))
 
 
 def update_programs(
-    learner: Learner, dtype: Any, *, microbatches: int, rows: int, length: int, turns: int, action_share: float
+    learner: Learner,
+    dtype: Any,
+    *,
+    microbatches: int,
+    rows: int,
+    length: int,
+    turns: int,
+    action_share: float,
+    names: Collection[str] = UPDATE_PROGRAMS,
 ) -> dict[str, Program]:
-    """The programs of one update, see `Side.lowered`, on micro-batches of `rows` rows of `length` tokens.
+    """The programs of one update with these `names` (see `Side.lowered`), on micro-batches of `rows` rows of `length`
+    tokens.
 
-    Policy and critic must share a mesh."""
+    Policy and critic must share a mesh. `action_share` is the fraction of sampled tokens.
+    """
     [side] = learner.sides
-    one = shape_of(TokenBatch(**empty_arrays(rows, length, turns)))
-    stacked = jax.tree.map(lambda a: jax.ShapeDtypeStruct((microbatches, *a.shape), a.dtype), one)
+    batch = shape_of(TokenBatch(**empty_arrays(rows, length, turns)))
+    stacked = jax.tree.map(lambda a: jax.ShapeDtypeStruct((microbatches, *a.shape), a.dtype), batch)
     mesh_shape = tuple(side.mesh.shape[axis] for axis in AXES)
-    # The loop over the logits' chunks is the only one without a fixed number of trips.
+    # Only the loop over chunks of logits has no fixed trip count.
     chunk = max(side.how.logit_tokens * side.how.row_shards // rows, 1)
     trips = -(-int(length * action_share) // chunk)
     lowered = side.lowered(state_shapes(learner, dtype), stacked)
-    dtypes = {"apply": dtype}  # the optimizer works on the weights as they are kept
+    dtypes = {"apply": dtype}  # the optimizer computes in the weights' dtype
     return {
         name: compiled(program, mesh_shape, dtypes.get(name, side.how.compute_dtype), trips)
         for name, program in lowered.items()
+        if name in names
     }
 
 
 def decode_program(cfg: ModelConfig, dtype: Any, *, tensor: int, rows: int, length: int, tail: int) -> Program:
-    """One decoding step of `rows` rows behind `length` tokens each, the model split over `tensor` devices."""
+    """One decoding step of `rows` rows after `length` tokens each, the model split over `tensor` devices.
+
+    `tail` is the number of slots of the recent cache.
+    """
     mesh = make_mesh(tensor=tensor)
     heads = NamedSharding(mesh, PartitionSpec(None, "tensor"))
-    params = jax.tree.map(
-        lambda a, s: jax.ShapeDtypeStruct(a.shape, dtype, sharding=s),
-        jax.eval_shape(lambda: init_params(jax.random.PRNGKey(0), cfg, dtype)),
-        param_shardings(mesh, cfg),
-    )
-    seen, recent = (
+    params = abstract_params(cfg, dtype, param_shardings(mesh, cfg))
+    prefix, recent = (
         jax.tree.map(
             lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=heads),
             jax.eval_shape(functools.partial(kv_cache.init_cache, cfg, rows, capacity, dtype)),
@@ -103,11 +119,13 @@ def decode_program(cfg: ModelConfig, dtype: Any, *, tensor: int, rows: int, leng
     )
     per_row = jax.ShapeDtypeStruct((rows,), jnp.int32)
 
-    def step(params: Any, seen: Any, recent: Any, tokens: jax.Array, lengths: jax.Array, at: jax.Array) -> Any:
-        hidden, recent = kv_cache.decode_step(kv_cache.unstack(params), cfg, seen, recent, tokens, lengths, at)
+    def step(params: Any, prefix: Any, recent: Any, tokens: jax.Array, lengths: jax.Array, offset: jax.Array) -> Any:
+        hidden, recent = kv_cache.decode_step(
+            kv_cache.unstack(params, cfg), cfg, prefix, recent, tokens, lengths, offset
+        )
         return transformer.unembed(params, cfg, hidden[:, None]), recent
 
     lowered = jax.jit(step, donate_argnums=(2,)).lower(
-        params, seen, recent, per_row, per_row, jax.ShapeDtypeStruct((), jnp.int32)
+        params, prefix, recent, per_row, per_row, jax.ShapeDtypeStruct((), jnp.int32)
     )
     return compiled(lowered, (1, 1, tensor), dtype)

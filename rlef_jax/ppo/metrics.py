@@ -9,20 +9,20 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from rlef_jax.ppo.returns import turn_means
-from rlef_jax.reward import counts, turn_rewards
+from rlef_jax.reward import has_weight, turn_rewards
 from rlef_jax.types import Episode, Status, TokenBatch
 
 
 def explained_variance(returns: np.ndarray, values: np.ndarray, mask: np.ndarray) -> float:
-    """1 - Var(G - V) / Var(G) over the entries whose mask is 1; 0 where the returns don't vary."""
+    """1 - Var(G - V) / Var(G) over the entries whose mask is 1, one at least; 0 where the returns don't vary."""
     keep = np.asarray(mask, bool)
     target, error = np.asarray(returns, np.float64)[keep], np.asarray(returns - values, np.float64)[keep]
-    variance = float(target.var()) if target.size else 0.0
+    variance = float(target.var())
     return 1.0 - float(error.var()) / variance if variance > 1e-12 else 0.0
 
 
 def iteration_metrics(batches: Sequence[TokenBatch]) -> dict[str, float]:
-    """Metrics of an iteration's filled batches; rows of weight 0 don't enter.
+    """Metrics of an iteration's filled batches; rows of weight 0 don't enter. Where nothing counts, only the totals.
 
     Returns:
       kl_to_ref: mean over turns of mean_j(log pi_old - log rho), the penalty's own measure.
@@ -47,26 +47,32 @@ def iteration_metrics(batches: Sequence[TokenBatch]) -> dict[str, float]:
     rewards = sum(float(((b.turn_rewards * b.turn_mask).sum(1) * b.weight).sum()) for b in batches)
     episodes = sum(float((np.asarray(b.segment_ids).max(axis=1) * b.weight).sum()) for b in batches)
     used = float(sum((b.segment_ids > 0).sum() for b in batches))
-    return {
-        "kl_to_ref": _mean(_flat(kl)[turn_mask]),
-        "kl_to_ref_token": _mean(old - ref),
-        "mismatch_mean": _mean(gap),
-        "mismatch_max": float(gap.max()) if gap.size else 0.0,
-        "explained_variance": explained_variance(returns, values, turn_mask),
-        "entropy": _mean(-old),
-        "return_mean": _mean(returns[turn_mask]),
-        "advantage_std": float((returns - values)[turn_mask].std()) if turn_mask.any() else 0.0,
-        "reward_mean": rewards / max(episodes, 1.0),
+    totals = {
         "action_tokens": float(token_mask.sum()),
         "turns": float(turn_mask.sum()),
         "episodes": episodes,
         "rows": float((weights > 0).sum()),
         "padding_share": 1.0 - used / float(sum(b.tokens.size for b in batches)),
     }
+    if not token_mask.any():
+        return totals
+    return totals | {
+        "kl_to_ref": _mean(_flat(kl)[turn_mask]),
+        "kl_to_ref_token": _mean(old - ref),
+        "mismatch_mean": _mean(gap),
+        "mismatch_max": float(gap.max()),
+        "explained_variance": explained_variance(returns, values, turn_mask),
+        "entropy": _mean(-old),
+        "return_mean": _mean(returns[turn_mask]),
+        "advantage_std": float((returns - values)[turn_mask].std()),
+        "reward_mean": rewards / episodes,
+    }
 
 
 def episode_metrics(episodes: Sequence[Episode], *, invalid_penalty: float = -0.2) -> dict[str, float]:
     """Metrics of finished episodes, from their verdicts alone; episodes that the judge broke are only counted.
+
+    A mean over nothing is left out: where no episode was judged, only `infra_episodes` is there.
 
     Returns:
       solved_turn1, solved: share of episodes whose first / last response passed all tests.
@@ -77,20 +83,21 @@ def episode_metrics(episodes: Sequence[Episode], *, invalid_penalty: float = -0.
       infra_episodes: how many episodes have weight zero.
       turnK/STATUS for each turn K and status met there: share of the episodes that reached turn K.
     """
-    good = [e for e in episodes if counts(e)]
+    good = [e for e in episodes if has_weight(e)]
     turns = [turn for e in good for turn in e.turns]
     verdicts = [t.verdict for t in turns if t.verdict is not None]
-    metrics = {
-        "solved_turn1": _mean([bool(e.turns[0].verdict and e.turns[0].verdict.passed) for e in good]),
-        "solved": _mean([e.solved for e in good]),
-        "reward": _mean([sum(turn_rewards(e, invalid_penalty=invalid_penalty)) for e in good]),
-        "turns_per_episode": _mean([len(e.turns) for e in good]),
-        "response_tokens": _mean([len(t.response_ids) for t in turns]),
-        "episode_tokens": _mean([len(e.token_ids) for e in good]),
-        "cut_share": _mean([t.finish_reason == "length" for t in turns]),
-        "valid_share": _mean([v.valid for v in verdicts]),
-        "infra_episodes": float(len(episodes) - len(good)),
+    over: dict[str, Sequence[float]] = {
+        "solved_turn1": [bool(e.turns[0].verdict and e.turns[0].verdict.passed) for e in good],
+        "solved": [e.solved for e in good],
+        "reward": [sum(turn_rewards(e, invalid_penalty=invalid_penalty)) for e in good],
+        "turns_per_episode": [len(e.turns) for e in good],
+        "response_tokens": [len(t.response_ids) for t in turns],
+        "episode_tokens": [len(e.token_ids) for e in good],
+        "cut_share": [t.finish_reason == "length" for t in turns],
+        "valid_share": [v.valid for v in verdicts],
     }
+    metrics = {name: _mean(numbers) for name, numbers in over.items() if numbers}
+    metrics["infra_episodes"] = float(len(episodes) - len(good))
     for number, shares in enumerate(error_kinds(good), start=1):
         metrics.update({f"turn{number}/{status.value}": share for status, share in shares.items()})
     return metrics
@@ -113,5 +120,4 @@ def _flat(arrays: Sequence[ArrayLike]) -> np.ndarray:
 
 
 def _mean(numbers: Sequence[float] | np.ndarray) -> float:
-    """The mean, 0 for nothing."""
-    return float(np.mean(numbers)) if len(numbers) else 0.0
+    return float(np.mean(numbers))

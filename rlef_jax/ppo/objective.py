@@ -117,7 +117,7 @@ def objective(
 
 
 def count_denominators(microbatches: Sequence[TokenBatch]) -> dict[str, np.float32]:
-    """Action tokens and turns of an update over all of its micro-batches, rows of weight 0 left out; at least 1."""
+    """Action tokens and turns of an update over all of its micro-batches, rows of weight 0 left out."""
     tokens = sum(float((np.asarray(b.action_mask).sum(1) * np.asarray(b.weight)).sum()) for b in microbatches)
     turns = sum(float((np.asarray(b.turn_mask).sum(1) * np.asarray(b.weight)).sum()) for b in microbatches)
-    return {"tokens": np.float32(max(tokens, 1.0)), "turns": np.float32(max(turns, 1.0))}
+    return {"tokens": np.float32(tokens), "turns": np.float32(turns)}

@@ -109,7 +109,8 @@ class Learner:
     def update(self, state: TrainState, microbatches: Sequence[TokenBatch]) -> tuple[TrainState, dict[str, float]]:
         """One optimizer step on the mean loss over all micro-batches. `state` is donated: use the one returned.
 
-        A bad gradient (see the class) leaves parameters and optimizer state as they were; `state.step` counts it.
+        A bad gradient (see the class) leaves parameters and optimizer state as they were; `state.step` counts it. So
+        does an update without a token that counts: a zero gradient would still decay the weights and move the moments.
 
         Args:
           state: on its meshes (from `init`).
@@ -117,9 +118,14 @@ class Learner:
 
         Returns:
           (the next state, metrics: loss, policy_loss, value_loss, clip_fraction, approx_kl, ratio_mean,
-          truncated_share, value_clip_fraction, grad_norm, applied (0.0 for a bad gradient), action_tokens, turns).
+          truncated_share, value_clip_fraction, value_mse, grad_norm, applied (0.0 where it was not), action_tokens,
+          turns). Of an update without a token that counts only the last three: the others are means over nothing.
         """
-        shares, counts = self._accumulated(state.params, microbatches)
+        counts = count_denominators(microbatches)
+        if not counts["tokens"]:
+            state = dataclasses.replace(state, step=state.step + 1)
+            return state, {"applied": 0.0, "action_tokens": 0.0, "turns": float(counts["turns"])}
+        shares = self._accumulated(state.params, microbatches, counts)
         all_grads = [grads for grads, _ in shares]
         # A side with all of the gradients takes their norm as it applies them; several need each other's.
         several = len(self.sides) > 1
@@ -132,23 +138,23 @@ class Learner:
         return merged([after for after, _ in applied]), _readable(sums, jax.device_get(applied[0][1]), counts)
 
     def gradients(self, params: dict[str, Any], microbatches: Sequence[TokenBatch]) -> dict[str, Any]:
-        """The gradients that `update` would hand to the optimizer."""
-        return merged([grads for grads, _ in self._accumulated(params, microbatches)[0]])
+        """The gradients that `update` would hand to the optimizer. Raises ValueError where no token counts."""
+        counts = count_denominators(microbatches)
+        if not counts["tokens"]:
+            raise ValueError("an update needs a token that counts")
+        return merged([grads for grads, _ in self._accumulated(params, microbatches, counts)])
 
     def _accumulated(
-        self, params: dict[str, Any], microbatches: Sequence[TokenBatch]
-    ) -> tuple[list[Share], dict[str, np.float32]]:
-        """Each side's gradients and metric sums added up over the micro-batches, and the update's denominators."""
-        if not microbatches:
-            raise ValueError("an update needs a micro-batch")
-        counts = count_denominators(microbatches)
+        self, params: dict[str, Any], microbatches: Sequence[TokenBatch], counts: dict[str, np.float32]
+    ) -> list[Share]:
+        """Each side's gradients and metric sums added up over the micro-batches; `counts` are the denominators."""
         on_meshes = [place(counts, side.replicated) for side in self.sides]
         totals: list[Any] = [None for _ in self.sides]
         for group in _equal_groups(microbatches):
             totals = [
                 side.added(total, params, group, here) for side, total, here in zip(self.sides, totals, on_meshes)
             ]
-        return totals, counts
+        return totals
 
 
 def _check_apart(policy: Mesh, critic: Mesh, separate_critic: bool) -> None:

@@ -12,7 +12,7 @@ Prompt = tuple[int, ...]
 
 
 class Prefixes:
-    """What lanes know of each other's first prompts. Safe to use from several threads.
+    """What workers know of each other's first prompts. Safe to use from several threads.
 
     A prompt's keys and values are kept as long as somebody waits for them, and only for the weights that made them.
     """

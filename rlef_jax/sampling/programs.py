@@ -19,8 +19,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rlef_jax.model import kv_cache
 from rlef_jax.model.kv_cache import KVCache
+from rlef_jax.model.parameters import abstract_params
 from rlef_jax.model.sharding import ROWS, param_shardings
-from rlef_jax.model.transformer import ModelConfig, Params, param_shapes
+from rlef_jax.model.transformer import ModelConfig, Params
 from rlef_jax.sampling.decode import Drawn, Rows, decode
 
 # Kinds of distribution: every row plain, or some row greedy or cut (see `decode`).
@@ -34,56 +35,56 @@ class Shapes:
     Attributes:
       rows: rows of the cache that are decoded together.
       max_len: most tokens of a row.
-      capacities: lengths of row for which decoding is compiled, ascending; `max_len` is one more. The shortest that
+      cache_lengths: lengths of row for which decoding is compiled, ascending; `max_len` is one more. The shortest that
         holds all rows is used.
-      chunks: lengths of chunk in which prompts are prefilled, ascending.
+      prefill_chunks: lengths of chunk in which prompts are prefilled, ascending.
       prefill_tokens: of the chunks that are prefilled together, about.
-      steps: decoding steps of one dispatch.
+      decode_steps: decoding steps of one dispatch.
       stop_ids: most stop ids of a request.
     Raises ValueError for shapes that can't be.
     """
 
     rows: int
     max_len: int
-    capacities: tuple[int, ...]
-    chunks: tuple[int, ...]
+    cache_lengths: tuple[int, ...]
+    prefill_chunks: tuple[int, ...]
     prefill_tokens: int
-    steps: int
+    decode_steps: int
     stop_ids: int = 4
 
     def __post_init__(self) -> None:
-        for name in ("rows", "max_len", "prefill_tokens", "steps", "stop_ids"):
+        for name in ("rows", "max_len", "prefill_tokens", "decode_steps", "stop_ids"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("capacities", "chunks"):
+        for name in ("cache_lengths", "prefill_chunks"):
             values = getattr(self, name)
             if list(values) != sorted(set(values)) or min(values, default=1) < 1:
                 raise ValueError(f"{name} must be ascending and at least 1, not {values}")
-        if not self.chunks:
-            raise ValueError("chunks must name at least one length")
+        if not self.prefill_chunks:
+            raise ValueError("prefill_chunks must name at least one length")
 
     @property
     def slots(self) -> int:
         """Slots of a row: a chunk or a dispatch may begin at its last token."""
-        return self.max_len + max(self.steps, self.chunks[-1])
+        return self.max_len + max(self.decode_steps, self.prefill_chunks[-1])
 
     def chunk_rows(self, chunk: int) -> int:
         """Chunks of a length that are prefilled together."""
         return min(self.rows, max(1, self.prefill_tokens // chunk))
 
-    def capacity(self, longest: int) -> int:
-        """The shortest capacity that holds rows of `longest` tokens.
+    def cache_length(self, longest: int) -> int:
+        """The shortest cache length that holds rows of `longest` tokens.
 
         To look at less than the whole cache costs a copy each dispatch; that isn't worth an eighth more to read.
         """
         whole = self.slots if self.slots <= self.max_len * 9 // 8 else self.max_len
-        return next((c for c in self.capacities if longest <= c < self.max_len), whole)
+        return next((c for c in self.cache_lengths if longest <= c < self.max_len), whole)
 
     def split(self, count: int) -> list[tuple[int, int]]:
         """(tokens, length of chunk) of the chunks of a prompt of `count` tokens: a function of the prompt alone."""
-        longest = self.chunks[-1]
+        longest = self.prefill_chunks[-1]
         whole, rest = divmod(count, longest)
-        last = [(rest, next(c for c in self.chunks if rest <= c))] if rest else []
+        last = [(rest, next(c for c in self.prefill_chunks if rest <= c))] if rest else []
         return [(longest, longest)] * whole + last
 
 
@@ -97,8 +98,8 @@ class Programs:
         self, cfg: ModelConfig, shapes: Shapes, mesh: Mesh, *, dtype: Any = jnp.float32, one_thread: bool = False
     ) -> None:
         """Args:
-          one_thread: on CPUs, a program runs on one core, for as many lanes as there are cores: lanes that share all of
-            the cores wait for each other's products.
+          one_thread: on CPUs, a program runs on one core, for as many workers as there are cores: workers that share
+            all of the cores wait for each other's products.
 
         Raises ValueError where the model is too short for the rows or the mesh doesn't divide them.
         """
@@ -120,7 +121,7 @@ class Programs:
         )
         # A copy even where nothing is to be cast: jit would hand an array that it doesn't change through.
         self._unstack = jax.jit(
-            lambda params: kv_cache.unstack(jax.tree.map(lambda a: jnp.copy(a).astype(self.dtype), params))
+            lambda params: kv_cache.unstack(jax.tree.map(lambda a: jnp.copy(a).astype(self.dtype), params), cfg)
         )
         self._decode: dict[tuple[int, bool], Any] = {}
         self._prefill: dict[tuple[int, bool], Any] = {}
@@ -158,13 +159,13 @@ class Programs:
             table[key] = jitted.lower(*args).compile(self._options)
             self.compiled += 1
 
-        for capacity in sorted({s.capacity(length) for length in range(1, s.max_len + 1)}):
+        for capacity in sorted({s.cache_length(length) for length in range(1, s.max_len + 1)}):
             for plain in _KINDS:
-                run = functools.partial(decode, cfg=self.cfg, steps=s.steps, capacity=capacity, plain=plain)
+                run = functools.partial(decode, cfg=self.cfg, steps=s.decode_steps, capacity=capacity, plain=plain)
                 yield functools.partial(
                     build, self._decode, (capacity, plain), run, (1,), (self._cache, None), weights, cache, rows
                 )
-        for chunk in s.chunks:
+        for chunk in s.prefill_chunks:
             count = s.chunk_rows(chunk)
             tokens = jax.ShapeDtypeStruct((count, chunk), jnp.int32, sharding=self._whole)
             each = jax.ShapeDtypeStruct((count,), jnp.int32, sharding=self._whole)
@@ -188,7 +189,7 @@ class Programs:
     def decode(self, weights: Params, cache: KVCache, rows: Rows) -> tuple[KVCache, Drawn]:
         """One dispatch; `rows` holds numpy arrays. The cache is consumed."""
         plain = bool(np.all((rows.temperature > 0) & (rows.top_k == 0) & (rows.top_p >= 1.0)))
-        capacity = self.shapes.capacity(int(np.max(np.where(rows.room > 0, rows.lengths, 0), initial=1)))
+        capacity = self.shapes.cache_length(int(np.max(np.where(rows.room > 0, rows.lengths, 0), initial=1)))
         return self._decode[capacity, plain](weights, cache, jax.device_put(rows, self._rows))
 
     def prefill(
@@ -210,18 +211,12 @@ class Programs:
         return self._put(cache, *jax.device_put((np.int32(row), whole), self._whole))
 
     def _abstract_weights(self) -> Params:
-        shapes = param_shapes(self.cfg)
-        stacked = jax.tree.map(
-            lambda shape, sharding: jax.ShapeDtypeStruct(shape, self.dtype, sharding=sharding),
-            shapes,
-            self._weights,
-            is_leaf=lambda s: isinstance(s, tuple),
-        )
+        stacked = abstract_params(self.cfg, self.dtype, self._weights)
         # What compiling it says of its outputs' placement is what `prepare` will give.
         lowered = self._unstack.lower(stacked).compile()
         return jax.tree.map(
             lambda a, sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding),
-            jax.eval_shape(kv_cache.unstack, stacked),
+            jax.eval_shape(functools.partial(kv_cache.unstack, cfg=self.cfg), stacked),
             lowered.output_shardings,
         )
 

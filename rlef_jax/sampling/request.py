@@ -43,19 +43,19 @@ class Sample:
 
 @dataclasses.dataclass(eq=False)
 class Dialogue:
-    """A dialogue's name, and where its keys and values are. Only its lane's thread changes what isn't its name.
+    """A dialogue's name, and where its keys and values are. Only its worker's thread changes what isn't its name.
 
     Attributes:
-      seed, step, episode: name its random numbers, with the turn.
-      lane: the lane that it belongs to.
+      seed, step, episode: its name.
+      worker: the worker that it belongs to.
       length: tokens of it that were run; one more, `pending`, follows where it is not None.
-      row: of the lane's cache, -1 where it has none; then `saved` [L, 2, K, length, H] holds what was there.
+      row: of the worker's cache, -1 where it has none; then `saved` [L, 2, K, length, H] holds what was there.
     """
 
     seed: int
     step: int
     episode: int
-    lane: int
+    worker: int
     length: int = 0
     pending: int | None = None
     row: int = -1

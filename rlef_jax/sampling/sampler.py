@@ -6,8 +6,8 @@ up only if others need one, and then its keys and values are kept on the host an
 responses leave between two dispatches of a few decoding steps each; new weights are taken there too. A prompt that
 several dialogues begin with is prefilled once.
 
-What a response becomes depends on weights, its dialogue's tokens and (seed, step, episode, turn) alone: every program
-has the same shapes whatever else is going on.
+What a response becomes depends on nothing but what docs/sampler.md names: every program has the same shapes whatever
+else is going on.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ class Sampler:
     Samplers may share programs; each has weights of its own.
     """
 
-    def __init__(self, programs: Programs, *, lanes: int = 1, gather: float = 0.0) -> None:
+    def __init__(self, programs: Programs, *, workers: int = 1, min_ready_fraction: float = 0.0) -> None:
         """Args:
-          lanes: caches with a thread each, for devices that one program can't keep busy (CPU cores).
-          gather: a lane waits until this share of the dialogues in its rows has work, the others' programs being judged
-            meanwhile: a dispatch costs the same however many rows have work. For devices that have something else to
-            do, CPU cores again; 0 never waits.
+          workers: caches with a thread each, for devices that one program can't keep busy (CPU cores).
+          min_ready_fraction: a worker waits until this share of the dialogues in its rows has work, the others'
+            programs being judged meanwhile: a dispatch costs the same however many rows have work. For devices that
+            have something else to do, CPU cores again; 0 never waits.
 
-        Raises ValueError for several lanes on several devices: their collectives would cross.
+        Raises ValueError for several workers on several devices: their collectives would cross.
         """
-        if lanes > 1 and programs.mesh.size > 1:
-            raise ValueError(f"lanes={lanes} on a mesh of {programs.mesh.size} devices: must be 1 there")
-        self.programs, self.lanes, self.gather = programs, lanes, gather
+        if workers > 1 and programs.mesh.size > 1:
+            raise ValueError(f"workers={workers} on a mesh of {programs.mesh.size} devices: must be 1 there")
+        self.programs, self.workers, self.min_ready_fraction = programs, workers, min_ready_fraction
         self._weights: tuple[Params, int] | None = None
 
     def set_weights(self, params: Params, version: int) -> None:
@@ -56,4 +56,4 @@ class Sampler:
     def session(self, on_compile: Callable[[int, int], None] | None = None) -> Session:
         """A session with empty rows, as a context manager, once all is compiled; `on_compile(done, all)` is told."""
         self.programs.compile(on_compile)
-        return Session(self.programs, self.weights, self.lanes, self.gather)
+        return Session(self.programs, self.weights, self.workers, self.min_ready_fraction)

@@ -12,10 +12,10 @@ from typing import Self
 
 from rlef_jax.errors import StoppedError
 from rlef_jax.model.transformer import Params
-from rlef_jax.sampling.lane import Clock, Lane
 from rlef_jax.sampling.prefixes import Prefixes
 from rlef_jax.sampling.programs import Programs
 from rlef_jax.sampling.request import Dialogue, Job, Sample, SamplingConfig
+from rlef_jax.sampling.worker import Clock, SamplerWorker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,7 @@ class SamplerStats:
       tokens: drawn; `row_steps`: rows times steps of all dispatches, so that 1 - tokens / row_steps had no work.
       prefilled_tokens: of prompts, run; `prefill_places`: with padding; `shared_tokens`: copied instead.
       dispatches: of decoding; `saved`: dialogues whose keys and values were moved out of a row for others.
-      busy_s: seconds in which some lane worked; `wall_s`: since the session began.
+      busy_s: seconds in which some worker worked; `wall_s`: since the session began.
     """
 
     tokens: int
@@ -49,27 +49,29 @@ class Session:
     """Caches and threads of a sampler at work; use as a context manager. Its methods may be called from any thread."""
 
     def __init__(
-        self, programs: Programs, weights: Callable[[], tuple[Params, int]], lanes: int, gather: float
+        self, programs: Programs, weights: Callable[[], tuple[Params, int]], workers: int, min_ready_fraction: float
     ) -> None:
         weights()  # or nothing can be sampled
         self._programs = programs
         self._clock, self._began = Clock(), time.perf_counter()
         self._prefixes = Prefixes(self._wake)
-        self._lanes = [Lane(programs, weights, self._prefixes, self._clock, gather) for _ in range(lanes)]
-        self._open = [0] * lanes
+        self._workers = [
+            SamplerWorker(programs, weights, self._prefixes, self._clock, min_ready_fraction) for _ in range(workers)
+        ]
+        self._open = [0] * workers
         self._lock = threading.Lock()
         self._threads = [
-            threading.Thread(target=self._run, args=(lane,), name=f"sampler-{i}", daemon=True)
-            for i, lane in enumerate(self._lanes)
+            threading.Thread(target=self._run, args=(worker,), name=f"sampler-{i}", daemon=True)
+            for i, worker in enumerate(self._workers)
         ]
         self._error: BaseException | None = None
 
     def dialogue(self, *, seed: int, step: int, episode: int) -> Dialogue:
         """A new, empty dialogue."""
         with self._lock:
-            lane = self._open.index(min(self._open))
-            self._open[lane] += 1
-        return Dialogue(seed, step, episode, lane)
+            worker = self._open.index(min(self._open))
+            self._open[worker] += 1
+        return Dialogue(seed, step, episode, worker)
 
     def respond(
         self,
@@ -110,23 +112,23 @@ class Session:
                 job.future.add_done_callback(lambda _: self._count_out(dialogue))
             if job.first:
                 self._prefixes.want(job.prompt)
-            self._lanes[dialogue.lane].inbox.put(job)
+            self._workers[dialogue.worker].inbox.put(job)
         return job.future
 
     def end(self, dialogue: Dialogue) -> None:
         """The dialogue, whose last response is complete, won't go on."""
         self._count_out(dialogue)
-        self._lanes[dialogue.lane].inbox.put(dialogue)
+        self._workers[dialogue.worker].inbox.put(dialogue)
 
     def _count_out(self, dialogue: Dialogue) -> None:
         with self._lock:
-            self._open[dialogue.lane] -= 1
+            self._open[dialogue.worker] -= 1
 
     def stats(self) -> SamplerStats:
         """What was done so far."""
 
         def count(name: str) -> int:
-            return sum(lane.counts[name] for lane in self._lanes)
+            return sum(worker.counts[name] for worker in self._workers)
 
         return SamplerStats(
             tokens=count("tokens"),
@@ -149,23 +151,23 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Ends the threads after the dispatch that they are in; what is unfinished gets StoppedError."""
-        for lane in self._lanes:
-            lane.closing = True
+        for worker in self._workers:
+            worker.closing = True
         self._wake()
         for thread in self._threads:
             thread.join()
 
     def _wake(self) -> None:
-        for lane in self._lanes:
-            lane.inbox.put(None)
+        for worker in self._workers:
+            worker.inbox.put(None)
 
-    def _run(self, lane: Lane) -> None:
+    def _run(self, worker: SamplerWorker) -> None:
         try:
-            lane.run()
+            worker.run()
         except BaseException as error:
             with self._lock:  # from now on nothing is put into an inbox that nobody reads
                 self._error = error
-            for other in self._lanes:
+            for other in self._workers:
                 other.closing = True
             self._wake()
-        lane.abandon(self._error or StoppedError("while it sampled"))
+        worker.abandon(self._error or StoppedError("while it sampled"))

@@ -23,9 +23,9 @@ from typing import Self
 from rlef_jax.errors import StoppedError
 from rlef_jax.execution.pool import ExecutionPool
 from rlef_jax.model.transformer import Params
+from rlef_jax.progress import ProgressDisplay
 from rlef_jax.sampling.sampler import Sampler
-from rlef_jax.training.parts import Policy
-from rlef_jax.training.progress import ProgressDisplay
+from rlef_jax.training.build import Policy
 from rlef_jax.training.rollout import RolloutProgress, RolloutSettings, collect
 from rlef_jax.types import Episode, Problem
 

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from rlef_jax.errors import ConfigError
-from rlef_jax.files import named_in_errors
+from rlef_jax.files import named_in_errors, write_json
 from rlef_jax.ppo.update import Learner, TrainState
 from rlef_jax.types import TokenBatch
 
@@ -51,7 +51,7 @@ def _write_update(
         arrays: dict[str, Any] = {f.name: np.asarray(getattr(batch, f.name)) for f in dataclasses.fields(batch)}
         np.savez(part / f"microbatch_{number:04d}.npz", **arrays)
     told = {k: v if math.isfinite(v) else str(v) for k, v in metrics.items()}
-    (part / "metrics.json").write_text(json.dumps({"update": update, **told}, indent=2) + "\n")
+    write_json(part / "metrics.json", {"update": update, **told})
 
 
 def saved_updates(workdir: Path) -> list[int]:

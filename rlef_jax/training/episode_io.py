@@ -15,9 +15,9 @@ import typing
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from rlef_jax.errors import ConfigError
+from rlef_jax.errors import ConfigError, RunError
 from rlef_jax.execution import calls
 from rlef_jax.files import replacing
 from rlef_jax.types import Episode, FunctionTest, Problem, Status, Test, TestCase
@@ -36,23 +36,31 @@ def saved_steps(workdir: Path) -> list[int]:
 
 
 def write_episodes(path: Path, episodes: Iterable[Episode]) -> None:
-    """Writes all episodes, or nothing if it is interrupted. Equal episodes make equal bytes."""
+    """Writes all episodes, or nothing if it is interrupted. Equal episodes make equal bytes.
+
+    Raises RunError, and writes nothing, where an episode holds NaN or infinity: JSON has neither.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        replacing(path) as raw,
-        gzip.GzipFile(fileobj=raw, mode="wb", filename="", mtime=0, compresslevel=3) as file,
-    ):
+    try:
+        with replacing(path) as raw:
+            _write_to(raw, episodes)
+    except ValueError as error:
+        raise RunError(f"{path} was not written: {error}") from error
+
+
+def _write_to(raw: BinaryIO, episodes: Iterable[Episode]) -> None:
+    with gzip.GzipFile(fileobj=raw, mode="wb", filename="", mtime=0, compresslevel=3) as file:
         problem, head = None, ""
         for episode in episodes:
             if episode.problem is not problem:  # rollouts of the same problem stand together
                 problem, head = episode.problem, problem_json(episode.problem)
-            rest = json.dumps(_fields(episode) | {"problem": None}, default=_plain)
+            rest = json.dumps(_fields(episode) | {"problem": None}, default=_plain, allow_nan=False)
             file.write(f'{{"problem": {head}, {rest.removeprefix(_NO_PROBLEM)}\n'.encode("ascii"))
 
 
 def problem_json(problem: Problem) -> str:
-    """A problem as one line of JSON, as episodes hold it."""
-    return json.dumps(_fields(problem), default=_plain)
+    """A problem as one line of JSON, as episodes hold it. Raises ValueError where it holds NaN or infinity."""
+    return json.dumps(_fields(problem), default=_plain, allow_nan=False)
 
 
 def read_episodes(path: Path) -> list[Episode]:

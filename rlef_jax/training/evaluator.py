@@ -11,17 +11,22 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from rlef_jax.data.sources import Source, evaluation_problems
-from rlef_jax.evaluation.report import summarise
-from rlef_jax.files import write_text
+from rlef_jax.errors import RunError
+from rlef_jax.files import write_json
+from rlef_jax.metrics.summary import summarise
 from rlef_jax.model.transformer import Params
+from rlef_jax.progress import ProgressDisplay
 from rlef_jax.training import episode_io
 from rlef_jax.training.actor import Actor
-from rlef_jax.training.parts import rollout_settings
-from rlef_jax.training.progress import ProgressDisplay
+from rlef_jax.training.build import rollout_settings
 
 EVAL_SEED = 1_000_003  # added to the run's seed: an evaluation draws tokens of its own ...
 VALID_SEED = 2_000_003  # ... and model selection others than the final score
 FOLDER = "evaluations"
+
+
+class UnjudgedError(RunError):
+    """An evaluation of which the judge broke on every rollout: nothing is known of its policy."""
 
 
 class Evaluator:
@@ -57,7 +62,7 @@ class Evaluator:
         """The split's summary in percent. Episodes go to episodes/NAME.jsonl.gz, the summary to evaluations/NAME.json.
 
         A summary that was made of the same `version` (updates) is read back. Raises StoppedError if the run is asked to
-        stop, where it `may_stop`.
+        stop, where it `may_stop`; UnjudgedError where no rollout was judged.
         """
         path = self._workdir / FOLDER / f"{name}.json"
         if (known := _known(path, version)) is not None:
@@ -75,12 +80,15 @@ class Evaluator:
             should_stop=self._should_stop if may_stop else None,
         )
         episode_io.write_episodes(self._workdir / "episodes" / f"{name}.jsonl.gz", episodes)
+        if all(e.end == "infra" for e in episodes):
+            raise UnjudgedError(f"{name}: the judge broke on all {len(episodes)} rollouts (INFRA_ERROR): no score")
         found = summarise(episodes, max_turns=self._config.episode.max_turns, bootstrap_samples=e.bootstrap_samples)
         path.parent.mkdir(exist_ok=True)
-        write_text(path, json.dumps({"version": version, "split": split, "summary": found}, indent=2) + "\n")
+        write_json(path, {"version": version, "split": split, "summary": found})
         rates = "  ".join(f"{k} {v:.1f}" for k, v in found.items() if "@" in k and isinstance(v, float))
+        broken = f", {found['infra']} of them broken by the judge" if found["infra"] else ""
         self._display.message(
-            f"{name}: {len(episodes)} problems of {split}, {rates} ({time.perf_counter() - began:.0f} s)"
+            f"{name}: {len(episodes)} problems of {split}{broken}, {rates} ({time.perf_counter() - began:.0f} s)"
         )
         return found
 

@@ -22,9 +22,9 @@ from rlef_jax.model.transformer import Params
 from rlef_jax.ppo.metrics import episode_metrics
 from rlef_jax.ppo.pack import pack
 from rlef_jax.ppo.update import Learner, TrainState, prepare_iteration, split_updates
+from rlef_jax.progress import ProgressDisplay
 from rlef_jax.training.actor import Rollouts
 from rlef_jax.training.interrupt import serve_parent
-from rlef_jax.training.progress import ProgressDisplay
 from rlef_jax.types import Episode, Problem, TokenBatch
 
 
@@ -50,18 +50,18 @@ class Stopwatch:
 class ProblemFeed:
     """The problems of each iteration, the next one's made in a process beside while this one's are in use."""
 
-    def __init__(self, source: Source, split: str, seed: int, count: int, *, share: range, last: int) -> None:
-        """Args: count: problems of an iteration, of which `share` are this process's. last: iteration."""
-        self._problems = functools.partial(training_problems, source, split, seed, count=count, share=share)
+    def __init__(self, source: Source, split: str, seed: int, count: int, *, wanted: range, last: int) -> None:
+        """Args: count: problems of an iteration, of which `wanted` are made. last: iteration."""
+        self._problems = functools.partial(training_problems, source, split, seed, count=count, share=wanted)
         self._last = last
         self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=serve_parent)
         self._ahead: dict[int, Future[list[Problem]]] = {}
 
     def get(self, step: int) -> list[Problem]:
-        """This process's problems of iteration `step`; starts on `step + 1` unless `step` is the last."""
-        for wanted in range(step, min(step + 1, self._last) + 1):
-            if wanted not in self._ahead:
-                self._ahead[wanted] = self._pool.submit(self._problems, step=wanted)
+        """The problems of iteration `step` that are wanted; starts on `step + 1` unless `step` is the last."""
+        for near in range(step, min(step + 1, self._last) + 1):
+            if near not in self._ahead:
+                self._ahead[near] = self._pool.submit(self._problems, step=near)
         return self._ahead.pop(step).result()
 
     def close(self) -> None:
@@ -96,8 +96,8 @@ class PpoSettings:
         )
 
 
-# Called with the state after an update that was not applied (its weights are as before), the update's number within the
-# iteration, its micro-batches and metrics. It may raise to end the run.
+# Called with the state after an update whose gradient was bad (its weights are as before), the update's number within
+# the iteration, its micro-batches and metrics. It may raise to end the run.
 type OnBadUpdate = Callable[[TrainState, int, Sequence[TokenBatch], dict[str, float]], None]
 
 
@@ -116,8 +116,13 @@ def learn(
     watch: Stopwatch,
     display: ProgressDisplay,
     on_bad_update: OnBadUpdate,
-) -> tuple[TrainState, dict[str, float]]:
-    """`ppo.updates` optimizer steps on an iteration's rollouts. Returns (next state, metrics without times)."""
+) -> tuple[TrainState, dict[str, float], list[bool]]:
+    """`ppo.updates` optimizer steps on an iteration's rollouts.
+
+    Returns:
+      (next state, metrics without times, whether each update was applied). What an update's metrics say is averaged
+      over the updates that say it: one without a token that counts has no loss. `skipped_updates` were not applied.
+    """
     episodes = rollouts.episodes
     metrics = staleness_metrics(episodes, version=int(state.step), updates=ppo.updates)
     with watch.part("pack"):
@@ -133,25 +138,40 @@ def learn(
         for number, microbatches in enumerate(batches):
             display.stage("updates", number, len(batches))
             state, update_metrics = learner.update(state, microbatches)
-            if not update_metrics["applied"]:
+            if not update_metrics["applied"] and update_metrics["action_tokens"]:
                 on_bad_update(state, number, microbatches, update_metrics)
             steps.append(update_metrics)
         display.stage("updates", len(batches), len(batches))
-    averaged = [name for name in steps[0] if name not in _UPDATE_COUNTS]
-    metrics |= scores | {name: float(np.mean([s[name] for s in steps])) for name in averaged}
-    metrics["skipped_updates"] = float(sum(not s["applied"] for s in steps))
+    averaged = dict.fromkeys(name for s in steps for name in s if name not in _UPDATE_COUNTS)
+    metrics |= scores | {name: float(np.mean([s[name] for s in steps if name in s])) for name in averaged}
+    applied = [bool(s["applied"]) for s in steps]
+    metrics["skipped_updates"] = float(applied.count(False))
     metrics |= episode_metrics(episodes, invalid_penalty=ppo.invalid_penalty)
-    return state, metrics
+    return state, metrics, applied
+
+
+def skipped_in_row(before: int, applied: Sequence[bool]) -> tuple[int, int]:
+    """(the longest row of skipped updates that has one of these in it, the row that the last of them ends).
+
+    `before` updates in a row were skipped just before these.
+    """
+    longest, row = 0, before
+    for one in applied:
+        row = 0 if one else row + 1
+        longest = max(longest, row)
+    return longest, row
 
 
 def staleness_metrics(episodes: Sequence[Episode], *, version: int, updates: int) -> dict[str, float]:
     """How old the sampled tokens' weights are, in iterations, where the learner's are `version` updates old.
 
-    `staleness_mean` and `staleness_max` over tokens; `mixed_versions`: the share of episodes that more than one version
-    of the weights had a hand in.
+    `staleness_mean` and `staleness_max` over tokens; `mixed_versions`: the share of episodes with a token that more
+    than one version of the weights had a hand in. {} where no token was sampled.
     """
-    made = [[v for turn in e.turns for v in turn.policy_version] for e in episodes]
-    ages = np.array([(version - v) / updates for versions in made for v in versions] or [0.0])
+    made = [versions for e in episodes if (versions := [v for turn in e.turns for v in turn.policy_version])]
+    if not made:
+        return {}
+    ages = np.array([(version - v) / updates for versions in made for v in versions])
     return {
         "staleness_mean": float(ages.mean()),
         "staleness_max": float(ages.max()),
@@ -178,15 +198,18 @@ def time_metrics(rollouts: Rollouts, watch: Stopwatch, *, synchronous: bool) -> 
         watch.seconds["wait for rollouts"] = waited
     metrics = watch.metrics()
     tokens = sum(len(e.token_ids) for e in rollouts.episodes)
+    shares = {
+        "sampled_tokens_per_s": (sampler.tokens, sampler.busy_s),
+        "sampler/idle_rows": (sampler.row_steps - sampler.tokens, sampler.row_steps),
+        "sampler/prefill_padding": (sampler.prefill_places - sampler.prefilled_tokens, sampler.prefill_places),
+        "idle/actor": (rollouts.idle_s, rollouts.idle_s + sampler.wall_s),
+    }
     return metrics | {
         "memory_peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "tokens_per_s": tokens / metrics["time/total"],
-        "sampled_tokens_per_s": sampler.tokens / max(sampler.busy_s, 1e-9),
-        "sampler/idle_rows": sampler.idle_rows,
-        "sampler/prefill_padding": 1.0 - sampler.prefilled_tokens / max(sampler.prefill_places, 1),
         "sampler/saved_dialogues": float(sampler.saved),
         "idle/learner": waited / metrics["time/total"],
-        "idle/actor": rollouts.idle_s / max(rollouts.idle_s + sampler.wall_s, 1e-9),
+        **{name: part / whole for name, (part, whole) in shares.items() if whole > 0},
     }
 
 

@@ -104,7 +104,7 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
         with open(path, encoding="utf-8") as lines:
             for line in lines:
                 if line.endswith("\n"):
-                    record = json.loads(line)
+                    record = json.loads(line, parse_constant=_no_number)
                     if not isinstance(record, dict) or not isinstance(record.get("step"), int):
                         raise ValueError("a line without a step")
                     yield record
@@ -112,8 +112,12 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
         raise ConfigError(f"{path} is not what a run wrote: {error}") from error
 
 
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
 def _keep_before(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [record for record in _records(path) if record["step"] < step]
-    write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+    write_text(path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in kept))

@@ -90,7 +90,7 @@ def share_of(count: int) -> range:
     return range(edges[jax.process_index()], edges[jax.process_index() + 1])
 
 
-def gathered(item: Any) -> list[Any]:
+def all_gather(item: Any) -> list[Any]:
     """Every process's item, in their order; each process must call this, as often as the others do."""
     if jax.process_count() == 1:
         return [item]
@@ -102,9 +102,9 @@ def gathered(item: Any) -> list[Any]:
     return [pickle.loads(row[:size].tobytes()) for row, size in zip(rows, sizes)]
 
 
-def from_first(make: Callable[[], Any]) -> Any:
+def broadcast_from_first(make: Callable[[], Any]) -> Any:
     """What `make()` gives in the first process, in all of them; the others wait for it."""
-    return gathered(make() if is_first() else None)[0]
+    return all_gather(make() if is_first() else None)[0]
 
 
 def on_this_process(tree: Any, mesh: jax.sharding.Mesh, dtype: Any = None) -> Any:

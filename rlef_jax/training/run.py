@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,14 @@ from ml_collections import ConfigDict
 from rlef_jax.errors import RunError, StoppedError
 from rlef_jax.model.transformer import Params
 from rlef_jax.ppo.update import Learner, TrainState
+from rlef_jax.progress import ProgressDisplay
 from rlef_jax.training import episode_io
 from rlef_jax.training.actor import Actor, ActorThread, Rollouts
 from rlef_jax.training.bad_update import save_bad_update
+from rlef_jax.training.build import rollout_settings
 from rlef_jax.training.checkpoint import Checkpoints
-from rlef_jax.training.evaluator import VALID_SEED, Evaluator
+from rlef_jax.training.evaluator import VALID_SEED, Evaluator, UnjudgedError
+from rlef_jax.training.inputs import Inputs
 from rlef_jax.training.interrupt import StopRequest
 from rlef_jax.training.loop import (
     PpoSettings,
@@ -27,12 +30,11 @@ from rlef_jax.training.loop import (
     learn,
     pool_metrics,
     response_metrics,
+    skipped_in_row,
     time_metrics,
 )
 from rlef_jax.training.metrics_writer import MetricsWriter
-from rlef_jax.training.parts import rollout_settings
-from rlef_jax.training.processes import from_first, gathered, on_this_process, share_of
-from rlef_jax.training.progress import ProgressDisplay
+from rlef_jax.training.processes import all_gather, broadcast_from_first, on_this_process, share_of
 from rlef_jax.training.rollout import RolloutProgress
 from rlef_jax.training.workdir import Progress, items_of
 from rlef_jax.types import Episode, TokenBatch
@@ -57,11 +59,13 @@ class Run:
     checkpoints: Checkpoints
     display: ProgressDisplay
     stop: StopRequest
+    inputs: Inputs
 
     def iterate(self, state: TrainState, progress: Progress) -> tuple[TrainState, Progress]:
         """All iterations that are left. Returns the last state.
 
-        Raises StoppedError after a signal, RunError after a bad update, with a checkpoint to go on from.
+        Raises StoppedError after a signal, RunError after a bad update or too many skipped ones, with a checkpoint to
+        go on from.
         """
         first, last = progress.iteration, self.config.train.iterations - 1
         with ActorThread(
@@ -75,22 +79,24 @@ class Run:
                 except StoppedError as error:
                     self._save(state, progress)
                     raise StoppedError(self._stopped_line(progress)) from error
-                if any(gathered(self.stop())) and step < last:
+                if any(all_gather(self.stop())) and step < last:
                     self._save(state, progress)
                     raise StoppedError(self._stopped_line(progress))
         return state, progress
 
     def _make(self, step: int, should_stop: Callable[[], bool]) -> tuple[list[Episode], RolloutProgress]:
         """This process's rollouts of an iteration; in the actor's thread."""
-        share = share_of(self.config.ppo.rollouts)
+        share, random = share_of(self.config.ppo.rollouts), self.config.episode.feedback == "random"
+        problems = self.feed.get(step)
         return self.actor.episodes(
-            self.feed.get(step),
+            problems[share.start : share.stop] if random else problems,
             seed=self.config.seed,
             step=step,
             settings=rollout_settings(
                 self.config, self.actor.policy.chat, self.config.episode.feedback, evaluation=False
             ),
             first_index=share.start,
+            donors=problems if random else None,
             display=self.display,
             should_stop=should_stop,
         )
@@ -105,30 +111,44 @@ class Run:
         with watch.part("wait for rollouts"):
             # One process alone may leave in the middle of an iteration; several must agree, at its end.
             rollouts = thread.get(step, self.stop if jax.process_count() == 1 else bool)
-            parts = gathered(rollouts.episodes)
+            parts = all_gather(rollouts.episodes)
             rollouts = dataclasses.replace(rollouts, episodes=[episode for part in parts for episode in part])
-        state, metrics = learn(
+        state, metrics, applied = learn(
             state, self.reference, rollouts, self.learner, seed=self.config.seed, ppo=PpoSettings.of(self.config),
             watch=watch, display=self.display, on_bad_update=self._on_bad_update,
         )  # fmt: skip
         metrics |= response_metrics(rollouts.episodes, self.actor.policy.chat)
         metrics |= time_metrics(rollouts, watch, synchronous=self.config.train.max_staleness == 0)
         metrics |= pool_metrics(pool_before, self.actor.pool.stats())
+        longest, row = skipped_in_row(progress.skipped_in_row, applied)
         progress = dataclasses.replace(
             progress,
             iteration=step + 1,
-            skipped_updates=progress.skipped_updates + int(metrics["skipped_updates"]),
+            skipped_updates=progress.skipped_updates + applied.count(False),
+            skipped_in_row=row,
         )
+        stuck = 0 < self.config.train.max_skipped <= longest
         score = None
-        if self.config.eval.every and progress.iteration % self.config.eval.every == 0:
-            found = self._validate(state, progress)
-            score = found[f"1@{self.config.episode.max_turns}"]
-            progress = progress.after_validation(score)
-            metrics |= {f"valid/{k}": v for k, v in found.items() if isinstance(v, float)}
+        if not stuck and self.config.eval.every and progress.iteration % self.config.eval.every == 0:
+            if found := self._validate(state, progress):
+                score = found[f"1@{self.config.episode.max_turns}"]
+                progress = progress.after_validation(score)
+                metrics |= {f"valid/{k}": v for k, v in found.items() if isinstance(v, float)}
         self._write(step, rollouts, metrics)
-        if score is not None or self._checkpoint_due(progress):
+        if score is not None or stuck or self._checkpoint_due(progress):
             self._save(state, progress, score=score)
+        if stuck:
+            raise RunError(self._stuck_line(longest, progress, metrics))
         return state, progress
+
+    def _stuck_line(self, skipped: int, progress: Progress, metrics: Mapping[str, float]) -> str:
+        self.checkpoints.wait()
+        why = "; the judge broke on every episode of the last iteration" if not metrics["episodes"] else ""
+        return (
+            f"{skipped} updates in a row were not applied (config.train.max_skipped={self.config.train.max_skipped})"
+            f"{why}; saved after {progress.iteration} iterations. Mend the cause, and the same command goes on from"
+            " there; --config.train.max_skipped=0 never ends a run for this"
+        )
 
     def _write(self, step: int, rollouts: Rollouts, metrics: dict[str, float]) -> None:
         if self.writer is None:
@@ -136,18 +156,28 @@ class Run:
         if self.config.train.save_episodes:
             episode_io.write_episodes(episode_io.episodes_path(self.workdir, step), rollouts.episodes)
         self.writer.write(step, metrics)
-        if step % self.config.train.log_every == 0 or step == self.config.train.iterations - 1:
+        logged = step % self.config.train.log_every == 0 or step == self.config.train.iterations - 1
+        if logged or metrics["skipped_updates"]:
             self.display.iteration(step, metrics)
 
     def _sampled_weights(self, state: TrainState) -> Params:
         dtype = jnp.dtype(self.config.model.compute_dtype)
         return on_this_process(state.params["policy"], self.learner.mesh, dtype)
 
-    def _validate(self, state: TrainState, progress: Progress) -> dict[str, Any]:
+    def _validate(self, state: TrainState, progress: Progress) -> dict[str, Any] | None:
+        """The summary; None where the judge broke on every rollout, which says nothing of the policy."""
         name, split = f"valid_{progress.iteration:06d}", self.config.eval.valid_split
         # It belongs to the iteration, whose weights can't be saved without its score: a signal waits for it.
         policy, version = self._sampled_weights(state), int(state.step)
-        return from_first(lambda: self.evaluate(name, policy, split, version=version, seed=VALID_SEED, may_stop=False))
+
+        def found() -> dict[str, Any] | None:
+            try:
+                return self.evaluate(name, policy, split, version=version, seed=VALID_SEED, may_stop=False)
+            except UnjudgedError as error:
+                self.display.message(f"{error}; it counts as no validation")
+                return None
+
+        return broadcast_from_first(found)
 
     def _checkpoint_due(self, progress: Progress) -> bool:
         done = progress.iteration
@@ -155,7 +185,8 @@ class Run:
 
     def _save(self, state: TrainState, progress: Progress, *, score: float | None = None) -> None:
         if progress.iteration and progress.iteration not in self.checkpoints.steps():
-            metadata = {**dataclasses.asdict(progress), "seed": self.config.seed}
+            inputs = {name: list(facts) for name, facts in self.inputs.items()}
+            metadata = {**dataclasses.asdict(progress), "seed": self.config.seed, "inputs": inputs}
             self.checkpoints.save(progress.iteration, items_of(state), metadata, score=score)
 
     def _ended_early(self, progress: Progress) -> bool:
@@ -178,7 +209,7 @@ class Run:
     ) -> None:
         update = int(state.step) - 1
         params = on_this_process(state.params, self.learner.mesh)
-        folder = from_first(lambda: save_bad_update(self.workdir, update, params, microbatches, metrics))
+        folder = broadcast_from_first(lambda: save_bad_update(self.workdir, update, params, microbatches, metrics))
         line = f"update {update} was not applied: its gradient's norm is {metrics['grad_norm']:.4g}; kept in {folder}"
         if self.config.train.bad_update == "skip":
             self.display.message(line)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +12,20 @@ from ml_collections import ConfigDict
 
 from rlef_jax import config as config_lib
 from rlef_jax.errors import ConfigError, RunError
+from rlef_jax.model.finite import check_params
 from rlef_jax.model.transformer import Params
 from rlef_jax.ppo.update import TrainState
 from rlef_jax.training import episode_io
 from rlef_jax.training.checkpoint import Checkpoints, DamagedCheckpointError
 from rlef_jax.training.metrics_writer import read_metrics
-from rlef_jax.training.processes import from_first
+from rlef_jax.training.processes import broadcast_from_first
 
 CHECKPOINTS = "checkpoints"
 
-# Keys that may change when a run goes on: none of them changes a number that the run computes.
+# Keys that may change when a run goes on: none of them changes a number that the run has computed.
 FREE_KEYS = (
     "train.iterations", "train.checkpoint_every", "train.keep_checkpoints", "train.log_every", "train.save_episodes",
-    "execution.workers", "eval.patience",
+    "train.bad_update", "train.max_skipped", "execution.workers", "eval.patience", "model.family",
 )  # fmt: skip
 
 
@@ -37,7 +38,7 @@ class Progress:
       reference: content hash of the reference policy's weights.
       best_iteration, best_score: the validation with the highest score so far (percent), None before the first.
       since_best: validations since one was better than all before it.
-      skipped_updates: updates that were not applied.
+      skipped_updates: updates that were not applied; `skipped_in_row`: so many of them were the last ones.
     """
 
     iteration: int
@@ -46,6 +47,7 @@ class Progress:
     best_score: float | None = None
     since_best: int = 0
     skipped_updates: int = 0
+    skipped_in_row: int = 0
 
     def after_validation(self, score: float) -> Progress:
         """With one more validation of the weights after `iteration`; of equal scores the later is the best."""
@@ -75,6 +77,11 @@ def open_workdir(workdir: Path, config: ConfigDict, *, resume: bool) -> None:
     elif any((workdir / name).exists() for name in (CHECKPOINTS, "metrics.jsonl")):
         raise ConfigError(f"{workdir} holds a run without its {config_lib.SAVED_NAME}: give another --workdir")
     config_lib.save(config, workdir)
+
+
+def has_results(workdir: Path) -> bool:
+    """Whether a run has left anything in the folder that a later start would go on from."""
+    return bool(_recorded(workdir)) or any(any((workdir / name).glob("*")) for name in (CHECKPOINTS, "evaluations"))
 
 
 def _differences(saved: Mapping[str, Any], config: ConfigDict) -> list[tuple[str, Any, Any]]:
@@ -112,6 +119,7 @@ def resume(
     *,
     checkpoint_every: int,
     tell: Callable[[str], None],
+    accept: bool = False,
 ) -> tuple[TrainState, Progress]:
     """The newest state that can be read, or `fresh` where the run has none yet; drops what was written past it.
 
@@ -122,12 +130,13 @@ def resume(
       start: the progress at iteration 0.
       checkpoint_every: iterations between checkpoints.
       tell: prints a line.
+      accept: goes on with another reference policy too.
 
     Raises:
       RunError: there are checkpoints, and none can be read; or iterations are recorded and their checkpoints are gone.
       ConfigError: the newest checkpoint is of another model or another reference policy.
     """
-    found = _newest(checkpoints, fresh, start, tell)
+    found = _newest(checkpoints, fresh, start, tell, accept)
     if found is None:
         lost = _recorded(workdir)
         # A save waits for the one before it: so many records mean that a first checkpoint was complete.
@@ -141,23 +150,28 @@ def resume(
     else:
         state, progress = found
         tell(f"going on from iteration {progress.iteration} ({checkpoints.folder})")
-    from_first(lambda: drop_after(workdir, progress.iteration))
+    broadcast_from_first(lambda: drop_after(workdir, progress.iteration))
     return state, progress
 
 
 def _newest(
-    checkpoints: Checkpoints, fresh: TrainState, start: Progress, tell: Callable[[str], None]
+    checkpoints: Checkpoints, fresh: TrainState, start: Progress, tell: Callable[[str], None], accept: bool
 ) -> tuple[TrainState, Progress] | None:
     for step in reversed(checkpoints.steps()):
         try:
             told = checkpoints.metadata(step)
-            if told.get("reference") != start.reference:
+            if told.get("reference") != start.reference and not accept:
                 raise ConfigError(
                     f"checkpoint {step} in {checkpoints.folder} belongs to a run with another reference policy "
                     f"({told.get('reference')}); config.model.init now gives {start.reference}"
                 )
-            state = state_of(checkpoints.restore(step, items_of(fresh)))
-            return state, Progress(**{field.name: told[field.name] for field in dataclasses.fields(Progress)})
+            items = checkpoints.restore(step, items_of(fresh))
+            check_params(f"checkpoint {step} in {checkpoints.folder}", items)
+            state = state_of(items)
+            # A checkpoint of an earlier version lacks what is new since, which has its default then.
+            names = [field.name for field in dataclasses.fields(Progress)]
+            progress = Progress(**{name: told[name] for name in names if name in told})
+            return state, dataclasses.replace(progress, reference=start.reference)
         except DamagedCheckpointError as error:
             tell(f"{error}; moved to {checkpoints.set_aside(step)}, trying the one before it")
     return None
@@ -183,8 +197,18 @@ def drop_after(workdir: Path, iteration: int) -> None:
                 path.unlink()
 
 
-def saved_policy(workdir: Path, name: str, like: Params) -> Params:
-    """The policy of a checkpoint, "best", "last" or an iteration, as `like` has it. Raises ConfigError for none."""
+def drop_scores(workdir: Path) -> None:
+    """Removes the evaluations that are made before and after training, so that both are made of the same problems."""
+    for path in (workdir / "evaluations").glob("*.json"):
+        if not path.name.startswith("valid_"):
+            path.unlink()
+
+
+def saved_policy(workdir: Path, name: str, like: Params, cast_to: Sequence[Any] = ()) -> Params:
+    """The policy of a checkpoint, "best", "last" or an iteration, as `like` has it; it will be cast to `cast_to`.
+
+    Raises ConfigError for none, or for one that isn't finite in these dtypes.
+    """
     if not (workdir / CHECKPOINTS).is_dir():
         raise ConfigError(f"--workdir: {workdir} has no checkpoints yet")
     with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
@@ -197,4 +221,6 @@ def saved_policy(workdir: Path, name: str, like: Params) -> Params:
         chosen = {"best": best, "last": known[-1]}.get(name, int(name) if name.isdecimal() else None)
         if chosen not in known:
             raise ConfigError(f"--checkpoint={name}: give best, last or one of {', '.join(map(str, known))}")
-        return checkpoints.restore(chosen, {"policy": like})["policy"]
+        policy = checkpoints.restore(chosen, {"policy": like})
+        check_params(f"checkpoint {chosen} in {checkpoints.folder}", policy, cast_to)
+        return policy["policy"]

@@ -134,8 +134,8 @@ def test_a_slow_first_iteration_does_not_squeeze_the_others(drawn):
 
 
 def test_actor_and_learner_have_a_panel_where_the_records_tell_of_them(drawn):
-    told = {"staleness_mean": 0.5, "idle/learner": 0.25, "idle/actor": 0.125}
-    axes = drawn(plots.plot_learning, [flat(i, **told) for i in range(3)]).axes
+    fields = {"staleness_mean": 0.5, "idle/learner": 0.25, "idle/actor": 0.125}
+    axes = drawn(plots.plot_learning, [flat(i, **fields) for i in range(3)]).axes
     assert len(axes) == 10  # the ninth panel has two scales
     assert [list(line.get_ydata()) for axis in axes[8:] for line in axis.get_lines()] == [
         [0.5] * 3,

@@ -27,8 +27,8 @@ def no_runs(run):
 
 
 def samples(count=40):
-    made = [{"problem": "p", "solution": f"print({i})  # {SEPARATORS}"} for i in range(count)]
-    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in made).encode()
+    rows = [{"problem": "p", "solution": f"print({i})  # {SEPARATORS}"} for i in range(count)]
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in rows).encode()
 
 
 def contests(count=30):
@@ -45,8 +45,8 @@ def test_only_a_newline_ends_a_line_and_a_mark_of_byte_order_is_dropped(tmp_path
         ("two_members.jsonl.gz", gzip.compress(samples(20)) + gzip.compress(samples()[len(samples(20)) :])),
     ):
         (tmp_path / name).write_bytes(data)
-        found = read_recorded(tmp_path / name, [PROBLEM])
-        assert [r.programs[0] for r in found] == [f"print({i})  # {SEPARATORS}" for i in range(40)], name
+        rollouts = read_recorded(tmp_path / name, [PROBLEM])
+        assert [r.programs[0] for r in rollouts] == [f"print({i})  # {SEPARATORS}" for i in range(40)], name
     (tmp_path / "p.json").write_bytes(
         b"\xef\xbb\xbf" + json.dumps({"name": f"a{SEPARATORS}", "public_tests": []}).encode()
     )
@@ -125,8 +125,8 @@ def test_a_build_goes_on_after_a_damaged_file_is_downloaded_again(tmp_path):
     middle = pq.ParquetFile(source / "train-0.parquet").metadata.row_group(1).column(0).data_page_offset
     (source / "train-0.parquet").write_bytes(good[:middle] + bytes(40) + good[middle + 40 :])
     assert "download it again" in said(lambda: build(source, out), source / "train-0.parquet")
-    made = {path.name.removeprefix("code_contests-train.array_record-") for path in out.glob("*train*")}
-    assert not (out / DONE).exists() and "00001-of-00002" not in made and "00001-of-00002.part" in made
+    shards = {path.name.removeprefix("code_contests-train.array_record-") for path in out.glob("*train*")}
+    assert not (out / DONE).exists() and "00001-of-00002" not in shards and "00001-of-00002.part" in shards
     with pytest.raises(ConfigError, match="was interrupted; go on"):
         read_plan(out)
     (source / "train-0.parquet").write_bytes(good[:middle])  # of another size
@@ -161,10 +161,10 @@ def test_any_flipped_bytes_are_read_over_or_one_line(tmp_path, kind):
 def test_counts_that_were_damaged_are_made_again(tmp_path):
     (tmp_path / "source").mkdir()
     write_parquet(tmp_path / "source" / "test.parquet", [row("a"), row("b")])
-    found = build(tmp_path / "source", tmp_path / "out")
+    counts = build(tmp_path / "source", tmp_path / "out")
     for path in (tmp_path / "out" / "counts").iterdir():
         path.write_text("{")
-    assert build(tmp_path / "source", tmp_path / "out") == found
+    assert build(tmp_path / "source", tmp_path / "out") == counts
 
 
 def test_every_reader_goes_through_here():

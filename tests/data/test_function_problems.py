@@ -43,8 +43,8 @@ def read(pool):
 
 
 def test_asserts_become_tests(read):
-    found = read(asserts.check_tests(CHECK, SOLUTION, "f"))
-    first, second, third, fourth, loop = found.tests
+    result = read(asserts.check_tests(CHECK, SOLUTION, "f"))
+    first, second, third, fourth, loop = result.tests
     assert (first, second, third) == (
         FunctionTest("f", ((1,),), ([1],), text="assert f(1) == [1]"),
         FunctionTest(
@@ -57,9 +57,9 @@ def test_asserts_become_tests(read):
     assert loop.text == "for _ in range(100):\n    x = random.randint(3, 9)\n    assert f(x) == [2]"
     # The reference calls itself: only the loop's own calls are recorded, and all of them.
     assert len(loop.calls) == 100 and all(3 <= x <= 9 for (x,) in loop.calls) and len(set(loop.calls)) > 3
-    assert all("shown to nobody" not in text for test in found.tests for text in (test.text, *test.check))
-    assert found.left_out == 0
-    assert read(asserts.check_tests(CHECK, SOLUTION, "f")) == found  # random inputs from a fixed seed
+    assert all("shown to nobody" not in text for test in result.tests for text in (test.text, *test.check))
+    assert result.left_out == 0
+    assert read(asserts.check_tests(CHECK, SOLUTION, "f")) == result  # random inputs from a fixed seed
 
 
 def test_a_reference_that_fails_its_own_asserts(read):
@@ -70,13 +70,13 @@ def test_a_reference_that_fails_its_own_asserts(read):
 def test_listed_asserts_become_tests(read):
     listed = ["assert f(1) == [1] ", "assert math.isclose(f(2)[0], 2, rel_tol=0.1)", "assert f(1) + f(2)", "assert (",
               "assert len([1]) == 1", "assert f(0, ) == [] and not f(-1)"]  # fmt: skip
-    found = read(asserts.listed_tests(listed, SOLUTION, "f", "import math"))
-    assert [t.text for t in found.tests] == [listed[0].strip(), listed[1], listed[2], listed[5]]
-    assert [t.calls for t in found.tests[1:]] == [((2,),), ((1,), (2,)), ((0,), (-1,))]
-    assert found.tests[1].check[:2] == (SOLUTION, "import math")
+    result = read(asserts.listed_tests(listed, SOLUTION, "f", "import math"))
+    assert [t.text for t in result.tests] == [listed[0].strip(), listed[1], listed[2], listed[5]]
+    assert [t.calls for t in result.tests[1:]] == [((2,),), ((1,), (2,)), ((0,), (-1,))]
+    assert result.tests[1].check[:2] == (SOLUTION, "import math")
     late = "from __future__ import annotations\nimport math"  # each source is one of its own
     assert len(read(asserts.listed_tests(listed[1:2], SOLUTION, "f", late)).tests) == 1
-    assert found.left_out == 1  # the one that doesn't parse; one that doesn't call the function is no test of it
+    assert result.left_out == 1  # the one that doesn't parse; one that doesn't call the function is no test of it
 
 
 OBJECTS = "class Pair:\n    pass\ndef f(x):\n    x.append(1) if type(x) is list else None\n    return x or Pair()\n"
@@ -94,8 +94,8 @@ OBJECTS = "class Pair:\n    pass\ndef f(x):\n    x.append(1) if type(x) is list 
     ],
 )
 def test_asserts_that_results_alone_cannot_decide_are_left_out_and_counted(read, text):
-    found = read(asserts.listed_tests([text, "assert f(1) == 1"], OBJECTS, "f"))
-    assert [t.text for t in found.tests] == ["assert f(1) == 1"] and found.left_out == 1
+    result = read(asserts.listed_tests([text, "assert f(1) == 1"], OBJECTS, "f"))
+    assert [t.text for t in result.tests] == ["assert f(1) == 1"] and result.left_out == 1
 
 
 def test_literals_are_read_and_not_run():
@@ -179,11 +179,11 @@ def test_whole_sets_that_are_read_quickly(loaded):
     assert {name: len(tests[0].calls) for name, tests in loops.items() if tests} == {
         "HumanEval/32": 100, "HumanEval/38": 100, "HumanEval/44": 6, "HumanEval/50": 100, "HumanEval/53": 100,
     }  # fmt: skip
-    told = []
-    mbpp = loaded("mbpp", tell=lambda missing: told.append((missing.line, missing.left_out)))
+    reports = []
+    mbpp = loaded("mbpp", tell=lambda missing: reports.append((missing.line, missing.left_out)))
     assert len(mbpp) == 499 and "Mbpp/367" not in {p.name for p in mbpp}  # it calls with objects of its own class
     line = "mbpp: 499 problems; 1 without any test left out; 3 asserts left out, which can't be judged on results alone"
-    assert told == [(line, ("Mbpp/367",))]
+    assert reports == [(line, ("Mbpp/367",))]
     assert len(loaded("mbpp_sanitized")) == 257
 
 

@@ -162,9 +162,9 @@ def test_bounds_by_hand(problems):
 
 
 def test_each_step_of_feedback_is_worth_fifteen_points(problems):
-    found = bounds_lib.bounds(problems[:60])
-    assert found["pass_fail"] - found["no_feedback"] >= 15
-    assert found["full"] - found["pass_fail"] >= 15
+    percentages = bounds_lib.bounds(problems[:60])
+    assert percentages["pass_fail"] - percentages["no_feedback"] >= 15
+    assert percentages["full"] - percentages["pass_fail"] >= 15
 
 
 def test_structure_of_a_family_that_is_not_composed_is_never_held_out():

@@ -47,8 +47,8 @@ def result(status, error=""):
 def test_the_papers_words(style):
     prompt, feedback = (base64.b64decode(text).decode() for text in TEMPLATES[style])
     assert first_message(problem(style)) == prompt
-    said = "${assertion_error}" if style == "human_eval" else "${error}"
-    results = [result("WRONG_ANSWER", said), result("RUNTIME_ERROR", "${stacktrace}"), result("TIME_LIMIT"),
+    message = "${assertion_error}" if style == "human_eval" else "${error}"
+    results = [result("WRONG_ANSWER", message), result("RUNTIME_ERROR", "${stacktrace}"), result("TIME_LIMIT"),
                result("PASSED")]  # fmt: skip
     assert feedback_message(problem(style, ["${test}"] * 4), verdict(*results)) == feedback
 

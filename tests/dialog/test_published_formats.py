@@ -24,8 +24,8 @@ BOS = {"bos_token": "<|begin_of_text|>"}
 FRAGMENTS = st.sampled_from([*MARKS, *WORDS, " ", "\n\n", "12", "é", "\u2581", "Ġ", "\x00", "print("])
 
 
-def template_ids(template, messages, **given):
-    return TOKENIZER.whole.encode(render(template, messages, BOS, **given), add_special_tokens=False).ids
+def template_ids(template, messages, **variables):
+    return TOKENIZER.whole.encode(render(template, messages, BOS, **variables), add_special_tokens=False).ids
 
 
 def prompts(chat, messages, *, closed=True):

@@ -128,15 +128,15 @@ def test_tokens_are_those_of_the_dialogues_and_only_appended_to(pool, saved, epi
     front = opening(CHAT, shots)
     settings = dataclasses.replace(SETTINGS, opening=front)
     sampler = ScriptedSampler(CHAT, lambda index, turn: [WRONG, f"```python\n{PROBLEMS[0].solutions[0]}\n```"][turn])
-    [made] = collect(sampler, CHAT, pool, PROBLEMS[:1], seed=0, step=0, settings=settings)
-    assert made.solved and list(made.token_ids) == sampler.streams[0]
-    assert made.token_ids[: len(front)] == front
+    [episode] = collect(sampler, CHAT, pool, PROBLEMS[:1], seed=0, step=0, settings=settings)
+    assert episode.solved and list(episode.token_ids) == sampler.streams[0]
+    assert episode.token_ids[: len(front)] == front
     assert front[: len(shots[0].token_ids)] == shots[0].token_ids  # letter by letter as they were sampled
     own = CHAT.user_turn(problem_prompt(PROBLEMS[0].description))
-    assert list(made.turns[0].prompt_delta_ids[-len(own) :]) == own
+    assert list(episode.turns[0].prompt_delta_ids[-len(own) :]) == own
     # Dialogues made with dialogues in front serve again: only their own part is taken.
-    assert opening(CHAT, [made]) == (*CHAT.first_prompt(problem_prompt(PROBLEMS[0].description)),
-                                     *made.token_ids[len(made.turns[0].prompt_delta_ids) :])  # fmt: skip
+    assert opening(CHAT, [episode]) == (*CHAT.first_prompt(problem_prompt(PROBLEMS[0].description)),
+                                     *episode.token_ids[len(episode.turns[0].prompt_delta_ids) :])  # fmt: skip
     with pytest.raises(ConfigError, match=rf"\({len(front)} of them few-shot dialogues\) leaves no room"):
         collect(sampler, CHAT, pool, PROBLEMS[:1], seed=0, step=0, settings=dataclasses.replace(settings, context=100))
 
@@ -162,12 +162,12 @@ def command(saved, out, *flags):
 
 
 def test_the_whole_command(tmp_path, saved, quick_compilation):
-    found = command(saved, tmp_path / "out")
-    assert found["evaluation"]["few_shot"] == of(2, 3)
+    results = command(saved, tmp_path / "out")
+    assert results["evaluation"]["few_shot"] == of(2, 3)
     front = opening(CHAT, choose(saved, 2, PROBLEMS[:2]))
-    made = [e for path in (tmp_path / "out" / "chunks").iterdir() for e in read_episodes(path)]
-    assert len(made) == 2 and all(e.token_ids[: len(front)] == front for e in made)
-    assert json.loads((tmp_path / "out" / "results.json").read_text()) == found
+    episodes = [e for path in (tmp_path / "out" / "chunks").iterdir() for e in read_episodes(path)]
+    assert len(episodes) == 2 and all(e.token_ids[: len(front)] == front for e in episodes)
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == results
     with pytest.raises(ConfigError, match="holds another evaluation: its few_shot is"):
         command(saved, tmp_path / "out", "--shots=1")
     with pytest.raises(ConfigError, match="--shots: 1 or more; it is 0"):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rlef_jax.evaluation.chrf import chrf
 from rlef_jax.evaluation.metrics import n_at_k_table, over_turns, text_report, whole_report
-from rlef_jax.evaluation.n_at_k import n_at_k
+from rlef_jax.metrics.n_at_k import n_at_k
 from rlef_jax.types import Episode, Problem, Status, TestCase, TestResult, Turn, Verdict
 
 
@@ -107,29 +107,29 @@ PROGRAMS = [("a",), ("print(1)", "print(2)", "print(2)"), ("c",), (None, "print(
 
 def test_over_turns_by_hand():
     episodes = [episode("r"), episode("tfr"), episode("h"), episode("nff", end="turn_limit")]
-    found = over_turns(episodes, PROGRAMS)
-    assert found["solved_by_turn"] == pytest.approx([25.0, 25.0, 50.0])
-    assert found["responses"] == [4, 2, 2]
-    assert found["error_kinds"][0] == {"PASSED": 1, "TIME_LIMIT": 1, "WRONG_ANSWER": 1, "NO_CODE": 1}
-    assert found["transitions"] == [
+    metrics = over_turns(episodes, PROGRAMS)
+    assert metrics["solved_by_turn"] == pytest.approx([25.0, 25.0, 50.0])
+    assert metrics["responses"] == [4, 2, 2]
+    assert metrics["error_kinds"][0] == {"PASSED": 1, "TIME_LIMIT": 1, "WRONG_ANSWER": 1, "NO_CODE": 1}
+    assert metrics["transitions"] == [
         {"TIME_LIMIT": {"WRONG_ANSWER": 1}, "NO_CODE": {"WRONG_ANSWER": 1}},
         {"WRONG_ANSWER": {"PASSED": 1, "WRONG_ANSWER": 1}},
     ]
-    assert found["pairs"] == [1, 2]  # a response without code can't be compared
-    assert found["code_changed"] == pytest.approx([100 - 100 * chrf("print(2)", "print(1)"), 0.0])
-    assert found["response_tokens"][1] == {"mean": 2.0, "median": 2.0, "longest": 2.0, "cut": 0.0}
-    assert found["response_tokens"][0]["cut"] == 25.0
+    assert metrics["pairs"] == [1, 2]  # a response without code can't be compared
+    assert metrics["code_changed"] == pytest.approx([100 - 100 * chrf("print(2)", "print(1)"), 0.0])
+    assert metrics["response_tokens"][1] == {"mean": 2.0, "median": 2.0, "longest": 2.0, "cut": 0.0}
+    assert metrics["response_tokens"][0]["cut"] == 25.0
 
 
 def test_nobody_knows_of_first_responses_that_passed_and_went_on():
-    found = over_turns([episode("hhr", end="turn_limit")], [("a", "b", "c")])
-    assert found["solved_by_turn"] == [None, None, 100.0]
+    metrics = over_turns([episode("hhr", end="turn_limit")], [("a", "b", "c")])
+    assert metrics["solved_by_turn"] == [None, None, 100.0]
     assert n_at_k_table([episode("hhr", end="turn_limit")] * 3, [(1, 3)], turns=3)["1@3"]["independent"] is None
 
 
 def test_the_report_as_text():
-    found = whole_report(FOUR, PROGRAMS, [(1, 3), (1, 12)], turns=3, problem_resamplings=10)
-    text = text_report(found)
+    report = whole_report(FOUR, PROGRAMS, [(1, 3), (1, 12)], turns=3, problem_resamplings=10)
+    text = text_report(report)
     assert "    1@12    66.7" in text and "from turn 1 to turn 2" in text
     assert "1 problems, 4 rollouts, 0 broken by the judge" in text
     with pytest.raises(ValueError, match="none of 1 rollouts was judged"):

@@ -17,12 +17,12 @@ LIMITS = Limits(wall_s=20.0, memory_bytes=256 << 20, output_bytes=64 << 20)
 def tests_of(pool):
     """The tests that some asserts become, with a reference solution."""
 
-    def made(solution, *texts, setup="import math"):
-        found = finished([listed_tests(texts, solution, "f", setup)], runner_of(pool))[0]
-        assert len(found.tests) == len(texts) and found.left_out == 0
-        return found.tests
+    def make(solution, *texts, setup="import math"):
+        result = finished([listed_tests(texts, solution, "f", setup)], runner_of(pool))[0]
+        assert len(result.tests) == len(texts) and result.left_out == 0
+        return result.tests
 
-    return made
+    return make
 
 
 @pytest.fixture
@@ -118,12 +118,12 @@ HANGS = "assert 2 ** f(3) > 1"
     "limits", [Limits(wall_s=1.0, memory_bytes=256 << 20), Limits(wall_s=20.0, memory_bytes=64 << 20)]
 )
 def test_a_result_that_makes_the_assert_endless_is_the_programs_failure(pool, tests_of, judge, limits):
-    before = pool.stats()["retries"]
+    start = pool.stats()["retries"]
     (test,) = tests_of(SQUARE, HANGS)
     began = time.monotonic()
     (result,) = judge("f = lambda x: 10 ** 10", test, limits=limits)
     assert result.status in (Status.TIME_LIMIT, Status.MEMORY_LIMIT) and time.monotonic() - began < 15
-    assert judge(SQUARE, test)[0].status is Status.PASSED and pool.stats()["retries"] == before
+    assert judge(SQUARE, test)[0].status is Status.PASSED and pool.stats()["retries"] == start
 
 
 EQUAL_TO_ALL = """

@@ -85,9 +85,9 @@ def test_a_real_quota():
     code = "from rlef_jax.execution.pool import auto_workers\nfrom rlef_jax.execution.cores import usable_cores\n"
     command = ["sh", "-c", f'echo $$ > {group}/cgroup.procs; exec "$0" -c "$1"', sys.executable]
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             [*command, f"{code}print(usable_cores(), auto_workers())"], capture_output=True, text=True
         )
     finally:
         group.rmdir()
-    assert done.stdout.split() == ["0.5", "1"], done.stderr
+    assert process.stdout.split() == ["0.5", "1"], process.stderr

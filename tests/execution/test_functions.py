@@ -22,7 +22,7 @@ from rlef_jax.execution.functions import compare
 from rlef_jax.execution.isolation import Level
 from rlef_jax.execution.pool import ExecutionPool
 from rlef_jax.execution.verdict import limits_for
-from rlef_jax.execution.workshop import trial
+from rlef_jax.execution.worker_factory import trial
 from rlef_jax.types import FunctionTest, Limits, Status
 
 DATA = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data" / "evalplus"
@@ -52,8 +52,8 @@ def same(a, b):
 
 @given(plain)
 def test_plain_data_arrives_as_it_was(value):
-    there = calls.decode(calls.encode(value, 1 << 20))
-    assert same(there, value)
+    decoded = calls.decode(calls.encode(value, 1 << 20))
+    assert same(decoded, value)
 
 
 @given(st.binary(max_size=60))
@@ -89,7 +89,7 @@ def test_many_rows_take_a_byte_for_a_string():
             calls.decode(data[:-cut])
 
 
-@given(st.lists(st.sampled_from([None, True, 1, 1.0, 0, False, -0.0, b"x", 2j]), min_size=calls.FEW))
+@given(st.lists(st.sampled_from([None, True, 1, 1.0, 0, False, -0.0, b"x", 2j]), min_size=calls.MIN_REPEATED))
 def test_few_values_over_and_over(items):
     data = calls.encode(items, 1 << 20)
     assert len(data) < len(items) * (1 if len(set(map(type, items))) > 1 else 9) + 200
@@ -330,15 +330,15 @@ def mutants(task):
             node.value = old
 
 
-def check_references(pool, found):
+def check_references(pool, problems):
     """Reference solutions pass all their tests, within a user's limits; some version with one thing changed fails."""
     wrong = {}
-    limits = {task.name: limits_for(task, Limits(wall_s=60.0)) for task in found}  # 10 s, but for a busy machine
+    limits = {task.name: limits_for(task, Limits(wall_s=60.0)) for task in problems}  # 10 s, but for a busy machine
     futures = {
         task.name: pool.run(task.solutions[0], [*task.public_tests, *task.hidden_tests], limits[task.name])
-        for task in found
+        for task in problems
     }
-    for task in found:
+    for task in problems:
         if any(r.status is not Status.PASSED for r in futures[task.name].result(300)):
             wrong[task.name] = [(r.status, r.error[-300:]) for r in futures[task.name].result()]
     assert not wrong
@@ -353,7 +353,7 @@ def check_references(pool, found):
         return True
 
     with concurrent.futures.ThreadPoolExecutor(4) as threads:
-        survivors = [task.name for task, lives in zip(found, threads.map(survives, found)) if lives]
+        survivors = [task.name for task, lives in zip(problems, threads.map(survives, problems)) if lives]
     assert not survivors
 
 
@@ -366,9 +366,9 @@ def test_some_reference_solutions_pass_and_mutants_fail(pool, name):
 @pytest.mark.filterwarnings("ignore:invalid escape sequence:SyntaxWarning")  # in some of the solutions
 @pytest.mark.parametrize(("name", "count"), [("HumanEvalPlus", 164), ("MbppPlus", 378)])
 def test_all_reference_solutions_pass_and_mutants_fail(pool, name, count):
-    found = tasks(pool, name, 1)
-    assert len(found) == count
-    check_references(pool, found)
+    problems = tasks(pool, name, 1)
+    assert len(problems) == count
+    check_references(pool, problems)
 
 
 def test_every_stored_solution_that_is_known_to_pass_passes_its_public_tests(pool):
@@ -378,12 +378,12 @@ def test_every_stored_solution_that_is_known_to_pass_passes_its_public_tests(poo
     pytest.importorskip("pyarrow")
     from rlef_jax.data.problem_files import problems
 
-    known = json.loads((folder / "solution_check.json").read_text())
+    expected = json.loads((folder / "solution_check.json").read_text())
     stored = [
         p
         for path in sorted(folder.glob("*.parquet"))
         for p in problems(str(path), runner_of(pool))
-        if known.get(p.name) == "pass"
+        if expected.get(p.name) == "pass"
     ]
     assert len(stored) > 150
     futures = [(p, pool.run(p.solutions[0], p.public_tests, limits_for(p, Limits(wall_s=60.0)))) for p in stored]

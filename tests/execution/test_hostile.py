@@ -13,7 +13,7 @@ import pytest
 
 from rlef_jax.execution.interpreter import find_python
 from rlef_jax.execution.isolation import Level
-from rlef_jax.execution.workshop import trial
+from rlef_jax.execution.worker_factory import trial
 from tests.helpers.hostile_programs import ATTEMPTS, BOMBS, LIARS
 from tests.helpers.hostile_run import Range
 
@@ -42,16 +42,16 @@ def run_suite(level, uid):
     command = [sys.executable, "-m", "tests.helpers.hostile_run", level]
     if uid:
         command = [sys.executable, "-m", "tests.helpers.as_user", str(uid), *command]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
+    process = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert process.returncode == 0, process.stderr[-3000:]
+    return json.loads(process.stdout)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_does_no_harm_as_an_ordinary_user():
     wrong = run_suite("", NOBODY)
     assert set(wrong) == set(NAMES)
-    assert not {name: what for name, what in wrong.items() if what}
+    assert not {name: case for name, case in wrong.items() if case}
 
 
 LOWER = [("namespaces", 0), ("user", 0), ("process", 0), ("user", NOBODY), ("process", NOBODY)]
@@ -68,7 +68,7 @@ def skip_unless_available(level):
 @pytest.mark.parametrize(("level", "uid"), LOWER)
 def test_does_no_harm_at_lower_levels(level, uid):
     skip_unless_available(level)
-    assert not {name: what for name, what in run_suite(level, uid).items() if what}
+    assert not {name: case for name, case in run_suite(level, uid).items() if case}
 
 
 @pytest.mark.slow
@@ -80,5 +80,5 @@ def test_honest_programs_run_at_lower_levels(level, uid):
     if uid:
         command = [sys.executable, "-m", "tests.helpers.as_user", str(uid), *command]
     environment = os.environ | {"RLEF_TEST_LEVEL": level}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
-    assert done.returncode == 0, done.stdout[-3000:]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+    assert process.returncode == 0, process.stdout[-3000:]

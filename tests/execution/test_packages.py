@@ -8,7 +8,7 @@ import pytest
 from rlef_jax.execution.interpreter import InterpreterNotFoundError, find_python
 from rlef_jax.execution.isolation import Level
 from rlef_jax.execution.pool import ExecutionPool
-from rlef_jax.execution.workshop import trial
+from rlef_jax.execution.worker_factory import trial
 from rlef_jax.types import Limits, Status, TestCase
 
 LIMITS = Limits(wall_s=30.0)
@@ -60,8 +60,8 @@ def test_numpy(tmp_path, interpreter):
     subprocess.run([interpreter.path, "-m", "venv", tmp_path / "venv"], check=True)
     python = tmp_path / "venv" / "bin" / "python"
     pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "numpy"]
-    if (done := subprocess.run(pip, capture_output=True, text=True)).returncode:
-        pytest.skip(f"no numpy for {sys.executable}'s judge here: {done.stderr[-200:]}")
+    if (process := subprocess.run(pip, capture_output=True, text=True)).returncode:
+        pytest.skip(f"no numpy for {sys.executable}'s judge here: {process.stderr[-200:]}")
     program = (
         "import numpy as np\nn = np.array(list(map(int, input().split())))\nx = np.random.rand(50, 50)\n"
         "assert np.allclose(np.linalg.inv(x) @ x, np.eye(50), atol=1e-6)\nprint(n.sum(), x[0, 0])"

@@ -24,7 +24,7 @@ SPIN = "import time\nwhile time.process_time() < {}:\n    pass\nprint(1)\n"
     ],
 )
 def test_patience_is_for_those_who_did_not_run(pool, program, patience, status):
-    limits = Limits(wall_s=0.3, patience=patience)
+    limits = Limits(wall_s=0.3, wall_patience=patience)
     [result] = pool.run(program, [TestCase("", "1")], limits).result()
     assert result.status is status
     if status is Status.TIME_LIMIT:
@@ -37,7 +37,7 @@ def test_patience_is_for_those_who_did_not_run(pool, program, patience, status):
 def test_a_program_that_ended_late_before_it_was_killed_is_late():
     def status(wall_s, cpu_s, patience):
         outcome = Outcome(b"E", b"-", False, 0, cpu_s, wall_s, 0, b"1", b"", b"")
-        limits = Limits(wall_s=0.5, patience=patience)
+        limits = Limits(wall_s=0.5, wall_patience=patience)
         return judged(outcome, TestCase("", "1"), limits, JudgeOptions()).status
 
     assert status(0.49, 0.4, 1.0) is Status.PASSED
@@ -52,7 +52,7 @@ def test_many_programs_on_little_of_a_processor_all_have_their_time(interpreter)
     """Twelve programs at a time on a fortieth of a core each: a test ends late and passes."""
     program = "import time\nt = time.process_time()\nwhile time.process_time() - t < 0.05: pass\nprint(1)"
     with ExecutionPool(24, interpreter) as pool:
-        futures = [pool.run(program, [TestCase("", "1")], Limits(wall_s=0.1, patience=50.0)) for _ in range(72)]
+        futures = [pool.run(program, [TestCase("", "1")], Limits(wall_s=0.1, wall_patience=50.0)) for _ in range(72)]
         results = [future.result(120)[0] for future in futures]
     assert {r.status for r in results} == {Status.PASSED}
     assert max(r.wall_s for r in results) > 0.1  # or nothing was tried

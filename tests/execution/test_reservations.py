@@ -6,7 +6,7 @@ import pytest
 
 from rlef_jax.execution.isolation import Level
 from rlef_jax.execution.pool import ExecutionPool
-from rlef_jax.execution.workshop import trial
+from rlef_jax.execution.worker_factory import trial
 from rlef_jax.types import Limits, Status, TestCase
 
 SMALL = Limits(wall_s=60.0, memory_bytes=256_000_000)

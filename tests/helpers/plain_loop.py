@@ -10,7 +10,7 @@ from rlef_jax.data.sources import Source, training_problems
 from rlef_jax.model.weights import save_params
 from rlef_jax.ppo.pack import pack
 from rlef_jax.ppo.update import prepare_iteration, split_updates
-from rlef_jax.training.parts import build_learner, build_policy, build_pool, build_samplers, rollout_settings
+from rlef_jax.training.build import build_learner, build_policy, build_pool, build_samplers, rollout_settings
 from rlef_jax.training.rollout import collect
 from tests.helpers.small_run import OVERRIDES
 
@@ -21,7 +21,7 @@ def main(workdir: Path, iterations: int) -> None:
     learner = build_learner(config, policy.cfg)
     state = learner.init(jax.random.PRNGKey(config.seed), policy.params)
     reference = learner.place_policy(policy.params)
-    [sampler] = build_samplers(config, policy, 1)
+    [sampler] = build_samplers(config, policy.cfg, policy.chat.stop_ids, 1)
     with build_pool(config.execution) as pool:
         for step in range(iterations):
             sampler.set_weights(state.params["policy"], int(state.step))

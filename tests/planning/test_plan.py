@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.long
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 
@@ -14,11 +16,11 @@ ROOT = pathlib.Path(__file__).parents[2]
 def plans():
     script = pathlib.Path(__file__).with_name("plan_script.py")
     environment = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=900, cwd=ROOT
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    assert process.returncode == 0, process.stderr[-3000:]
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def test_twice_the_rows_are_twice_the_work(plans):
@@ -55,6 +57,5 @@ def test_weights_travel_and_activations_do_not(plans):
 
 
 def test_the_table_names_what_was_assumed(plans):
-    text = "\n".join(plans["base"]["lines"])
     for part in ("optimizer", "all-gather", "by XLA, which counts a loop once", "assumed:", "compiled for CPUs"):
-        assert part in text
+        assert part in plans["table"]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from rlef_jax.ppo.metrics import episode_metrics, error_kinds, explained_variance, iteration_metrics
+from rlef_jax.ppo.pack import pack
 from rlef_jax.types import Status
 
 
@@ -66,6 +67,13 @@ def test_episode_metrics(make_episode):
     assert error_kinds(episodes[:3])[2] == {wrong: 1.0}
 
 
-def test_nothing_is_no_error():
+def test_a_mean_over_nothing_is_left_out(make_episode, make_batch):
+    """Nothing at all, an iteration that the judge broke on, and batches of padding."""
     assert iteration_metrics([]) == {}
-    assert episode_metrics([])["solved"] == 0.0
+    assert episode_metrics([]) == {"infra_episodes": 0.0}
+    broken = [make_episode([([1], [2, 3], Status.INFRA_ERROR)], end="infra", index=i) for i in range(3)]
+    assert episode_metrics(broken) == {"infra_episodes": 3.0}
+    batches, _ = pack(broken, buckets=(8,), rows=4, max_turns=3)
+    totals = {"action_tokens": 0.0, "turns": 0.0, "episodes": 0.0, "rows": 0.0}
+    assert iteration_metrics(batches) == totals | {"padding_share": 1 - 9 / 32}
+    assert iteration_metrics([make_batch(2, 4, 2)]) == totals | {"padding_share": 1.0}

@@ -1,9 +1,6 @@
 """The update on the production functions: split = whole, where gradients go, which rows count, meshes."""
 
-import json
-import pathlib
-import subprocess
-import sys
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +9,14 @@ import optax
 import pytest
 
 from rlef_jax.model.logp import token_logp
-from rlef_jax.model.transformer import init_params
+from rlef_jax.model.parameters import init_params
 from rlef_jax.ppo.losses import LossSettings
 from rlef_jax.ppo.objective import ForwardSettings, objective
 from rlef_jax.ppo.pack import pack
-from rlef_jax.ppo.update import Learner, prepare_iteration, split_updates
+from rlef_jax.ppo.update import Learner, make_optimizer, prepare_iteration, split_updates
+from tests.helpers.eight_devices import told_by
+
+pytestmark = pytest.mark.long
 
 
 def leaves_close(one, other, tolerance=1e-5):
@@ -202,18 +202,64 @@ def test_split_updates_is_disjoint_deterministic_and_moves_with_the_step(make_ep
         split_updates(episodes, 5, seed=0, step=0)
 
 
-def test_every_mesh_equals_one_device():
+@pytest.mark.parametrize("which, count", [("few", 7), pytest.param("all", 20, marks=pytest.mark.slow)])
+def test_any_mesh_equals_one_device(which, count):
     """Loss, gradients and weights after an SGD step, on (forced) host devices in one subprocess."""
-    script = pathlib.Path(__file__).with_name("mesh_script.py")
-    root = str(pathlib.Path(__file__).parents[2])
-    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu", "PYTHONPATH": root}
-    done = subprocess.run(
-        [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=900, cwd=root
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    result = json.loads(done.stdout.splitlines()[-1])
-    assert result["devices"] == 8 and len(result["gaps"]) == 1 + 3 + 6 + 10
-    assert result["rows_per_device"] == 1 / 4
+    result = told_by("tests.ppo.mesh_script", which)
+    assert result["devices"] == 8 and len(result["gaps"]) == count
+    assert result["rows_per_device"]["(2, 2, 2)"] == 1 / 4 and result["rows_per_device"]["(1, 1, 8)"] == 1
     assert result["gradient_size"] > 1e-2
     for case, gaps in result["gaps"].items():
         assert max(gaps) < 1e-5, (case, gaps)
+
+
+@pytest.fixture(scope="module")
+def adamw(tiny_model):
+    return Learner(tiny_model, make_optimizer(1e-2, warmup_steps=3, weight_decay=0.5), separate_critic=True)
+
+
+def broken(episodes):
+    """The same episodes, on all of which the judge broke."""
+    return [dataclasses.replace(e, end="infra") for e in episodes]
+
+
+@pytest.mark.parametrize("what", ["all infra", "padding", "no micro-batch"])
+def test_an_update_without_a_counted_token_changes_nothing(adamw, policy, make_episodes, what):
+    """Neither weights nor moments nor the warm-up's count, and what comes after is as if it had never been."""
+    learner, reference = adamw, adamw.place_policy(policy)
+    episodes = [e for e in make_episodes(12, seed=2) if e.end != "infra"]
+    started = learner.init(jax.random.PRNGKey(0), policy)
+    whole, _ = prepared(learner, started.params, reference, episodes, 12)
+    nothing, _ = prepared(learner, started.params, reference, broken(episodes), 12)
+    nothing = {
+        "all infra": nothing,
+        "padding": [jax.tree.map(np.zeros_like, whole[0])],
+        "no micro-batch": [],
+    }[what]
+    first, _ = learner.update(started, whole)
+    before = jax.device_get((first.params, first.opt_state))
+    second, metrics = learner.update(first, nothing)
+    assert metrics == {"applied": 0.0, "action_tokens": 0.0, "turns": 0.0}
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get((second.params, second.opt_state)), before)
+    assert int(second.step) == 2
+    third, metrics = learner.update(second, whole)
+    assert metrics["applied"] == 1.0 and int(third.step) == 3
+    other, _ = learner.update(learner.update(learner.init(jax.random.PRNGKey(0), policy), whole)[0], whole)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(third.params), jax.device_get(other.params))
+
+
+def test_gradients_of_nothing_are_an_error(adamw, policy, make_episodes):
+    params = adamw.init(jax.random.PRNGKey(0), policy).params
+    batches, _ = pack(broken(make_episodes(4)), buckets=(20,), rows=4, max_turns=3)
+    with pytest.raises(ValueError, match="needs a token that counts"):
+        adamw.gradients(params, batches)
+
+
+def test_an_iteration_in_which_nothing_counts_has_finite_targets(adamw, policy, make_episodes):
+    params = adamw.init(jax.random.PRNGKey(0), policy).params
+    filled, metrics = prepared(adamw, params, policy, broken(make_episodes(6)), 6)
+    assert metrics["episodes"] == 0.0 and "reward_mean" not in metrics and "explained_variance" not in metrics
+    for batch in filled:
+        for leaf in jax.tree.leaves(batch):
+            assert np.isfinite(leaf).all()
+        assert not batch.advantages.any() and not batch.returns.any()

@@ -18,11 +18,13 @@ def reference_probs(logits, temperature, top_k, top_p):
     probs = np.exp(scaled - scaled.max())
     probs /= probs.sum()
     order = np.argsort(-probs, kind="stable")
-    kept = order[: top_k or V]
-    shares = np.cumsum(probs[kept]) / probs[kept].sum()
-    kept = kept[: next(i for i, share in enumerate(shares) if share >= top_p or i == len(kept) - 1) + 1]
+    kept_tokens = order[: top_k or V]
+    shares = np.cumsum(probs[kept_tokens]) / probs[kept_tokens].sum()
+    kept_tokens = kept_tokens[
+        : next(i for i, share in enumerate(shares) if share >= top_p or i == len(kept_tokens) - 1) + 1
+    ]
     out = np.zeros(V)
-    out[kept] = probs[kept]
+    out[kept_tokens] = probs[kept_tokens]
     return out / out.sum()
 
 
@@ -109,13 +111,13 @@ def test_draws_follow_the_distribution_at_a_large_vocabulary():
     logits = np.random.default_rng(0).normal(size=vocabulary) * 3.0
     probs = np.exp(logits - logits.max())
     probs /= probs.sum()
-    found = jnp.tile(weights(jnp.asarray(logits, jnp.float32)[None], jnp.ones(1)), (rows, 1))
-    draw = jax.jit(lambda key: inverse_cdf(found, jax.random.uniform(key, (rows,)))[0])
+    row_weights = jnp.tile(weights(jnp.asarray(logits, jnp.float32)[None], jnp.ones(1)), (rows, 1))
+    draw = jax.jit(lambda key: inverse_cdf(row_weights, jax.random.uniform(key, (rows,)))[0])
     keys = jax.random.split(jax.random.PRNGKey(1), repeats)
     counts = np.bincount(np.concatenate([np.asarray(draw(key)) for key in keys]), minlength=vocabulary)
     expected = rows * repeats * probs
     often = expected >= 20
-    seen = np.append(counts[often], counts[~often].sum())
+    observed = np.append(counts[often], counts[~often].sum())
     wanted = np.append(expected[often], expected[~often].sum())
     assert often.sum() > 1000
-    assert ((seen - wanted) ** 2 / wanted).sum() < len(seen) + 4 * np.sqrt(2 * len(seen))
+    assert ((observed - wanted) ** 2 / wanted).sum() < len(observed) + 4 * np.sqrt(2 * len(observed))

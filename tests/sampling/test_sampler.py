@@ -1,5 +1,6 @@
 """The sampler against the trainer's model, and against itself under other schedules."""
 
+import dataclasses
 import random
 
 import jax
@@ -8,13 +9,16 @@ import numpy as np
 import pytest
 from jax import monitoring
 
-from rlef_jax.errors import StoppedError
+from rlef_jax.errors import RunError, StoppedError
 from rlef_jax.model.logp import token_logp
+from rlef_jax.model.parameters import init_params
 from rlef_jax.model.sharding import make_mesh
-from rlef_jax.model.transformer import ModelConfig, forward, init_params, unembed
+from rlef_jax.model.transformer import ModelConfig, forward, unembed
 from rlef_jax.sampling.programs import Programs, Shapes
 from rlef_jax.sampling.request import SamplingConfig
 from rlef_jax.sampling.sampler import Sampler
+
+pytestmark = pytest.mark.long
 
 CFG = ModelConfig(vocab_size=24, d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, d_head=8, d_ff=24)
 STOP = 3
@@ -22,7 +26,9 @@ STOP = 3
 PARAMS = jax.tree.map(
     lambda a: a * 2.5, jax.device_get(jax.jit(init_params, static_argnums=1)(jax.random.PRNGKey(0), CFG))
 )
-SHAPES = Shapes(rows=3, max_len=64, capacities=(), chunks=(4, 8), prefill_tokens=16, steps=4, stop_ids=2)
+SHAPES = Shapes(
+    rows=3, max_len=64, cache_lengths=(), prefill_chunks=(4, 8), prefill_tokens=16, decode_steps=4, stop_ids=2
+)
 HOW = SamplingConfig(temperature=1.0, top_p=1.0, top_k=0, stop_ids=(STOP,), max_new_tokens=6)
 WAIT_S = 120.0
 
@@ -126,7 +132,7 @@ def test_arrival_order_neighbours_and_rows_that_are_given_up_change_nothing(prog
     crowded, stats = at_once(make_sampler(programs), episodes)
     assert stats.saved > 10
     assert one_by_one(make_sampler(programs), episodes) == crowded
-    for kwargs in ({"lanes": 2}, {"lanes": 3, "gather": 0.7}, {"gather": 1.0}):
+    for kwargs in ({"workers": 2}, {"workers": 3, "min_ready_fraction": 0.7}, {"min_ready_fraction": 1.0}):
         assert at_once(make_sampler(programs, **kwargs), episodes)[0] == crowded
     few, stats = at_once(make_sampler(programs), (4, 11))
     assert stats.saved == 0
@@ -135,7 +141,7 @@ def test_arrival_order_neighbours_and_rows_that_are_given_up_change_nothing(prog
 
 def test_programs_of_one_thread_round_the_same_in_any_lane(programs):
     one_thread = Programs(CFG, SHAPES, make_mesh(), one_thread=True)
-    crowded, _ = at_once(make_sampler(one_thread, lanes=2), range(9))
+    crowded, _ = at_once(make_sampler(one_thread, workers=2), range(9))
     assert crowded == one_by_one(make_sampler(one_thread), range(9))
     first = {key: sample.policy_logp[0] for key, (_, sample) in crowded.items() if key[1] == 0}
     for key, (_, sample) in at_once(make_sampler(programs), range(9), turns=1)[0].items():
@@ -160,8 +166,8 @@ def test_a_prompt_that_several_begin_with_is_prefilled_once(programs):
     def all_different(turn, episode):
         return [*prompt(turn, episode)] if episode == 5 or turn else [4 + episode, *prompt(turn, episode)]
 
-    for lanes in (1, 2):
-        sampler = make_sampler(programs, lanes=lanes)
+    for workers in (1, 2):
+        sampler = make_sampler(programs, workers=workers)
         shared, stats = at_once(sampler, range(10), prompt=prompt, turns=2)
         second = sum(len(prompt(1, e)) for e in range(10))
         assert (stats.prefilled_tokens, stats.shared_tokens) == (12 + second, 9 * 12)
@@ -172,15 +178,15 @@ def test_a_prompt_that_several_begin_with_is_prefilled_once(programs):
 
 def test_dialogues_of_one_response_are_dealt_to_all_lanes(programs):
     """They count until the response is there, not until it is asked for."""
-    session = make_sampler(programs, lanes=3).session()  # nothing is answered before its threads begin
+    session = make_sampler(programs, workers=3).session()  # nothing is answered before its threads begin
     dialogues = [session.dialogue(seed=1, step=2, episode=e) for e in range(2)]
     asked = [session.respond(d, [4, 5], HOW, turn=0, last=True) for d in dialogues]
     dialogues += [session.dialogue(seed=1, step=2, episode=e) for e in range(2, 6)]
-    assert [d.lane for d in dialogues] == [0, 1, 2, 0, 1, 2]
+    assert [d.worker for d in dialogues] == [0, 1, 2, 0, 1, 2]
     with session:
         for future in asked:
             future.result(WAIT_S)
-    assert [session.dialogue(seed=1, step=3, episode=e).lane for e in range(2)] == [0, 1]
+    assert [session.dialogue(seed=1, step=3, episode=e).worker for e in range(2)] == [0, 1]
 
 
 def test_seed_step_episode_and_turn_each_change_the_draws(programs):
@@ -195,7 +201,9 @@ def test_seed_step_episode_and_turn_each_change_the_draws(programs):
 
 
 def test_a_shorter_look_at_the_cache_changes_rounding_at_most(programs):
-    shapes = Shapes(rows=3, max_len=64, capacities=(16, 32), chunks=(4, 8), prefill_tokens=16, steps=4)
+    shapes = Shapes(
+        rows=3, max_len=64, cache_lengths=(16, 32), prefill_chunks=(4, 8), prefill_tokens=16, decode_steps=4
+    )
     looked, _ = at_once(make_sampler(Programs(CFG, shapes, make_mesh())), range(9))
     whole, _ = at_once(make_sampler(programs), range(9))
     for key, (_, sample) in whole.items():
@@ -272,7 +280,7 @@ def test_the_samplers_weights_are_its_own(programs):
 
 def test_weights_that_come_during_a_response_are_taken_between_dispatches():
     """No work is dropped, every token knows its weights, and its log-probability is theirs."""
-    shapes = Shapes(rows=2, max_len=64, capacities=(), chunks=(8,), prefill_tokens=16, steps=2)
+    shapes = Shapes(rows=2, max_len=64, cache_lengths=(), prefill_chunks=(8,), prefill_tokens=16, decode_steps=2)
     other = jax.tree.map(lambda a: a * 0.9, PARAMS)
     how = SamplingConfig(1.0, 1.0, 0, (23,), 12)
     sampler = make_sampler(Programs(CFG, shapes, make_mesh()))
@@ -326,9 +334,9 @@ def test_nothing_is_compiled_after_the_start(programs):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_any_schedule_gives_every_response_once(programs, seed):
-    """Dialogues that begin, go on, wait and end at random, in two crowded lanes."""
+    """Dialogues that begin, go on, wait and end at random, in two crowded workers."""
     rng = random.Random(seed)
-    sampler = make_sampler(programs, lanes=2, gather=rng.choice([0.0, 0.5]))
+    sampler = make_sampler(programs, workers=2, min_ready_fraction=rng.choice([0.0, 0.5]))
     expected, _ = at_once(sampler, range(12))
     made = {}
     with sampler.session() as session:
@@ -358,10 +366,10 @@ def test_what_breaks_in_a_lane_reaches_everyone(programs):
     broken.compile()
 
     def fail(*_):
-        raise ZeroDivisionError("the lane broke")
+        raise ZeroDivisionError("the worker broke")
 
     broken.decode = fail
-    with make_sampler(broken, lanes=2).session() as session:
+    with make_sampler(broken, workers=2).session() as session:
         futures = [session.respond(session.dialogue(seed=0, step=0, episode=e), [4, 5], HOW, turn=0) for e in range(8)]
         for future in futures:
             assert isinstance(future.exception(WAIT_S), (ZeroDivisionError, StoppedError))
@@ -385,9 +393,42 @@ def test_nothing_is_sampled_without_weights(programs):
 
 
 def test_shapes_that_cannot_be_are_refused():
-    good = dict(rows=4, max_len=64, capacities=(32,), chunks=(8,), prefill_tokens=16, steps=4)
-    for bad in ({"rows": 0}, {"steps": 0}, {"chunks": ()}, {"chunks": (8, 4)}, {"capacities": (0, 4)}):
+    good = dict(rows=4, max_len=64, cache_lengths=(32,), prefill_chunks=(8,), prefill_tokens=16, decode_steps=4)
+    for bad in (
+        {"rows": 0},
+        {"decode_steps": 0},
+        {"prefill_chunks": ()},
+        {"prefill_chunks": (8, 4)},
+        {"cache_lengths": (0, 4)},
+    ):
         with pytest.raises(ValueError, match=next(iter(bad))):
             Shapes(**(good | bad))
     with pytest.raises(ValueError, match="max_positions"):
         Programs(CFG, Shapes(**(good | {"max_len": 10_000})), make_mesh())
+
+
+GREEDY = dataclasses.replace(HOW, temperature=0.0)
+CUT = dataclasses.replace(HOW, top_p=0.9, top_k=5)
+
+
+@pytest.mark.parametrize("how", [HOW, GREEDY, CUT], ids=["plain", "greedy", "cut"])
+@pytest.mark.parametrize("what", ["one nan", "one inf", "all -inf", "overflow"])
+def test_a_policy_that_is_not_finite_ends_the_session(programs, how, what):
+    """One entry of the embedding of a token that no prompt holds, a norm, weights that overflow in the layers."""
+    params = jax.tree.map(jnp.asarray, PARAMS)
+    if what == "one nan":
+        params["embed"] = params["embed"].at[2, 3].set(jnp.nan)
+    elif what == "one inf":
+        params["embed"] = params["embed"].at[2, 3].set(jnp.inf)
+    elif what == "all -inf":
+        params["final_norm"] = jnp.full_like(params["final_norm"], -jnp.inf)
+    else:
+        params["layers"]["up"] = params["layers"]["up"] * 1e30
+        params["layers"]["down"] = params["layers"]["down"] * 1e30
+    sampler = make_sampler(programs, params)
+    message = r"log-probabilities are not finite \(weights of version 7, episode [012], turn 1\)"
+    with pytest.raises(RunError, match=message) as ended:
+        at_once(sampler, range(3), how=how)
+    assert len(str(ended.value).splitlines()) == 1
+    sampler.set_weights(PARAMS, version=8)  # what was left in caches and rows matters to nobody
+    at_once(sampler, range(3), how=how)

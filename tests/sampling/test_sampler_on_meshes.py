@@ -1,9 +1,15 @@
 """The sampler on several devices, in a process that has them."""
 
-import os
 import subprocess
 import sys
 import textwrap
+
+import pytest
+
+from tests.helpers.eight_devices import EIGHT
+from tests.helpers.small_run import environment
+
+pytestmark = pytest.mark.long
 
 
 def test_any_mesh_samples_what_one_device_does():
@@ -13,7 +19,7 @@ def test_any_mesh_samples_what_one_device_does():
         from rlef_jax.model.sharding import make_mesh
         from rlef_jax.sampling.programs import Programs, Shapes
         from tests.sampling.test_sampler import CFG, at_once, jax, make_sampler
-        shapes = Shapes(rows=8, max_len=64, capacities=(32,), chunks=(8,), prefill_tokens=32, steps=4)
+        shapes = Shapes(rows=8, max_len=64, cache_lengths=(32,), prefill_chunks=(8,), prefill_tokens=32, decode_steps=4)
         fourth = jax.devices()[3]
         sampler = make_sampler(Programs(CFG, shapes, make_mesh(devices=[fourth])))
         held = jax.tree.leaves((sampler.weights()[0], sampler.programs.new_cache()))
@@ -29,8 +35,7 @@ def test_any_mesh_samples_what_one_device_does():
         assert len(slots.sharding.device_set) == 2 and slots.addressable_shards[0].data.shape[1] == 1
         print("same")
         """
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, env=environment
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, env=environment(**EIGHT)
     )
     assert done.stdout == "same\n", done.stderr

@@ -12,9 +12,9 @@ import numpy as np
 
 from rlef_jax.config import load_saved
 from rlef_jax.ppo.update import prepare_iteration, split_updates
+from rlef_jax.training.build import build_learner, build_policy
 from rlef_jax.training.episode_io import episodes_path, read_episodes
 from rlef_jax.training.loop import PpoSettings, packed
-from rlef_jax.training.parts import build_learner, build_policy
 from rlef_jax.training.processes import find_job, is_first, join, on_this_process
 
 

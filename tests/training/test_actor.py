@@ -125,4 +125,6 @@ def test_staleness_is_counted_in_iterations_over_tokens():
     found = staleness_metrics([episode((8, 8, 8), (12,)), episode((4, 4))], version=12, updates=4)
     assert found["staleness_mean"] == pytest.approx((3 * 1 + 0 + 2 * 2) / 6)
     assert (found["staleness_max"], found["mixed_versions"]) == (2.0, 0.5)
-    assert staleness_metrics([episode(())], version=12, updates=4)["staleness_max"] == 0.0
+    assert staleness_metrics([episode((4, 8)), episode()], version=12, updates=4)["mixed_versions"] == 1.0
+    for nothing in ([], [episode(())], [episode(), episode((), ())]):
+        assert staleness_metrics(nothing, version=12, updates=4) == {}

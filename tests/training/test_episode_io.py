@@ -10,7 +10,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from rlef_jax.errors import ConfigError
+from rlef_jax.errors import ConfigError, RunError
 from rlef_jax.training.episode_io import episodes_path, read_episodes, saved_steps, write_episodes
 from rlef_jax.types import Episode, FunctionTest, Problem, Status, TestCase, TestResult, Turn, Verdict
 
@@ -160,3 +160,17 @@ def test_episodes_of_a_problem_share_it(tmp_path):
     write_episodes(tmp_path / "e.gz", [simple_episode(-1.0), simple_episode(-2.0)])
     one, other = read_episodes(tmp_path / "e.gz")
     assert one.problem is other.problem
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), np.float32("-inf")])
+@pytest.mark.parametrize("where", ["logp", "seconds", "problem"])
+def test_what_is_no_number_is_not_written(tmp_path, value, where):
+    """JSON has no NaN: in a token's log-probability, a judge's measurement, a problem's tag."""
+    result = TestResult(Status.PASSED, wall_s=value if where == "seconds" else 1.0)
+    turn = Turn((1,), (2,), (value if where == "logp" else -1.0,), (0,), "stop", Verdict(Status.PASSED, (result,)))
+    problem = Problem("p", "", (), (), tags={"rating": value} if where == "problem" else {})
+    good, path = simple_episode(-1.0), tmp_path / "x.jsonl.gz"
+    write_episodes(path, [good])
+    with pytest.raises(RunError, match=r"x\.jsonl\.gz was not written: Out of range float values"):
+        write_episodes(path, [good, Episode(problem, 0, 0, 1, (turn,), "turn_limit")])
+    assert read_episodes(path) == [good] and [p.name for p in tmp_path.iterdir()] == ["x.jsonl.gz"]

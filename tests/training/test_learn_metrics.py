@@ -7,11 +7,21 @@ import pytest
 
 from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.ppo.metrics import episode_metrics, iteration_metrics
+from rlef_jax.ppo.objective import count_denominators
 from rlef_jax.ppo.pack import pack
+from rlef_jax.ppo.update import split_updates
+from rlef_jax.progress import ProgressDisplay
 from rlef_jax.sampling.session import SamplerStats
 from rlef_jax.training.actor import Rollouts
-from rlef_jax.training.loop import PpoSettings, Stopwatch, learn, pool_metrics, response_metrics
-from rlef_jax.training.progress import ProgressDisplay
+from rlef_jax.training.loop import (
+    PpoSettings,
+    Stopwatch,
+    learn,
+    pool_metrics,
+    response_metrics,
+    skipped_in_row,
+    time_metrics,
+)
 from rlef_jax.training.rollout import RolloutProgress
 from rlef_jax.types import Episode, Problem, Status, TestCase, TestResult, Turn, Verdict
 from tests.helpers.tiny_tokenizer import tiny_tokenizer
@@ -55,13 +65,67 @@ def episodes():
 def test_totals_of_the_iteration_and_means_of_an_episode(episodes):
     rollouts = Rollouts(0, episodes, RolloutProgress(4, 4, SamplerStats(18, 40, 0, 0, 0, 0, 0, 1.0, 1.0)), idle_s=0.0)
     with ProgressDisplay() as display:
-        _, metrics = learn(
+        _, metrics, applied = learn(
             State(), None, rollouts, Learner(), seed=0, ppo=PPO, watch=Stopwatch(), display=display,
             on_bad_update=lambda *_: None,
         )  # fmt: skip
     assert (metrics["turns"], metrics["action_tokens"], metrics["rows"]) == (9, 18, 4)
     assert metrics["turns_per_episode"] == pytest.approx(9 / 4)
-    assert metrics["loss"] == 1.0
+    assert metrics["loss"] == 1.0 and applied == [True, True]
+
+
+class Counting(Learner):
+    """Its updates are applied where something counts, as the real one's; a loss of 1 and then 3."""
+
+    losses = iter((1.0, 3.0) * 9)
+
+    def update(self, state, microbatches):
+        tokens = float(count_denominators(microbatches)["tokens"])
+        if not tokens:
+            return state, {"applied": 0.0, "action_tokens": 0.0, "turns": 0.0}
+        return state, OF_UPDATE | {"loss": next(self.losses), "action_tokens": tokens}
+
+
+@pytest.mark.parametrize(
+    "broken, applied, loss", [((), [True, True], 2.0), ((1,), [True, False], 1.0), ((0, 1), [False] * 2, None)]
+)
+def test_an_empty_update_among_others_is_in_no_mean(episodes, broken, applied, loss):
+    """The judge broke on all episodes of some updates: they are counted, and nobody is asked what to do."""
+    parts = split_updates(range(4), 2, seed=0, step=0)
+    lost = {index for part in broken for index in parts[part]}
+    episodes = [dataclasses.replace(e, end="infra") if e.index in lost else e for e in episodes]
+    rollouts = Rollouts(0, episodes, RolloutProgress(4, 4, SamplerStats(18, 40, 0, 0, 0, 0, 0, 1.0, 1.0)), idle_s=0.0)
+    learner = Counting()
+    learner.losses = iter((1.0, 3.0))
+    with ProgressDisplay() as display:
+        _, metrics, found = learn(
+            State(), None, rollouts, learner, seed=0, ppo=PPO, watch=Stopwatch(), display=display,
+            on_bad_update=lambda *_: pytest.fail("an empty update is not a bad one"),
+        )  # fmt: skip
+    assert found == applied and metrics.get("loss") == loss
+    assert (metrics["applied"], metrics["skipped_updates"]) == (applied.count(True) / 2, applied.count(False))
+    assert ("reward" in metrics) is (loss is not None) and metrics["infra_episodes"] == len(lost)
+    assert all(np.isfinite(value) for value in metrics.values())
+
+
+def test_updates_that_are_skipped_in_a_row():
+    assert skipped_in_row(0, [True, True]) == (0, 0)
+    assert skipped_in_row(3, [True, False, False, True, False]) == (2, 1)
+    assert skipped_in_row(3, [False, True]) == (4, 0)
+    assert skipped_in_row(9, [True, True]) == (0, 0)  # those before were told of already
+    assert skipped_in_row(3, [False, False]) == (5, 5)
+    assert skipped_in_row(3, []) == (0, 3)
+
+
+def test_times_and_shares_of_a_sampler_that_did_nothing_are_left_out():
+    rollouts = Rollouts(0, [], RolloutProgress(0, 0, SamplerStats(0, 0, 0, 0, 0, 0, 0, 0.0, 0.0)), idle_s=0.0)
+    names = {"sampled_tokens_per_s", "sampler/idle_rows", "sampler/prefill_padding", "idle/actor"}
+    assert not names & time_metrics(rollouts, Stopwatch(), synchronous=False).keys()
+    rollouts = Rollouts(0, [], RolloutProgress(4, 4, SamplerStats(30, 40, 9, 12, 0, 0, 0, 2.0, 3.0)), idle_s=1.0)
+    found = time_metrics(rollouts, Stopwatch(), synchronous=False)
+    assert {name: found[name] for name in names} == {
+        "sampled_tokens_per_s": 15.0, "sampler/idle_rows": 0.25, "sampler/prefill_padding": 0.25, "idle/actor": 0.25,
+    }  # fmt: skip
 
 
 def test_no_name_means_two_things(episodes):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from rlef_jax.progress import COLUMNS, ProgressDisplay, header_line, iteration_line
 from rlef_jax.training.metrics_writer import FILE_NAME, MetricsWriter, read_metrics
-from rlef_jax.training.progress import COLUMNS, ProgressDisplay, header_line, iteration_line
 
 
 def values(records, name):
@@ -99,6 +99,17 @@ def test_the_line_has_each_number_under_its_heading():
 
 def test_a_missing_number_is_a_dash():
     assert iteration_line(0, {"solved": 0.5}).split() == ["0", "-", "50.0", *["-"] * (len(COLUMNS) - 2)]
+
+
+def test_the_line_says_what_did_not_count():
+    whole = METRICS | {"episodes": 8.0, "infra_episodes": 0.0, "skipped_updates": 0.0}
+    assert iteration_line(12, whole) == iteration_line(12, METRICS)
+    some = iteration_line(12, whole | {"infra_episodes": 3.0, "skipped_updates": 1.0})
+    assert some == iteration_line(12, METRICS) + " | 3 episodes broken by the judge | 1 updates not applied"
+    nothing = {"episodes": 0.0, "infra_episodes": 8.0, "skipped_updates": 2.0, "applied": 0.0, "time/total": 1.0}
+    line = iteration_line(12, nothing)
+    assert line.endswith(" | no episode judged (INFRA_ERROR) | 2 updates not applied")
+    assert line.split()[1 : len(COLUMNS)] == ["-"] * (len(COLUMNS) - 1)  # all but the seconds
 
 
 def test_a_stream_that_is_no_terminal_gets_plain_lines():

@@ -20,8 +20,9 @@ from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.execution.interpreter import find_python
 from rlef_jax.execution.pool import ExecutionPool
 from rlef_jax.model.logp import token_logp
+from rlef_jax.model.parameters import init_params
 from rlef_jax.model.sharding import make_mesh
-from rlef_jax.model.transformer import ModelConfig, forward, init_params
+from rlef_jax.model.transformer import ModelConfig, forward
 from rlef_jax.sampling.programs import Programs, Shapes
 from rlef_jax.sampling.request import SamplingConfig
 from rlef_jax.sampling.sampler import Sampler
@@ -82,8 +83,10 @@ class Recording:
 
 @pytest.fixture(scope="module")
 def sampler(params):
-    shapes = Shapes(rows=ROWS, max_len=CONTEXT, capacities=(), chunks=(64,), prefill_tokens=128, steps=4)
-    made = Sampler(Programs(MODEL, shapes, make_mesh()), lanes=2)
+    shapes = Shapes(
+        rows=ROWS, max_len=CONTEXT, cache_lengths=(), prefill_chunks=(64,), prefill_tokens=128, decode_steps=4
+    )
+    made = Sampler(Programs(MODEL, shapes, make_mesh()), workers=2)
     made.set_weights(params, version=5)
     return made
 
@@ -157,9 +160,14 @@ class Unreliable:
 def test_nothing_is_lost_whatever_the_judge_and_the_weights_do(params, count):
     """Queued at once through 8 rows (64 for 1024), with new weights every moment: each episode complete and valid."""
     shapes = Shapes(
-        rows=4 if count < 1000 else 32, max_len=CONTEXT, capacities=(), chunks=(64,), prefill_tokens=128, steps=4
+        rows=4 if count < 1000 else 32,
+        max_len=CONTEXT,
+        cache_lengths=(),
+        prefill_chunks=(64,),
+        prefill_tokens=128,
+        decode_steps=4,
     )
-    sampler = Sampler(Programs(MODEL, shapes, make_mesh()), lanes=2)
+    sampler = Sampler(Programs(MODEL, shapes, make_mesh()), workers=2)
     sampler.set_weights(params, version=0)
     program = CHAT.tokenizer.encode("```python\nprint(7)\n```")
     chat = Writing(CHAT, program)

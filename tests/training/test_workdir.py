@@ -123,7 +123,7 @@ def test_a_workdir_belongs_to_one_config(tmp_path):
         open_workdir(tmp_path, tiny(seed=3, ppo__buckets=(256,)), resume=True)
     assert "config.seed: 0 there, 3 here" in str(refused.value)
     assert "config.ppo.buckets: [128, 192, 256] there, [256] here" in str(refused.value)
-    open_workdir(tmp_path, tiny(train__iterations=99, execution__workers=1), resume=True)
+    open_workdir(tmp_path, tiny(train__iterations=99, execution__workers=1, model__family="llama"), resume=True)
     assert json.loads((tmp_path / "config.json").read_text())["train"]["iterations"] == 99
 
 
@@ -135,6 +135,34 @@ def test_a_folder_with_a_run_but_no_config_is_refused(tmp_path):
     record(tmp_path, 1)
     with pytest.raises(ConfigError, match="a run without its config.json"):
         open_workdir(tmp_path, tiny(), resume=True)
+
+
+@pytest.mark.parametrize("where", ["policy", "critic", "moment"])
+def test_a_checkpoint_that_is_not_finite_is_refused(tmp_path, where):
+    items = items_of(make_state(2.0))
+    if where == "policy":
+        items["policy"]["w"] = items["policy"]["w"].at[2, 1].set(jnp.nan)
+    elif where == "critic":
+        items["learner"]["critic"]["head"]["b"] = jnp.float32(jnp.inf)
+    else:
+        moments = items["learner"]["opt_state"][0].nu["policy"]
+        moments["w"] = moments["w"].at[0, 0].set(jnp.inf)
+    with Checkpoints(tmp_path / CHECKPOINTS) as checkpoints:
+        checkpoints.save(2, items, dataclasses.asdict(dataclasses.replace(START, iteration=2)))
+    leaf = {"policy": r"\['policy'\]\['w'\]", "critic": r"\['head'\]\['b'\]", "moment": r"\.nu\['policy'\]\['w'\]"}[
+        where
+    ]
+    with pytest.raises(ConfigError, match=rf"checkpoint 2 in .*: .*{leaf} holds NaN or infinity"):
+        go_on(tmp_path)
+
+
+def test_progress_of_earlier_versions_has_the_new_counts_at_their_default(tmp_path):
+    with Checkpoints(tmp_path / CHECKPOINTS) as checkpoints:
+        told = dataclasses.asdict(dataclasses.replace(START, iteration=2, skipped_updates=5))
+        del told["skipped_in_row"]
+        checkpoints.save(2, items_of(make_state(2.0)), told)
+    _, progress, _ = go_on(tmp_path)
+    assert progress == dataclasses.replace(START, iteration=2, skipped_updates=5, skipped_in_row=0)
 
 
 def test_the_best_is_the_highest_and_of_equals_the_later():

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlef_jax.evaluation.n_at_k import mean_n_at_k, n_at_k, resampled_interval, rollouts_for
-from rlef_jax.evaluation.report import n_at_k_percent, summarise
+from rlef_jax.metrics.n_at_k import mean_n_at_k, n_at_k, resampled_interval, rollouts_for
+from rlef_jax.metrics.summary import n_at_k_percent, summarise
 from rlef_jax.types import Episode, Problem, Status, TestCase, TestResult, Turn, Verdict
 
 
@@ -133,9 +133,9 @@ def test_unfinished_or_unjudged_is_refused():
 def test_resamplings_that_miss_what_counts_give_no_interval():
     episodes = [episode("fr", "public_passed", name="z")]
     episodes += [episode("r", "public_passed", name=str(i)) for i in range(20)]
-    found = [summarise(episodes, bootstrap_samples=1, seed=seed) for seed in range(10)]
-    assert all(s["repaired_at_2"] == 100.0 for s in found)
-    intervals = [s["repaired_at_2_ci"] for s in found]
+    summaries = [summarise(episodes, bootstrap_samples=1, seed=seed) for seed in range(10)]
+    assert all(s["repaired_at_2"] == 100.0 for s in summaries)
+    intervals = [s["repaired_at_2_ci"] for s in summaries]
     assert None in intervals and [100.0, 100.0] in intervals
 
 

@@ -11,7 +11,7 @@ import pytest
 from rlef_jax import config as config_lib
 from rlef_jax.errors import ConfigError
 from rlef_jax.model.weights import load_params, save_params
-from rlef_jax.training.parts import build_mesh, build_policy, complete
+from rlef_jax.training.build import build_mesh, build_policy, with_model_shape
 from tests.helpers.byte_bpe import TEMPLATES, byte_bpe, write_tokenizer
 from tests.helpers.hf_folder import write_folder
 from tests.parity import cases
@@ -31,39 +31,41 @@ def configured(**model):
 
 
 def test_a_folder_fills_the_shape_and_the_tokenizer(folder):
-    config = complete(configured(init=str(folder)))
+    config = with_model_shape(configured(init=str(folder)))
     m = config.model
     assert (m.vocab_size, m.d_model, m.n_layers, m.n_heads, m.n_kv_heads, m.d_head, m.d_ff) == (640, 32, 2, 4, 2, 8, 48)
     assert (m.rope_theta, m.norm_eps, m.tie_embeddings, m.qkv_bias, m.qk_norm) == (100.0, 1e-5, True, True, False)
     assert m.rope_scaling == (8.0, 1.0, 4.0, 32.0) and m.tokenizer == str(folder)
-    assert complete(config).to_dict() == config.to_dict()
+    assert with_model_shape(config).to_dict() == config.to_dict()
     config_lib.check(config)
     untouched = configured()
-    assert complete(untouched) is untouched
+    assert with_model_shape(untouched) is untouched
 
 
 def test_a_run_can_go_on_from_what_it_saved(folder, tmp_path):
-    config = complete(configured(init=str(folder)))
+    config = with_model_shape(configured(init=str(folder)))
     config_lib.save(config, tmp_path)
     again = config_lib.load_saved(tmp_path)
-    assert complete(again).to_dict() == config.to_dict()
+    assert with_model_shape(again).to_dict() == config.to_dict()
     policy = build_policy(again)
     # Its policy.npz needs no folder: the saved keys are the model.
     save_params(tmp_path / "policy.npz", policy.params)
     again.model.init = str(tmp_path / "policy.npz")
     from_file = build_policy(again)
-    assert from_file.cfg == policy.cfg and policy.cfg.vocab_size == VOCAB
+    assert from_file.cfg == policy.cfg and (policy.cfg.vocab_size, policy.cfg.family) == (VOCAB, "qwen2")
     jax.tree.map(np.testing.assert_array_equal, policy.params, from_file.params)
     with pytest.raises(ConfigError, match="missing or unexpected|the config's model needs"):
         load_params(tmp_path / "policy.npz", build_policy(configured()).cfg)
 
 
 def test_a_key_that_was_set_must_agree(folder):
-    assert complete(configured(init=str(folder), d_model=32, rope_scaling=(8.0, 1.0, 4.0, 32.0))).model.d_ff == 48
+    assert (
+        with_model_shape(configured(init=str(folder), d_model=32, rope_scaling=(8.0, 1.0, 4.0, 32.0))).model.d_ff == 48
+    )
     with pytest.raises(
         ConfigError, match=r"config\.model\.d_model: 64 was set, .*model has 32: leave it out\nconfig\.m"
     ):
-        complete(configured(init=str(folder), d_model=64, rope_theta=5.0))
+        with_model_shape(configured(init=str(folder), d_model=64, rope_theta=5.0))
     with pytest.raises(ConfigError, match=r"config\.model\.rope_scaling: \(4\.0, .* was set"):
         build_policy(configured(init=str(folder), rope_scaling=(4.0, 1.0, 4.0, 32.0)))
 

@@ -1,4 +1,4 @@
-"""A lane: one cache and the thread that fills and decodes its rows. All of its state is its thread's own."""
+"""A worker: one cache and the thread that fills and decodes its rows. All of its state is its thread's own."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 
+from rlef_jax.errors import RunError
 from rlef_jax.model.transformer import Params
+from rlef_jax.sampling.decode import Drawn
 from rlef_jax.sampling.prefixes import Prefixes
 from rlef_jax.sampling.programs import Programs, empty_rows
 from rlef_jax.sampling.request import Dialogue, Job
 
-# A lane that gathers goes on with what it has once nothing came for so long.
+# A worker that gathers goes on with what it has once nothing came for so long.
 _QUIET_S = 0.5
 # Prompts seldom come alone: while there are rows for more, the next is waited for so long, a small part of a dispatch.
 _BURST_S = 0.002
 
 
-class Lane:
+class SamplerWorker:
     """Rows of dialogues. `inbox` takes jobs, dialogues that are over, and None to look again (or to close)."""
 
     def __init__(
@@ -33,13 +35,13 @@ class Lane:
         weights: Callable[[], tuple[Params, int]],
         prefixes: Prefixes,
         clock: Clock,
-        gather: float,
+        min_ready_fraction: float,
     ) -> None:
         shapes = programs.shapes
         self.inbox: queue.SimpleQueue[Job | Dialogue | None] = queue.SimpleQueue()
         self.closing = False
         self.counts: collections.Counter[str] = collections.Counter()
-        self._gather = gather
+        self._min_ready_fraction = min_ready_fraction
         self._programs, self._weights, self._prefixes, self._clock = programs, weights, prefixes, clock
         self._table = empty_rows(shapes.rows, shapes.stop_ids)
         self._cache = programs.new_cache()
@@ -102,7 +104,7 @@ class Lane:
             return True
         ready = len(self._filling) + len(self._decoding)
         in_use = self._programs.shapes.rows - len(self._free)
-        return ready > 0 and ready >= self._gather * in_use
+        return ready > 0 and ready >= self._min_ready_fraction * in_use
 
     def _receive(self, job: Job) -> None:
         self._unfinished[id(job)] = job
@@ -225,6 +227,7 @@ class Lane:
         behavior, policy, stopped = out.behavior_logp.tolist(), out.policy_logp.tolist(), out.stopped.tolist()
         table, rows = self._table, np.fromiter(self._decoding, np.int64)
         made = out.counts[rows]
+        self._check_finite(rows, made, out)
         table.tokens[rows] = out.ids[rows, made - 1]
         table.lengths[rows] += made
         table.drawn[rows] += made
@@ -238,6 +241,22 @@ class Lane:
             job.versions += [self._version] * n
             if stopped[row] or table.room[row] == 0:
                 self._finish(row, stopped[row])
+
+    def _check_finite(self, rows: np.ndarray, made: np.ndarray, out: Drawn) -> None:
+        """Raises RunError where a drawn token's log-probability is no number.
+
+        A logit that is NaN or +inf makes those under the unmodified distribution NaN, whatever was drawn and greedily
+        too: they are relative to the sum over the vocabulary.
+        """
+        drawn = np.arange(out.ids.shape[1]) < made[:, None]
+        both = out.policy_logp[rows] + out.behavior_logp[rows]
+        if (bad := drawn & ~np.isfinite(both)).any():
+            job = self._decoding[int(rows[np.argmax(bad.any(axis=1))])]
+            raise RunError(
+                f"the policy's log-probabilities are not finite (weights of version {self._version}, episode"
+                f" {job.dialogue.episode}, turn {job.turn + 1}): what it samples means nothing. Look for NaN or inf"
+                " in its weights, or for activations that config.model.compute_dtype can't hold"
+            )
 
     def _finish(self, row: int, stopped: bool) -> None:
         job = self._decoding.pop(row)

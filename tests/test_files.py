@@ -74,11 +74,10 @@ def test_each_writer_names_its_file_and_leaves_the_old_one(disk):
     assert [record["step"] for record in read_metrics(folder)] == [0, 1]
 
 
-def run(arguments, cache):
+def run(arguments):
     return subprocess.run(
-        arguments, env=environment(cache, PYTHONPATH=str(ROOT)), capture_output=True, text=True, cwd=ROOT, timeout=600,
-        start_new_session=True,
-    )  # fmt: skip
+        arguments, env=environment(PYTHONPATH=str(ROOT)), capture_output=True, text=True, cwd=ROOT, timeout=600
+    )
 
 
 def one_line(done, *parts):
@@ -88,18 +87,18 @@ def one_line(done, *parts):
         assert part in line, line
 
 
-def test_a_run_that_fills_the_disk_says_what_is_kept_and_goes_on_after_room_is_made(disk, compile_cache):
+def test_a_run_that_fills_the_disk_says_what_is_kept_and_goes_on_after_room_is_made(disk):
     folder = disk("size=1500k")
     small = {"train.iterations": 8, "train.checkpoint_every": 1, "train.keep_checkpoints": 50, "ppo.rollouts": 4,
              "ppo.microbatch_rows": 2}  # fmt: skip
     wanted = command(folder / "run", small)
-    done = run(wanted, compile_cache)
+    done = run(wanted)
     one_line(done, f"could not be written to {folder}/run/checkpoints: ", "the last good checkpoint is ", "disk full?")
     kept = int(done.stderr.partition("the last good checkpoint is ")[2].partition(".")[0])
     assert max(int(p.name) for p in (folder / "run" / "checkpoints").iterdir() if p.name.isdigit()) == kept
     assert not processes_in(folder)
     disk("size=100m")
-    done = run(wanted, compile_cache)
+    done = run(wanted)
     assert done.returncode == 0 and f"going on from iteration {kept} " in done.stdout, done
     assert [record["step"] for record in read_metrics(folder / "run")] == list(range(8))
     assert not leftovers(folder)
@@ -145,20 +144,20 @@ SAVES = """
 @pytest.mark.parametrize("rows", [2, 40])
 def test_whatever_is_hit_first_is_one_line(disk, options, wait, rows):
     folder = disk(options)
-    done = run([sys.executable, "-c", textwrap.dedent(SAVES), str(folder), wait, str(rows)], folder.parent)
+    done = run([sys.executable, "-c", textwrap.dedent(SAVES), str(folder), wait, str(rows)])
     one_line(done, "No space left on device" if "episodes_" in done.stderr else "could not be written", " checkpoint")
     assert str(folder) in done.stderr
 
 
 @pytest.mark.parametrize("what", ["read-only", "a file", "below a file"])
-def test_a_workdir_that_cannot_be_is_one_line(disk, tmp_path, compile_cache, what):
+def test_a_workdir_that_cannot_be_is_one_line(disk, tmp_path, what):
     if what == "read-only":
         workdir = disk("size=1m,ro") / "run"
     else:
         workdir = tmp_path / "file"
         workdir.write_text("")
         workdir = workdir / "run" if what == "below a file" else workdir
-    one_line(run(command(workdir), compile_cache), f"'{workdir}'")
+    one_line(run(command(workdir)), f"'{workdir}'")
 
 
 def test_an_evaluation_names_the_file_that_could_not_be_written(disk, tmp_path):
@@ -167,6 +166,6 @@ def test_an_evaluation_names_the_file_that_could_not_be_written(disk, tmp_path):
     samples = tmp_path / "samples.jsonl"
     samples.write_text(json.dumps({"task_id": "x", "solution": "print(1)"}) + "\n")
     done = run([sys.executable, "-m", "rlef_jax.evaluate", f"--judge-only={samples}", "--problems=1",
-                "--benchmark=mini_contests/valid", "--turns=1", f"--out={folder}/out"], tmp_path)  # fmt: skip
+                "--benchmark=mini_contests/valid", "--turns=1", f"--out={folder}/out"])  # fmt: skip
     (line,) = done.stderr.splitlines()
     assert done.returncode in (1, 2) and line.startswith("error: "), done

@@ -1,10 +1,10 @@
-"""From a configuration to the parts of a run: model, tokenizer, sampler, judge. Only here whole sections are read."""
+"""From a configuration to the parts of a run: policy and tokenizer, meshes, samplers, judge, learner."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -22,9 +22,10 @@ from rlef_jax.execution.interpreter import find_python
 from rlef_jax.execution.isolation import IsolationError
 from rlef_jax.execution.pool import ExecutionPool, auto_workers
 from rlef_jax.execution.results import JudgeOptions
+from rlef_jax.model.parameters import init_params
 from rlef_jax.model.pretrained import Weights, load_pretrained, open_weights
 from rlef_jax.model.sharding import make_mesh, param_shardings
-from rlef_jax.model.transformer import ModelConfig, Params, init_params
+from rlef_jax.model.transformer import ModelConfig, Params
 from rlef_jax.model.weights import SHAPE_KEYS, load_params, model_config, resolve
 from rlef_jax.ppo.losses import LossSettings
 from rlef_jax.ppo.update import ForwardSettings, Learner, make_optimizer
@@ -44,7 +45,7 @@ class Policy:
     chat: ChatFormat
 
 
-def complete(config: ConfigDict) -> ConfigDict:
+def with_model_shape(config: ConfigDict) -> ConfigDict:
     """The configuration with its model's shape, where `config.model.init` is a Hugging Face folder or a GGUF file.
 
     The files decide. A key of the shape (or the tokenizer) that has base_config's value is filled in; one that was set
@@ -83,18 +84,24 @@ def build_policy(config: ConfigDict, mesh: Mesh | None = None) -> Policy:
 
     The weights of a folder or GGUF file go to their shards on `mesh` one by one (without it, to the first device).
 
-    Raises ConfigError where they can't be used, or rows may be longer than the model was made for.
+    Raises ConfigError where they can't be used, aren't finite, or rows may be longer than the model was made for.
     """
     cfg, chat, weights = describe_policy(config)
-    model, dtype = config.model, jnp.dtype(config.model.param_dtype)
+    return Policy(cfg, first_weights(config, cfg, weights, mesh), chat)
+
+
+def first_weights(config: ConfigDict, cfg: ModelConfig, weights: Weights | None, mesh: Mesh | None = None) -> Params:
+    """The weights that `config.model.init` names, of a model that `describe_policy` has described.
+
+    Raises ConfigError where they can't be used, or aren't finite.
+    """
+    model, dtype, cast_to = config.model, jnp.dtype(config.model.param_dtype), (config.model.compute_dtype,)
     if weights is not None:
         shardings = None if mesh is None else mesh_shardings(mesh, cfg)
-        params = load_pretrained(weights, cfg, dtype, shardings)
-    elif model.init:
-        params = load_params(resolve(model.init, ".npz", "model.init"), cfg, dtype)
-    else:
-        params = init_params(jax.random.PRNGKey(config.seed), cfg, dtype)
-    return Policy(cfg, params, chat)
+        return load_pretrained(weights, cfg, dtype, shardings, cast_to)
+    if model.init:
+        return load_params(resolve(model.init, ".npz", "model.init"), cfg, dtype, cast_to)
+    return init_params(jax.random.PRNGKey(config.seed), cfg, dtype)
 
 
 def describe_policy(config: ConfigDict) -> tuple[ModelConfig, ChatFormat, Weights | None]:
@@ -135,19 +142,19 @@ def build_critic_mesh(config: ConfigDict) -> Mesh | None:
     Raises ConfigError as `build_mesh`.
     """
     m = config.mesh
-    if m.critic == "trainer":
+    if m.critic == "shared":
         return None
     _check_processes(config)
     policy = m.data * m.fsdp * m.tensor
     try:
         return make_mesh(m.data, m.fsdp, m.tensor, devices=jax.devices()[policy:])
     except ValueError as error:
-        mend = 'make config.mesh smaller or set config.mesh.critic="trainer"'
+        mend = 'make config.mesh smaller or set config.mesh.critic="shared"'
         raise ConfigError(f"config.mesh.critic: {error} after the policy's {policy}: {mend}") from error
 
 
 # The values of the keys that place parts on other devices, where they don't.
-_IN_ONE_PLACE = {"mesh.critic": "trainer", "mesh.reference": "trainer", "sampling.own_devices": False}
+_IN_ONE_PLACE = {"mesh.critic": "shared", "mesh.reference": "trainer", "sampling.own_devices": False}
 
 
 def _check_processes(config: ConfigDict) -> None:
@@ -167,7 +174,7 @@ def build_sampler_mesh(config: ConfigDict) -> Mesh:
     """
     s, m = config.sampling, config.mesh
     _check_processes(config)
-    trainer = m.data * m.fsdp * m.tensor * (1 if m.critic == "trainer" else 2)
+    trainer = m.data * m.fsdp * m.tensor * (1 if m.critic == "shared" else 2)
     devices = jax.devices()[trainer:] if s.own_devices else jax.local_devices()
     try:
         return make_mesh(data=s.data, tensor=s.tensor, devices=devices)
@@ -199,25 +206,25 @@ def build_pool(execution: ConfigDict) -> ExecutionPool:
         raise ConfigError(f"execution.require_isolation: {exc}") from exc
 
 
-def build_samplers(config: ConfigDict, policy: Policy, count: int) -> list[Sampler]:
-    """Samplers without weights that share their compiled programs.
+def build_samplers(config: ConfigDict, cfg: ModelConfig, stop_ids: Sequence[int], count: int) -> list[Sampler]:
+    """Samplers of a model of these sizes, without weights, that share their compiled programs.
 
     Raises ConfigError where their devices aren't there or don't divide the model.
     """
     s, mesh = config.sampling, build_sampler_mesh(config)
-    mesh_shardings(mesh, policy.cfg, "sampling")
+    mesh_shardings(mesh, cfg, "sampling")
     shapes = Shapes(
-        rows=s.rows // s.lanes,
+        rows=s.rows // s.workers,
         max_len=config.episode.context,
-        capacities=tuple(s.capacities),
-        chunks=tuple(s.chunks),
+        cache_lengths=tuple(s.cache_lengths),
+        prefill_chunks=tuple(s.prefill_chunks),
         prefill_tokens=s.prefill_tokens,
-        steps=s.steps,
-        stop_ids=len(policy.chat.stop_ids),
+        decode_steps=s.decode_steps,
+        stop_ids=len(stop_ids),
     )
-    one_thread = s.lanes >= whole_cores()
-    programs = Programs(policy.cfg, shapes, mesh, dtype=jnp.dtype(config.model.compute_dtype), one_thread=one_thread)
-    return [Sampler(programs, lanes=s.lanes, gather=s.gather) for _ in range(count)]
+    one_thread = s.workers >= whole_cores()
+    programs = Programs(cfg, shapes, mesh, dtype=jnp.dtype(config.model.compute_dtype), one_thread=one_thread)
+    return [Sampler(programs, workers=s.workers, min_ready_fraction=s.min_ready_fraction) for _ in range(count)]
 
 
 def first_prompt_of(config: ConfigDict, chat: ChatFormat) -> Callable[[str], list[int]]:
@@ -232,7 +239,7 @@ def limits_of(execution: ConfigDict) -> Limits:
         wall_s=execution.wall_s,
         memory_bytes=execution.memory_mb << 20,
         output_bytes=execution.output_kb << 10,
-        patience=execution.wall_patience,
+        wall_patience=execution.wall_patience,
     )
 
 
@@ -260,7 +267,9 @@ def build_learner(config: ConfigDict, cfg: ModelConfig) -> Learner:
     Raises ConfigError where the devices don't match the mesh, or the mesh doesn't divide the model.
     """
     p, m = config.ppo, config.model
-    optimizer = make_optimizer(p.learning_rate, p.warmup_steps, p.weight_decay, p.clip_norm, b1=p.adam_b1, b2=p.adam_b2)
+    optimizer = make_optimizer(
+        cfg, p.learning_rate, p.warmup_steps, p.weight_decay, p.clip_norm, b1=p.adam_b1, b2=p.adam_b2
+    )
     loss = LossSettings(
         clip_eps=p.clip_eps,
         value_clip=p.value_clip,

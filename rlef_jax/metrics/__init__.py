@@ -1,0 +1,1 @@
+"""Metrics over finished episodes: n@k and summaries. Used by both training and evaluation."""

@@ -1,0 +1,60 @@
+"""Imports point one way: a package imports only what stands before it in `LAYERS`."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parents[1] / "rlef_jax"
+# Names in one tuple may import each other.
+LAYERS = (
+    ("errors", "types", "assets", "files"),
+    ("reward", "episode", "progress"),
+    ("config", "config_checks", "paths", "overrides", "arguments", "command_line"),
+    ("execution",),
+    ("model",),
+    ("dialog",),
+    ("data",),
+    ("metrics",),
+    ("sampling", "ppo"),
+    ("planning",),
+    ("training",),
+    ("evaluation",),
+    ("analysis",),
+)
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+COMMANDS = {path.stem for path in PACKAGE.glob("*.py")} - set(RANK) - {"__init__"}
+
+
+def imported(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, part of rlef_jax) of each import in a file, those inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{a.name}" for a in node.names] if node.module == "rlef_jax" else [node.module]
+        for name in names:
+            top, _, rest = name.partition(".")
+            if top == "rlef_jax" and rest:
+                yield node.lineno, rest.split(".")[0]
+
+
+def rank(name: str, of_a_command: int) -> int:
+    return of_a_command if name in COMMANDS else RANK[name]
+
+
+def test_imports_point_down():
+    up = []
+    for path in PACKAGE.rglob("*.py"):
+        own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        for line, name in imported(path) if own != "__init__" else ():
+            if rank(name, len(LAYERS) + 1) > rank(own, len(LAYERS)):  # nor does a command import another
+                up.append(f"{path}:{line}: {own} imports {name}")
+    assert not up
+
+
+def test_commands_are_those_that_can_be_run():
+    for name in COMMANDS:
+        assert '__name__ == "__main__"' in (PACKAGE / f"{name}.py").read_text(), f"{name} is in no layer"
