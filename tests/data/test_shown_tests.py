@@ -1,4 +1,4 @@
-"""Feedback from more tests (B.3): which become public, and what is judged and shown then, by the real judge."""
+"""Feedback from more tests (B.3): which tests become public, and what is then judged and shown (real judge)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PROBLEM = Problem("double", "d", doubles(1), doubles(2, 1, 3), doubles(4, 5, 3))
         (0, (1,), (2, 1, 3), (4, 5, 3)),
         (1, (1,), (2, 1, 3), (4, 5, 3)),
         (2, (1, 2), (1, 3), (4, 5, 3)),
-        (3, (1, 2, 3), (1,), (4, 5, 3)),  # one that is public already isn't shown twice
+        (3, (1, 2, 3), (1,), (4, 5, 3)),  # a duplicate of a public test isn't shown again
         (5, (1, 2, 3, 4, 5), (1,), (3,)),
         (20, (1, 2, 3, 4, 5), (1,), (3,)),
     ],
@@ -46,7 +46,7 @@ def test_one_test_stays_hidden():
     assert with_public(Problem("p", "d", doubles(1), (), doubles(2)), 20) == Problem(
         "p", "d", doubles(1), (), doubles(2)
     )
-    plus = FunctionTest("f", ((1,), (2,)), (1, 2))  # thousands of calls in one test, which is no feedback
+    plus = FunctionTest("f", ((1,), (2,)), (1, 2))  # one test with thousands of calls, unsuitable as feedback
     human_eval = Problem("h", "d", (FunctionTest("f", ((1,),), (1,)),), (plus,), style="human_eval")
     assert with_public(human_eval, 20) == human_eval
 
