@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from rlef_jax.analysis.summary import BOUNDS, EVALUATIONS
+from rlef_jax.files import named_in_errors
 from rlef_jax.types import Status
 
 Record = Mapping[str, Any]
@@ -239,5 +240,6 @@ def _mean(values: Sequence[float]) -> float:
 
 def _save(figure: Figure, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    with named_in_errors(path):
+        figure.savefig(path, dpi=110)
     return path

@@ -11,10 +11,11 @@ Evaluations that weren't run are missing; unknown numbers are null (1@1 without 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from rlef_jax.files import write_json
 
 FILE_NAME = "summary.json"
 
@@ -38,9 +39,7 @@ BOUNDS = {
 def write_summary(workdir: Path, summary: Summary) -> None:
     """Writes `summary.json` atomically."""
     workdir.mkdir(parents=True, exist_ok=True)
-    part = workdir / (FILE_NAME + ".part")
-    part.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
-    os.replace(part, workdir / FILE_NAME)
+    write_json(workdir / FILE_NAME, summary)
 
 
 def read_summary(workdir: Path) -> dict[str, dict[str, Any]]:

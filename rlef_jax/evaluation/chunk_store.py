@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rlef_jax.errors import ConfigError
+from rlef_jax.files import write_json
 from rlef_jax.training.episode_io import read_episodes, write_episodes
 from rlef_jax.types import Episode
 
@@ -36,7 +36,7 @@ def open_folder(folder: Path, settings: Mapping[str, Any]) -> None:
     try:
         (folder / CHUNKS).mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            _write(path, settings)
+            write_json(path, settings)
     except OSError as error:
         raise ConfigError(f"--out={folder}: cannot be written: {error}") from error
     try:
@@ -82,10 +82,4 @@ def all_chunks(
 
 def write_results(folder: Path, results: Mapping[str, Any]) -> None:
     """Writes results.json atomically."""
-    _write(folder / RESULTS, results)
-
-
-def _write(path: Path, value: Mapping[str, Any]) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    write_json(folder / RESULTS, results)

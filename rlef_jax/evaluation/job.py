@@ -20,7 +20,7 @@ from rlef_jax.evaluation.metrics import text_report, whole_report
 from rlef_jax.evaluation.recorded import judge_recorded, read_recorded
 from rlef_jax.metrics.summary import n_at_k_percent, summarise
 from rlef_jax.progress import ProgressDisplay
-from rlef_jax.training.actor import Actor
+from rlef_jax.training.actor import LocalActor, RolloutRequest
 from rlef_jax.training.build import (
     build_policy,
     build_pool,
@@ -84,7 +84,7 @@ def sampled(
     params = policy.params
     if workdir is not None and checkpoint is not None:
         params = saved_policy(workdir, checkpoint, policy.params, (config.model.compute_dtype,))
-    settings = rollout_settings(config, policy.chat, feedback, evaluation=True)
+    settings = rollout_settings(config, policy.chat.stop_ids, feedback, evaluation=True)
     settings = dataclasses.replace(settings, opening=opening(policy.chat, shots, settings.system_prompt))
     about = {
         "benchmark": name,
@@ -101,17 +101,21 @@ def sampled(
         about["few_shot"] = [shot.problem.name for shot in shots]
     folder = out or (workdir or Path("runs")) / "benchmarks" / _folder_name(name, about)
     rows = [p for p in problems for _ in range(rollouts)]
+
+    def find(request: RolloutRequest) -> tuple[Sequence[Problem], Sequence[Problem]]:
+        return rows[request.indexes.start : request.indexes.stop], problems
+
     with build_pool(config.execution) as pool, ProgressDisplay(stream=sys.stderr) as display:
         _open(folder, about, tokenizer_identity(config.model.tokenizer) | python_identity(pool.interpreter))
-        actor = Actor(build_samplers(config, policy.cfg, policy.chat.stop_ids, 1)[0], policy, pool)
-        actor.sampler.set_weights(params, version=0)
+        [sampler] = build_samplers(config, policy.cfg, policy.chat.stop_ids, 1)
+        actor = LocalActor(sampler, policy.chat, pool, find, display=display)
+        actor.set_weights(params, version=0)
 
         def make(first: int, size: int) -> list[Episode]:
-            episodes, _ = actor.episodes(
-                rows[first : first + size], seed=config.seed + EVAL_SEED, step=0, settings=settings, first_index=first,
-                display=display, stage="this chunk", donors=problems,
-            )  # fmt: skip
-            return episodes
+            indexes, seed = range(first, first + size), config.seed + EVAL_SEED
+            return actor.episodes(
+                RolloutRequest(name, seed, 0, len(rows), indexes, settings, stage="this chunk")
+            ).episodes  # fmt: skip
 
         episodes = all_chunks(
             folder, _sizes(len(problems), rollouts, chunk), make, lambda d, t: display.stage("rollouts", d, t)

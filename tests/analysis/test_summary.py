@@ -2,6 +2,7 @@
 
 import pytest
 from matplotlib import image
+from matplotlib.figure import Figure
 
 from rlef_jax import config as config_lib
 from rlef_jax.analysis import plots
@@ -118,8 +119,14 @@ def test_a_run_without_evaluations_says_so(tmp_path):
 @pytest.fixture
 def drawn(monkeypatch, tmp_path):
     """Draws a plot and returns its figure instead of writing a file."""
-    monkeypatch.setattr(plots, "_save", lambda figure, path: figure)
-    return lambda plot, records: plot(records, tmp_path)
+    saved = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **options: saved.append(figure))
+
+    def draw(plot, records):
+        plot(records, tmp_path / "plot.png")
+        return saved.pop()
+
+    return draw
 
 
 def flat(step, **more):

@@ -151,7 +151,7 @@ def assert_both_forms_agree(tmp_path, parquet: Path, of_split: dict[str, list]) 
 
 @needs_shared
 def test_both_forms_of_real_problems_are_equal(tmp_path, monkeypatch):
-    monkeypatch.setattr(release, "_RANGE_BYTES", 100_000)  # so that many units share a file
+    monkeypatch.setattr(release, "RANGE_BYTES", 100_000)  # so that many units share a file
     of_split = {
         split: pq.read_table(SHARED / f"{split}-00000-of-00001.parquet").to_pylist()
         for split in ("train", "valid", "test")
@@ -169,7 +169,7 @@ def test_ranges_of_a_file_hold_each_line_once(tmp_path, monkeypatch):
     path = tmp_path / "train.jsonl"
     path.write_text("\n".join(json.dumps({"name": "x" * (i % 4), "cfRating": i}) for i in range(12)))
     for size in range(1, path.stat().st_size + 2):
-        monkeypatch.setattr(release, "_RANGE_BYTES", size)
+        monkeypatch.setattr(release, "RANGE_BYTES", size)
         problems = [p for unit in release.units(tmp_path) for p, _ in release.read(unit, solutions=1, incorrect=1)]
         assert [p.tags["cf_rating"] for p in problems] == list(range(12)), size
 

@@ -20,6 +20,7 @@ from rlef_jax.data.code_contests import counts
 from rlef_jax.data.code_contests.examples import features, library, to_bytes
 from rlef_jax.data.code_contests.release import SPLITS, Unit, read, units
 from rlef_jax.errors import ConfigError
+from rlef_jax.files import replacing
 
 NAME = "code_contests"
 DONE = "dataset_info.json"  # TFDS's file, written last: it marks a finished build
@@ -223,9 +224,7 @@ def _finish(output: Path, plan: dict[str, Any]) -> None:
 
 
 def _write(path: Path, value: Any) -> None:
-    part = path.with_name(path.name + ".part")
-    with open(part, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
+    with replacing(path) as file:
+        file.write(json.dumps(value, indent=1).encode("utf-8"))
         file.flush()
         os.fsync(file.fileno())
-    os.replace(part, path)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import collections
 import json
-import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -30,6 +29,7 @@ from rlef_jax.execution.interpreter import InterpreterNotFoundError, find_python
 from rlef_jax.execution.isolation import IsolationError
 from rlef_jax.execution.pool import ExecutionPool, auto_workers
 from rlef_jax.execution.verdict import limits_for
+from rlef_jax.files import write_json
 from rlef_jax.progress import ProgressDisplay
 from rlef_jax.types import Limits, Problem, TestResult
 
@@ -72,9 +72,7 @@ def check(
             if report is not None:
                 report(len(checks), len(problems))
     result = references.Report(split, judged_with, tuple(checks))
-    part = journal.with_suffix(".whole")
-    part.write_text(json.dumps(references.to_json(result), indent=1) + "\n")
-    os.replace(part, references.report_path(folder, split))
+    write_json(references.report_path(folder, split), references.to_json(result))
     journal.unlink()
     return result
 

@@ -33,7 +33,7 @@ _DIFFICULTIES = {name: i for i, name in enumerate((*_WORDS, *"ABCDEFGHIJK"))} | 
     for i, letter in enumerate("LMNOPQRSTUV")  # 18 is skipped in the proto
 }
 _BATCH_ROWS = 8  # rows held in memory at a time: a row with all its solutions may have 100 MB
-_RANGE_BYTES = 256 << 20  # size of a unit of a JSON lines file
+RANGE_BYTES = 256 << 20  # size of a unit of a JSON lines file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +81,8 @@ def _parts(split: str, path: Path) -> list[Unit]:
         return [Unit(split, path, group, size // groups) for group in range(groups)]
     if foreign.is_gzipped(path):
         return [Unit(split, path, 0, size)]  # reading can't start in the middle of gzip
-    starts = range(0, max(size, 1), _RANGE_BYTES)
-    return [Unit(split, path, start, min(_RANGE_BYTES, size - start)) for start in starts]
+    starts = range(0, max(size, 1), RANGE_BYTES)
+    return [Unit(split, path, start, min(RANGE_BYTES, size - start)) for start in starts]
 
 
 def read(unit: Unit, *, solutions: int, incorrect: int) -> Iterator[tuple[Problem, float]]:

@@ -9,7 +9,7 @@ import pytest
 
 pytestmark = pytest.mark.long
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")

@@ -74,9 +74,9 @@ def test_does_no_harm_at_lower_levels(level, uid):
 @pytest.mark.slow
 @pytest.mark.parametrize(("level", "uid"), LOWER)
 def test_honest_programs_run_at_lower_levels(level, uid):
-    """Runs test_programs.py at that level and as that user."""
+    """Runs test_program.py at that level and as that user."""
     skip_unless_available(level)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/execution/test_programs.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/execution/test_program.py"]
     if uid:
         command = [sys.executable, "-m", "tests.helpers.as_user", str(uid), *command]
     environment = os.environ | {"RLEF_TEST_LEVEL": level}
