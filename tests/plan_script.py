@@ -1,6 +1,6 @@
-"""Run by test_plan: plans of the tiny model, each with one thing doubled, in a process with eight pretend devices.
+"""Run by test_plan: plans of the tiny model, each with one thing doubled, in a process with eight virtual devices.
 
-Of those, only the programs that are compared are compiled.
+Only the programs that are compared are compiled.
 """
 
 import json
@@ -20,7 +20,7 @@ def planned(devices, *extra, names):
 
 
 def numbers(run_plan):
-    """What a plan says, for each token or in all."""
+    """A plan's numbers, per token or in total."""
     gradients = run_plan.programs["gradients"]
     return {
         "flops": gradients.work.flops,

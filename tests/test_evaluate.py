@@ -51,7 +51,7 @@ def test_killed_and_started_again(tmp_path):
     assert all((first.parent / name).stat().st_mtime_ns == stamp for name, stamp in stamps.items())  # not made again
     results = json.loads(resumed.stdout)
     assert results["rollouts"] == 12 and "1@6" in resumed.stderr and not leftovers(tmp_path)
-    command[-1] = f"--out={tmp_path / 'never'}"  # in a process of its own too: compiled as they were
+    command[-1] = f"--out={tmp_path / 'never'}"  # also in another process, with programs compiled in the same way
     alone = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
     never = json.loads(alone.stdout)
     assert without(results, "folder") == without(never, "folder")

@@ -1,4 +1,4 @@
-"""The command on CodeContests: where the problems come from, and what is said of the judge beside a score."""
+"""The command on CodeContests: the source of the problems, and the judge's error rate beside a score."""
 
 import json
 
@@ -22,7 +22,7 @@ RIGHT = "print(sum(map(int, input().split())))"
 def folder(tmp_path):
     wrong = {"solutions": {"language": [3], "solution": ["print(0)"]}}
     (tmp_path / "source").mkdir()
-    slow = {"time_limit": {"seconds": 20, "nanos": 0}}  # enough on a busy machine
+    slow = {"time_limit": {"seconds": 20, "nanos": 0}}  # enough even on a busy machine
     write_parquet(tmp_path / "source" / "test.parquet", [row("good", **slow), row("bad", **wrong, **slow)])
     build(tmp_path / "source", tmp_path / "built")
     return tmp_path / "built"
@@ -42,7 +42,7 @@ def test_the_judges_own_errors_stand_beside_the_score(tmp_path, folder):
     assert "not measured; do python -m rlef_jax.data.code_contests.judge_check" in text_of(results)
     with ExecutionPool(1, find_python("3.10")) as pool:
         judge_check.check(folder, "test", pool, {}, solutions=3, limits=Limits(), ahead=2)
-    with_check = judged(tmp_path, folder)  # the rollouts that are there; only what is said of the judge changes
+    with_check = judged(tmp_path, folder)  # uses the saved rollouts; only the line about the judge changes
     assert with_check["1@1"] == 100.0
     assert "no reference solution passes on 1 of 2 problems (50.0 %: 1 wrong answer); 0 have none" in text_of(
         with_check

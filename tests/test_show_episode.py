@@ -1,4 +1,4 @@
-"""A printed episode shows all tokens in order and every test; what isn't there is said in a line."""
+"""A printed episode shows all tokens in order and every test; missing files are one-line errors."""
 
 import dataclasses
 import subprocess

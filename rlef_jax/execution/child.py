@@ -143,8 +143,10 @@ def run(start, request):
 
 
 def reserved_too_much(exc):
-    """Whether an exception means that address space ran out. It is limited only without a control group, which would
-    count the memory that is used."""
+    """Whether an exception means that address space ran out.
+
+    Address space is limited only without a control group, which would limit used memory instead.
+    """
     return getattr(exc, "errno", None) == errno.ENOMEM or (
         isinstance(exc, RuntimeError) and str(exc) == "can't start new thread"
     )

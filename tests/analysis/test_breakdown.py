@@ -1,4 +1,4 @@
-"""The breakdown's groups and rates against episodes made by hand, and one line for what isn't there."""
+"""The breakdown's groups and rates for hand-written episodes, and one-line errors for missing files."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ CASE = TestCase("1", "1")
 
 
 def episode(name, outcomes, end="public_passed", **tags):
-    """One letter a turn: f = fails a public test, r = right."""
+    """One letter per turn: f = fails a public test, r = correct."""
     ok, bad = TestResult(Status.PASSED), TestResult(Status.WRONG_ANSWER)
     verdicts = {"f": Verdict(Status.WRONG_ANSWER, (bad,)), "r": Verdict(Status.PASSED, (ok,), (ok,))}
     turns = tuple(Turn((1,), (2,), (0.0,), (0,), "stop", verdicts[letter]) for letter in outcomes)
@@ -22,7 +22,7 @@ def episode(name, outcomes, end="public_passed", **tags):
 
 
 def episodes_of(first):
-    """Closed ones, an open one that `first` says the outcome of, and one that the judge broke on."""
+    """Closed problems, an open one with the outcome `first`, and one on which the judge broke."""
     return [
         episode("a", "r", question="order", open=False, structure_held_out=False),
         episode("b", "fff", "turn_limit", question="", open=False, structure_held_out=True),

@@ -1,4 +1,4 @@
-"""The summary's table and gains are right to the digit, and a report draws what the workdir allows."""
+"""The summary's table and gains are exact, and a report draws the plots that the workdir allows."""
 
 import pytest
 from matplotlib import image
@@ -118,7 +118,7 @@ def test_a_run_without_evaluations_says_so(tmp_path):
 
 @pytest.fixture
 def drawn(monkeypatch, tmp_path):
-    """Draws a plot and gives its figure, of which no file is made."""
+    """Draws a plot and returns its figure instead of writing a file."""
     saved = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, path, **options: saved.append(figure))
 

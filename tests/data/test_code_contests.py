@@ -37,7 +37,7 @@ def written(folder: Path, train: list, valid: list | None = None) -> Path:
 
 
 def assert_is(problem, r, *, solutions=10, incorrect=10):
-    """The problem against a row as pyarrow gives it."""
+    """Compares a problem with its row, as pyarrow reads it."""
     assert (problem.name, problem.description) == (r["name"], r["description"])
     for kind in TESTS:
         tests = [(t.input, t.output) for t in getattr(problem, kind)]
@@ -80,7 +80,7 @@ def test_every_field_comes_back_and_training_drops_what_it_cannot_use(tmp_path):
         "no public tests": no_public,
         "no private tests": 40 - no_public - len(kept_rows),
     }
-    assert counts["valid"]["kept"] == 3 and "dropped" not in counts["valid"]  # evaluation splits are whole
+    assert counts["valid"]["kept"] == 3 and "dropped" not in counts["valid"]  # evaluation splits keep all problems
     problems = open_split(str(tmp_path / "out"), "train")
     assert len(problems) == len(kept_rows)
     for i, (problem, r) in enumerate(zip(problems, kept_rows, strict=True)):
@@ -194,8 +194,8 @@ def test_statements_that_take_several_answers(text, expected):
     assert several_answers(text) is expected
 
 
-# Builds that kill themselves, with no way to clean up, at their n-th step: a row read, a file about to be put in its
-# place, or just put there. Each goes on with what the one before it left. Prints how each ended, and its shards.
+# Builds that kill themselves without cleaning up at their n-th step: after reading a row, before or after moving a file
+# to its final name. Each continues from the previous one. Prints how each ended, and its shards.
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path
@@ -229,7 +229,7 @@ for at in sys.argv[3:]:
 def test_a_build_killed_at_any_point_goes_on_and_ends_with_the_same_bytes(tmp_path):
     source, out = written(tmp_path / "source", rows(24, seed=3)), tmp_path / "out"
     build(source, tmp_path / "whole")
-    # The first dies before there is a plan, others amid shards, between a shard and its counts, and amid the metadata.
+    # The first dies before it writes a plan, others within shards, between a shard and its counts, and in the metadata.
     kills = ["1", "2", "5", "9", "7", "8", "6", "10", "5", "7", "9", "6", "3", "7", "9"]
     process = subprocess.run(
         [sys.executable, "-c", KILLED, source, out, *kills], cwd=REPOSITORY, capture_output=True, text=True, check=True
@@ -307,7 +307,7 @@ def test_the_command_prints_the_table_and_an_error_in_one_line(tmp_path, capsys,
     text = capsys.readouterr().out
     assert "dropped: no public tests" in text and "problems kept" in text and "set config.data.dir to it" in text
     command.main()
-    assert capsys.readouterr().out.splitlines()[:-1] == text.splitlines()[:-1]  # it is done already
+    assert capsys.readouterr().out.splitlines()[:-1] == text.splitlines()[:-1]  # it has finished already
     monkeypatch.setattr(sys, "argv", [*arguments, "--solutions=-1"])
     with pytest.raises(SystemExit) as stop:
         command.main()

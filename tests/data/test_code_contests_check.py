@@ -1,4 +1,4 @@
-"""The judge's own error rate: reference solutions on their own tests, and a check that goes on where it stopped."""
+"""The judge's error rate: reference solutions on their problems' tests, and a check that resumes when stopped."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_an_interrupted_check_goes_on_and_another_begins_anew(folder, pool):
         check(folder, pool, report=stop)
     journal = report_path(folder, "valid").with_suffix(".part.jsonl")
     with journal.open("a") as file:
-        file.write('["syntax", ["pyth')  # killed while it wrote
+        file.write('["syntax", ["pyth')  # killed while writing
     assert not report_path(folder, "valid").is_file()
     progress = []
     resumed = check(folder, pool, report=lambda done, total: progress.append(done))
@@ -100,7 +100,7 @@ def test_an_interrupted_check_goes_on_and_another_begins_anew(folder, pool):
         check(folder, pool, report=stop)
     progress.clear()
     check(folder, pool, {"solutions": 2}, report=lambda done, total: progress.append(done))
-    assert progress == list(range(1, 11))  # judged otherwise: nothing of it is kept
+    assert progress == list(range(1, 11))  # other settings: stored results aren't used
 
 
 def test_the_command_refuses_what_it_cannot_do(folder, capsys, monkeypatch):

@@ -1,4 +1,4 @@
-"""Which problem an episode gets: permutations, disjoint shares, rules, and the config that asks for them."""
+"""The problem of each episode: permutations, disjoint shares, exclusion rules, and their config."""
 
 from __future__ import annotations
 
@@ -111,8 +111,8 @@ def test_longer_prompts_are_left_out_counted_and_remembered(folder):
 
     prompted.clear()
     again = fit(dataclasses.replace(source, max_prompt_tokens=9), ["train"], counting, tell=lines.append)
-    assert len(again.positions["train"]) < len(short) and len(prompted) <= reader._PROBES  # the lengths were kept
-    longer = fit(source, ["train"], lambda d: words(d) * 2, tell=lines.append)  # another tokenizer's were not taken
+    assert len(again.positions["train"]) < len(short) and len(prompted) <= reader._PROBES  # the lengths were cached
+    longer = fit(source, ["train"], lambda d: words(d) * 2, tell=lines.append)  # another tokenizer counts anew
     assert len(longer.positions["train"]) < len(short)
     with pytest.raises(ConfigError, match="the rules leave no problem of train"):
         fit(dataclasses.replace(source, max_prompt_tokens=1), ["train"], words, tell=lines.append)
@@ -128,7 +128,7 @@ def test_many_problems_are_counted_once_for_a_tokenizer(tmp_path):
         prompted.append(description)
         return words(description)
 
-    for expected in (300 + 60, 60):  # every fifth tells the tokenizer
+    for expected in (300 + 60, 60):  # every fifth prompt identifies the tokenizer
         prompted.clear()
         fit(Source("code_contests", str(tmp_path / "out"), max_prompt_tokens=9), ["train"], counting, tell=str)
         assert len(prompted) == expected

@@ -1,4 +1,4 @@
-"""The warm start's dialogues: what is trained on is what an author wrote, and the careful one repairs rightly."""
+"""The warm start's dialogues: the loss covers the author's tokens, and the careful author repairs correctly."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Damaged downloads and files of another kind: one line with file, record and fix, whoever reads them."""
+"""Damaged downloads and other files: every reader reports one line with file, record and fix."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rlef_jax.evaluation.recorded import read_recorded
 from rlef_jax.types import Problem, TestCase
 from tests.helpers.contest_rows import as_proto, row, rows, write_parquet
 
-SEPARATORS = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e\r"  # `str.splitlines` takes them for ends of lines
+SEPARATORS = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e\r"  # `str.splitlines` treats them as line ends
 PROBLEM = Problem("p", "d", (TestCase("1", "1"),), ())
 
 
@@ -53,7 +53,7 @@ def test_only_a_newline_ends_a_line_and_a_mark_of_byte_order_is_dropped(tmp_path
     assert find_problem(str(tmp_path / "p.json"), "", no_runs).name == f"a{SEPARATORS}"
 
 
-# Each with a part of what is said of it. `good` is some compressed JSON lines.
+# Each with a part of its error message. `good` is compressed JSON lines.
 DAMAGE = {
     "cut": (lambda good: good[: len(good) // 2], "Compressed file ended"),
     "cut in its header": (lambda good: good[:5], "download it again"),
@@ -89,14 +89,14 @@ def test_damage_is_one_line_for_every_reader(tmp_path, name):
         ("HumanEval.jsonl.gz", samples(), lambda p: benchmarks.load("human_eval", p.parent, runner=no_runs)),
         ("samples.jsonl.gz", samples(), lambda p: read_recorded(p, [PROBLEM])),
         ("problems.jsonl.gz", samples(), lambda p: find_problem(str(p), "x", no_runs)),
-        ("test.jsonl", samples(), lambda p: benchmarks.load("livecodebench", p.parent)),  # gzipped all the same
+        ("test.jsonl", samples(), lambda p: benchmarks.load("livecodebench", p.parent)),  # still gzipped
         ("train.jsonl.gz", contests(), lambda p: build(p.parent, tmp_path / "built")),
     ):
         path = tmp_path / where.replace(".", "_") / where
         path.parent.mkdir()
         path.write_bytes(damage(gzip.compress(good)))
         text = said(lambda read=read, path=path: read(path), path)
-        if where in ("HumanEval.jsonl.gz", "samples.jsonl.gz"):  # others may find something to say of a line before it
+        if where in ("HumanEval.jsonl.gz", "samples.jsonl.gz"):  # others may report an earlier line
             assert words in text
 
 
@@ -129,7 +129,7 @@ def test_a_build_goes_on_after_a_damaged_file_is_downloaded_again(tmp_path):
     assert not (out / DONE).exists() and "00001-of-00002" not in shards and "00001-of-00002.part" in shards
     with pytest.raises(ConfigError, match="was interrupted; go on"):
         read_plan(out)
-    (source / "train-0.parquet").write_bytes(good[:middle])  # of another size
+    (source / "train-0.parquet").write_bytes(good[:middle])  # with another size
     said(lambda: build(source, out), source / "train-0.parquet")
     (source / "train-0.parquet").write_bytes(good)
     assert build(source, out) == build(source, tmp_path / "fresh")
@@ -168,7 +168,7 @@ def test_counts_that_were_damaged_are_made_again(tmp_path):
 
 
 def test_every_reader_goes_through_here():
-    """Text is split into lines, and archives are opened, nowhere else where data is read."""
+    """No other module that reads data splits text into lines or opens archives."""
     package = Path(foreign.__file__).parents[1]
     readers = [*package.glob("data/**/*.py"), *package.glob("evaluation/*.py"), package / "judge.py"]
     for path in readers:

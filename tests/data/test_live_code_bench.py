@@ -1,4 +1,4 @@
-"""LiveCodeBench's questions from files in its published form, made of problems of our own; then through the judge."""
+"""LiveCodeBench: our own problems in files of its published format, read and judged."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STARTER = "class Solution:\n    def addAll(self, numbers: List[int], start: int)
 
 
 def packed(tests):
-    """As code_generation_lite has private tests."""
+    """Private tests encoded as in code_generation_lite."""
     return base64.b64encode(zlib.compress(pickle.dumps(json.dumps(tests)))).decode()
 
 
@@ -95,7 +95,7 @@ def test_without_private_tests_the_public_ones_decide_and_that_is_said_once(tmp_
 
 
 def resaved(question, **changes):
-    """A row as `datasets` or pandas may write it again."""
+    """A row as `datasets` or pandas may save it."""
     plain = question | {"private_test_cases": live_code_bench.private_tests(question["private_test_cases"])}
     plain |= {key: json.loads(question[key]) for key in ("public_test_cases", "metadata")}
     return plain | changes
@@ -155,7 +155,7 @@ def test_what_the_model_is_told(tmp_path):
     ],
 )
 def test_dates_are_days_months_or_years_and_both_count(tmp_path, window, names):
-    folder = written(tmp_path / "below", [ADD, SUM, LATE]).parent  # a folder within --data serves
+    folder = written(tmp_path / "below", [ADD, SUM, LATE]).parent  # a subfolder of --data is searched
     assert [p.name for p in load(folder, **window)] == names
 
 
@@ -239,8 +239,8 @@ def test_wrong_usage_is_one_line(tmp_path):
 
 RIGHT = {
     "abc1_a": "a, b = map(int, input().split())\nprint(a + b)",
-    "3001": f"{STARTER}return sum(numbers) + start\n",  # List is the frame's
-    "abc2_a": "print(sum(map(int, sys.stdin.read().split())))",  # so is sys
+    "3001": f"{STARTER}return sum(numbers) + start\n",  # List is imported by the frame
+    "abc2_a": "print(sum(map(int, sys.stdin.read().split())))",  # and sys too
 }
 WRONG = {
     "abc1_a": "a, b = map(int, input().split())\nprint(abs(a + b) or 1)",  # wrong on a hidden test

@@ -1,4 +1,4 @@
-"""Text that UTF-8 can't hold, in tests, statements and names: left out, or refused by name, where problems are read."""
+"""Text that UTF-8 can't encode, in tests, statements and names: left out or refused by name when problems are read."""
 
 from __future__ import annotations
 

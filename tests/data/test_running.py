@@ -1,4 +1,4 @@
-"""Reference solutions run in the judge: whatever one does is one line with its task, and nothing of it is ours."""
+"""Reference solutions run in the judge: each failure is one line with the task, and doesn't affect this process."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_the_commands_say_it_in_a_line(tmp_path, capsys):
 
 
 def test_references_run_elsewhere_and_many_at_a_time(tmp_path, pool):
-    """In another process than ours, under the judge's Python, while other tasks are read."""
+    """They run in another process, under the judge's Python, while other tasks are read."""
     folder = tmp_path / "data"
     for i in range(12):
         written(
@@ -112,7 +112,7 @@ def test_references_run_elsewhere_and_many_at_a_time(tmp_path, pool):
 
 
 def test_readers_go_on_with_what_their_runs_returned():
-    """One that asks twice, one that asks for nothing, one for several runs at a time."""
+    """One reader yields twice, one never, one several runs at a time."""
     programs = []
 
     def runner(run):

@@ -1,4 +1,4 @@
-"""Feedback from more tests (B.3): which become public, and what is judged and shown then, by the real judge."""
+"""Feedback from more tests (B.3): which tests become public, and what is then judged and shown (real judge)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PROBLEM = Problem("double", "d", doubles(1), doubles(2, 1, 3), doubles(4, 5, 3))
         (0, (1,), (2, 1, 3), (4, 5, 3)),
         (1, (1,), (2, 1, 3), (4, 5, 3)),
         (2, (1, 2), (1, 3), (4, 5, 3)),
-        (3, (1, 2, 3), (1,), (4, 5, 3)),  # one that is public already isn't shown twice
+        (3, (1, 2, 3), (1,), (4, 5, 3)),  # a duplicate of a public test isn't shown again
         (5, (1, 2, 3, 4, 5), (1,), (3,)),
         (20, (1, 2, 3, 4, 5), (1,), (3,)),
     ],

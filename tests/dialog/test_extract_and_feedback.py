@@ -1,4 +1,4 @@
-"""Prompts and feedback byte for byte, and the program found in a response."""
+"""Prompts and feedback byte for byte, and the program extracted from a response."""
 
 from __future__ import annotations
 

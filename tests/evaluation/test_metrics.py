@@ -1,4 +1,4 @@
-"""n@k's tables, what happens over turns, and chrF: against counts made by hand, formulas and sacreBLEU."""
+"""The n@k table, metrics over turns and chrF, against hand-made counts, formulas and sacreBLEU."""
 
 import math
 
@@ -13,7 +13,7 @@ from rlef_jax.types import Episode, Problem, Status, TestCase, TestResult, Turn,
 
 
 def episode(outcomes: str, *, name: str = "p", end: str = "public_passed") -> Episode:
-    """One letter a turn: f fails a public test, t is too slow for it, n has no code, h fails a hidden one, r is right.
+    """A letter per turn: f fails a public test, t is too slow for it, n has no code, h fails a hidden one, r is right.
 
     Turn i has i tokens; a response without code was cut by length.
     """
@@ -49,7 +49,7 @@ def test_submitting_all_that_is_drawn_is_the_unbiased_pass_at_k(data):
     public = data.draw(st.integers(correct, samples))
     unbiased = 1 - math.prod((samples - correct - i) / (samples - i) for i in range(k))  # Chen et al. (2021)
     assert n_at_k(samples, public, correct, n=k, k=k) == pytest.approx(unbiased, abs=1e-9)
-    # A perfect filter finds the right one wherever it was drawn.
+    # A perfect filter selects a correct one whenever one was drawn.
     assert n_at_k(samples, correct, correct, n=1, k=k) == pytest.approx(unbiased, abs=1e-9)
 
 
@@ -78,7 +78,7 @@ def test_the_table_by_hand():
     assert table["1@12"]["rollouts"] == 4 and table["1@12"]["problems"] == 1
     # Three first responses of four: r and h pass, drawn together in half of the draws.
     assert table["1@3"]["independent"] == pytest.approx(100 * (0.5 * 0.5 + 0.25 * 1 + 0.25 * 0))
-    assert table["1@12"]["independent"] is None  # there are no twelve of them
+    assert table["1@12"]["independent"] is None  # there are fewer than twelve
 
 
 def test_intervals_over_samples_and_over_problems():

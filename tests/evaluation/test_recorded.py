@@ -1,4 +1,4 @@
-"""Responses made elsewhere, through the real judge: each form, the turn machine, bad files; and the whole command."""
+"""Recorded responses with the real judge: each file format, the turn rules, bad files, and the whole command."""
 
 import json
 import subprocess
@@ -103,19 +103,19 @@ def test_turns_end_as_sampled_ones_do(pool):
         pool, rollouts, limits, max_turns=3, first_index=7, on_progress=lambda *a: progress.append(a)
     )
     assert [(len(e.turns), e.solved, e.end) for e in episodes] == [
-        (1, True, "public_passed"),  # what follows was never asked for
+        (1, True, "public_passed"),  # later responses aren't used
         (3, True, "public_passed"),
-        (1, False, "public_passed"),  # wrong on a hidden test, and nobody is told
+        (1, False, "public_passed"),  # fails a hidden test, without feedback
         (3, False, "turn_limit"),
         (2, True, "public_passed"),
     ]
     assert [e.index for e in episodes] == [7, 8, 9, 10, 11] and progress[-1] == (5, 5)
     assert episodes[1].turns[1].verdict.status is Status.NO_CODE
-    assert len(episodes[2].turns[0].verdict.hidden) == 1  # the first failure stops them
+    assert len(episodes[2].turns[0].verdict.hidden) == 1  # they stop at the first failure
 
 
 def minis(tmp_path, name="samples.jsonl"):
-    """Recorded dialogues of the first problems of MiniContests' test split: right at once, repaired, or never."""
+    """Recorded dialogues of the first problems of MiniContests' test split: correct at once, repaired, or never."""
     fence = "```python\n{}\n```".format
     rows = []
     for i, p in enumerate(mini_contests.eval_split("valid")[:6]):
@@ -140,7 +140,7 @@ def test_contests_through_the_command(tmp_path):
     assert results["over_turns"]["responses"] == [12, 10, 8]
     assert results["over_turns"]["transitions"][0] == {"WRONG_ANSWER": {"NO_CODE": 6, "PASSED": 2, "WRONG_ANSWER": 2}}
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == results
-    assert results == judge(minis(tmp_path), tmp_path / "out", "--n-at-k=1@3,1@6,2@6")  # read back: nothing is judged
+    assert results == judge(minis(tmp_path), tmp_path / "out", "--n-at-k=1@3,1@6,2@6")  # from the saved rollouts
     with pytest.raises(ConfigError, match="holds another evaluation: its chunk is 256, asked for is 3"):
         judge(minis(tmp_path), tmp_path / "out", "--chunk=3")
 

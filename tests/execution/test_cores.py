@@ -1,4 +1,4 @@
-"""How many workers there are: what affinity and the quotas of control groups leave, in v1, v2 and odd places."""
+"""The number of usable cores, from affinity and control group quotas (v1, v2, unusual mounts)."""
 
 import math
 import os
@@ -16,7 +16,7 @@ V1 = pathlib.Path("/sys/fs/cgroup/cpu")
 
 @pytest.fixture
 def process(tmp_path):
-    """process(cgroup, mounts, files) -> the folder of a process that is in these groups."""
+    """process(cgroup, mounts, files) -> a /proc folder of a process in these groups."""
 
     def make(cgroup, mounts, files):
         proc = tmp_path / "proc"

@@ -42,7 +42,7 @@ plain = st.recursive(
 
 
 def same(a, b):
-    """Equal, and of the same types throughout (the order in a set's text is its own matter)."""
+    """Equal and of the same types throughout; the order of a set's text doesn't matter."""
     if type(a) is not type(b) or a != b:
         return False
     if isinstance(a, dict):
@@ -122,7 +122,7 @@ def test_rows_that_would_take_more_memory_than_they_were_sent_in_are_refused():
 
 
 def test_a_string_is_sent_once_however_often_it_stands_there():
-    words = ["w" * 1000 + str(i) for i in range(300)]  # more than a byte can number
+    words = ["w" * 1000 + str(i) for i in range(300)]  # more than a byte can index
     value = [(word,) * 50 for word in words] + [words]
     data = calls.encode(value, 1 << 30)
     assert len(data) < 1001 * 300 + 2 * 51 * 400 + 20 * 301 and same(calls.decode(data), value)
@@ -181,7 +181,7 @@ LONG = {
 
 @pytest.mark.parametrize("name", LONG)
 def test_long_wrong_results_are_told_apart_without_a_diff(name):
-    """A tenth of the first ones took `unittest` 25 s: its time grows with the cube."""
+    """For a tenth of these values `unittest` takes 25 s, and its time grows with the cube of their length."""
     result, expected = LONG[name]
     text = compare(result, expected, FunctionTest("f", ((),), (expected,)), ())
     assert text.startswith("AssertionError: ") and len(text) < 10_000
@@ -239,7 +239,7 @@ def test_results_cannot_be_forged(pool, name):
 
 @pytest.mark.parametrize("level", [Level.FULL, Level.PROCESS])
 def test_long_claims_do_not_break_the_worker(interpreter, level):
-    """Longer than a program's memory may be: that ends as a failure of the program's, not of the judge."""
+    """They may need more than a program's memory: then the program fails, not the judge."""
     if isinstance(reason := trial(level, interpreter), str):
         pytest.skip(f"level {level} is not available here: {reason}")
     flood = "import os\nfor _ in range(200):\n    for fd in (1, 3): os.write(fd, b'V' * (1 << 20))\nos._exit(0)"
@@ -271,7 +271,7 @@ def test_long_claims_do_not_break_the_worker(interpreter, level):
         ((), [], {"compare": "plus"}, True),  # as the plus tests have it
         ((1,), [1], {"compare": "plus"}, False),
         (Fraction(10**17 + 1), 1e17, {"compare": "plus"}, True),
-        (Decimal("1.0000000001"), 1.0, {"compare": "plus"}, False),  # numpy subtracts no float from it
+        (Decimal("1.0000000001"), 1.0, {"compare": "plus"}, False),  # NumPy can't subtract a float from it
         ([range(10**9)] * 10**4, [[1.0]], {"compare": "plus", "atol": 0.1}, False),
         (range(1, 3), [1.0, 2.0], {"compare": "plus"}, True),
         (range(10**18), {1, 2}, {"compare": "set"}, False),
@@ -293,7 +293,7 @@ def test_comparisons(result, expected, how, right):
 
 
 def tasks(pool, name, step):
-    """Every `step`-th task (reading one takes as long as judging it)."""
+    """Every `step`-th task, since reading a task takes as long as judging it."""
     path = DATA / f"{name}-OriginFmt.jsonl.gz"
     if not path.is_file():
         pytest.skip(f"no {path}")
@@ -303,7 +303,7 @@ def tasks(pool, name, step):
 
 
 def mutants(task):
-    """Versions of the solution with one thing changed: constants, comparisons, arithmetic, at last the result."""
+    """Versions of the solution with one change: to a constant, a comparison, arithmetic, or finally the result."""
     tree = ast.parse(task.solutions[0])
     swaps = {ast.Lt: ast.GtE, ast.GtE: ast.Lt, ast.Gt: ast.LtE, ast.LtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq}
     swaps |= {
@@ -331,7 +331,7 @@ def mutants(task):
 
 
 def check_references(pool, problems):
-    """Reference solutions pass all their tests, within a user's limits; some version with one thing changed fails."""
+    """Reference solutions pass all their tests within a user's limits, and some mutant of each fails."""
     wrong = {}
     limits = {task.name: limits_for(task, Limits(wall_s=60.0)) for task in problems}  # 10 s, but for a busy machine
     futures = {
@@ -344,7 +344,7 @@ def check_references(pool, problems):
     assert not wrong
 
     def survives(task):
-        """Whether none of the first mutants fails. Some change nothing: each task needs but one that does."""
+        """Whether none of the first mutants fails. Some are equivalent, so one failing mutant per task is enough."""
         for mutant, _ in zip(mutants(task), range(12)):
             quick = dataclasses.replace(limits[task.name], wall_s=30.0)
             judged = pool.run(mutant, task.hidden_tests, quick, stop_at_first_failure=True).result(300)

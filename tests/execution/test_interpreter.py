@@ -56,7 +56,7 @@ def test_a_path_that_is_no_python_is_refused_by_name(path):
 
 @pytest.mark.slow
 def test_numpy(tmp_path, interpreter):
-    """The real package, from the index: imported once a program, its random numbers those of the input."""
+    """The real NumPy, from the package index: imported once per program, with random numbers seeded by the input."""
     subprocess.run([interpreter.path, "-m", "venv", tmp_path / "venv"], check=True)
     python = tmp_path / "venv" / "bin" / "python"
     pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "numpy"]

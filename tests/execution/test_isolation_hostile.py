@@ -1,7 +1,7 @@
 """Programs that attack the judge: as root at the best level of isolation here, and as an ordinary user.
 
-Each is tried on a worker of its own pool, and the host is looked at after it: the verdict in time, the next program's
-verdict right, canary files and listeners untouched, no process left. `tests/helpers/hostile_programs.py` has them.
+Each runs in a pool of its own. Then the test checks that its verdict came in time, that the next program's verdict is
+correct, and that canary files, listeners and processes are as before. See `tests/helpers/hostile_programs.py`.
 """
 
 import json
@@ -38,7 +38,7 @@ def test_does_no_harm(place, name):
 
 
 def run_suite(level, uid):
-    """The whole suite in a process of its own, as user `uid`: what was wrong, by program."""
+    """Runs the whole suite in a process of user `uid`. Returns {program: problems}."""
     command = [sys.executable, "-m", "tests.helpers.hostile_run", level]
     if uid:
         command = [sys.executable, "-m", "tests.helpers.as_user", str(uid), *command]
@@ -74,7 +74,7 @@ def test_does_no_harm_at_lower_levels(level, uid):
 @pytest.mark.slow
 @pytest.mark.parametrize(("level", "uid"), LOWER)
 def test_honest_programs_run_at_lower_levels(level, uid):
-    """All of test_program.py, at that level and as that user."""
+    """Runs test_program.py at that level and as that user."""
     skip_unless_available(level)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/execution/test_program.py"]
     if uid:

@@ -56,7 +56,7 @@ def test_the_program_of_a_request_is_the_one_that_runs(run):
         ("", ""),
         ("print(2)", "2"),
     ]:
-        for _ in range(3):  # both workers have seen something else before
+        for _ in range(3):  # both workers have run another program before
             (result,) = run(program, ("", output or ""))
             assert result.status is (Status.SYNTAX_ERROR if output is None else Status.PASSED)
 
@@ -66,7 +66,7 @@ def test_a_killed_worker_changes_no_result(interpreter):
     with ExecutionPool(1, interpreter) as own:
         future = own.run(slow, TESTS, Limits(wall_s=70.0, memory_bytes=256 << 20))
         assert is_running("rlef-slow-1")
-        time.sleep(0.5)  # into the test that sleeps
+        time.sleep(0.5)  # during the test that sleeps
         for pid in own.worker_pids():
             os.kill(pid, signal.SIGKILL)
         results = future.result(timeout=60)

@@ -1,4 +1,4 @@
-"""What the pool promises beyond right results: back-pressure, fairness, cancellation, nothing left behind."""
+"""Guarantees of the pool besides correct results: back-pressure, fairness, cancellation, cleaning up."""
 
 import concurrent.futures
 import os
@@ -160,7 +160,7 @@ def test_nothing_is_left_when_the_pools_process_ends(number):
 
 
 def test_close_leaves_no_descriptor_and_no_cgroup(interpreter):
-    ExecutionPool(1, interpreter).close()  # what the first one loads and caches
+    ExecutionPool(1, interpreter).close()  # after the first pool has loaded and cached everything
     old_descriptors = len(os.listdir("/proc/self/fd"))
     with ExecutionPool(2, interpreter) as own:
         own.run(ECHO, cases(1), LIMITS).result(60)
@@ -175,7 +175,7 @@ def test_a_pool_sweeps_what_a_killed_janitor_could_not(interpreter):
 
     groups = [
         pathlib.Path(f).parent / "rlef-1-0-5" for f in cgroups.folders(5)
-    ]  # of process 1, but not of this one's start
+    ]  # process 1 exists, but with another start time
     for folder in groups:
         folder.mkdir()
     ExecutionPool(1, interpreter).close()

@@ -13,7 +13,7 @@ V = 7
 
 
 def reference_probs(logits, temperature, top_k, top_p):
-    """One row in float64, by sorting."""
+    """Probabilities of one row in float64, by sorting."""
     scaled = np.asarray(logits, np.float64) / temperature
     probs = np.exp(scaled - scaled.max())
     probs /= probs.sum()
@@ -58,7 +58,7 @@ def test_temperature_zero_is_greedy_and_ties_are_kept():
 
 
 def test_each_row_has_settings_of_its_own():
-    """A row's weights are what it gets alone, and a row that cuts nothing gets the plain ones, bit for bit."""
+    """A row's weights equal those it gets alone; without top-k and top-p they equal the plain ones bit for bit."""
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(5, V)), jnp.float32) * 2
     temperature, top_k, top_p = jnp.array([1.0, 0.5, 0.0, 1.3, 1.0]), jnp.array([0, 2, 0, 0, 4]), jnp.ones(5) * 0.9
     top_p = top_p.at[0].set(1.0)
@@ -103,9 +103,9 @@ def test_draws_follow_the_distribution():
 
 
 def test_draws_follow_the_distribution_at_a_large_vocabulary():
-    """Chi-square of 400,000 draws at 49,152 tokens, those expected fewer than 20 times put together.
+    """Chi-square of 400,000 draws at 49,152 tokens; tokens expected fewer than 20 times are combined.
 
-    What a sum of squares over n classes may be at most: n + 4 sqrt(2 n), four standard deviations above its mean.
+    The bound for n classes is n + 4 sqrt(2 n), four standard deviations above the mean.
     """
     vocabulary, rows, repeats = 49152, 200, 2000
     logits = np.random.default_rng(0).normal(size=vocabulary) * 3.0
