@@ -6,9 +6,10 @@ BIN := $(VENV)/bin
 DEMO := runs/demo
 FLAGS ?=
 # Bytecode is written when a module is first imported; compiling all of it at installation costs more than it saves.
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
+# constraints.txt holds the versions that the tests ran against; `make lock` writes it anew.
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile -c constraints.txt
 
-.PHONY: help demo test test-slow soak lint format warm-start smollm2 bench-env parity golden clean
+.PHONY: help demo test test-slow soak lint format lock warm-start smollm2 bench-env parity golden clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -17,12 +18,12 @@ help: ## this list
 $(BIN)/python:
 	@python=$$(PYTHON="$(PYTHON)" sh scripts/find_python.sh) && echo "making $(VENV) with $$python" && "$$python" -m venv $(VENV)
 
-$(VENV)/.installed: setup.py pyproject.toml | $(BIN)/python
+$(VENV)/.installed: setup.py pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing rlef_jax into $(VENV)"
 	@$(PIP) -e .
 	@touch $@
 
-$(VENV)/.installed-dev: setup.py pyproject.toml | $(BIN)/python
+$(VENV)/.installed-dev: setup.py pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing rlef_jax and its development tools into $(VENV)"
 	@$(PIP) -e '.[dev]'
 	@touch $(VENV)/.installed $@
@@ -46,10 +47,14 @@ format: $(VENV)/.installed-dev ## mend what ruff can mend
 	@$(BIN)/ruff format .
 
 test: lint ## lint, types and the tests (15 minutes at most)
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.installed-dev ## the tests that take minutes each
 	@$(BIN)/python -m pytest -q -m slow
+	@$(BIN)/python -m pytest -q --hypothesis-profile=full tests/test_fuzz.py
+
+lock: ## constraints.txt anew: the newest versions that setup.py allows
+	@sh scripts/lock.sh
 
 soak: $(VENV)/.installed ## 200,000 tests on the executor, some hostile, workers killed meanwhile (an hour at most)
 	@$(BIN)/python benchmarks/soak.py
@@ -62,6 +67,7 @@ smollm2: $(VENV)/.installed ## SmolLM2-135M-Instruct (93 MB, Apache 2.0) to weig
 	@$(BIN)/python -m rlef_jax.fetch
 
 # torch's CPU build and what the references need, in an environment of their own: `make test` never needs it.
+# Its Python is 3.11, for which constraints.txt holds no versions.
 BENCH := .bench-env
 $(BENCH)/.installed:
 	@python=$$(PYTHON="$(PYTHON)" sh scripts/find_bench_python.sh) && "$$python" -m venv $(BENCH)

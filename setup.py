@@ -1,4 +1,7 @@
-"""Package metadata. Versions are lower bounds of what the tests ran against."""
+"""Package metadata.
+
+Versions are lower bounds, for other people's environments; those that the tests ran against are in constraints.txt.
+"""
 
 import re
 from pathlib import Path
@@ -49,7 +52,7 @@ setup(
             "mypy>=1.13",
             "pre-commit>=4.0",
             "pytest>=8.3",
-            "pytest-xdist>=3.6",
+            "pytest-xdist>=3.7",
             "ruff>=0.8",
             "safetensors>=0.5",
         ],

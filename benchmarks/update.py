@@ -35,7 +35,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlef_jax.model.transformer import ModelConfig, init_params
+from rlef_jax.model.parameters import init_params
+from rlef_jax.model.transformer import ModelConfig
 from rlef_jax.model.value import init_value_head
 from rlef_jax.model.weights import load_params, save_params
 from rlef_jax.planning.programs import Program, update_programs
@@ -127,7 +128,7 @@ def serve_ours(name: str, folder: Path) -> None:
     """The worker of our side: a step for each line on stdin."""
     case = (CASES | DOUBLED)[name]
     learner = Learner(
-        case.model, make_optimizer(1e-4, warmup_steps=1), loss=LossSettings(), separate_critic=False,
+        case.model, make_optimizer(case.model, 1e-4, warmup_steps=1), loss=LossSettings(), separate_critic=False,
         how=ForwardSettings(**case.how),
     )  # fmt: skip
     policy = load_params(folder / "weights.npz", case.model)
@@ -254,7 +255,10 @@ def measure(name: str, repeats: int) -> dict[str, Any]:
 def programs_of(case: Case) -> dict[str, Program]:
     """The compiled programs of the case's update."""
     learner = Learner(
-        case.model, make_optimizer(1e-4, warmup_steps=1), separate_critic=False, how=ForwardSettings(**case.how)
+        case.model,
+        make_optimizer(case.model, 1e-4, warmup_steps=1),
+        separate_critic=False,
+        how=ForwardSettings(**case.how),
     )
     return update_programs(
         learner, jnp.float32, microbatches=case.rows // case.microbatch_rows, rows=case.microbatch_rows,

@@ -145,6 +145,7 @@ def _model() -> dict[str, Any]:
         tie_embeddings=True,
         qkv_bias=False,  # Qwen 2
         qk_norm=False,  # Qwen 3
+        family="",  # what its files are called, a name in model/families.py; "" = by qkv_bias and qk_norm
         tokenizer="package:tokenizer",  # package:NAME or a path: .model, Hugging Face folder, tokenizer.json, .gguf
         chat="",  # chat format, one of dialog/styles.py; "" = the one of the tokenizer's chat template
         init="package:warm_start",  # first weights: package:NAME, .npz, Hugging Face folder or .gguf; "" = random

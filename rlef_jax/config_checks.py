@@ -127,6 +127,16 @@ def _check_episode(config: ConfigDict) -> Faults:
         yield config.ppo.buckets[-1] < e.context, "ppo.buckets", f"{longest} {tuple(config.ppo.buckets)}"
 
 
+def _check_random_feedback(config: ConfigDict) -> Faults:
+    """It comes from another problem; single-turn episodes see none."""
+    e, v = config.episode, config.eval
+    lonely = "must be 2 or more with {}, which shows another problem's failures; it is 1"
+    alone = e.max_turns > 1 and e.feedback == "random" and config.ppo.rollouts == 1
+    yield alone, "ppo.rollouts", lonely.format('episode.feedback="random"')
+    alone = e.max_turns > 1 and v.random_feedback and bool(v.split) and v.problems == 1
+    yield alone, "eval.problems", lonely.format("eval.random_feedback")
+
+
 def _check_sampling(config: ConfigDict) -> Faults:
     s = config.sampling
     yield s.rows % s.workers != 0, "sampling.rows", f"must be a multiple of workers={s.workers}; it is {s.rows}"
@@ -169,4 +179,12 @@ def _check_schedule(config: ConfigDict) -> Faults:
     yield config.eval.patience > 0 and config.eval.every == 0, "eval.patience", needless
 
 
-_TOGETHER = (_check_data, _check_model, _check_episode, _check_sampling, _check_ppo, _check_schedule)
+_TOGETHER = (
+    _check_data,
+    _check_model,
+    _check_episode,
+    _check_random_feedback,
+    _check_sampling,
+    _check_ppo,
+    _check_schedule,
+)

@@ -44,6 +44,7 @@ from rlef_jax.metrics.n_at_k import rollouts_for
 from rlef_jax.progress import ProgressDisplay
 from rlef_jax.training import episode_io
 from rlef_jax.training.build import build_pool, describe_policy, first_prompt_of
+from rlef_jax.training.random_feedback import check_donors
 from rlef_jax.types import Problem
 
 
@@ -112,6 +113,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
             tell=missing.append,
         )  # fmt: skip
     problems, also = _with_feedback_tests(published, args.feedback_tests)
+    if args.feedback == "random" and args.judge_only is None and args.turns > 1:
+        check_donors(problems, problems)
     for told in missing:
         print(told.line, file=sys.stderr)
         also |= {"missing_tests": told.line}
@@ -212,6 +215,7 @@ def _changed_config(args: argparse.Namespace) -> ConfigDict:
     given = {key: value for name, key in _FLAGS.items() if (value := getattr(args, name)) is not None}
     config_lib.apply_overrides(config, given)
     config.eval.split = config.eval.split or config_lib.base_config().eval.split
+    config.eval.random_feedback = args.feedback == "random"
     try:
         validate(config)
         if not args.benchmark:

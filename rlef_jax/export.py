@@ -12,7 +12,6 @@ import shutil
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 from absl import logging
 from jax.sharding import SingleDeviceSharding
 
@@ -25,8 +24,8 @@ from rlef_jax.dialog.load import GENERATION, gguf_template, load_chat
 from rlef_jax.errors import ConfigError
 from rlef_jax.model.gguf_file import open_gguf
 from rlef_jax.model.hf_export import tensor_reader, write_model
+from rlef_jax.model.parameters import abstract_params
 from rlef_jax.model.pretrained import check_tensors, open_weights
-from rlef_jax.model.transformer import ModelConfig, Params, param_shapes
 from rlef_jax.model.weights import resolve
 from rlef_jax.paths import local_text
 from rlef_jax.training.build import describe_policy, with_model_shape
@@ -43,7 +42,8 @@ def export_run(workdir: Path, output: Path, *, checkpoint: str = "last", dtype: 
     """Writes the policy of a checkpoint: "best", "last" or an iteration. Raises ConfigError where there is none."""
     config = with_model_shape(config_lib.load_saved(workdir))
     cfg, chat, weights = describe_policy(config)
-    params = saved_policy(workdir, checkpoint, _like(cfg, config.model.param_dtype))
+    here = SingleDeviceSharding(jax.devices()[0])
+    params = saved_policy(workdir, checkpoint, abstract_params(cfg, config.model.param_dtype, here))
     _make_empty(output)
     read = tensor_reader(params, cfg)
     write_model(output, cfg, read, like=weights, origin=lambda _: f"{workdir}, {checkpoint}", dtype=_DTYPES[dtype])
@@ -60,15 +60,6 @@ def export_weights(init: str, output: Path, *, dtype: str = "same") -> None:
     _make_empty(output)
     write_model(output, weights.cfg, weights.read, like=weights, origin=weights.file_of, dtype=_DTYPES[dtype])
     _write_tokenizer(output, init, chat, generation_of=init)
-
-
-def _like(cfg: ModelConfig, dtype: str) -> Params:
-    """Shapes of the parameters on one device."""
-    place = SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(
-        lambda shape: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=place),
-        param_shapes(cfg), is_leaf=lambda leaf: isinstance(leaf, tuple),
-    )  # fmt: skip
 
 
 def _make_empty(output: Path) -> None:

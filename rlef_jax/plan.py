@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,13 @@ from rlef_jax.model.weights import model_config, resolve
 from rlef_jax.planning import report
 from rlef_jax.planning.costs import CARDS
 from rlef_jax.planning.machine import measure
-from rlef_jax.planning.programs import decode_program, update_programs
+from rlef_jax.planning.programs import UPDATE_PROGRAMS, decode_program, update_programs
 from rlef_jax.planning.report import Assumptions, Plan
 from rlef_jax.training.build import build_learner
 
 LLAMA3_VOCABULARY = 128_256
 MEASURED = "measured"
+PROGRAMS = (*UPDATE_PROGRAMS, "decode")
 
 
 def parser() -> arguments.Parser:
@@ -54,8 +55,11 @@ def parser() -> arguments.Parser:
     return made
 
 
-def make_plan(config: ConfigDict, args: argparse.Namespace) -> Plan:
-    """Compiles everything. Raises ConfigError for what can't be compiled."""
+def make_plan(config: ConfigDict, args: argparse.Namespace, names: Collection[str] = PROGRAMS) -> Plan:
+    """Compiles the programs of these `names`, by default all that a table needs.
+
+    Raises ConfigError for what can't be compiled.
+    """
     began = time.perf_counter()
     length = args.length or config.ppo.buckets[-1]
     cfg = model_config(config.model, args.vocabulary or _vocabulary(config), max(length, config.episode.context))
@@ -65,16 +69,17 @@ def make_plan(config: ConfigDict, args: argparse.Namespace) -> Plan:
     per_update = -(-p.rollouts // (p.updates * p.microbatch_rows))
     programs = update_programs(
         learner, dtype, microbatches=per_update, rows=p.microbatch_rows, length=length,
-        turns=config.episode.max_turns * p.row_episodes, action_share=args.action_share,
+        turns=config.episode.max_turns * p.row_episodes, action_share=args.action_share, names=names,
     )  # fmt: skip
     sampler_devices = args.sampler_devices or args.devices
     group = min(
         config.sampling.rows // config.sampling.workers, -(-p.rollouts * args.sampler_tensor // sampler_devices)
     )
-    programs["decode"] = decode_program(
-        cfg, jnp.dtype(config.model.compute_dtype), tensor=args.sampler_tensor, rows=group,
-        length=length, tail=config.sampling.decode_steps,
-    )  # fmt: skip
+    if "decode" in names:
+        programs["decode"] = decode_program(
+            cfg, jnp.dtype(config.model.compute_dtype), tensor=args.sampler_tensor, rows=group,
+            length=length, tail=config.sampling.decode_steps,
+        )  # fmt: skip
     # What is measured is what is reached.
     measured = args.card == MEASURED
     card = measure(cfg, p.microbatch_rows * length // learner.mesh.size) if measured else CARDS[args.card]

@@ -29,9 +29,9 @@ from rlef_jax.data.dialogues import Dialogue, dialogues
 from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.dialog.load import load_chat
 from rlef_jax.errors import ConfigError, RunError
+from rlef_jax.model.parameters import decayed
 from rlef_jax.model.transformer import ModelConfig, Params, forward, unembed
 from rlef_jax.model.weights import save_params
-from rlef_jax.ppo.train_state import decayed
 from rlef_jax.training.build import build_policy, with_model_shape
 
 CHUNK_PROBLEMS, PER_PROBLEM = 128, 4  # 512 dialogues a chunk
@@ -100,12 +100,12 @@ def loss_and_hits(params: Params, cfg: ModelConfig, batch: dict[str, jax.Array])
     return -jnp.sum(logp * mask) / jnp.maximum(jnp.sum(mask), 1.0), hits
 
 
-def make_optimizer(sft: ConfigDict, steps: int) -> optax.GradientTransformation:
+def make_optimizer(cfg: ModelConfig, sft: ConfigDict, steps: int) -> optax.GradientTransformation:
     """AdamW under a linear warm-up and a cosine to a twentieth of the peak, gradients clipped by global norm."""
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, sft.learning_rate, sft.warmup_steps, steps, end_value=sft.learning_rate / 20
     )
-    adamw = optax.adamw(schedule, b1=0.9, b2=0.98, weight_decay=sft.weight_decay, mask=decayed)
+    adamw = optax.adamw(schedule, b1=0.9, b2=0.98, weight_decay=sft.weight_decay, mask=decayed(cfg))
     return optax.chain(optax.clip_by_global_norm(sft.clip_norm), adamw)
 
 
@@ -194,7 +194,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
         "habit": sft.unmarked_habit,
         "context": config.episode.context,
     }
-    optimizer = make_optimizer(sft, steps)
+    optimizer = make_optimizer(cfg, sft, steps)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(f"{count:,} parameters, vocabulary {cfg.vocab_size}, {steps} steps of {sft.batch_rows} dialogues", flush=True)
     opt_state, step_fn = optimizer.init(params), make_step(cfg, optimizer)

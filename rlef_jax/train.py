@@ -1,8 +1,10 @@
 """RLEF training: python -m rlef_jax.train --config=configs/tiny.py --workdir=runs/x [--config.KEY=VALUE ...]
 
-Evaluates the warm start, trains, evaluates again. The workdir gets config.json, metrics.jsonl and TensorBoard files,
-episodes/, evaluations/, checkpoints/, and at the end summary.json, plots/ and policy.npz. The same command again goes
-on where the run stopped; --resume=never refuses to. On SIGINT or SIGTERM it finishes the update, saves, exits with 75.
+Evaluates the warm start, trains, evaluates again. The workdir gets config.json, inputs.json, metrics.jsonl and
+TensorBoard files, episodes/, evaluations/, checkpoints/, and at the end summary.json, plots/ and policy.npz. The same
+command again goes on where the run stopped; --resume=never refuses to, and --resume=anyway goes on even where the data,
+tokenizer, weights or Python behind the configuration's names are others now. On SIGINT or SIGTERM it finishes the
+update, saves, exits with 75.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,14 @@ from ml_collections import ConfigDict
 from rlef_jax import command_line
 from rlef_jax.analysis.report import write_report
 from rlef_jax.analysis.summary import write_summary
-from rlef_jax.data.sources import Source, check_splits, evaluation_problems, fit, split_bounds
+from rlef_jax.data.sources import (
+    Source,
+    check_splits,
+    evaluation_problems,
+    fit,
+    split_bounds,
+    training_problems,
+)
 from rlef_jax.errors import StoppedError
 from rlef_jax.execution.pool import ExecutionPool
 from rlef_jax.model.transformer import Params
@@ -28,16 +38,19 @@ from rlef_jax.ppo.update import TrainState
 from rlef_jax.progress import ProgressDisplay
 from rlef_jax.training.actor import Actor
 from rlef_jax.training.build import (
+    Policy,
     build_learner,
     build_mesh,
-    build_policy,
     build_pool,
     build_samplers,
+    describe_policy,
     first_prompt_of,
+    first_weights,
     with_model_shape,
 )
 from rlef_jax.training.checkpoint import Checkpoints, content_hash
 from rlef_jax.training.evaluator import Evaluator
+from rlef_jax.training.inputs import Inputs, agreed, check_inputs, identities
 from rlef_jax.training.interrupt import StopRequest
 from rlef_jax.training.loop import ProblemFeed
 from rlef_jax.training.metrics_writer import MetricsWriter
@@ -51,14 +64,21 @@ from rlef_jax.training.processes import (
     on_this_process,
     share_of,
 )
+from rlef_jax.training.random_feedback import check_donors
 from rlef_jax.training.run import Run
-from rlef_jax.training.workdir import CHECKPOINTS, Progress, open_workdir, resume
+from rlef_jax.training.workdir import CHECKPOINTS, Progress, drop_scores, has_results, open_workdir, resume
 
 
-def train(config: ConfigDict, workdir: Path, *, go_on: bool = True, judge: ExecutionPool | None = None) -> None:
-    """Runs the whole job, or what is left of it; `go_on=False` refuses a workdir that holds a run.
+def train(
+    config: ConfigDict, workdir: Path, *, go_on: bool = True, anyway: bool = False, judge: ExecutionPool | None = None
+) -> None:
+    """Runs the whole job, or what is left of it.
 
-    `judge`, if given, stays open afterwards; otherwise the config's own is made.
+    Args:
+      config, workdir: as the command has them.
+      go_on: False refuses a workdir that holds a run.
+      anyway: goes on over other inputs than the run was begun with (`training.inputs`) instead of refusing to.
+      judge: stays open afterwards; without it the config's own is made.
 
     Raises ConfigError, RunError, StoppedError: see `rlef_jax.errors`.
     """
@@ -67,32 +87,34 @@ def train(config: ConfigDict, workdir: Path, *, go_on: bool = True, judge: Execu
     source = Source.of(config)
     check_splits(source, train=d.train_split, evaluated=evaluated)
     config = with_model_shape(config)
-    policy = build_policy(config, build_mesh(config))
-    learner = build_learner(config, policy.cfg)
+    cfg, chat, weights = describe_policy(config)
+    mesh, learner = build_mesh(config), build_learner(config, cfg)
     with contextlib.ExitStack() as stack:
-        samplers = build_samplers(config, policy, 2)  # the training rollouts' and the evaluations'
+        # One for the training rollouts, one for the evaluations.
+        samplers = build_samplers(config, cfg, chat.stop_ids, 2)
         pool = stack.enter_context(build_pool(config.execution)) if judge is None else judge
-        broadcast_from_first(lambda: open_workdir(workdir, config, resume=go_on))
-        stop = stack.enter_context(StopRequest())
-        checkpoints = stack.enter_context(Checkpoints(workdir / CHECKPOINTS, keep=config.train.keep_checkpoints))
         log = None if is_first() else stack.enter_context(open(os.devnull, "w"))
         display = stack.enter_context(ProgressDisplay(stream=log))
-        count = sum(leaf.size for leaf in jax.tree.leaves(policy.params))
-        where = f"{jax.device_count()} {jax.default_backend()} device(s)"
-        others = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
-        display.message(f"{count:,} parameters on {where}{others}")
+        broadcast_from_first(lambda: open_workdir(workdir, config, resume=go_on))
+        splits = list(dict.fromkeys([d.train_split, *filter(None, evaluated.values())]))
+        source = fit(source, splits, first_prompt_of(config, chat), tell=display.message, report=display.stage)
+        broadcast_from_first(lambda: _check_donors(config, source))
+        inputs = agreed(all_gather(identities(config, pool.interpreter, source, splits)))
+        broadcast_from_first(lambda: _check_inputs(workdir, inputs, accept=anyway, tell=display.message))
+        policy = Policy(cfg, first_weights(config, cfg, weights, mesh), chat)
+        stop = stack.enter_context(StopRequest())
+        checkpoints = stack.enter_context(Checkpoints(workdir / CHECKPOINTS, keep=config.train.keep_checkpoints))
+        display.message(_size(policy.params))
         state, progress = resume(
             workdir, checkpoints,
             fresh=learner.init(jax.random.PRNGKey(config.seed), policy.params),
             start=Progress(iteration=0, reference=content_hash(policy.params)),
-            checkpoint_every=config.train.checkpoint_every, tell=display.message,
+            checkpoint_every=config.train.checkpoint_every, tell=display.message, accept=anyway,
         )  # fmt: skip
-        splits = [d.train_split, *filter(None, evaluated.values())]
-        source = fit(source, splits, first_prompt_of(config, policy.chat), tell=display.message, report=display.stage)
-        feed = ProblemFeed(
-            source, d.train_split, config.seed, config.ppo.rollouts, share=share_of(config.ppo.rollouts),
-            last=config.train.iterations - 1,
-        )  # fmt: skip
+        # Random feedback comes from any of an iteration's problems, whichever process has the episode.
+        count = config.ppo.rollouts
+        wanted = range(count) if config.episode.feedback == "random" else share_of(count)
+        feed = ProblemFeed(source, d.train_split, config.seed, count, wanted=wanted, last=config.train.iterations - 1)
         stack.callback(feed.close)
         writer = None
         if is_first():
@@ -104,7 +126,7 @@ def train(config: ConfigDict, workdir: Path, *, go_on: bool = True, judge: Execu
             summary |= broadcast_from_first(lambda: _scores(evaluate, "warm_start", policy.params, 0))
         run = Run(
             config, workdir, actor, learner, learner.place_policy(policy.params), evaluate, feed, writer, checkpoints,
-            display, stop,
+            display, stop, inputs,
         )  # fmt: skip
         state, progress = run.iterate(state, progress)
         checkpoints.wait()
@@ -119,6 +141,33 @@ def train(config: ConfigDict, workdir: Path, *, go_on: bool = True, judge: Execu
         all_gather(None)  # the others wait for the last evaluation
     if is_first():
         print(write_report(workdir), flush=True)
+
+
+def _size(params: Params) -> str:
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    others = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    return f"{count:,} parameters on {jax.device_count()} {jax.default_backend()} device(s){others}"
+
+
+def _check_donors(config: ConfigDict, source: Source) -> None:
+    """Raises ConfigError where random feedback would have no other problem to come from."""
+    e, d = config.eval, config.data
+    if config.episode.max_turns == 1:
+        return
+    if config.episode.feedback == "random":
+        trained = training_problems(source, d.train_split, config.seed, 0, config.ppo.rollouts)
+        check_donors(trained, trained)
+    if e.split and e.random_feedback:
+        evaluated = evaluation_problems(source, e.split, e.problems)
+        check_donors(evaluated, evaluated)
+
+
+def _check_inputs(workdir: Path, inputs: Inputs, *, accept: bool, tell: Callable[[str], None]) -> None:
+    """`check_inputs` of a run, whose scores before and after training must be of the same problems."""
+    mend = "Put them back, give another --workdir, or go on over what there is now with --resume=anyway"
+    begun = has_results(workdir)
+    if check_inputs(workdir, inputs, begun=begun, mend=mend, tell=tell, accept=accept):
+        drop_scores(workdir)
 
 
 def _scores(evaluate: Evaluator, prefix: str, params: Params, version: int) -> dict[str, dict[str, Any]]:
@@ -140,8 +189,10 @@ def main() -> None:
     """Reads the arguments, --resume and what names a job beside the common ones, and trains."""
     parser = command_line.config_parser(__doc__)
     parser.add_argument(
-        "--resume", choices=("auto", "never"), default="auto", help="auto: go on where the workdir's run stopped"
-    )
+        "--resume", choices=("auto", "never", "anyway"), default="auto",
+        help="auto: go on where the workdir's run stopped; never: refuse; anyway: go on over other data, tokenizer,"
+        " weights or Python too",
+    )  # fmt: skip
     for name, told in (
         ("coordinator", "HOST:PORT where the job's processes meet"),
         ("processes", 'how many there are, or "auto" under SLURM and Kubernetes'),
@@ -151,7 +202,7 @@ def main() -> None:
 
     def run(config: ConfigDict, args: argparse.Namespace) -> None:
         join(find_job({name: getattr(args, name) for name in NAMES}, os.environ))
-        train(config, args.workdir, go_on=args.resume == "auto")
+        train(config, args.workdir, go_on=args.resume != "never", anyway=args.resume == "anyway")
 
     command_line.with_arguments(run, parser)
 

@@ -1,4 +1,5 @@
-"""Settings that every test runs under: CPU, no silent broadcasting of ranks, reproducible property tests."""
+"""Settings that every test runs under: CPU, no silent broadcasting of ranks, reproducible property tests, one cache of
+compiled programs; and the order in which files are run."""
 
 import contextlib
 import gc
@@ -6,52 +7,56 @@ import os
 import types
 from pathlib import Path
 
-import hypothesis
 import jax
 import pytest
 
 from rlef_jax.errors import RunError
 from rlef_jax.fetch import DEFAULT, fetch_smollm2
+from tests.helpers import compiled, examples, longest_first
 
-# Tests state what they need of devices themselves, in subprocesses where it is more than one.
-os.environ.setdefault("JAX_PLATFORMS", "cpu")  # theirs
-jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])  # this one's
+# In the environment for the processes that tests start, in the configuration for this one. Tests state what they need
+# of devices themselves, in subprocesses where it is more than one.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ |= compiled.environment()
+jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-hypothesis.settings.register_profile(
-    "default",
-    deadline=None,  # two shared cores: a slow example says nothing about the code
-    derandomize=True,
-    max_examples=100,
-    suppress_health_check=[hypothesis.HealthCheck.too_slow],
-)
-hypothesis.settings.load_profile("default")
+examples.register()
 
 
-@pytest.fixture(scope="session")
-def compile_cache(tmp_path_factory):
-    """Where the runs that tests start as processes keep their compiled programs: one folder for all of them."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "compiled"
-    folder.mkdir(exist_ok=True)
-    return folder
+WORKER = "PYTEST_XDIST_WORKER" in os.environ  # of a run of several, and not the process that leads it
+
+
+def pytest_sessionstart(session):
+    if not WORKER:
+        compiled.prune()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    longest_first.order(items, longest_first.timed())
+
+
+def pytest_runtest_logreport(report):
+    longest_first.add(report)
+
+
+def pytest_sessionfinish(session):
+    # A run of one process is of a few tests, and says nothing of whole files.
+    if not WORKER and session.config.getoption("numprocesses", None):
+        longest_first.keep(longest_first.seconds)
 
 
 @pytest.fixture(scope="module")
-def quick_compilation(compile_cache):
+def quick_compilation():
     """For tests that compile much and compute little: XLA's costly passes would take two thirds of their time."""
-    wanted = {
-        "jax_disable_most_optimizations": True,
-        "jax_compilation_cache_dir": str(compile_cache),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: jax.config.values[name] for name in wanted}
-    for name, value in wanted.items():
-        jax.config.update(name, value)
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
     yield
-    for name, value in before.items():
-        jax.config.update(name, value)
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,8 @@ import pytest
 from rlef_jax import config
 from rlef_jax.config import base_config
 from rlef_jax.errors import ConfigError
-from rlef_jax.model.transformer import ModelConfig, count_params
+from rlef_jax.model.parameters import count_params
+from rlef_jax.model.transformer import ModelConfig
 from rlef_jax.model.weights import model_config
 
 REPOSITORY = Path(__file__).parent.parent
@@ -117,6 +118,11 @@ def test_an_unknown_key_names_the_nearest(key, nearest):
         ({"model.n_kv_heads": 3}, "model.n_kv_heads: must divide"),
         ({"model.d_head": 25}, "model.d_head"),
         ({"episode.max_new_tokens": 256}, "episode.max_new_tokens: must leave room"),
+        (
+            {"episode.feedback": "random", "ppo.rollouts": 1, "ppo.updates": 1},
+            "ppo.rollouts: must be 2 or more with epi",
+        ),
+        ({"eval.problems": 1}, "eval.problems: must be 2 or more with eval.random_feedback"),
         ({"episode.context": 512}, "ppo.buckets: the longest must hold"),
         ({"ppo.buckets": (256, 128)}, "ppo.buckets: whole numbers above 0 that increase"),
         ({"mesh.data": 3}, "ppo.microbatch_rows: must be a multiple of"),

@@ -1,6 +1,7 @@
 """Whatever a user types or a disk returns: a right result or one clear line, never a traceback, never a hang.
 
-About 2,400 cases: configurations, command lines, checkpoints, episode files and the other files of a run.
+About 2,400 cases under the profile "full": configurations, command lines, checkpoints, episode files and the other
+files of a run.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -35,6 +35,7 @@ from rlef_jax.training.loop import PpoSettings
 from rlef_jax.training.metrics_writer import MetricsWriter, read_metrics
 from rlef_jax.training.workdir import CHECKPOINTS, Progress, items_of, open_workdir, resume
 from rlef_jax.types import Episode, Problem, Status, TestCase, TestResult, Turn, Verdict
+from tests.helpers.examples import examples
 from tests.helpers.tiny_tokenizer import tiny_tokenizer
 from tests.training.test_workdir import FRESH, START, make_state
 
@@ -63,7 +64,7 @@ def clear(message: str) -> None:
     assert len(message) < 4000
 
 
-@MANY(max_examples=900)
+@MANY(max_examples=examples(900))
 @given(st.dictionaries(st.sampled_from(KEYS), VALUES, min_size=1, max_size=4))
 def test_any_values_load_or_are_refused_by_name(overrides):
     try:
@@ -83,7 +84,7 @@ def test_any_values_load_or_are_refused_by_name(overrides):
         check_splits(config.data.name, train=config.data.train_split, evaluated={"eval.split": config.eval.split})
 
 
-@MANY(max_examples=150)
+@MANY(max_examples=examples(150))
 @given(st.text(alphabet=st.characters(codec="utf-8"), max_size=60))
 def test_any_text_as_a_config_file_is_refused(text):
     path = Path(TINY).with_name("absent.py")
@@ -92,7 +93,7 @@ def test_any_text_as_a_config_file_is_refused(text):
     clear(str(refused.value))
 
 
-@MANY(max_examples=150)
+@MANY(max_examples=examples(150))
 @given(st.sampled_from(["x = (", "raise KeyError(3)", "import nothing_of_that_name", "get_config = 3", "\ud800", ""]),
        st.sampled_from(["", "def get_config(variant=''):\n    return 7", "def get_config():\n    return None",
                         "from rlef_jax.config import base_config\n\ndef get_config(variant=''):\n"
@@ -130,7 +131,7 @@ def server():
     process.stdout.close()
 
 
-@MANY(max_examples=500)
+@MANY(max_examples=examples(500))
 @given(st.booleans(), st.lists(ARGUMENTS, max_size=4))
 def test_any_command_line_runs_or_is_one_error(server, whole, arguments):
     if whole:
@@ -190,7 +191,7 @@ def good_run(tmp_path_factory):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.usefixtures("abandoned_reads")
-@MANY(max_examples=250)
+@MANY(max_examples=examples(250))
 @given(st.lists(DAMAGE, min_size=1, max_size=3))
 def test_any_damage_to_checkpoints_gives_a_saved_state_or_one_line(good_run, tmp_path_factory, damage):
     folder = tmp_path_factory.mktemp("run")
@@ -232,7 +233,7 @@ def shown(folder: Path) -> tuple[int, str]:
         sys.argv = before
 
 
-@MANY(max_examples=300)
+@MANY(max_examples=examples(300))
 @given(st.lists(DAMAGE, min_size=1, max_size=2), st.booleans())
 def test_any_damage_to_episodes_or_other_files_is_one_line(good_run, tmp_path_factory, damage, inside):
     """`inside`: the compressed text is changed instead of the file, so that it still is gzip, and often JSON."""
@@ -268,7 +269,7 @@ def test_any_damage_to_episodes_or_other_files_is_one_line(good_run, tmp_path_fa
 VALUE_CHANGES = st.sampled_from([None, -1, 10**9, "x", [], {}, 1.5, True, [[]], ["x"], [-1], [10**9]])
 
 
-@MANY(max_examples=200)
+@MANY(max_examples=examples(200))
 @given(st.lists(st.tuples(st.integers(0, 10**6), VALUE_CHANGES), min_size=1, max_size=2))
 def test_episodes_with_other_values_inside_are_shown_or_one_line(good_run, tmp_path_factory, changes):
     """Valid JSON of the wrong kind, anywhere in an episode."""
@@ -298,4 +299,3 @@ def _places(tree):
 
 def test_the_tree_of_places_reaches_every_leaf():
     assert len(list(_places({"a": [1, {"b": 2}], "c": 3}))) == 5
-    assert jnp.isfinite(1.0)

@@ -19,14 +19,16 @@ from rlef_jax.training.checkpoint import Checkpoints
 from rlef_jax.training.metrics_writer import read_metrics
 from tests.helpers.small_run import assert_same_run, command, environment, finish, leftovers, start, timeless
 
+pytestmark = pytest.mark.long
+
 OVERRIDES = {"eval.every": 4}
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, compile_cache):
+def whole(tmp_path_factory):
     """A run that nothing disturbed."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    finish(folder, compile_cache, OVERRIDES)
+    finish(folder, OVERRIDES)
     return folder
 
 
@@ -81,17 +83,17 @@ def group_members(group: int) -> list[int]:
     return found
 
 
-def killed_and_resumed(folder, compile_cache, moments):
+def killed_and_resumed(folder, moments):
     """Starts the run, kills it when each of `moments(folder)` says so, and lets the last start end. Counts kills."""
     kills = 0
     for moment in moments:
-        process = start(folder, compile_cache, OVERRIDES)
+        process = start(folder, OVERRIDES)
         if wait_until(process, moment(folder)):
             kill(process)
             kills += 1
         else:
             process.communicate()
-    finish(folder, compile_cache, OVERRIDES)
+    finish(folder, OVERRIDES)
     return kills
 
 
@@ -126,34 +128,34 @@ def while_writing(number):
     return of
 
 
-def test_kills_change_nothing(whole, compile_cache, tmp_path):
+def test_kills_change_nothing(whole, tmp_path):
     """Between two checkpoints, in a checkpoint's write, and before the first one."""
     folder = tmp_path / "run"
     moments = [after(1, 0.0), while_writing(1)]
-    assert killed_and_resumed(folder, compile_cache, moments) == 2
+    assert killed_and_resumed(folder, moments) == 2
     assert_same_run(whole, folder)
     assert leftovers(folder) == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
-def test_twenty_kills_change_nothing(whole, compile_cache, tmp_path, seed):
+def test_twenty_kills_change_nothing(whole, tmp_path, seed):
     """Five runs, killed four times each at random moments, one of them inside the write of a checkpoint."""
     rng = random.Random(seed)
     folder = tmp_path / "run"
     counts = sorted(rng.sample(range(9), 3))
     moments = [after(count, rng.uniform(0.0, 0.4)) for count in counts]
     moments.insert(rng.randrange(3), while_writing(1))
-    assert killed_and_resumed(folder, compile_cache, moments) == 4
+    assert killed_and_resumed(folder, moments) == 4
     assert_same_run(whole, folder)
     assert leftovers(folder) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_a_signal_saves_and_the_same_command_goes_on(whole, compile_cache, tmp_path, number):
+def test_a_signal_saves_and_the_same_command_goes_on(whole, tmp_path, number):
     """The signal goes to the whole process group, as Ctrl-C and schedulers send it."""
     folder = tmp_path / "run"
-    process = start(folder, compile_cache, OVERRIDES)
+    process = start(folder, OVERRIDES)
     assert wait_until(process, after(3, 0.01)(folder))
     os.killpg(process.pid, number)
     output, _ = process.communicate(timeout=120)
@@ -162,7 +164,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(whole, compile_cache, tmp_p
     done = rows(folder)
     assert f"stopped: {number.name}, saved after {done} iterations; the same command goes on from there" in output
     assert wait_until_gone(process.pid)
-    assert f"going on from iteration {done}" in finish(folder, compile_cache, OVERRIDES)
+    assert f"going on from iteration {done}" in finish(folder, OVERRIDES)
     assert_same_run(whole, folder)
 
 
@@ -175,24 +177,24 @@ def wait_until_gone(group, seconds=10.0):
     return False
 
 
-def test_a_second_signal_ends_it_at_once_and_a_kill_leaves_no_process(compile_cache, tmp_path):
+def test_a_second_signal_ends_it_at_once_and_a_kill_leaves_no_process(tmp_path):
     folder = tmp_path / "run"
-    process = start(folder, compile_cache, OVERRIDES)
+    process = start(folder, OVERRIDES)
     assert wait_until(process, after(1, 0.0)(folder))
     os.kill(process.pid, signal.SIGTERM)
     os.kill(process.pid, signal.SIGTERM)
     process.communicate(timeout=120)
     assert process.returncode in (128 + signal.SIGTERM, EXIT_STOPPED)  # the first may have been answered already
     assert wait_until_gone(process.pid)
-    process = start(folder, compile_cache, OVERRIDES)
+    process = start(folder, OVERRIDES)
     assert wait_until(process, lambda: len(group_members(process.pid)) >= 3)
     kill(process)
     assert wait_until_gone(process.pid)
 
 
-def test_a_finished_run_is_told_again_and_never_refuses(whole, compile_cache):
+def test_a_finished_run_is_told_again_and_never_refuses(whole):
     before = {p: p.stat().st_mtime_ns for p in whole.rglob("*.jsonl.gz")}
-    assert "going on from iteration 10" in finish(whole, compile_cache, OVERRIDES)
+    assert "going on from iteration 10" in finish(whole, OVERRIDES)
     assert before == {p: p.stat().st_mtime_ns for p in whole.rglob("*.jsonl.gz")}
     for overrides, flags, message in (
         (OVERRIDES, ["--resume=never"], "holds a run already, and --resume=never: give another --workdir"),
@@ -200,7 +202,7 @@ def test_a_finished_run_is_told_again_and_never_refuses(whole, compile_cache):
     ):
         done = subprocess.run(
             command(whole, overrides, *flags),
-            env=environment(compile_cache),
+            env=environment(),
             capture_output=True,
             text=True,
             timeout=300,
@@ -209,10 +211,10 @@ def test_a_finished_run_is_told_again_and_never_refuses(whole, compile_cache):
 
 
 @pytest.mark.slow
-def test_a_longer_run_goes_on_from_a_shorter_one(whole, compile_cache, tmp_path):
+def test_a_longer_run_goes_on_from_a_shorter_one(whole, tmp_path):
     folder = tmp_path / "run"
-    finish(folder, compile_cache, OVERRIDES | {"train.iterations": 5})
-    finish(folder, compile_cache, OVERRIDES)
+    finish(folder, OVERRIDES | {"train.iterations": 5})
+    finish(folder, OVERRIDES)
     assert_same_run(whole, folder)
 
 
@@ -227,25 +229,25 @@ def test_the_best_by_validation_is_kept_and_is_the_result(whole):
 
 
 @pytest.mark.slow
-def test_validation_disturbs_nothing_and_patience_ends_training(whole, compile_cache, tmp_path):
-    finish(tmp_path / "never", compile_cache)
+def test_validation_disturbs_nothing_and_patience_ends_training(whole, tmp_path):
+    finish(tmp_path / "never")
     unvalidated = [timeless(r) for r in read_metrics(tmp_path / "never")]
     validated = [timeless(r) for r in read_metrics(whole)]
     assert unvalidated == [{k: v for k, v in r.items() if not k.startswith("valid/")} for r in validated]
-    output = finish(tmp_path / "patient", compile_cache, {"eval.every": 1, "eval.patience": 2})
+    output = finish(tmp_path / "patient", {"eval.every": 1, "eval.patience": 2})
     assert "no better validation in 2 after iteration 3: training ends" in output
     assert len(read_metrics(tmp_path / "patient")) == 3
-    assert "training ends" in finish(tmp_path / "patient", compile_cache, {"eval.every": 1, "eval.patience": 2})
+    assert "training ends" in finish(tmp_path / "patient", {"eval.every": 1, "eval.patience": 2})
     assert len(read_metrics(tmp_path / "patient")) == 3
 
 
 @pytest.mark.slow
-def test_an_evaluation_of_any_kept_checkpoint(whole, compile_cache):
+def test_an_evaluation_of_any_kept_checkpoint(whole):
     def evaluate(checkpoint):
         return subprocess.run(
             [sys.executable, "-m", "rlef_jax.evaluate", f"--workdir={whole}", "--split=valid", "--problems=4",
              f"--checkpoint={checkpoint}"],
-            env=environment(compile_cache), capture_output=True, text=True,
+            env=environment(), capture_output=True, text=True,
         )  # fmt: skip
 
     for checkpoint in ("best", "last", "8"):

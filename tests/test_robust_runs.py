@@ -16,22 +16,24 @@ from rlef_jax.training.episode_io import read_episodes
 from rlef_jax.training.metrics_writer import read_metrics
 from tests.helpers.small_run import OVERRIDES, assert_same_run, command, environment, finish, start
 
+pytestmark = pytest.mark.long
+
 SHORT = {"train.iterations": 4, "train.checkpoint_every": 4}
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, compile_cache):
+def whole(tmp_path_factory):
     """A run that nothing disturbed."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    finish(folder, compile_cache, SHORT)
+    finish(folder, SHORT)
     return folder
 
 
-def test_staleness_0_is_the_synchronous_run(whole, compile_cache, tmp_path):
+def test_staleness_0_is_the_synchronous_run(whole, tmp_path):
     root = str(Path(__file__).parents[1])
     done = subprocess.run(
         [sys.executable, "-m", "tests.helpers.plain_loop", str(tmp_path / "plain"), "4"],
-        env=environment(compile_cache, PYTHONPATH=root),
+        env=environment(PYTHONPATH=root),
         cwd=root,
         capture_output=True,
         text=True,
@@ -42,8 +44,8 @@ def test_staleness_0_is_the_synchronous_run(whole, compile_cache, tmp_path):
             np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
-def test_asynchronous_tokens_are_never_too_old(compile_cache, tmp_path):
-    finish(tmp_path / "run", compile_cache, SHORT | {"train.max_staleness": 1, "train.iterations": 6})
+def test_asynchronous_tokens_are_never_too_old(tmp_path):
+    finish(tmp_path / "run", SHORT | {"train.max_staleness": 1, "train.iterations": 6})
     records = read_metrics(tmp_path / "run")
     ages = []
     for step, record in enumerate(records):
@@ -58,21 +60,21 @@ def test_asynchronous_tokens_are_never_too_old(compile_cache, tmp_path):
     assert ages[0] == 0 and max(ages) > 0
 
 
-def test_an_explosion_stops_the_run_and_can_be_replayed(compile_cache, tmp_path):
+def test_an_explosion_stops_the_run_and_can_be_replayed(tmp_path):
     """A learning rate of 1e30 makes the second update's gradient not finite, without any help from the test."""
     folder, wild = tmp_path / "run", SHORT | {"ppo.learning_rate": 1e30, "ppo.warmup_steps": 0}
-    done = subprocess.run(command(folder, wild), env=environment(compile_cache), capture_output=True, text=True)
+    done = subprocess.run(command(folder, wild), env=environment(), capture_output=True, text=True)
     assert done.returncode == EXIT_FAILED and "Traceback" not in done.stderr
     [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "update 1 was not applied: its gradient's norm is nan" in line and "rlef_jax.replay_batch" in line
     replayed = subprocess.run(
         [sys.executable, "-m", "rlef_jax.replay_batch", f"--workdir={folder}"],
-        env=environment(compile_cache), capture_output=True, text=True,
+        env=environment(), capture_output=True, text=True,
     )  # fmt: skip
     assert replayed.returncode == 0, replayed.stderr
     assert "update 1 of" in replayed.stdout and "norm nan" in replayed.stdout
     other = tmp_path / "skips"
-    finish(other, compile_cache, wild | {"train.bad_update": "skip", "train.iterations": 1})
+    finish(other, wild | {"train.bad_update": "skip", "train.iterations": 1})
     [record] = read_metrics(other)
     assert record["skipped_updates"] == 1.0
 
@@ -91,10 +93,10 @@ def workers_of(process):
     return found
 
 
-def test_a_worker_storm_changes_nothing(whole, compile_cache, tmp_path):
+def test_a_worker_storm_changes_nothing(whole, tmp_path):
     """Every worker of the judge is killed at once, over and over, with time between for a program or two."""
     folder = tmp_path / "run"
-    process = start(folder, compile_cache, SHORT)
+    process = start(folder, SHORT)
     storms = 0
     while process.poll() is None:
         victims = workers_of(process) if storms < 3 else []  # a program is run again three times at most
@@ -108,7 +110,7 @@ def test_a_worker_storm_changes_nothing(whole, compile_cache, tmp_path):
     assert_same_run(whole, folder)
 
 
-def wrapped(folder, compile_cache, patch):
+def wrapped(folder, patch):
     """A run in whose process `patch` was executed first."""
     arguments = command(folder, SHORT)[3:]
     program = textwrap.dedent(patch) + textwrap.dedent("""
@@ -120,7 +122,7 @@ def wrapped(folder, compile_cache, patch):
     script.write_text(program)
     done = subprocess.run(
         [sys.executable, str(script), *arguments],
-        env=environment(compile_cache, PYTHONPATH=str(Path(__file__).parents[1])), capture_output=True, text=True,
+        env=environment(PYTHONPATH=str(Path(__file__).parents[1])), capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -152,6 +154,6 @@ def wrapped(folder, compile_cache, patch):
     ],
     ids=["a clock that jumps", "a slow disk"],
 )
-def test_clocks_and_disks_change_nothing(whole, compile_cache, tmp_path, patch):
-    wrapped(tmp_path / "run", compile_cache, patch)
+def test_clocks_and_disks_change_nothing(whole, tmp_path, patch):
+    wrapped(tmp_path / "run", patch)
     assert_same_run(whole, tmp_path / "run")

@@ -14,8 +14,10 @@ from rlef_jax.data.dialogues import dialogues
 from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.dialog.tokenizer import Tokenizer
 from rlef_jax.errors import ConfigError, RunError
-from rlef_jax.model.transformer import init_params
+from rlef_jax.model.parameters import init_params
 from rlef_jax.model.weights import load_params, model_config, resolve, save_params
+
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +14,15 @@ from rlef_jax import config as config_lib
 from rlef_jax.analysis.summary import EVALUATIONS
 from rlef_jax.errors import ConfigError
 from rlef_jax.evaluate import evaluate, parsed
+from rlef_jax.execution.interpreter import find_python
 from rlef_jax.train import train
 from rlef_jax.training.checkpoint import Checkpoints
 from rlef_jax.training.episode_io import read_episodes, saved_steps
+from rlef_jax.training.inputs import PYTHON, RECORD
 from rlef_jax.training.metrics_writer import read_metrics
 from tests.helpers.small_run import OVERRIDES, assert_same_run
+
+pytestmark = pytest.mark.long
 
 SMALL = OVERRIDES | {"train.iterations": 2, "train.checkpoint_every": 1, "eval.split": "valid", "eval.every": 2}
 
@@ -66,6 +71,26 @@ def test_a_run_leaves_everything_it_promises(runs):
 
 def test_the_same_seed_makes_the_same_run(runs):
     assert_same_run(*runs)
+
+
+def test_a_run_goes_on_over_other_inputs_only_if_told_to(runs, tmp_path, capsys):
+    """A Python for programs that is gone, and another in its place: by name, before the weights are loaded."""
+    folder = tmp_path / "run"
+    shutil.copytree(runs[0], folder)
+    config = config_lib.load("configs/tiny.py", overrides=SMALL)
+    recorded = json.loads((folder / RECORD).read_text())
+    with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
+        assert checkpoints.metadata(2)["inputs"] == recorded
+    assert recorded[PYTHON] == [find_python().version]
+    (folder / RECORD).write_text(json.dumps(recorded | {PYTHON: ["3.9.1"]}))
+    refused = rf"begun with other inputs: {re.escape(PYTHON)}: 3\.9\.1 before, 3\..* now\. .*--resume=anyway"
+    with pytest.raises(ConfigError, match=refused):
+        train(config, folder)
+    scored = (folder / "evaluations" / "warm_start.json").stat().st_mtime_ns
+    train(config, folder, anyway=True)
+    assert "goes on with another input, programs' Python" in capsys.readouterr().out
+    assert json.loads((folder / RECORD).read_text()) == recorded
+    assert (folder / "evaluations" / "warm_start.json").stat().st_mtime_ns > scored  # both scores are made with it
 
 
 def test_an_episode_can_be_shown(runs):

@@ -2,6 +2,7 @@
 
     settings.json            what the numbers depend on: an evaluation goes on only where it is the same
     chunks/000000.jsonl.gz   the episodes of some problems, written whole or not at all
+    inputs.json              the files and programs behind them (`training.inputs`)
     results.json             the numbers, once all chunks are there
 
 A chunk that was under way when the evaluation was stopped leaves nothing behind and is made again, so that no rollout
@@ -21,7 +22,7 @@ from rlef_jax.errors import ConfigError
 from rlef_jax.training.episode_io import read_episodes, write_episodes
 from rlef_jax.types import Episode
 
-SETTINGS, RESULTS = "settings.json", "results.json"
+SETTINGS, RESULTS, CHUNKS = "settings.json", "results.json", "chunks"
 
 
 def settings_hash(settings: Mapping[str, Any]) -> str:
@@ -33,7 +34,7 @@ def open_folder(folder: Path, settings: Mapping[str, Any]) -> None:
     """Makes the folder, or goes on in it. Raises ConfigError where it holds another evaluation, or can't be written."""
     path = folder / SETTINGS
     try:
-        (folder / "chunks").mkdir(parents=True, exist_ok=True)
+        (folder / CHUNKS).mkdir(parents=True, exist_ok=True)
         if not path.exists():
             _write(path, settings)
     except OSError as error:
@@ -60,7 +61,7 @@ def all_chunks(
     """
     episodes: list[Episode] = []
     for number, size in enumerate(sizes):
-        first, path = len(episodes), folder / "chunks" / f"{number:06d}.jsonl.gz"
+        first, path = len(episodes), folder / CHUNKS / f"{number:06d}.jsonl.gz"
         if path.exists():
             found = read_episodes(path)
             if [e.index for e in found] != list(range(first, first + size)) or not all(e.end for e in found):

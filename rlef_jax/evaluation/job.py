@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from rlef_jax.dialog.extract import program_of
 from rlef_jax.errors import ConfigError
-from rlef_jax.evaluation.chunk_store import all_chunks, open_folder, settings_hash, write_results
+from rlef_jax.evaluation.chunk_store import CHUNKS, all_chunks, open_folder, settings_hash, write_results
 from rlef_jax.evaluation.few_shot import opening
 from rlef_jax.evaluation.metrics import text_report, whole_report
 from rlef_jax.evaluation.recorded import judge_recorded, read_recorded
@@ -32,6 +32,7 @@ from rlef_jax.training.build import (
 from rlef_jax.training.checkpoint import content_hash
 from rlef_jax.training.episode_io import problem_json
 from rlef_jax.training.evaluator import EVAL_SEED
+from rlef_jax.training.inputs import Inputs, check_inputs, python_identity, tokenizer_identity
 from rlef_jax.training.rollout import RolloutSettings
 from rlef_jax.training.workdir import saved_policy
 from rlef_jax.types import Episode, Problem
@@ -99,10 +100,10 @@ def sampled(
     if shots:
         about["few_shot"] = [shot.problem.name for shot in shots]
     folder = out or (workdir or Path("runs")) / "benchmarks" / _folder_name(name, about)
-    open_folder(folder, about)
     rows = [p for p in problems for _ in range(rollouts)]
     with build_pool(config.execution) as pool, ProgressDisplay(stream=sys.stderr) as display:
-        actor = Actor(build_samplers(config, policy, 1)[0], policy, pool)
+        _open(folder, about, tokenizer_identity(config.model.tokenizer) | python_identity(pool.interpreter))
+        actor = Actor(build_samplers(config, policy.cfg, policy.chat.stop_ids, 1)[0], policy, pool)
         actor.sampler.set_weights(params, version=0)
 
         def make(first: int, size: int) -> list[Episode]:
@@ -156,8 +157,8 @@ def recorded(
         **also,
     }
     folder = out or Path("runs") / "benchmarks" / _folder_name(f"{name}_{path.stem}", about)
-    open_folder(folder, about)
     with build_pool(config.execution) as pool, ProgressDisplay(stream=sys.stderr) as display:
+        _open(folder, about, python_identity(pool.interpreter))
 
         def make(first: int, size: int) -> list[Episode]:
             return judge_recorded(
@@ -218,6 +219,15 @@ def text_of(found: dict[str, Any]) -> str:
     if found["judge"]:
         lines.append(found["judge"])
     return "\n".join([*lines, f"rollouts and numbers are kept in {found['folder']}"])
+
+
+def _open(folder: Path, about: dict[str, Any], inputs: Inputs) -> None:
+    """Makes the folder, or goes on in it. Raises ConfigError for one of another evaluation or of other inputs."""
+    open_folder(folder, about)
+    check_inputs(
+        folder, inputs, begun=any((folder / CHUNKS).iterdir()), mend="Put them back, or give another --out",
+        tell=lambda line: print(line, file=sys.stderr),
+    )  # fmt: skip
 
 
 def _sizes(problems: int, rollouts: int, chunk: int) -> list[int]:

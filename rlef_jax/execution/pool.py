@@ -71,6 +71,9 @@ class ExecutionPool:
       options: where we judge otherwise than the paper's judge.
       wall_scale: factor on every wall clock limit, for slower machines.
       max_queue: how many programs may wait before `run` blocks.
+
+    Attributes:
+      interpreter: as given.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class ExecutionPool:
             raise ValueError(f"workers must be at least 1, got {workers}")
         if wall_scale <= 0 or max_queue < 1:
             raise ValueError(f"wall_scale and max_queue must be above 0, got {wall_scale} and {max_queue}")
+        self.interpreter = interpreter
         self._factory = WorkerFactory(interpreter, require, level)
         self._options = options or JudgeOptions()
         self._wall_scale = wall_scale

@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from rlef_jax.errors import ConfigError
+from rlef_jax.model.families import FAMILIES, Family, family_of
 from rlef_jax.model.transformer import ModelConfig, RopeScaling
-
-# (QKV bias, QK norm) of each kind of model.
-FAMILIES = {"llama": (False, False), "qwen2": (True, False), "qwen3": (False, True)}
 
 _SIZES = {
     "vocab_size": "vocab_size",
@@ -32,9 +30,8 @@ _SIZES = {
 }
 _READ = {*_SIZES, "model_type", "rope_theta", "rope_scaling", "rope_parameters", "layer_types", "sliding_window",
          "max_window_layers"}  # fmt: skip
-# What transformers takes where the file says nothing. Where that is a number of one published Qwen, we ask for the key.
+# What transformers takes where the file says nothing (but see `Family.required`).
 _DEFAULTS: dict[str, Any] = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False}
-_NEEDED = {"llama": set[str](), "qwen2": {"num_key_value_heads"}, "qwen3": {"num_key_value_heads", "head_dim"}}
 # Keys with the only value that we compute with.
 _FIXED: dict[str, Any] = {
     "hidden_act": "silu",
@@ -70,23 +67,26 @@ def read_config(path: Path) -> ModelConfig:
 
 def parse_config(given: Mapping[str, Any]) -> ModelConfig:
     """The same of a parsed file. Raises ValueError."""
-    family = given.get("model_type")
-    if family not in FAMILIES:
-        raise ValueError(f"model_type {family!r} is not supported; it must be one of {', '.join(FAMILIES)}")
-    _refuse_unsupported(given)
+    name = given.get("model_type")
+    if name not in FAMILIES:
+        raise ValueError(f"model_type {name!r} is not supported; it must be one of {', '.join(FAMILIES)}")
+    family = FAMILIES[name]
+    _refuse_unsupported(given, family)
     values = {**_DEFAULTS, **{key: given[key] for key in _SIZES if given.get(key) is not None}}
-    optional = {"head_dim", "num_key_value_heads"} - _NEEDED[family]
+    optional = {"head_dim", "num_key_value_heads"} - family.required
     if lacking := sorted(set(_SIZES) - set(values) - optional):
         raise ValueError(f"{', '.join(lacking)} missing")
     values.setdefault("num_key_value_heads", values["num_attention_heads"])
     values.setdefault("head_dim", values["hidden_size"] // values["num_attention_heads"])
     theta, scaling = _rope(given)
-    bias, norm = FAMILIES[family]
     sizes = {field: values[key] for key, field in _SIZES.items()}
-    return ModelConfig(**sizes, rope_theta=theta, rope_scaling=scaling, qkv_bias=bias, qk_norm=norm)
+    return ModelConfig(
+        **sizes, rope_theta=theta, rope_scaling=scaling,
+        qkv_bias=family.qkv_bias, qk_norm=family.qk_norm, family=family.model_type,
+    )  # fmt: skip
 
 
-def _refuse_unsupported(given: Mapping[str, Any]) -> None:
+def _refuse_unsupported(given: Mapping[str, Any], family: Family) -> None:
     for key, value in given.items():
         if key in _FIXED and value not in (None, _FIXED[key]):
             raise ValueError(f"{key}={value!r} is not supported, only {_FIXED[key]!r}")
@@ -97,8 +97,7 @@ def _refuse_unsupported(given: Mapping[str, Any]) -> None:
             )
     if odd := set(given.get("layer_types") or ()) - {"full_attention"}:
         raise ValueError(f"layer_types: {odd.pop()!r} is not supported, only 'full_attention'")
-    # Qwen's files name a window that use_sliding_window switches off; a window in Llama's would be on.
-    if given["model_type"] == "llama" and given.get("sliding_window") is not None:
+    if not family.idle_window and given.get("sliding_window") is not None:
         raise ValueError(f"sliding_window={given['sliding_window']!r} is not supported")
 
 
@@ -122,14 +121,17 @@ def _rope(given: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
 
 
 def config_json(cfg: ModelConfig) -> dict[str, Any]:
-    """The config.json of a model, as transformers 4 and 5 both read it. Raises ConfigError for one of no family."""
-    families = {flags: name for name, flags in FAMILIES.items()}
-    family = families.get((cfg.qkv_bias, cfg.qk_norm))
+    """The config.json of a model, as transformers 4 and 5 both read it.
+
+    It names the family that the model was loaded from; where that isn't known, the first one with its options. Raises
+    ConfigError where there is none.
+    """
+    family = family_of(cfg.family, qkv_bias=cfg.qkv_bias, qk_norm=cfg.qk_norm)
     if family is None:
         raise ConfigError(
             "no Hugging Face model that rlef_jax knows has both qkv_bias and qk_norm: set one of them off"
         )
-    written: dict[str, Any] = {"model_type": family, "architectures": [f"{family.capitalize()}ForCausalLM"]}
+    written: dict[str, Any] = {"model_type": family.model_type, "architectures": [family.architecture]}
     written |= {key: getattr(cfg, field) for key, field in _SIZES.items()}
     written |= {"hidden_act": "silu", "rope_theta": cfg.rope_theta}
     if cfg.rope_scaling is not None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from rlef_jax.model.finite import check_tensor
 from rlef_jax.model.hf_config import config_json
-from rlef_jax.model.layout import Piece, layout, tensor_shapes
+from rlef_jax.model.parameters import file_tensors, leaf_at, tensor_shapes
 from rlef_jax.model.pretrained import CONFIG, INDEX, SINGLE, HFFolder, Weights
 from rlef_jax.model.safetensors_file import DTYPES, split_by_size, write_safetensors
 from rlef_jax.model.transformer import ModelConfig, Params
@@ -23,24 +23,20 @@ _TORCH_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "
 
 
 def tensor_reader(params: Params, cfg: ModelConfig) -> Read:
-    """A function from a tensor's Hugging Face name to the tensor, out of parameters. Holds one piece at a time."""
-    tree = layout(cfg)
-    found: dict[str, tuple[Piece, Any, int | None]] = {}
-    for key, piece in tree.items():
-        if key != "layers":
-            found |= {part.name: (piece, params[key], None) for part in piece.parts}
-    for key, piece in tree["layers"].items():
-        for layer in range(cfg.n_layers):
-            place = (piece, params["layers"][key], layer)
-            found |= {part.name.format(layer=layer): place for part in piece.parts}
+    """A function from a tensor's Hugging Face name to the tensor, out of parameters.
+
+    It holds one layer's share of one parameter at a time.
+    """
+    places = file_tensors(cfg)
     held: dict[str, np.ndarray] = {}
 
     def read(name: str) -> np.ndarray:
         if name not in held:
-            piece, leaf, layer = found[name]
+            _, parameter, path, layer = places[name]
+            leaf = leaf_at(params, path)
             held.clear()
-            whole = np.asarray(jax.device_get(leaf if layer is None else leaf[layer]))
-            held.update({part.format(layer=layer): tensor for part, tensor in piece.cut(whole).items()})
+            share = np.asarray(jax.device_get(leaf if layer is None else leaf[layer]))
+            held.update({part.format(layer=layer): tensor for part, tensor in parameter.cut(share).items()})
         return held[name]
 
     return read

@@ -23,7 +23,8 @@ import jax
 import jax.numpy as jnp
 
 from rlef_jax.model import transformer
-from rlef_jax.model.transformer import ModelConfig, Params
+from rlef_jax.model.parameters import Parameter, describe
+from rlef_jax.model.transformer import ModelConfig, OutputsFirst, Params
 
 Pair = tuple[jax.Array, jax.Array]
 # Keys and values [B, K, S, H], and which of the S may be seen: bool, broadcastable to [B, K, Q, C, S].
@@ -48,18 +49,19 @@ def init_cache(cfg: ModelConfig, rows: int, capacity: int, dtype: Any = jnp.floa
     return KVCache(tuple((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(cfg.n_layers)))
 
 
-def unstack(params: Params) -> Params:
+def unstack(params: Params, cfg: ModelConfig) -> Params:
     """The same parameters with a tuple of layers in place of the stack, and their matrices with outputs first."""
-    count = jax.tree.leaves(params["layers"])[0].shape[0]
 
-    def layer(index: int) -> Params:
-        one = transformer.layer_params(params, index)
-        return one | {
-            name: transformer.OutputsFirst(jnp.moveaxis(one[name], range(inputs), range(-inputs, 0)))
-            for name, inputs in transformer.MATRICES.items()
-        }
+    def turned(p: Parameter, array: jax.Array) -> jax.Array | OutputsFirst:
+        return OutputsFirst(jnp.moveaxis(array, range(p.inputs), range(-p.inputs, 0))) if p.inputs else array
 
-    return {**params, "layers": tuple(map(layer, range(count)))}
+    layers = describe(cfg)["layers"]
+    return {
+        **params,
+        "layers": tuple(
+            jax.tree.map(turned, layers, transformer.layer_params(params, index)) for index in range(cfg.n_layers)
+        ),
+    }
 
 
 def first_slots(cache: KVCache, capacity: int) -> KVCache:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,9 +18,9 @@ from rlef_jax.errors import ConfigError
 from rlef_jax.model.finite import check_tensor
 from rlef_jax.model.gguf_file import open_gguf
 from rlef_jax.model.hf_config import read_config
-from rlef_jax.model.layout import Piece, layout, tensor_shapes
+from rlef_jax.model.parameters import Parameter, describe, tensor_shapes
 from rlef_jax.model.safetensors_file import SafetensorsFile
-from rlef_jax.model.transformer import ModelConfig, Params, param_shapes
+from rlef_jax.model.transformer import ModelConfig, Params
 
 CONFIG = "config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -120,9 +121,12 @@ def _is_redundant(name: str, weights: Weights, cfg: ModelConfig) -> bool:
     """Rotary tables that old files carry, and an output matrix that is the embedding once more."""
     if name.endswith("rotary_emb.inv_freq"):
         return True
-    if name != "lm_head.weight" or not cfg.tie_embeddings or "model.embed_tokens.weight" not in weights.shapes:
+    [embed], [output] = (
+        describe(dataclasses.replace(cfg, tie_embeddings=False))[key].tensors for key in ("embed", "unembed")
+    )
+    if name != output.name or not cfg.tie_embeddings or embed.name not in weights.shapes:
         return False
-    return bool(np.array_equal(weights.read(name), weights.read("model.embed_tokens.weight")))
+    return bool(np.array_equal(weights.read(name), weights.read(embed.name)))
 
 
 def _named(names: Iterable[str]) -> str:
@@ -151,26 +155,22 @@ def load_pretrained(
     of these dtypes.
     """
     check_tensors(weights, cfg)
-    pieces = layout(cfg)
+    described = describe(cfg, dtype)
     dtypes = (dtype, *cast_to)
     if shardings is None:
         first = SingleDeviceSharding(jax.devices()[0])
-        shardings = jax.tree.map(lambda _: first, pieces, is_leaf=_is_piece)
+        shardings = jax.tree.map(lambda _: first, described)
 
-    def place(path: Any, piece: Piece, shape: tuple[int, ...], sharding: Any) -> jax.Array:
-        if path[0].key != "layers":
-            return _placed(weights, piece, None, shape, sharding, dtypes).astype(dtype)
-        stack = jax.jit(functools.partial(jnp.zeros, shape, dtype), out_shardings=sharding)()
+    def place(p: Parameter, sharding: Any) -> jax.Array:
+        if not p.stacked:
+            return _placed(weights, p, None, sharding, dtypes).astype(p.dtype)
+        stack = jax.jit(functools.partial(jnp.zeros, p.shape, p.dtype), out_shardings=sharding)()
         write = _writer(sharding)
-        for layer in range(shape[0]):
-            stack = write(stack, _placed(weights, piece, layer, shape[1:], _of_layer(sharding), dtypes), layer)
+        for layer in range(p.shape[0]):
+            stack = write(stack, _placed(weights, p, layer, _of_layer(sharding), dtypes), layer)
         return stack
 
-    return jax.tree_util.tree_map_with_path(place, pieces, param_shapes(cfg), shardings, is_leaf=_is_piece)
-
-
-def _is_piece(leaf: Any) -> bool:
-    return isinstance(leaf, Piece)
+    return jax.tree.map(place, described, shardings)
 
 
 def _of_layer(sharding: Any) -> Any:
@@ -182,27 +182,23 @@ def _of_layer(sharding: Any) -> Any:
 
 @functools.cache
 def _writer(sharding: Any) -> Any:
-    """(stack [L, ...], piece [...], layer) -> the stack with the piece in it, in the stack's own memory."""
+    """(stack [L, ...], share [...], layer) -> the stack with a layer's share in it, in the stack's own memory."""
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=sharding)
-    def write(stack: jax.Array, piece: jax.Array, layer: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_index_in_dim(stack, piece.astype(stack.dtype), layer, 0)
+    def write(stack: jax.Array, share: jax.Array, layer: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_index_in_dim(stack, share.astype(stack.dtype), layer, 0)
 
     return write
 
 
-def _placed(
-    weights: Weights,
-    piece: Piece,
-    layer: int | None,
-    shape: tuple[int, ...],
-    sharding: Any,
-    dtypes: Sequence[Any],
-) -> jax.Array:
-    """A piece on its devices, in the files' dtype, found finite in `dtypes`. Of mapped files only this process's slices
-    are read."""
-    names = [part.name.format(layer=layer) for part in piece.parts]
-    views = [part.to_piece(weights.read(name)) for name, part in zip(names, piece.parts, strict=True)]
+def _placed(weights: Weights, p: Parameter, layer: int | None, sharding: Any, dtypes: Sequence[Any]) -> jax.Array:
+    """A parameter, or a layer's share of it, on its devices, in the files' dtype, found finite in `dtypes`.
+
+    Of mapped files only this process's slices are read.
+    """
+    names = [tensor.name.format(layer=layer) for tensor in p.tensors]
+    views = [tensor.to_ours(weights.read(name)) for name, tensor in zip(names, p.tensors, strict=True)]
+    shape = p.shape if layer is None else p.shape[1:]
 
     def copied(name: str, view: np.ndarray) -> np.ndarray:
         copy = np.array(view, order="C")
@@ -213,9 +209,9 @@ def _placed(
         """A copy: JAX would keep a view of the file, and with it the file."""
         if len(views) == 1:
             return copied(names[0], views[0][index])
-        inner = tuple(slice(None) if axis == piece.axis else part for axis, part in enumerate(index))
+        inner = tuple(slice(None) if axis == p.joined else part for axis, part in enumerate(index))
         parts = [copied(name, view[inner]) for name, view in zip(names, views, strict=True)]
-        return np.concatenate(parts, axis=piece.axis)[_only(piece.axis, index)]
+        return np.concatenate(parts, axis=p.joined)[_only(p.joined, index)]
 
     return jax.make_array_from_callback(shape, sharding, shard)
 

@@ -1,4 +1,4 @@
-"""Logical axis names of the parameters, and one table that places them on a mesh.
+"""One table that places the parameters on a mesh, by the names that `model/parameters.py` gives their axes.
 
 The mesh has three axes: `data` splits rows, `fsdp` splits rows too and each parameter's model width, `tensor` splits
 heads, the feed-forward layer's hidden width and the vocabulary.
@@ -14,30 +14,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rlef_jax.model.transformer import ModelConfig, param_shapes
+from rlef_jax.model.parameters import Parameter, describe
+from rlef_jax.model.transformer import ModelConfig
 
 AXES = ("data", "fsdp", "tensor")
 
-# What each dimension of a parameter means ...
-LOGICAL_AXES: dict[str, Any] = {
-    "embed": ("vocab", "width"),
-    "layers": {
-        "attn_norm": ("layer", None),
-        "qkv": ("layer", "width", "kv_heads", None, None),
-        "qkv_bias": ("layer", "kv_heads", None, None),
-        "q_norm": ("layer", None),
-        "k_norm": ("layer", None),
-        "attn_out": ("layer", "kv_heads", None, None, "width"),
-        "mlp_norm": ("layer", None),
-        "gate": ("layer", "width", "hidden"),
-        "up": ("layer", "width", "hidden"),
-        "down": ("layer", "hidden", "width"),
-    },
-    "final_norm": (None,),
-    "unembed": ("vocab", "width"),
-}
-
-# ... and which axis of the mesh splits it.
+# Which axis of the mesh splits what (`Parameter.axes`).
 RULES: dict[str | None, str | None] = {
     "vocab": "tensor",
     "kv_heads": "tensor",
@@ -78,13 +60,11 @@ def place(tree: Any, shardings: Any) -> Any:
 
 def param_specs(cfg: ModelConfig) -> dict[str, Any]:
     """The PartitionSpec of each parameter: the tree of `init_params`."""
+    return jax.tree.map(_spec, describe(cfg))
 
-    def specs(axes: Any, shapes: Any) -> Any:
-        if isinstance(shapes, dict):
-            return {name: specs(axes[name], shape) for name, shape in shapes.items()}
-        return PartitionSpec(*(RULES[name] for name in axes))
 
-    return specs(LOGICAL_AXES, param_shapes(cfg))
+def _spec(parameter: Parameter) -> PartitionSpec:
+    return PartitionSpec(*(RULES[axis] for axis in parameter.axes))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,19 +96,25 @@ class Layout:
 
 
 def param_shardings(mesh: Mesh, cfg: ModelConfig) -> dict[str, Any]:
-    """The sharding of each parameter on `mesh`: the tree of `init_params`.
+    """The sharding of each of a model's parameters on `mesh`: the tree of `init_params`.
+
+    Raises ValueError as `shardings`.
+    """
+    return shardings(mesh, describe(cfg))
+
+
+def shardings(mesh: Mesh, described: Any) -> Any:
+    """The sharding of each `Parameter` of a tree on `mesh`.
 
     Raises ValueError, naming the parameter, where the mesh doesn't divide a dimension.
     """
 
-    def place(path: Any, spec: PartitionSpec, shape: tuple[int, ...]) -> NamedSharding:
-        for size, axis in zip(shape, spec, strict=True):
+    def checked(path: Any, parameter: Parameter) -> NamedSharding:
+        spec = _spec(parameter)
+        for size, axis in zip(parameter.shape, spec, strict=True):
             if axis is not None and size % mesh.shape[axis]:
                 name = jax.tree_util.keystr(path)
                 raise ValueError(f"parameter {name}: mesh axis {axis}={mesh.shape[axis]} doesn't divide {size}")
         return NamedSharding(mesh, spec)
 
-    def is_spec(leaf: Any) -> bool:
-        return isinstance(leaf, PartitionSpec)
-
-    return jax.tree_util.tree_map_with_path(place, param_specs(cfg), param_shapes(cfg), is_leaf=is_spec)
+    return jax.tree_util.tree_map_with_path(checked, described)

@@ -10,7 +10,6 @@ key/value head, H head width, F hidden width of the feed-forward layer.
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any, NamedTuple, Protocol
 
 import flax.struct
@@ -19,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlef_jax.model.attention import KEPT, Attention, row_attention
+from rlef_jax.model.families import family_of
 
 Params = dict[str, Any]
 
@@ -57,7 +57,8 @@ class ModelConfig:
     """What a Llama-architecture model computes with. Raises ValueError where sizes don't fit together.
 
     `qkv_bias` is Qwen 2's, `qk_norm` Qwen 3's: an RMS norm over the width of each query and key head, before the
-    rotation. `max_positions` is the longest row that the model may be given.
+    rotation. `max_positions` is the longest row that the model may be given. `family`, a name in `families.FAMILIES`,
+    is what its files are called, "" where that isn't known; it changes nothing that is computed.
     """
 
     vocab_size: int
@@ -74,6 +75,7 @@ class ModelConfig:
     qk_norm: bool = False
     rope_scaling: RopeScaling | None = None
     max_positions: int = 8192
+    family: str = ""
 
     def __post_init__(self) -> None:
         if self.n_heads % self.n_kv_heads:
@@ -82,75 +84,12 @@ class ModelConfig:
             raise ValueError(f"d_head={self.d_head} must be even: rotary embeddings turn pairs of channels")
         if self.rope_scaling is not None and not 0 < self.rope_scaling.low_freq_factor < self.rope_scaling[2]:
             raise ValueError(f"rope_scaling={tuple(self.rope_scaling)}: low_freq_factor must be below high_freq_factor")
+        family_of(self.family, qkv_bias=self.qkv_bias, qk_norm=self.qk_norm)  # whether it has these options
 
     @property
     def queries_per_kv(self) -> int:
         """Query heads that share one key/value head (R)."""
         return self.n_heads // self.n_kv_heads
-
-
-def param_shapes(cfg: ModelConfig) -> dict[str, Any]:
-    """The tree of parameter shapes. Query head k * R + r (in Llama's order) is `qkv[:, :, k, r]`; `[:, :, k, R]` are
-    the keys and `[:, :, k, R + 1]` the values of group k, so that one matrix product makes all three and tensor
-    parallelism splits between groups."""
-    n, d, k, r, h, f = cfg.n_layers, cfg.d_model, cfg.n_kv_heads, cfg.queries_per_kv, cfg.d_head, cfg.d_ff
-    shapes: dict[str, Any] = {
-        "embed": (cfg.vocab_size, d),
-        "layers": {
-            "attn_norm": (n, d),
-            "qkv": (n, d, k, r + 2, h),
-            "attn_out": (n, k, r, h, d),
-            "mlp_norm": (n, d),
-            "gate": (n, d, f),
-            "up": (n, d, f),
-            "down": (n, f, d),
-        },
-        "final_norm": (d,),
-    }
-    if cfg.qkv_bias:
-        shapes["layers"]["qkv_bias"] = (n, k, r + 2, h)
-    if cfg.qk_norm:
-        shapes["layers"] |= {"q_norm": (n, h), "k_norm": (n, h)}
-    if not cfg.tie_embeddings:
-        shapes["unembed"] = (cfg.vocab_size, d)
-    return shapes
-
-
-MATRICES = {"qkv": 1, "attn_out": 3, "gate": 1, "up": 1, "down": 1}
-"""A layer's matrices, and how many of their axes (`param_shapes`, without L) are inputs."""
-
-
-def count_params(cfg: ModelConfig) -> int:
-    """How many numbers the model has; nothing is allocated."""
-    return sum(map(math.prod, jax.tree.leaves(param_shapes(cfg), is_leaf=lambda s: isinstance(s, tuple))))
-
-
-def init_params(key: jax.Array, cfg: ModelConfig, dtype: Any = jnp.float32) -> Params:
-    """Random parameters: normal with standard deviation 1 / (2 sqrt(fan in)), what is added to the residual stream
-    divided by sqrt(2 L) as in GPT-2, norms one, biases zero. Layers are stacked on a leading axis L."""
-    fan_in = {
-        "embed": cfg.d_model,
-        "unembed": cfg.d_model,
-        "qkv": cfg.d_model,
-        "attn_out": cfg.n_heads * cfg.d_head,
-        "gate": cfg.d_model,
-        "up": cfg.d_model,
-        "down": cfg.d_ff,
-    }
-    residual = (2 * cfg.n_layers) ** -0.5
-
-    def leaf(path: tuple[Any, ...], shape: tuple[int, ...], leaf_key: jax.Array) -> jax.Array:
-        name = path[-1].key
-        if name.endswith("norm"):
-            return jnp.ones(shape, dtype)
-        if name.endswith("bias"):
-            return jnp.zeros(shape, dtype)
-        std = 0.5 * fan_in[name] ** -0.5 * (residual if name in ("attn_out", "down") else 1.0)
-        return (std * jax.random.normal(leaf_key, shape)).astype(dtype)
-
-    paths, tree = jax.tree_util.tree_flatten_with_path(param_shapes(cfg), is_leaf=lambda s: isinstance(s, tuple))
-    keys = jax.random.split(key, len(paths))
-    return jax.tree.unflatten(tree, [leaf(path, shape, k) for (path, shape), k in zip(paths, keys, strict=True)])
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:

@@ -5,12 +5,21 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from rlef_jax.model.parameters import Constant, Normal, Parameter
 from rlef_jax.model.transformer import ModelConfig
 
 
+def describe_value_head(cfg: ModelConfig) -> dict[str, Parameter]:
+    """Its parameters {"w": [D], "b": []}, float32: a fresh random linear map (A.1) to about unit size at most."""
+    return {
+        "w": Parameter((cfg.d_model,), (None,), Normal(cfg.d_model**-0.5)),
+        "b": Parameter((), (), Constant(0.0)),
+    }
+
+
 def init_value_head(key: jax.Array, cfg: ModelConfig) -> dict[str, jax.Array]:
-    """A fresh random linear map {"w": [D], "b": []} in float32 (A.1), with outputs of about unit size at most."""
-    return {"w": cfg.d_model**-0.5 * jax.random.normal(key, (cfg.d_model,)), "b": jnp.zeros(())}
+    """First values of `describe_value_head`; only "w" is random."""
+    return {name: p.init(key, p.shape).astype(p.dtype) for name, p in describe_value_head(cfg).items()}
 
 
 def values(head: dict[str, jax.Array], hidden: jax.Array, turn_positions: jax.Array) -> jax.Array:

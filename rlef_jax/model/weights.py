@@ -15,7 +15,8 @@ import numpy as np
 
 from rlef_jax.errors import ConfigError, RunError
 from rlef_jax.model import finite
-from rlef_jax.model.transformer import ModelConfig, Params, RopeScaling, param_shapes
+from rlef_jax.model.parameters import describe
+from rlef_jax.model.transformer import ModelConfig, Params, RopeScaling
 
 _PREFIX = "package:"
 
@@ -56,20 +57,19 @@ def load_params(path: Path, cfg: ModelConfig, dtype: Any = jnp.float32, cast_to:
 
     Raises ConfigError where names or shapes aren't the config's, or an entry isn't finite in one of these dtypes.
     """
-    shapes = param_shapes(cfg)
-    wanted, tree = jax.tree_util.tree_flatten_with_path(shapes, is_leaf=lambda s: isinstance(s, tuple))
+    wanted, tree = jax.tree_util.tree_flatten_with_path(describe(cfg, dtype))
     names = ["/".join(str(part.key) for part in leaf_path) for leaf_path, _ in wanted]
     with np.load(path) as stored:
         if set(stored.files) != set(names):
             odd = sorted(set(stored.files) ^ set(names))
             raise ConfigError(f"{path}: not a model of this config: {', '.join(odd)} missing or unexpected")
         leaves = []
-        for name, (_, shape) in zip(names, wanted, strict=True):
-            if stored[name].shape != shape:
-                raise ConfigError(f"{path}: {name} is {stored[name].shape}, the config's model needs {shape}")
+        for name, (_, parameter) in zip(names, wanted, strict=True):
             array = stored[name]
+            if array.shape != parameter.shape:
+                raise ConfigError(f"{path}: {name} is {array.shape}, the config's model needs {parameter.shape}")
             finite.check_tensor(path, name, array, (dtype, *cast_to))
-            leaves.append(jnp.asarray(array, dtype))
+            leaves.append(jnp.asarray(array, parameter.dtype))
     return jax.tree.unflatten(tree, leaves)
 
 
@@ -80,7 +80,8 @@ SHAPE_KEYS = tuple(field.name for field in dataclasses.fields(ModelConfig) if fi
 def model_config(model: Any, vocab_size: int, max_positions: int) -> ModelConfig:
     """The ModelConfig that a config's `model` section describes, of a tokenizer's vocabulary.
 
-    Raises ConfigError where `model.vocab_size` is set and holds fewer ids than the tokenizer has.
+    Raises ConfigError where `model.vocab_size` is set and holds fewer ids than the tokenizer has, or `model.family`
+    doesn't name a family with the options that are set.
     """
     if 0 < model.vocab_size < vocab_size:
         raise ConfigError(
@@ -90,4 +91,7 @@ def model_config(model: Any, vocab_size: int, max_positions: int) -> ModelConfig
     values = {name: getattr(model, name) for name in SHAPE_KEYS}
     values["vocab_size"] = model.vocab_size or vocab_size
     values["rope_scaling"] = RopeScaling(*model.rope_scaling) if model.rope_scaling else None
-    return ModelConfig(**values, max_positions=max_positions)
+    try:
+        return ModelConfig(**values, max_positions=max_positions)
+    except ValueError as error:
+        raise ConfigError(f"config.model: {error}") from error

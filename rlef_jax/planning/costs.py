@@ -14,7 +14,8 @@ from collections.abc import Iterable
 
 import jax
 
-from rlef_jax.model.transformer import ModelConfig, param_shapes
+from rlef_jax.model.parameters import describe
+from rlef_jax.model.transformer import ModelConfig
 from rlef_jax.planning.hlo import Collective
 from rlef_jax.planning.programs import Program
 
@@ -84,15 +85,10 @@ def decode_seconds(program: Program, card: Card, share: float) -> float:
     return max(program.work.flops / card.flops, read) + exchange_seconds(program.work.collectives, card, share)
 
 
-def parameters(cfg: ModelConfig) -> int:
-    """Weights of a model."""
-    shapes = jax.tree.leaves(param_shapes(cfg), is_leaf=lambda leaf: isinstance(leaf, tuple))
-    return sum(math.prod(shape) for shape in shapes)
-
-
 def flops_per_token(cfg: ModelConfig, length: int, action_share: float) -> float:
-    """Of a forward pass over rows of `length` tokens, by hand: products with weights, attention over half of the
-    square, the output layer for actions only. A training step does three times as many, and what it makes again."""
-    layer = cfg.d_model * (cfg.d_head * 2 * (cfg.n_heads + cfg.n_kv_heads) + 3 * cfg.d_ff)
+    """Of a forward pass over rows of `length` tokens, counted without compiling: products with weights, attention over
+    half of the square, the output layer for actions only. A training step does three times as many, and what it makes
+    again."""
+    layers = sum(math.prod(p.shape) for p in jax.tree.leaves(describe(cfg)["layers"]) if p.inputs)
     attention = length * cfg.n_heads * cfg.d_head
-    return 2.0 * (cfg.n_layers * (layer + attention) + action_share * cfg.vocab_size * cfg.d_model)
+    return 2.0 * (layers + cfg.n_layers * attention + action_share * cfg.vocab_size * cfg.d_model)

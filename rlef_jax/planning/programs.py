@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -11,13 +12,16 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from rlef_jax.model import kv_cache, transformer
+from rlef_jax.model.parameters import abstract_params
 from rlef_jax.model.sharding import AXES, make_mesh, param_shardings
-from rlef_jax.model.transformer import ModelConfig, init_params
+from rlef_jax.model.transformer import ModelConfig, Params
 from rlef_jax.planning.hlo import Work, read_work
 from rlef_jax.ppo.pack import empty_arrays
 from rlef_jax.ppo.train_state import first_params, init_state
 from rlef_jax.ppo.update import Learner
 from rlef_jax.types import TokenBatch
+
+UPDATE_PROGRAMS = ("gradients", "apply", "score")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,18 +60,25 @@ def state_shapes(learner: Learner, dtype: Any) -> Any:
     """The TrainState of a learner as shapes."""
     cfg = learner.model_cfg
 
-    def make() -> Any:
-        key = jax.random.PRNGKey(0)
-        params = first_params(key, init_params(key, cfg, dtype), cfg, learner.separate_critic)
+    def make(policy: Params) -> Any:
+        params = first_params(jax.random.PRNGKey(0), policy, cfg, learner.separate_critic)
         return init_state(params, learner.optimizer.init)
 
-    return jax.eval_shape(make)
+    return jax.eval_shape(make, abstract_params(cfg, dtype))
 
 
 def update_programs(
-    learner: Learner, dtype: Any, *, microbatches: int, rows: int, length: int, turns: int, action_share: float
+    learner: Learner,
+    dtype: Any,
+    *,
+    microbatches: int,
+    rows: int,
+    length: int,
+    turns: int,
+    action_share: float,
+    names: Collection[str] = UPDATE_PROGRAMS,
 ) -> dict[str, Program]:
-    """The programs of one update, see `Side.lowered`, on micro-batches of `rows` rows of `length` tokens.
+    """An update's programs of these `names`, see `Side.lowered`, on micro-batches of `rows` rows of `length` tokens.
 
     Policy and critic must share a mesh."""
     [side] = learner.sides
@@ -82,6 +93,7 @@ def update_programs(
     return {
         name: compiled(program, mesh_shape, dtypes.get(name, side.how.compute_dtype), trips)
         for name, program in lowered.items()
+        if name in names
     }
 
 
@@ -89,11 +101,7 @@ def decode_program(cfg: ModelConfig, dtype: Any, *, tensor: int, rows: int, leng
     """One decoding step of `rows` rows behind `length` tokens each, the model split over `tensor` devices."""
     mesh = make_mesh(tensor=tensor)
     heads = NamedSharding(mesh, PartitionSpec(None, "tensor"))
-    params = jax.tree.map(
-        lambda a, s: jax.ShapeDtypeStruct(a.shape, dtype, sharding=s),
-        jax.eval_shape(lambda: init_params(jax.random.PRNGKey(0), cfg, dtype)),
-        param_shardings(mesh, cfg),
-    )
+    params = abstract_params(cfg, dtype, param_shardings(mesh, cfg))
     seen, recent = (
         jax.tree.map(
             lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=heads),
@@ -104,7 +112,7 @@ def decode_program(cfg: ModelConfig, dtype: Any, *, tensor: int, rows: int, leng
     per_row = jax.ShapeDtypeStruct((rows,), jnp.int32)
 
     def step(params: Any, seen: Any, recent: Any, tokens: jax.Array, lengths: jax.Array, at: jax.Array) -> Any:
-        hidden, recent = kv_cache.decode_step(kv_cache.unstack(params), cfg, seen, recent, tokens, lengths, at)
+        hidden, recent = kv_cache.decode_step(kv_cache.unstack(params, cfg), cfg, seen, recent, tokens, lengths, at)
         return transformer.unembed(params, cfg, hidden[:, None]), recent
 
     lowered = jax.jit(step, donate_argnums=(2,)).lower(

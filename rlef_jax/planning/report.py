@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 
+from rlef_jax.model.parameters import count_params
 from rlef_jax.model.transformer import ModelConfig
 from rlef_jax.planning.costs import (
     Card,
@@ -12,7 +13,6 @@ from rlef_jax.planning.costs import (
     decode_seconds,
     exchange_seconds,
     flops_per_token,
-    parameters,
     training_seconds,
 )
 from rlef_jax.planning.programs import Program
@@ -115,7 +115,7 @@ def table(plan: Plan, title: str = "") -> str:
 
 
 def _model(plan: Plan) -> Iterator[str]:
-    count, a = parameters(plan.cfg), plan.assumed
+    count, a = count_params(plan.cfg), plan.assumed
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
     yield f"{count / 1e9:.3g} B parameters, {plan.networks} trained network(s); mesh {mesh} = {plan.devices} devices"
     yield (

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rlef_jax.model.sharding import ROWS, param_shardings, place
+from rlef_jax.model.sharding import ROWS, place, shardings
 from rlef_jax.model.transformer import ModelConfig
 from rlef_jax.ppo.losses import LossSettings
 from rlef_jax.ppo.objective import ForwardSettings, objective, scores
-from rlef_jax.ppo.train_state import TrainState, init_state, part
+from rlef_jax.ppo.train_state import TrainState, describe_params, init_state, part
 from rlef_jax.types import TokenBatch
 
 # Gradients of a side's parameters and its metric sums.
@@ -50,11 +50,7 @@ class Side:
         self.replicated = NamedSharding(mesh, PartitionSpec())
         self.rows = NamedSharding(mesh, ROWS)
         self.stacked_rows = NamedSharding(mesh, PartitionSpec(None, *ROWS))
-        policy = param_shardings(mesh, model_cfg)
-        critic: dict[str, Any] = {"head": {"w": self.replicated, "b": self.replicated}}
-        if separate_critic:
-            critic["trunk"] = policy
-        self.param_shardings = part({"policy": policy, "critic": critic}, names)
+        self.param_shardings = part(shardings(mesh, describe_params(model_cfg, separate_critic)), names)
         self._compile()
 
     def _compile(self) -> None:

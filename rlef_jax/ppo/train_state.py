@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rlef_jax.model.parameters import describe, leaf_at
 from rlef_jax.model.transformer import ModelConfig, Params
-from rlef_jax.model.value import init_value_head
+from rlef_jax.model.value import describe_value_head, init_value_head
 
 
 @flax.struct.dataclass
@@ -60,15 +62,27 @@ def warmup_schedule(learning_rate: float, warmup_steps: int) -> optax.Schedule:
     return schedule
 
 
-def decayed(params: Any) -> Any:
-    """Which parameters weight decay acts on: a tree of bools.
+def describe_params(cfg: ModelConfig, separate_critic: bool) -> dict[str, Any]:
+    """The tree of `TrainState.params` with what is known of each parameter, a `Parameter`, at its leaves."""
+    policy = describe(cfg)
+    critic: dict[str, Any] = {"head": describe_value_head(cfg)}
+    if separate_critic:
+        critic["trunk"] = policy
+    return {"policy": policy, "critic": critic}
 
-    Not the QKV biases: some of Qwen's are above 100 by training, and a pull to zero would be an update of its own.
-    """
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key != "qkv_bias", params)
+
+def _decayed(cfg: ModelConfig, params: dict[str, Any]) -> dict[str, Any]:
+    """Which of the parameters, all of `TrainState.params` or some parts, weight decay acts on: a tree of bools."""
+    described = describe_params(cfg, separate_critic=True)
+
+    def of(path: Any, _: Any) -> bool:
+        return leaf_at(described, [step.key for step in path]).decayed
+
+    return jax.tree_util.tree_map_with_path(of, params)
 
 
 def make_optimizer(
+    cfg: ModelConfig,
     learning_rate: float,
     warmup_steps: int = 50,
     weight_decay: float = 0.1,
@@ -78,12 +92,13 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """AdamW with linear warm-up (A.1) and, where clip_norm > 0, clipping of the global gradient norm.
 
-    One learning rate for policy and critic, weight decay on every parameter but QKV biases (ours: the paper names no
-    exceptions, and its models have no such biases).
+    One learning rate for policy and critic. Weight decay acts on every parameter of the model `cfg` but those that
+    `Parameter.decayed` leaves out, QKV biases (ours: the paper names no exceptions, and its models have none).
     """
     adamw = optax.adamw(
-        warmup_schedule(learning_rate, warmup_steps), b1=b1, b2=b2, weight_decay=weight_decay, mask=decayed
-    )
+        warmup_schedule(learning_rate, warmup_steps), b1=b1, b2=b2, weight_decay=weight_decay,
+        mask=functools.partial(_decayed, cfg),
+    )  # fmt: skip
     return optax.chain(clip_by_norm(clip_norm), adamw) if clip_norm > 0 else adamw
 
 

@@ -19,8 +19,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rlef_jax.model import kv_cache
 from rlef_jax.model.kv_cache import KVCache
+from rlef_jax.model.parameters import abstract_params
 from rlef_jax.model.sharding import ROWS, param_shardings
-from rlef_jax.model.transformer import ModelConfig, Params, param_shapes
+from rlef_jax.model.transformer import ModelConfig, Params
 from rlef_jax.sampling.decode import Drawn, Rows, decode
 
 # Kinds of distribution: every row plain, or some row greedy or cut (see `decode`).
@@ -120,7 +121,7 @@ class Programs:
         )
         # A copy even where nothing is to be cast: jit would hand an array that it doesn't change through.
         self._unstack = jax.jit(
-            lambda params: kv_cache.unstack(jax.tree.map(lambda a: jnp.copy(a).astype(self.dtype), params))
+            lambda params: kv_cache.unstack(jax.tree.map(lambda a: jnp.copy(a).astype(self.dtype), params), cfg)
         )
         self._decode: dict[tuple[int, bool], Any] = {}
         self._prefill: dict[tuple[int, bool], Any] = {}
@@ -210,18 +211,12 @@ class Programs:
         return self._put(cache, *jax.device_put((np.int32(row), whole), self._whole))
 
     def _abstract_weights(self) -> Params:
-        shapes = param_shapes(self.cfg)
-        stacked = jax.tree.map(
-            lambda shape, sharding: jax.ShapeDtypeStruct(shape, self.dtype, sharding=sharding),
-            shapes,
-            self._weights,
-            is_leaf=lambda s: isinstance(s, tuple),
-        )
+        stacked = abstract_params(self.cfg, self.dtype, self._weights)
         # What compiling it says of its outputs' placement is what `prepare` will give.
         lowered = self._unstack.lower(stacked).compile()
         return jax.tree.map(
             lambda a, sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding),
-            jax.eval_shape(kv_cache.unstack, stacked),
+            jax.eval_shape(functools.partial(kv_cache.unstack, cfg=self.cfg), stacked),
             lowered.output_shardings,
         )
 

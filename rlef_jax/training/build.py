@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -22,9 +22,10 @@ from rlef_jax.execution.interpreter import find_python
 from rlef_jax.execution.isolation import IsolationError
 from rlef_jax.execution.pool import ExecutionPool, auto_workers
 from rlef_jax.execution.results import JudgeOptions
+from rlef_jax.model.parameters import init_params
 from rlef_jax.model.pretrained import Weights, load_pretrained, open_weights
 from rlef_jax.model.sharding import make_mesh, param_shardings
-from rlef_jax.model.transformer import ModelConfig, Params, init_params
+from rlef_jax.model.transformer import ModelConfig, Params
 from rlef_jax.model.weights import SHAPE_KEYS, load_params, model_config, resolve
 from rlef_jax.ppo.losses import LossSettings
 from rlef_jax.ppo.update import ForwardSettings, Learner, make_optimizer
@@ -86,15 +87,21 @@ def build_policy(config: ConfigDict, mesh: Mesh | None = None) -> Policy:
     Raises ConfigError where they can't be used, aren't finite, or rows may be longer than the model was made for.
     """
     cfg, chat, weights = describe_policy(config)
+    return Policy(cfg, first_weights(config, cfg, weights, mesh), chat)
+
+
+def first_weights(config: ConfigDict, cfg: ModelConfig, weights: Weights | None, mesh: Mesh | None = None) -> Params:
+    """The weights that `config.model.init` names, of a model that `describe_policy` has described.
+
+    Raises ConfigError where they can't be used, or aren't finite.
+    """
     model, dtype, cast_to = config.model, jnp.dtype(config.model.param_dtype), (config.model.compute_dtype,)
     if weights is not None:
         shardings = None if mesh is None else mesh_shardings(mesh, cfg)
-        params = load_pretrained(weights, cfg, dtype, shardings, cast_to)
-    elif model.init:
-        params = load_params(resolve(model.init, ".npz", "model.init"), cfg, dtype, cast_to)
-    else:
-        params = init_params(jax.random.PRNGKey(config.seed), cfg, dtype)
-    return Policy(cfg, params, chat)
+        return load_pretrained(weights, cfg, dtype, shardings, cast_to)
+    if model.init:
+        return load_params(resolve(model.init, ".npz", "model.init"), cfg, dtype, cast_to)
+    return init_params(jax.random.PRNGKey(config.seed), cfg, dtype)
 
 
 def describe_policy(config: ConfigDict) -> tuple[ModelConfig, ChatFormat, Weights | None]:
@@ -199,13 +206,13 @@ def build_pool(execution: ConfigDict) -> ExecutionPool:
         raise ConfigError(f"execution.require_isolation: {exc}") from exc
 
 
-def build_samplers(config: ConfigDict, policy: Policy, count: int) -> list[Sampler]:
-    """Samplers without weights that share their compiled programs.
+def build_samplers(config: ConfigDict, cfg: ModelConfig, stop_ids: Sequence[int], count: int) -> list[Sampler]:
+    """Samplers of a model of these sizes, without weights, that share their compiled programs.
 
     Raises ConfigError where their devices aren't there or don't divide the model.
     """
     s, mesh = config.sampling, build_sampler_mesh(config)
-    mesh_shardings(mesh, policy.cfg, "sampling")
+    mesh_shardings(mesh, cfg, "sampling")
     shapes = Shapes(
         rows=s.rows // s.workers,
         max_len=config.episode.context,
@@ -213,10 +220,10 @@ def build_samplers(config: ConfigDict, policy: Policy, count: int) -> list[Sampl
         prefill_chunks=tuple(s.prefill_chunks),
         prefill_tokens=s.prefill_tokens,
         decode_steps=s.decode_steps,
-        stop_ids=len(policy.chat.stop_ids),
+        stop_ids=len(stop_ids),
     )
     one_thread = s.workers >= whole_cores()
-    programs = Programs(policy.cfg, shapes, mesh, dtype=jnp.dtype(config.model.compute_dtype), one_thread=one_thread)
+    programs = Programs(cfg, shapes, mesh, dtype=jnp.dtype(config.model.compute_dtype), one_thread=one_thread)
     return [Sampler(programs, workers=s.workers, min_ready_fraction=s.min_ready_fraction) for _ in range(count)]
 
 
@@ -260,7 +267,9 @@ def build_learner(config: ConfigDict, cfg: ModelConfig) -> Learner:
     Raises ConfigError where the devices don't match the mesh, or the mesh doesn't divide the model.
     """
     p, m = config.ppo, config.model
-    optimizer = make_optimizer(p.learning_rate, p.warmup_steps, p.weight_decay, p.clip_norm, b1=p.adam_b1, b2=p.adam_b2)
+    optimizer = make_optimizer(
+        cfg, p.learning_rate, p.warmup_steps, p.weight_decay, p.clip_norm, b1=p.adam_b1, b2=p.adam_b2
+    )
     loss = LossSettings(
         clip_eps=p.clip_eps,
         value_clip=p.value_clip,

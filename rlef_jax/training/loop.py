@@ -50,18 +50,18 @@ class Stopwatch:
 class ProblemFeed:
     """The problems of each iteration, the next one's made in a process beside while this one's are in use."""
 
-    def __init__(self, source: Source, split: str, seed: int, count: int, *, share: range, last: int) -> None:
-        """Args: count: problems of an iteration, of which `share` are this process's. last: iteration."""
-        self._problems = functools.partial(training_problems, source, split, seed, count=count, share=share)
+    def __init__(self, source: Source, split: str, seed: int, count: int, *, wanted: range, last: int) -> None:
+        """Args: count: problems of an iteration, of which `wanted` are made. last: iteration."""
+        self._problems = functools.partial(training_problems, source, split, seed, count=count, share=wanted)
         self._last = last
         self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=serve_parent)
         self._ahead: dict[int, Future[list[Problem]]] = {}
 
     def get(self, step: int) -> list[Problem]:
-        """This process's problems of iteration `step`; starts on `step + 1` unless `step` is the last."""
-        for wanted in range(step, min(step + 1, self._last) + 1):
-            if wanted not in self._ahead:
-                self._ahead[wanted] = self._pool.submit(self._problems, step=wanted)
+        """The problems of iteration `step` that are wanted; starts on `step + 1` unless `step` is the last."""
+        for near in range(step, min(step + 1, self._last) + 1):
+            if near not in self._ahead:
+                self._ahead[near] = self._pool.submit(self._problems, step=near)
         return self._ahead.pop(step).result()
 
     def close(self) -> None:

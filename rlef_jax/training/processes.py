@@ -23,6 +23,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from rlef_jax.errors import ConfigError
+from rlef_jax.training.meeting import meet
 
 NAMES = {"coordinator": "RLEF_JAX_COORDINATOR", "processes": "RLEF_JAX_PROCESSES", "process": "RLEF_JAX_PROCESS"}
 HEARTBEAT_S = 20
@@ -61,9 +62,14 @@ def find_job(flags: Mapping[str, str | None], environment: Mapping[str, str]) ->
 
 
 def join(job: Job | None) -> None:
-    """Waits until all processes of the job are there. To be called before anything else asks JAX for devices."""
+    """Waits until all processes of the job are there. To be called before anything else asks JAX for devices.
+
+    Raises ConfigError, RunError where the coordinator's address can't be used or not all came: see `meeting.meet`.
+    """
     if job is None:
         return
+    if job.coordinator is not None and job.processes is not None and job.process is not None:
+        meet(job.coordinator, job.processes, job.process)
     jax.config.update("jax_enable_preemption_service", False)
     if os.environ.get("JAX_PLATFORMS") == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")

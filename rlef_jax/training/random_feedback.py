@@ -11,12 +11,32 @@ from concurrent.futures import Future
 
 import numpy as np
 
+from rlef_jax.errors import ConfigError
 from rlef_jax.execution.pool import ExecutionPool
 from rlef_jax.execution.verdict import limits_for, submit_public
 from rlef_jax.types import Episode, Limits, Problem, Verdict
 
 LAST_RESORT = "raise NotImplementedError()"
 _STREAM = 0xFEEDBAC  # keeps these draws apart from any other use of (seed, step, index, turn)
+
+
+def check_donors(problems: Sequence[Problem], donors: Sequence[Problem]) -> None:
+    """Raises ConfigError, naming the first, for a problem without another among the donors that has public tests."""
+    testable = {_statement(problem) for problem in donors if problem.public_tests}
+    for problem in problems:
+        if not testable - {_statement(problem)}:
+            raise _alone(problem, len(testable))
+
+
+def _alone(problem: Problem, count: int) -> ConfigError:
+    return ConfigError(
+        f"random feedback shows another problem's failures, and {problem.name!r} has none beside it that has public"
+        f" tests ({count} here have any): give more problems (ppo.rollouts, eval.problems), or another feedback"
+    )
+
+
+def _statement(problem: Problem) -> tuple[str, str]:
+    return problem.name, problem.description
 
 
 class RandomFeedback:
@@ -27,46 +47,43 @@ class RandomFeedback:
     ) -> None:
         """Args: donors: problems to take failures from.
 
-        Those without public tests are left out; so are those without incorrect solutions, unless none has any (function
-        problems): then `LAST_RESORT` fails for all.
+        Those without public tests are left out; those without incorrect solutions are taken where no other problem has
+        any (function problems): then `LAST_RESORT` fails for all.
         """
         self._pool = pool
         self._limits = limits
         self._max_wall_s = max_wall_s
         testable = [p for p in donors if p.public_tests]
-        self._donors = [p for p in testable if p.incorrect_solutions] or testable
-        self._verdicts: dict[tuple[int, str], Future[Verdict]] = {}  # (donor, program): each runs once
+        self._preferred = [p for p in testable if p.incorrect_solutions], testable
+        self._verdicts: dict[tuple[int, str], Future[Verdict]] = {}  # (id of donor, program): each runs once
 
     def donor(self, episode: Episode) -> Problem:
-        """The other problem whose failures follow the episode's last turn. Raises ValueError where there is none."""
-        return self._donors[self._choose(episode)]
+        """The other problem whose failures follow the episode's last turn. Raises ConfigError as `check_donors`."""
+        own = _statement(episode.problem)
+        for donors in self._preferred:
+            first = int(_generator(episode).integers(len(donors))) if donors else 0
+            for donor in (*donors[first:], *donors[:first]):
+                if _statement(donor) != own:
+                    return donor
+        raise _alone(episode.problem, len(self._preferred[-1]))
 
     def attempts(self, episode: Episode) -> Iterator[Future[Verdict]]:
         """Verdicts of the donor's incorrect solutions in random order, then of a program that fails for certain.
 
         The failures of the first one that has any are shown. A program is run when it is asked for.
         """
-        donor = self._choose(episode)
-        programs = self._donors[donor].incorrect_solutions
+        donor = self.donor(episode)
+        programs = donor.incorrect_solutions
         for i in _generator(episode, 1).permutation(len(programs)):
             yield self._submit(donor, programs[i])
         yield self._submit(donor, LAST_RESORT)
 
-    def _choose(self, episode: Episode) -> int:
-        own = episode.problem
-        count = len(self._donors)
-        first = int(_generator(episode).integers(count)) if count else 0
-        for i in (*range(first, count), *range(first)):
-            if (self._donors[i].name, self._donors[i].description) != (own.name, own.description):
-                return i
-        raise ValueError(f"random feedback for {own.name} needs another problem with public tests")
-
-    def _submit(self, donor: int, program: str) -> Future[Verdict]:
-        if (donor, program) not in self._verdicts:
-            problem = self._donors[donor]
-            limits = limits_for(problem, self._limits, self._max_wall_s)
-            self._verdicts[donor, program] = submit_public(self._pool, program, problem, limits)
-        return self._verdicts[donor, program]
+    def _submit(self, donor: Problem, program: str) -> Future[Verdict]:
+        key = id(donor), program
+        if key not in self._verdicts:
+            limits = limits_for(donor, self._limits, self._max_wall_s)
+            self._verdicts[key] = submit_public(self._pool, program, donor, limits)
+        return self._verdicts[key]
 
 
 def _generator(episode: Episode, stream: int = 0) -> np.random.Generator:

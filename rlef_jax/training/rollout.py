@@ -26,7 +26,7 @@ from rlef_jax.execution.pool import ExecutionPool
 from rlef_jax.execution.verdict import limits_for, submit_hidden, submit_public
 from rlef_jax.sampling.request import Sample, SamplingConfig
 from rlef_jax.sampling.session import SamplerStats
-from rlef_jax.training.random_feedback import RandomFeedback
+from rlef_jax.training.random_feedback import RandomFeedback, check_donors
 from rlef_jax.types import Episode, Limits, Problem, Status, Turn, Verdict
 
 
@@ -139,14 +139,15 @@ def collect(
       should_stop: asked while something is waited for.
 
     Raises:
-      ConfigError: a problem's first prompt leaves no room for a response.
+      ConfigError: a problem's first prompt leaves no room for a response, or there is no other problem that random
+        feedback could come from.
       StoppedError: `should_stop` said so; what was begun is dropped.
     """
     random_feedback = None
-    if settings.feedback == "random":
-        random_feedback = RandomFeedback(
-            pool, problems if donors is None else donors, settings.limits, settings.max_wall_s
-        )
+    if settings.feedback == "random" and settings.max_turns > 1:
+        donors = problems if donors is None else donors
+        check_donors(problems, donors)
+        random_feedback = RandomFeedback(pool, donors, settings.limits, settings.max_wall_s)
     episodes = [machine.start(p, seed=seed, step=step, index=first_index + i) for i, p in enumerate(problems)]
     prompts = [_first_prompt(episode, chat, settings) for episode in episodes]
     with sampler.session(on_compile) as session:

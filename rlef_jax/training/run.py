@@ -21,6 +21,7 @@ from rlef_jax.training.bad_update import save_bad_update
 from rlef_jax.training.build import rollout_settings
 from rlef_jax.training.checkpoint import Checkpoints
 from rlef_jax.training.evaluator import VALID_SEED, Evaluator, UnjudgedError
+from rlef_jax.training.inputs import Inputs
 from rlef_jax.training.interrupt import StopRequest
 from rlef_jax.training.loop import (
     PpoSettings,
@@ -58,6 +59,7 @@ class Run:
     checkpoints: Checkpoints
     display: ProgressDisplay
     stop: StopRequest
+    inputs: Inputs
 
     def iterate(self, state: TrainState, progress: Progress) -> tuple[TrainState, Progress]:
         """All iterations that are left. Returns the last state.
@@ -84,15 +86,17 @@ class Run:
 
     def _make(self, step: int, should_stop: Callable[[], bool]) -> tuple[list[Episode], RolloutProgress]:
         """This process's rollouts of an iteration; in the actor's thread."""
-        share = share_of(self.config.ppo.rollouts)
+        share, random = share_of(self.config.ppo.rollouts), self.config.episode.feedback == "random"
+        problems = self.feed.get(step)
         return self.actor.episodes(
-            self.feed.get(step),
+            problems[share.start : share.stop] if random else problems,
             seed=self.config.seed,
             step=step,
             settings=rollout_settings(
                 self.config, self.actor.policy.chat, self.config.episode.feedback, evaluation=False
             ),
             first_index=share.start,
+            donors=problems if random else None,
             display=self.display,
             should_stop=should_stop,
         )
@@ -181,7 +185,8 @@ class Run:
 
     def _save(self, state: TrainState, progress: Progress, *, score: float | None = None) -> None:
         if progress.iteration and progress.iteration not in self.checkpoints.steps():
-            metadata = {**dataclasses.asdict(progress), "seed": self.config.seed}
+            inputs = {name: list(facts) for name, facts in self.inputs.items()}
+            metadata = {**dataclasses.asdict(progress), "seed": self.config.seed, "inputs": inputs}
             self.checkpoints.save(progress.iteration, items_of(state), metadata, score=score)
 
     def _ended_early(self, progress: Progress) -> bool:

@@ -25,7 +25,7 @@ CHECKPOINTS = "checkpoints"
 # Keys that may change when a run goes on: none of them changes a number that the run has computed.
 FREE_KEYS = (
     "train.iterations", "train.checkpoint_every", "train.keep_checkpoints", "train.log_every", "train.save_episodes",
-    "train.bad_update", "train.max_skipped", "execution.workers", "eval.patience",
+    "train.bad_update", "train.max_skipped", "execution.workers", "eval.patience", "model.family",
 )  # fmt: skip
 
 
@@ -79,6 +79,11 @@ def open_workdir(workdir: Path, config: ConfigDict, *, resume: bool) -> None:
     config_lib.save(config, workdir)
 
 
+def has_results(workdir: Path) -> bool:
+    """Whether a run has left anything in the folder that a later start would go on from."""
+    return bool(_recorded(workdir)) or any(any((workdir / name).glob("*")) for name in (CHECKPOINTS, "evaluations"))
+
+
 def _differences(saved: Mapping[str, Any], config: ConfigDict) -> list[tuple[str, Any, Any]]:
     """(key, value there, value here) of every key that matters. A key that is new since then has its default there."""
     defaults = config_lib.flat(config_lib.base_config())
@@ -114,6 +119,7 @@ def resume(
     *,
     checkpoint_every: int,
     tell: Callable[[str], None],
+    accept: bool = False,
 ) -> tuple[TrainState, Progress]:
     """The newest state that can be read, or `fresh` where the run has none yet; drops what was written past it.
 
@@ -124,12 +130,13 @@ def resume(
       start: the progress at iteration 0.
       checkpoint_every: iterations between checkpoints.
       tell: prints a line.
+      accept: goes on with another reference policy too.
 
     Raises:
       RunError: there are checkpoints, and none can be read; or iterations are recorded and their checkpoints are gone.
       ConfigError: the newest checkpoint is of another model or another reference policy.
     """
-    found = _newest(checkpoints, fresh, start, tell)
+    found = _newest(checkpoints, fresh, start, tell, accept)
     if found is None:
         lost = _recorded(workdir)
         # A save waits for the one before it: so many records mean that a first checkpoint was complete.
@@ -148,12 +155,12 @@ def resume(
 
 
 def _newest(
-    checkpoints: Checkpoints, fresh: TrainState, start: Progress, tell: Callable[[str], None]
+    checkpoints: Checkpoints, fresh: TrainState, start: Progress, tell: Callable[[str], None], accept: bool
 ) -> tuple[TrainState, Progress] | None:
     for step in reversed(checkpoints.steps()):
         try:
             told = checkpoints.metadata(step)
-            if told.get("reference") != start.reference:
+            if told.get("reference") != start.reference and not accept:
                 raise ConfigError(
                     f"checkpoint {step} in {checkpoints.folder} belongs to a run with another reference policy "
                     f"({told.get('reference')}); config.model.init now gives {start.reference}"
@@ -163,7 +170,8 @@ def _newest(
             state = state_of(items)
             # A checkpoint of an earlier version lacks what is new since, which has its default then.
             names = [field.name for field in dataclasses.fields(Progress)]
-            return state, Progress(**{name: told[name] for name in names if name in told})
+            progress = Progress(**{name: told[name] for name in names if name in told})
+            return state, dataclasses.replace(progress, reference=start.reference)
         except DamagedCheckpointError as error:
             tell(f"{error}; moved to {checkpoints.set_aside(step)}, trying the one before it")
     return None
@@ -187,6 +195,13 @@ def drop_after(workdir: Path, iteration: int) -> None:
             number = path.name.removeprefix("valid_").removesuffix(suffix)
             if number.isdigit() and int(number) > iteration:
                 path.unlink()
+
+
+def drop_scores(workdir: Path) -> None:
+    """Removes the evaluations that are made before and after training, so that both are made of the same problems."""
+    for path in (workdir / "evaluations").glob("*.json"):
+        if not path.name.startswith("valid_"):
+            path.unlink()
 
 
 def saved_policy(workdir: Path, name: str, like: Params, cast_to: Sequence[Any] = ()) -> Params:

@@ -11,6 +11,7 @@ from rlef_jax.evaluate import evaluate, parsed
 from rlef_jax.evaluation.job import text_of
 from rlef_jax.execution.interpreter import find_python
 from rlef_jax.execution.pool import ExecutionPool
+from rlef_jax.training.inputs import PYTHON, RECORD
 from rlef_jax.types import Limits
 from tests.helpers.contest_rows import row, write_parquet
 
@@ -45,6 +46,14 @@ def test_the_judges_own_errors_stand_beside_the_score(tmp_path, folder):
     assert again["1@1"] == 100.0
     assert "no reference solution passes on 1 of 2 problems (50.0 %: 1 wrong answer); 0 have none" in text_of(again)
     assert json.loads((tmp_path / "out" / "results.json").read_text())["judge"] == again["judge"]
+
+
+def test_an_evaluation_goes_on_under_the_same_python_only(tmp_path, folder):
+    judged(tmp_path, folder)
+    record = tmp_path / "out" / RECORD
+    record.write_text(json.dumps(json.loads(record.read_text()) | {PYTHON: ["3.9.1"]}))
+    with pytest.raises(ConfigError, match=r"3\.9\.1 before, 3\..* now\. Put them back, or give another --out"):
+        judged(tmp_path, folder)
 
 
 def test_a_configurations_rules_hold_for_its_own_source(tmp_path, folder, capsys):

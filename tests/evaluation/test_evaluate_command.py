@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from rlef_jax.errors import ConfigError
 from rlef_jax.evaluate import evaluate, parsed
 from rlef_jax.evaluation.chunk_store import RESULTS
 from rlef_jax.training.episode_io import read_episodes
@@ -32,10 +33,10 @@ def tokens(folder: Path):
     return [(e.index, e.token_ids) for path in sorted((folder / "chunks").iterdir()) for e in read_episodes(path)]
 
 
-def test_killed_and_started_again(tmp_path, compile_cache):
+def test_killed_and_started_again(tmp_path):
     command = [sys.executable, "-m", "rlef_jax.evaluate", *ASKED, *CONFIG, "--chunk=2", f"--out={tmp_path / 'killed'}"]
     first = tmp_path / "killed" / "chunks" / "000001.jsonl.gz"
-    process = subprocess.Popen(command, env=environment(compile_cache), stderr=subprocess.DEVNULL,
+    process = subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL,
                                stdout=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
     until = time.monotonic() + 200
     while not first.exists() and process.poll() is None and time.monotonic() < until:
@@ -45,18 +46,18 @@ def test_killed_and_started_again(tmp_path, compile_cache):
     there = len(list(first.parent.glob("*.gz")))
     assert 2 <= there < 6 and not (tmp_path / "killed" / RESULTS).exists()
     stamps = {path.name: path.stat().st_mtime_ns for path in first.parent.glob("*.gz")}
-    done = subprocess.run(command, env=environment(compile_cache), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert all((first.parent / name).stat().st_mtime_ns == stamp for name, stamp in stamps.items())  # not made again
     found = json.loads(done.stdout)
     assert found["rollouts"] == 12 and "1@6" in done.stderr and not leftovers(tmp_path)
     command[-1] = f"--out={tmp_path / 'never'}"  # in a process of its own too: compiled as they were
-    alone = subprocess.run(command, env=environment(compile_cache), capture_output=True, text=True, timeout=300)
+    alone = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
     never = json.loads(alone.stdout)
     assert without(found, "folder") == without(never, "folder")
     assert tokens(tmp_path / "killed") == tokens(tmp_path / "never")
     command[-2:] = [f"--out={tmp_path / 'whole'}"]
-    whole = json.loads(subprocess.run(command, env=environment(compile_cache), capture_output=True, timeout=300).stdout)
+    whole = json.loads(subprocess.run(command, env=environment(), capture_output=True, timeout=300).stdout)
     assert without(whole, "folder", "evaluation") == without(never, "folder", "evaluation")
 
 
@@ -80,3 +81,21 @@ def test_function_problems_from_prompt_to_score(tmp_path, quick_compilation, fee
     episodes = [e for path in (tmp_path / "out" / "chunks").iterdir() for e in read_episodes(path)]
     assert [len(e.turns) for e in episodes] == [3, 3]
     assert episodes[0].problem.start == rows[0]["prompt"]
+
+
+@pytest.mark.parametrize(
+    "rows, flags, told",
+    [
+        (2, ["--problems=1"], "--problems: must be 2 or more with eval.random_feedback"),
+        (1, [], "'HumanEval/0' has none beside it that has public tests"),
+    ],
+)
+def test_random_feedback_of_one_problem_is_refused_before_anything_is_loaded(tmp_path, rows, flags, told):
+    lines = [json.dumps({k: v.replace("{}", str(i)) for k, v in HUMAN_EVAL.items()}) + "\n" for i in range(rows)]
+    (tmp_path / "HumanEval.jsonl").write_text("".join(lines))
+    nothing = "--config.model.init=nowhere.npz"  # weights that can't be loaded
+    asked = ["--config=configs/tiny.py", "--benchmark=human_eval", f"--data={tmp_path}", nothing, *flags]
+    with pytest.raises(ConfigError, match=told):
+        evaluate(parsed([*asked, "--feedback=random", f"--out={tmp_path / 'out'}"]))
+    with pytest.raises(ConfigError, match=r"model\.init: no file nowhere\.npz"):
+        evaluate(parsed([*asked, f"--out={tmp_path / 'out'}"]))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rlef_jax.model.hf_config import parse_config
-from rlef_jax.model.layout import tensor_shapes
+from rlef_jax.model.parameters import tensor_shapes
 from rlef_jax.model.safetensors_file import write_safetensors
 from tests.parity import cases
 

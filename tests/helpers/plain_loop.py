@@ -21,7 +21,7 @@ def main(workdir: Path, iterations: int) -> None:
     learner = build_learner(config, policy.cfg)
     state = learner.init(jax.random.PRNGKey(config.seed), policy.params)
     reference = learner.place_policy(policy.params)
-    [sampler] = build_samplers(config, policy, 1)
+    [sampler] = build_samplers(config, policy.cfg, policy.chat.stop_ids, 1)
     with build_pool(config.execution) as pool:
         for step in range(iterations):
             sampler.set_weights(state.params["policy"], int(state.step))

@@ -16,6 +16,7 @@ from rlef_jax.training.checkpoint import Checkpoints
 from rlef_jax.training.episode_io import read_episodes
 from rlef_jax.training.metrics_writer import read_metrics
 from rlef_jax.types import Episode
+from tests.helpers.compiled import READ_ONLY
 
 OVERRIDES: dict[str, Any] = {
     "model.init": "",
@@ -51,25 +52,16 @@ def command(workdir: Path, overrides: dict[str, Any] | None = None, *flags: str)
     ]  # fmt: skip
 
 
-def environment(cache: Path, **extra: str) -> dict[str, str]:
-    """Little optimisation and a cache of compiled programs, which all processes of a test share."""
-    return os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        **extra,
-    }
+def environment(**extra: str) -> dict[str, str]:
+    """Of a process that compiles much and computes little, with `extra`."""
+    return os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", **extra}
 
 
-def start(
-    workdir: Path, cache: Path, overrides: dict[str, Any] | None = None, *flags: str, **extra: str
-) -> subprocess.Popen[str]:
-    """Starts a run in a process group of its own, with `extra` in its environment."""
+def start(workdir: Path, overrides: dict[str, Any] | None = None, *flags: str, **extra: str) -> subprocess.Popen[str]:
+    """Starts a run, which may be killed, in a process group of its own, with `extra` in its environment."""
     return subprocess.Popen(
         command(workdir, overrides, *flags),
-        env=environment(cache, **extra),
+        env=environment(**READ_ONLY, **extra),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -77,11 +69,11 @@ def start(
     )
 
 
-def finish(workdir: Path, cache: Path, overrides: dict[str, Any] | None = None, *flags: str, **extra: str) -> str:
+def finish(workdir: Path, overrides: dict[str, Any] | None = None, *flags: str, **extra: str) -> str:
     """Runs to the end with `extra` in its environment; the output. Fails if the run does."""
     done = subprocess.run(
         command(workdir, overrides, *flags),
-        env=environment(cache, **extra),
+        env=environment(**extra),
         capture_output=True,
         text=True,
         timeout=900,

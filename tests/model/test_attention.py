@@ -8,10 +8,7 @@ import pytest
 from rlef_jax.model import attention
 from rlef_jax.model.attention import row_attention
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quickly(quick_compilation):
-    """All tests here compile much and compute little."""
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def plain(queries, keys, values, segments):

@@ -12,7 +12,7 @@ import pytest
 from rlef_jax.errors import ConfigError
 from rlef_jax.model.gguf_file import GGUFFile
 from rlef_jax.model.hf_config import parse_config
-from rlef_jax.model.layout import tensor_shapes
+from rlef_jax.model.parameters import tensor_shapes
 from rlef_jax.model.pretrained import HFFolder, load_pretrained, open_weights
 from rlef_jax.model.transformer import RopeScaling, rope_frequencies
 from tests.helpers.hf_folder import write_folder

@@ -5,7 +5,10 @@ import numpy as np
 import pytest
 
 from rlef_jax.model import kv_cache
-from rlef_jax.model.transformer import ModelConfig, forward, init_params
+from rlef_jax.model.parameters import init_params
+from rlef_jax.model.transformer import ModelConfig, forward
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 CFG = ModelConfig(vocab_size=19, d_model=12, n_layers=2, n_heads=4, n_kv_heads=2, d_head=4, d_ff=20)
 ROWS, SLOTS, TAIL = 3, 26, 3
@@ -29,7 +32,7 @@ def test_chunks_and_steps_equal_one_pass(params, capacity):
     expected = jax.jit(forward, static_argnums=1)(params, CFG, tokens, positions, np.ones_like(tokens))
     prefill = jax.jit(kv_cache.prefill, static_argnames=("cfg", "capacity"))
     decode_step, flush = jax.jit(kv_cache.decode_step, static_argnames="cfg"), jax.jit(kv_cache.flush)
-    apart, cache = kv_cache.unstack(params), full_of_garbage(SLOTS)
+    apart, cache = kv_cache.unstack(params, CFG), full_of_garbage(SLOTS)
     lengths = np.zeros(ROWS, np.int32)
     for counts, looked_at in [((5, 2, 3), 0), ((1, 4, 0), 5)]:
         order = np.array([2, 0, 1], np.int32)

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 from rlef_jax.model.logp import token_logp
-from rlef_jax.model.transformer import ModelConfig, init_params, unembed
+from rlef_jax.model.parameters import init_params
+from rlef_jax.model.transformer import ModelConfig, unembed
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 SIZES = dict(d_model=8, n_layers=1, n_heads=2, n_kv_heads=1, d_head=4, d_ff=8)
 

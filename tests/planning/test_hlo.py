@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from rlef_jax.model.parameters import count_params
 from rlef_jax.model.transformer import ModelConfig
-from rlef_jax.planning.costs import CARDS, exchange_seconds, flops_per_token, parameters
+from rlef_jax.planning.costs import CARDS, exchange_seconds, flops_per_token
 from rlef_jax.planning.hlo import Collective, read_work
 
 MODULE = """\
@@ -104,7 +105,7 @@ def test_exchanges_within_a_node_take_its_links():
 
 def test_llama_8b_by_hand():
     cfg = ModelConfig(128256, 4096, 32, 32, 8, 128, 14336, tie_embeddings=False)
-    assert parameters(cfg) == 8_030_261_248  # as its authors count
+    assert count_params(cfg) == 8_030_261_248  # as its authors count
     # 2 operations a weight but the input embedding's, and 2 * 2 * 32 layers * 4096 a token that is looked at.
     weights = 2 * (8_030_261_248 - 128256 * 4096)
     assert flops_per_token(cfg, 2048, 1.0) == pytest.approx(weights + 2 * 2 * 32 * 4096 * 1024, rel=1e-4)

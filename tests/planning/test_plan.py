@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.long
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 
@@ -55,6 +57,5 @@ def test_weights_travel_and_activations_do_not(plans):
 
 
 def test_the_table_names_what_was_assumed(plans):
-    text = "\n".join(plans["base"]["lines"])
     for part in ("optimizer", "all-gather", "by XLA, which counts a loop once", "assumed:", "compiled for CPUs"):
-        assert part in text
+        assert part in plans["table"]

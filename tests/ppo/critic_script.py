@@ -5,6 +5,7 @@ Argument: a folder for checkpoints. Prints one line of JSON.
 
 import collections
 import dataclasses
+import functools
 import gzip
 import json
 import sys
@@ -14,14 +15,15 @@ import jax
 import numpy as np
 import optax
 
+from rlef_jax.model.parameters import init_params
 from rlef_jax.model.sharding import make_mesh
-from rlef_jax.model.transformer import init_params
 from rlef_jax.ppo.pack import pack
 from rlef_jax.ppo.train_state import clip_by_norm, warmup_schedule
 from rlef_jax.ppo.update import ForwardSettings, Learner, prepare_iteration
 from rlef_jax.training.checkpoint import Checkpoints
 from rlef_jax.training.workdir import items_of, state_of
-from tests.ppo.mesh_script import CFG, gap, load_factories
+from tests.ppo.conftest import random_episodes
+from tests.ppo.mesh_script import CFG, gap
 
 KEY = jax.random.PRNGKey(0)
 
@@ -36,14 +38,14 @@ def meshes(name):
     }[name]
 
 
-def make_learner(name, optimizer, **more):
+@functools.cache
+def make_learner(name, clip=0.0, max_grad_norm=0.0):
+    """With plain SGD, or with `clip` by AdamW with all of its state, whose first steps don't follow the signs of
+    near-zero gradients. Each is compiled once."""
+    adam = optax.chain(clip_by_norm(clip), optax.adamw(warmup_schedule(1.0, 2), eps=1.0))
     how = ForwardSettings(unroll=False, remat="dots", logit_tokens=32)
-    return Learner(CFG, optimizer, how=how, **meshes(name), **more)
-
-
-def smooth(clip):
-    """Clipping and AdamW with all of its state, whose first steps don't follow the signs of near-zero gradients."""
-    return optax.chain(clip_by_norm(clip), optax.adamw(warmup_schedule(1.0, 2), eps=1.0))
+    optimizer = adam if clip else optax.sgd(0.1)
+    return Learner(CFG, optimizer, how=how, max_grad_norm=max_grad_norm, **meshes(name))
 
 
 def updated(learner, policy, microbatches):
@@ -93,7 +95,7 @@ def compared(policy, batches):
     """Per layout of the parts: gaps to the shared mesh in scores, gradients and an update by SGD."""
     expected, told = None, {}
     for name in ("shared", "apart", "other shapes"):
-        learner = make_learner(name, optax.sgd(0.1))
+        learner = make_learner(name)
         params = learner.init(KEY, policy).params
         [filled], scores = prepare_iteration(learner, params, learner.place_policy(policy), [batches])
         gradients = jax.device_get(learner.gradients(params, filled))
@@ -104,9 +106,9 @@ def compared(policy, batches):
     return told, expected[0][0], expected[0][1], expected[1]
 
 
-def refused(policy, microbatches, **more):
+def refused(policy, microbatches, max_grad_norm=0.0):
     """Whether an update was applied, and what it changed but for the count of updates."""
-    before, after, metrics = updated(make_learner("apart", smooth(1e9), **more), policy, microbatches)
+    before, after, metrics = updated(make_learner("apart", 1e9, max_grad_norm), policy, microbatches)
     moved = gap((before.params, before.opt_state), (after.params, after.opt_state))
     return {"applied": metrics["applied"], "moved": moved, "step": int(after.step)}
 
@@ -127,14 +129,14 @@ def restored(policy, microbatches, clip, folder):
     """Checkpoints written with and restored into each layout, and a second update after it."""
     told = {}
     for source in ("shared", "apart"):
-        learner = make_learner(source, smooth(clip))
+        learner = make_learner(source, clip)
         state, _ = learner.update(learner.init(KEY, policy), microbatches)
         saved = jax.tree.map(np.array, jax.device_get(state))
         with Checkpoints(folder / source) as checkpoints:
             checkpoints.save(1, items_of(state), {})
         further = jax.device_get(learner.update(state, microbatches)[0])
         for target in ("shared", "apart"):
-            learner = make_learner(target, smooth(clip))
+            learner = make_learner(target, clip)
             fresh = learner.init(KEY, policy)
             with Checkpoints(folder / source) as checkpoints:
                 found = state_of(checkpoints.restore(1, items_of(fresh)))
@@ -149,7 +151,7 @@ def restored(policy, microbatches, clip, folder):
 
 def main(folder):
     policy = init_params(jax.random.PRNGKey(1), CFG)
-    episodes = load_factories().random_episodes(12, vocab=16, seed=3)
+    episodes = random_episodes(12, vocab=16, seed=3)
     # Three micro-batches of one length: two groups, whose gradients are added up.
     batches, _ = pack(episodes, buckets=(24,), rows=4, max_turns=3, row_episodes=1)
     assert len(batches) == 3
@@ -158,11 +160,11 @@ def main(folder):
     # Over it is the norm of both together, but of neither alone.
     between = (max(norms["policy"], norms["critic"]) + norms["both"]) / 2
     clip = 0.5 * min(norms["policy"], norms["critic"])
-    clipped = {name: updated(make_learner(name, smooth(clip)), policy, filled) for name in ("shared", "apart")}
+    clipped = {name: updated(make_learner(name, clip), policy, filled) for name in ("shared", "apart")}
     before, after, clipped_metrics = clipped["shared"]
     broken = [dataclasses.replace(b, returns=b.returns * np.float32("nan")) for b in filled]
     told = {
-        "places": {name: places(make_learner(name, smooth(clip)), policy) for name in ("shared", "apart")},
+        "places": {name: places(make_learner(name, clip), policy) for name in ("shared", "apart")},
         "gaps": gaps,
         "gradient_size": max(float(np.abs(x).max()) for x in jax.tree.leaves(gradients)),
         "norms": norms,
@@ -179,7 +181,7 @@ def main(folder):
         "refusals": refusals(),
         "restored": restored(policy, filled, clip, folder),
         "programs": {
-            name: programs_run(make_learner(name, smooth(clip)), policy, filled, folder / f"trace {name}")
+            name: programs_run(make_learner(name, clip), policy, filled, folder / f"trace {name}")
             for name in ("shared", "apart")
         },
     }

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlef_jax.model.transformer import ModelConfig, forward, init_params, unembed
+from rlef_jax.model.parameters import init_params
+from rlef_jax.model.transformer import ModelConfig, forward, unembed
 from rlef_jax.ppo.pack import pack
 from rlef_jax.ppo.update import Learner, make_optimizer, prepare_iteration, split_updates
 from rlef_jax.types import Status
@@ -23,7 +24,7 @@ def next_logp(policy, tokens):
 
 @pytest.mark.parametrize("separate", [True, False])
 def test_the_paid_arm_is_learned(make_episode, separate):
-    learner = Learner(CFG, make_optimizer(3e-2, warmup_steps=1, weight_decay=0.0), separate_critic=separate)
+    learner = Learner(CFG, make_optimizer(CFG, 3e-2, warmup_steps=1, weight_decay=0.0), separate_critic=separate)
     policy = init_params(jax.random.PRNGKey(3), CFG)
     state, reference = learner.init(jax.random.PRNGKey(4), policy), learner.place_policy(policy)
     rng, prompt = np.random.default_rng(0), jnp.array([[PROMPT]])

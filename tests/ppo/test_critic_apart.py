@@ -4,10 +4,12 @@ import pytest
 
 from tests.helpers.eight_devices import told_by
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
-def told(compile_cache, tmp_path_factory):
-    return told_by("tests.ppo.critic_script", tmp_path_factory.mktemp("checkpoints"), compile_cache)
+def told(tmp_path_factory):
+    return told_by("tests.ppo.critic_script", tmp_path_factory.mktemp("checkpoints"))
 
 
 def test_each_part_lies_with_its_moments(told):

@@ -1,10 +1,6 @@
 """The update on the production functions: split = whole, where gradients go, which rows count, meshes."""
 
 import dataclasses
-import json
-import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +9,14 @@ import optax
 import pytest
 
 from rlef_jax.model.logp import token_logp
-from rlef_jax.model.transformer import init_params
+from rlef_jax.model.parameters import init_params
 from rlef_jax.ppo.losses import LossSettings
 from rlef_jax.ppo.objective import ForwardSettings, objective
 from rlef_jax.ppo.pack import pack
 from rlef_jax.ppo.update import Learner, make_optimizer, prepare_iteration, split_updates
+from tests.helpers.eight_devices import told_by
+
+pytestmark = pytest.mark.long
 
 
 def leaves_close(one, other, tolerance=1e-5):
@@ -203,18 +202,12 @@ def test_split_updates_is_disjoint_deterministic_and_moves_with_the_step(make_ep
         split_updates(episodes, 5, seed=0, step=0)
 
 
-def test_every_mesh_equals_one_device():
+@pytest.mark.parametrize("which, count", [("few", 7), pytest.param("all", 20, marks=pytest.mark.slow)])
+def test_any_mesh_equals_one_device(which, count):
     """Loss, gradients and weights after an SGD step, on (forced) host devices in one subprocess."""
-    script = pathlib.Path(__file__).with_name("mesh_script.py")
-    root = str(pathlib.Path(__file__).parents[2])
-    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu", "PYTHONPATH": root}
-    done = subprocess.run(
-        [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=900, cwd=root
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    result = json.loads(done.stdout.splitlines()[-1])
-    assert result["devices"] == 8 and len(result["gaps"]) == 1 + 3 + 6 + 10
-    assert result["rows_per_device"] == 1 / 4
+    result = told_by("tests.ppo.mesh_script", which)
+    assert result["devices"] == 8 and len(result["gaps"]) == count
+    assert result["rows_per_device"]["(2, 2, 2)"] == 1 / 4 and result["rows_per_device"]["(1, 1, 8)"] == 1
     assert result["gradient_size"] > 1e-2
     for case, gaps in result["gaps"].items():
         assert max(gaps) < 1e-5, (case, gaps)

@@ -11,11 +11,14 @@ from jax import monitoring
 
 from rlef_jax.errors import RunError, StoppedError
 from rlef_jax.model.logp import token_logp
+from rlef_jax.model.parameters import init_params
 from rlef_jax.model.sharding import make_mesh
-from rlef_jax.model.transformer import ModelConfig, forward, init_params, unembed
+from rlef_jax.model.transformer import ModelConfig, forward, unembed
 from rlef_jax.sampling.programs import Programs, Shapes
 from rlef_jax.sampling.request import SamplingConfig
 from rlef_jax.sampling.sampler import Sampler
+
+pytestmark = pytest.mark.long
 
 CFG = ModelConfig(vocab_size=24, d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, d_head=8, d_ff=24)
 STOP = 3

@@ -1,9 +1,15 @@
 """The sampler on several devices, in a process that has them."""
 
-import os
 import subprocess
 import sys
 import textwrap
+
+import pytest
+
+from tests.helpers.eight_devices import EIGHT
+from tests.helpers.small_run import environment
+
+pytestmark = pytest.mark.long
 
 
 def test_any_mesh_samples_what_one_device_does():
@@ -29,8 +35,7 @@ def test_any_mesh_samples_what_one_device_does():
         assert len(slots.sharding.device_set) == 2 and slots.addressable_shards[0].data.shape[1] == 1
         print("same")
         """
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, env=environment
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, env=environment(**EIGHT)
     )
     assert done.stdout == "same\n", done.stderr

@@ -1,6 +1,7 @@
 """Run by test_disjoint in a process with eight pretend devices: a run's episodes and weights, wherever its parts lie.
 
-The trainer is on devices 0 to 3; sampler and reference share its devices or have 4 to 7. Prints one line of JSON.
+The trainer is on devices 0 to 3; sampler, reference and critic share its devices or have 4 to 7. One judge serves all
+runs. Argument: a folder for them. Prints one line of JSON.
 """
 
 import json
@@ -12,7 +13,7 @@ import numpy as np
 
 from rlef_jax import config as config_lib
 from rlef_jax.train import train
-from rlef_jax.training.build import build_learner, build_policy, build_samplers
+from rlef_jax.training.build import build_learner, build_policy, build_pool, build_samplers
 from rlef_jax.training.episode_io import read_episodes
 from rlef_jax.training.metrics_writer import read_metrics
 from rlef_jax.training.processes import on_this_process
@@ -30,13 +31,17 @@ LAYOUTS = {
 }
 
 
+CRITIC = TRAINER | {"ppo.separate_critic": True, "train.iterations": 3, "train.checkpoint_every": 1}
+CRITICS = {"critic shared": CRITIC, "critic apart": CRITIC | {"mesh.critic": "separate"}}
+
+
 def configured(name, **more):
     return config_lib.load("configs/tiny.py", overrides=OVERRIDES | SHAPE | LAYOUTS[name] | more)
 
 
-def outcome(name, folder):
+def outcome(name, folder, judge):
     """What a run leaves: its weights, its episodes' tokens and the distance from the reference."""
-    train(configured(name), folder)
+    train(configured(name), folder, judge=judge)
     with np.load(folder / "policy.npz") as stored:
         weights = {key: stored[key] for key in stored.files}
     episodes = [read_episodes(folder / "episodes" / f"{step:06d}.jsonl.gz") for step in range(2)]
@@ -53,7 +58,7 @@ def places(name):
     policy = build_policy(config)
     learner = build_learner(config, policy.cfg)
     state = learner.init(jax.random.PRNGKey(0), policy.params)
-    [sampler] = build_samplers(config, policy, 1)
+    [sampler] = build_samplers(config, policy.cfg, policy.chat.stop_ids, 1)
     sent = on_this_process(state.params["policy"], learner.mesh, "bfloat16")
     sampler.set_weights(sent, 7)
     weights, version = sampler.weights()
@@ -67,7 +72,10 @@ def places(name):
 
 
 def main(folder):
-    found = {name: outcome(name, folder / name.replace(" ", "_")) for name in LAYOUTS}
+    with build_pool(configured("alone").execution) as judge:
+        found = {name: outcome(name, folder / name, judge) for name in LAYOUTS}
+        for name, overrides in CRITICS.items():
+            train(config_lib.load("configs/tiny.py", overrides=OVERRIDES | overrides), folder / name, judge=judge)
     weights, episodes, kl = found["shared"]
     told = {"places": {name: places(name) for name in LAYOUTS}}
     for name, (other, made, other_kl) in found.items():

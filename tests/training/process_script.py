@@ -1,9 +1,7 @@
 """Run by test_processes, once for each process of a job: an update over all of them, and on the first one's device."""
 
-import importlib.util
 import json
 import os
-import pathlib
 
 import jax
 import numpy as np
@@ -11,18 +9,12 @@ import numpy as np
 from rlef_jax import config as config_lib
 from rlef_jax.errors import ConfigError
 from rlef_jax.model.finite import check_params
+from rlef_jax.model.parameters import init_params
 from rlef_jax.model.sharding import make_mesh
-from rlef_jax.model.transformer import init_params
 from rlef_jax.training.build import build_mesh, build_sampler_mesh
 from rlef_jax.training.processes import all_gather, find_job, is_first, join, on_this_process, share_of
-
-
-def load_mesh_script():
-    path = pathlib.Path(__file__).parents[1] / "ppo" / "mesh_script.py"
-    spec = importlib.util.spec_from_file_location("mesh_script", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from tests.ppo import mesh_script
+from tests.ppo.conftest import random_episodes
 
 
 def refusals():
@@ -51,25 +43,26 @@ def empty_update(learner, policy, batches):
     for microbatches in ([b.replace(weight=np.zeros_like(b.weight)) for b in batches], batches):
         state, metrics = learner.update(state, microbatches)
         check_params("the state", state.params)
-        change = load_mesh_script().gap(before, on_this_process(state.params, learner.mesh))
+        change = mesh_script.gap(before, on_this_process(state.params, learner.mesh))
         told.append([metrics["applied"], int(state.step), change])
     return told
 
 
 def main():
-    jax.config.update("jax_disable_most_optimizations", True)  # compile quickly
     join(find_job({}, os.environ))
-    script = load_mesh_script()
-    policy = init_params(jax.random.PRNGKey(1), script.CFG)
-    episodes = script.load_factories().random_episodes(13, vocab=16, seed=3)
+    policy = init_params(jax.random.PRNGKey(1), mesh_script.CFG)
+    episodes = random_episodes(13, vocab=16, seed=3)
     # As a run does: each process makes its share of the episodes, and all of them learn from all.
     parts = all_gather([episodes[i] for i in share_of(len(episodes))])
     together = [episode for part in parts for episode in part]
     mesh = make_mesh(data=2, fsdp=2)
-    found, learner, batches = script.outcome(mesh, "packed", together, policy)
+    learner = mesh_script.make_learner(mesh)
+    batches = mesh_script.prepared(learner, "packed", together, policy)
+    found = mesh_script.outcome(learner, batches, policy)
     empty = empty_update(learner, policy, batches)
     if is_first():
-        expected, _, _ = script.outcome(make_mesh(), "whole", episodes, policy)
+        alone = mesh_script.make_learner(make_mesh())
+        expected = mesh_script.outcome(alone, mesh_script.prepared(alone, "whole", episodes, policy), policy)
         told = {
             "processes": jax.process_count(),
             "shares": [len(part) for part in parts],
@@ -77,7 +70,7 @@ def main():
             "empty": empty,
             "refusals": refusals(),
             "devices": len({d.process_index for d in mesh.devices.flat}),
-            "gaps": [script.gap(a, b) for a, b in zip(expected, found, strict=True)],
+            "gaps": [mesh_script.gap(a, b) for a, b in zip(expected, found, strict=True)],
         }
         print(json.dumps(told), flush=True)
 

@@ -52,7 +52,7 @@ def test_a_run_can_go_on_from_what_it_saved(folder, tmp_path):
     save_params(tmp_path / "policy.npz", policy.params)
     again.model.init = str(tmp_path / "policy.npz")
     from_file = build_policy(again)
-    assert from_file.cfg == policy.cfg and policy.cfg.vocab_size == VOCAB
+    assert from_file.cfg == policy.cfg and (policy.cfg.vocab_size, policy.cfg.family) == (VOCAB, "qwen2")
     jax.tree.map(np.testing.assert_array_equal, policy.params, from_file.params)
     with pytest.raises(ConfigError, match="missing or unexpected|the config's model needs"):
         load_params(tmp_path / "policy.npz", build_policy(configured()).cfg)

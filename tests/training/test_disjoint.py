@@ -12,14 +12,20 @@ from rlef_jax.training.checkpoint import Checkpoints
 from rlef_jax.training.metrics_writer import read_metrics
 from tests.helpers.eight_devices import EIGHT, told_by
 from tests.helpers.small_run import OVERRIDES, assert_same_run, finish, start, timeless
+from tests.training.disjoint_script import CRITICS
+
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
-def told(compile_cache, tmp_path_factory):
-    return told_by("tests.training.disjoint_script", tmp_path_factory.mktemp("runs"), compile_cache)
+def made(tmp_path_factory):
+    """(the folder of the script's runs, what it told)."""
+    folder = tmp_path_factory.mktemp("runs")
+    return folder, told_by("tests.training.disjoint_script", folder)
 
 
-def test_each_part_lies_where_the_config_says(told):
+def test_each_part_lies_where_the_config_says(made):
+    _, told = made
     first, last = [0, 1, 2, 3], [4, 5, 6, 7]
     where = {name: [p["trainer"], p["reference"], p["sampler"]] for name, p in told["places"].items()}
     assert where["alone"] == [[0], [0], [0]]
@@ -31,8 +37,9 @@ def test_each_part_lies_where_the_config_says(told):
     assert told["places"]["disjoint"]["version"] == 7
 
 
-def test_disjoint_devices_make_the_same_run(told):
+def test_disjoint_devices_make_the_same_run(made):
     """Bit for bit where only the place differs; to rounding where the mesh does too."""
+    _, told = made
     assert told["disjoint"]["moved"] > 1e-3
     assert told["disjoint"]["gap"] == 0.0 and told["disjoint"]["kl_gap"] == 0.0
     assert told["disjoint"]["same_episodes"] == [True, True]
@@ -40,27 +47,23 @@ def test_disjoint_devices_make_the_same_run(told):
     assert all(told["reference too"]["same_episodes"]) and told["alone"]["same_episodes"][0]
 
 
-CRITIC = {
-    "mesh.data": 2, "mesh.fsdp": 2, "ppo.separate_critic": True, "train.iterations": 3, "train.checkpoint_every": 1,
-}  # fmt: skip
-
-
 def metrics_of(folder):
     """By iteration, without times."""
     return [timeless(record) for record in read_metrics(folder)]
 
 
-def test_a_critic_on_its_own_devices_makes_the_same_run_and_resumes(compile_cache, tmp_path):
-    """Policy on devices 0 to 3, critic on 4 to 7; killed once it has saved, and started again."""
-    own = CRITIC | {"mesh.critic": "separate"}
-    shared, whole, killed = (tmp_path / name for name in ("shared", "whole", "killed"))
-    finish(shared, compile_cache, CRITIC, **EIGHT)
-    finish(whole, compile_cache, own, **EIGHT)
-    for one, other in zip(metrics_of(shared), metrics_of(whole), strict=True):
+def test_a_critic_on_its_own_devices_makes_the_same_run(made):
+    """Policy on devices 0 to 3, critic there too or on 4 to 7."""
+    runs, _ = made
+    for one, other in zip(metrics_of(runs / "critic shared"), metrics_of(runs / "critic apart"), strict=True):
         assert one.keys() == other.keys()
         assert {k: v for k, v in other.items() if v != pytest.approx(one[k], rel=1e-5, abs=1e-5)} == {}
 
-    process = start(killed, compile_cache, own, **EIGHT)
+
+def test_a_critic_on_its_own_devices_resumes(made, tmp_path):
+    """Killed once it has saved, and started again."""
+    whole, killed, own = made[0] / "critic apart", tmp_path / "killed", CRITICS["critic apart"]
+    process = start(killed, own, **EIGHT)
     deadline = time.monotonic() + 600
     while not (killed / "checkpoints" / "1").is_dir():
         assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
@@ -68,7 +71,7 @@ def test_a_critic_on_its_own_devices_makes_the_same_run_and_resumes(compile_cach
     process.kill()
     process.communicate()
     assert len(read_metrics(killed)) < 3
-    assert "going on from iteration" in finish(killed, compile_cache, own, **EIGHT)
+    assert "going on from iteration" in finish(killed, own, **EIGHT)
     assert_same_run(whole, killed)
     with Checkpoints(whole / "checkpoints", read_only=True) as checkpoints:
         assert checkpoints.steps() == [1, 2, 3]

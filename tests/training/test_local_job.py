@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from rlef_jax.training.metrics_writer import read_metrics
+from tests.helpers.compiled import READ_ONLY
 from tests.helpers.small_run import OVERRIDES, environment
 
 ROOT = Path(__file__).parents[2]
@@ -23,13 +24,13 @@ ITERATIONS = 6
 pytestmark = pytest.mark.slow
 
 
-def started(workdir, cache, log):
+def started(workdir, log):
     values = OVERRIDES | {"train.iterations": ITERATIONS, "train.checkpoint_every": 1, "execution.workers": 1}
     words = [f"--config.{key}={value}" for key, value in values.items()]
     return subprocess.Popen(
         [str(ROOT / "launch" / "local.sh"), str(PROCESSES), "configs/tiny.py", str(workdir), *words],
-        env=environment(cache, PYTHON=sys.executable), stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-        cwd=ROOT,
+        env=environment(PYTHON=sys.executable, **READ_ONLY), stdout=log, stderr=subprocess.STDOUT,
+        start_new_session=True, cwd=ROOT,
     )  # fmt: skip
 
 
@@ -65,12 +66,12 @@ def member(job, number):
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory, compile_cache):
+def job(tmp_path_factory):
     """A run of four processes of which one was killed after two iterations, and which was started again."""
     folder = tmp_path_factory.mktemp("runs")
     workdir, logs = folder / "four", [folder / "first.log", folder / "second.log"]
     with open(logs[0], "w") as log:
-        first = started(workdir, compile_cache, log)
+        first = started(workdir, log)
         while iterations_done(workdir) < 2:
             assert first.poll() is None, logs[0].read_text()
             time.sleep(0.05)
@@ -78,7 +79,7 @@ def job(tmp_path_factory, compile_cache):
         codes = [code_of(first, seconds=30)]  # what the job promises
     left = iterations_done(workdir)
     with open(logs[1], "w") as log:
-        codes.append(code_of(started(workdir, compile_cache, log), seconds=900))
+        codes.append(code_of(started(workdir, log), seconds=900))
     return workdir, (codes[0], logs[0].read_text(), left), (codes[1], logs[1].read_text())
 
 
@@ -97,11 +98,11 @@ def test_the_same_command_goes_on(job):
     assert (workdir / "policy.npz").exists() and left < ITERATIONS
 
 
-def gradients(workdir, cache, output, processes):
+def gradients(workdir, output, processes):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    given = environment(cache, PYTHONPATH=str(ROOT))
+    given = environment(PYTHONPATH=str(ROOT))
     if processes > 1:
         given |= {"RLEF_JAX_COORDINATOR": f"127.0.0.1:{port}", "RLEF_JAX_PROCESSES": str(processes)}
     members = [
@@ -118,11 +119,11 @@ def gradients(workdir, cache, output, processes):
         return [stored[name] for name in stored.files]
 
 
-def test_the_first_iterations_gradients_are_one_processs(job, compile_cache, tmp_path):
+def test_the_first_iterations_gradients_are_one_processs(job, tmp_path):
     """From the rollouts that the job recorded, made by all of its processes."""
     workdir = job[0]
-    together = gradients(workdir, compile_cache, tmp_path / "four.npz", PROCESSES)
-    alone = gradients(workdir, compile_cache, tmp_path / "one.npz", 1)
+    together = gradients(workdir, tmp_path / "four.npz", PROCESSES)
+    alone = gradients(workdir, tmp_path / "one.npz", 1)
     assert max(float(np.abs(leaf).max()) for leaf in alone) > 1e-3
     for one, other in zip(alone, together, strict=True):
         np.testing.assert_allclose(other, one, atol=1e-5, rtol=1e-5)

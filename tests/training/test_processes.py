@@ -14,6 +14,8 @@ import pytest
 from rlef_jax.errors import ConfigError
 from rlef_jax.training.processes import Job, find_job
 
+pytestmark = pytest.mark.long
+
 SCRIPT = pathlib.Path(__file__).with_name("process_script.py")
 ROOT = str(pathlib.Path(__file__).parents[2])
 

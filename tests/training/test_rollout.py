@@ -12,6 +12,7 @@ import pytest
 
 from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.dialog.prompts import FORMAT_SENTENCE
+from rlef_jax.errors import ConfigError
 from rlef_jax.execution.interpreter import find_python
 from rlef_jax.execution.pool import ExecutionPool
 from rlef_jax.sampling.request import SamplingConfig
@@ -236,11 +237,27 @@ def test_random_feedback_where_no_incorrect_solution_fails(pool):
 
 def test_random_feedback_never_from_the_same_problem(pool):
     own = add_problem(incorrect_solutions=("print(9)",))
-    with pytest.raises(ValueError, match="needs another problem"):
+    with pytest.raises(
+        ConfigError, match="random feedback shows another problem's failures, and 'add' has none beside"
+    ):
         run(pool, [SUBTRACT, ADD], [own, own], settings=RANDOM)
+    [single_turn], _ = run(pool, [SUBTRACT], [own], settings=dataclasses.replace(RANDOM, max_turns=1))
+    assert not single_turn.solved  # no feedback, so no donor is needed
     two = dataclasses.replace(RANDOM, max_turns=2)
     episodes, _ = run(pool, [SUBTRACT, ADD], [own] * 4 + [donor("d", "print(n)")], settings=two)
     assert all("in-d" in shown(e, 1) for e in episodes[:4]) and "`1 2`" in shown(episodes[4], 1)
+    bare = add_problem("bare")  # the only problem with incorrect solutions takes its feedback from one without
+    episodes, _ = run(pool, [SUBTRACT, ADD], [own, bare], settings=two)
+    assert all("`1 2`" in shown(e, 1) for e in episodes)
+
+
+def test_a_share_of_an_iteration_has_the_episodes_of_the_whole(pool):
+    """As two processes make them: donors are the iteration's problems, whoever has the episode."""
+    problems = [donor(str(i), "print(n)", f"print('wrong-{i}')") for i in range(6)]
+    whole, _ = run(pool, [SUBTRACT, SUBTRACT, ADD], problems, settings=RANDOM)
+    shares = [run(pool, [SUBTRACT, SUBTRACT, ADD], problems[a:b], settings=RANDOM, donors=problems, first_index=a)[0]
+              for a, b in ((0, 1), (1, 6))]  # fmt: skip
+    assert [e.token_ids for share in shares for e in share] == [e.token_ids for e in whole]
 
 
 class SometimesBroken:

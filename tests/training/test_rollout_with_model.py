@@ -20,8 +20,9 @@ from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.execution.interpreter import find_python
 from rlef_jax.execution.pool import ExecutionPool
 from rlef_jax.model.logp import token_logp
+from rlef_jax.model.parameters import init_params
 from rlef_jax.model.sharding import make_mesh
-from rlef_jax.model.transformer import ModelConfig, forward, init_params
+from rlef_jax.model.transformer import ModelConfig, forward
 from rlef_jax.sampling.programs import Programs, Shapes
 from rlef_jax.sampling.request import SamplingConfig
 from rlef_jax.sampling.sampler import Sampler

@@ -125,7 +125,7 @@ def test_a_workdir_belongs_to_one_config(tmp_path):
     assert "config.ppo.buckets: [128, 192, 256] there, [256] here" in str(refused.value)
     # What an error of a run advises can be done.
     open_workdir(tmp_path, tiny(train__bad_update="skip", train__max_skipped=0), resume=True)
-    open_workdir(tmp_path, tiny(train__iterations=99, execution__workers=1), resume=True)
+    open_workdir(tmp_path, tiny(train__iterations=99, execution__workers=1, model__family="llama"), resume=True)
     assert json.loads((tmp_path / "config.json").read_text())["train"]["iterations"] == 99
 
 

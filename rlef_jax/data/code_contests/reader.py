@@ -6,6 +6,7 @@ open_split(folder, "valid")[3]               the fourth problem of a split, in t
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import functools
 import hashlib
@@ -18,13 +19,14 @@ from typing import Any, overload
 import numpy as np
 
 from rlef_jax.data.code_contests import references
-from rlef_jax.data.code_contests.build import read_plan
+from rlef_jax.data.code_contests.build import read_plan, shard_name
 from rlef_jax.data.code_contests.examples import from_example, library
 from rlef_jax.data.code_contests.order import position_at
 from rlef_jax.errors import ConfigError
 from rlef_jax.types import Problem
 
 _PROMPTS = "prompt_tokens"  # folder of cached lengths
+_HASHES = "shard_hashes"  # folder of kept hashes
 _PROBES = 64  # statements whose tokens tell one tokenizer, or chat format, from another
 
 
@@ -105,6 +107,35 @@ def failing_references(folder: str, split: str) -> set[int]:
             f"python -m rlef_jax.data.code_contests.judge_check --data={folder} --split={split}"
         )
     return {place for place, problem in enumerate(found.problems) if problem.fails}
+
+
+def shard_hashes(folder: str, split: str) -> list[str]:
+    """A hash of each shard's bytes, in order: what the problems of a split are, wherever it was built.
+
+    Reading them all takes seconds a GB, so hashes are kept in the data folder, each until its shard's size or time of
+    change is another. Raises ConfigError where the folder is no finished build, OSError where a shard can't be read.
+    """
+    count = len(read_plan(Path(folder))["splits"][split]["shard_lengths"])
+    paths = [Path(folder) / shard_name(split, i, count) for i in range(count)]
+    stamps = [[state.st_size, state.st_mtime_ns] for state in (path.stat() for path in paths)]
+    kept_in = Path(folder) / _HASHES / f"{split}.json"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        known = json.loads(kept_in.read_text(encoding="utf-8"))
+        if known["stamps"] == stamps and len(known["hashes"]) == count:
+            return [str(text) for text in known["hashes"]]
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        hashes = list(threads.map(_file_hash, paths))
+    with contextlib.suppress(OSError):  # a folder that can't be written only costs time
+        kept_in.parent.mkdir(exist_ok=True)
+        part = kept_in.with_name(f"{split}-{os.getpid()}.part")
+        part.write_text(json.dumps({"stamps": stamps, "hashes": hashes}), encoding="utf-8")
+        os.replace(part, kept_in)
+    return hashes
+
+
+def _file_hash(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def prompt_lengths(

@@ -1,0 +1,35 @@
+"""The suite's own parts: files that take long are started first, and old compiled programs make room."""
+
+import os
+import types
+
+from tests.helpers import compiled, longest_first
+
+
+def test_files_are_ordered_by_their_last_time_and_marked_ones_where_there_is_none():
+    def item(node, *marks):
+        return types.SimpleNamespace(nodeid=node, get_closest_marker=lambda name: name in marks)
+
+    items = [item("a::1"), item("b::1"), item("b::2"), item("c::1"), item("d::1"), item("d::2", "long")]
+    longest_first.order(items, {"a": 3.0, "c": 40.0})
+    assert [i.nodeid for i in items] == ["c::1", "d::1", "d::2", "a::1", "b::1", "b::2"]
+
+
+def test_times_are_kept_from_run_to_run(tmp_path):
+    path = tmp_path / "kept" / "seconds.json"
+    assert longest_first.timed(path) == {}
+    for run in ({"a": 1.0, "b": 2.0}, {"b": 5.0}):
+        longest_first.keep(run, path)
+    assert longest_first.timed(path) == {"a": 1.0, "b": 5.0}
+    path.write_text("{")
+    assert longest_first.timed(path) == {}
+
+
+def test_the_oldest_programs_are_deleted_first(tmp_path):
+    for age, name in enumerate(("new", "middle", "old")):
+        (tmp_path / name).mkdir()
+        entry = tmp_path / name / "x-cache"
+        entry.write_bytes(bytes(10))
+        os.utime(entry, (1e9 - age, 1e9 - age))
+    compiled.prune(tmp_path, most=20)
+    assert sorted(p.parent.name for p in tmp_path.glob("*/*-cache")) == ["middle", "new"]
