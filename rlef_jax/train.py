@@ -103,6 +103,7 @@ def train(
         first = first_weights(config, cfg, weights, mesh)
         stop = stack.enter_context(StopRequest())
         checkpoints = stack.enter_context(Checkpoints(workdir / CHECKPOINTS, keep=config.train.keep_checkpoints))
+        stack.enter_context(checkpoints.told_in_errors())
         display.message(_size(first))
         state, progress = resume(
             workdir, checkpoints,
@@ -137,8 +138,8 @@ def train(
                 summary["bounds"] = split_bounds(source, evaluation_problems(source, e.split, e.problems))
                 write_summary(workdir, summary)
         all_gather(None)  # the others wait for the last evaluation
-    if is_first():
-        print(write_report(workdir), flush=True)
+        if is_first():
+            print(write_report(workdir), flush=True)
 
 
 def _size(params: Params) -> str:

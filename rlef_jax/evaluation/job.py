@@ -1,4 +1,4 @@
-"""An evaluation from its problems to its numbers: rollouts sampled, or read, in chunks that are kept; a report."""
+"""Runs an evaluation: samples rollouts or reads recorded ones, judges them in saved chunks, and reports metrics."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ class EvaluationRollouts:
     """An evaluation's rollouts.
 
     Attributes:
-      episodes: all of them, those of a problem together.
-      programs: each one's, turn by turn.
-      turns: responses that a rollout counts for.
-      samples: responses a problem.
-      folder: where they are kept.
-      about: what the numbers are of, for their reader.
+      episodes: all episodes, grouped by problem.
+      programs: the programs of each episode, by turn.
+      turns: number of responses that a rollout counts as.
+      samples: number of responses per problem.
+      folder: the folder where they are saved.
+      about: the settings of the evaluation, for its reader.
     """
 
     episodes: list[Episode]
@@ -73,11 +73,11 @@ def sampled(
     chunk: int,
     also: Mapping[str, Any],
 ) -> EvaluationRollouts:
-    """Rollouts of a policy: of a run's checkpoint, or where that is None of `config.model.init`.
+    """Samples rollouts of a policy: of a run's checkpoint, or of `config.model.init` if that is None.
 
-    `shots` are dialogues in front of each prompt (`evaluation.few_shot`). `also` is added to what the folder says of
-    the evaluation. Every rollout is a function of the weights, the seed and its number alone, as in a run's own
-    evaluations. Raises ConfigError for weights, dialogues or a folder that can't be used.
+    `shots` are dialogues in front of each prompt (`evaluation.few_shot`). `also` is added to the settings. Every
+    rollout depends only on the weights, the seed and its index, as in a run's own evaluations. Raises ConfigError for
+    weights, dialogues or a folder that can't be used.
     """
     config = with_model_shape(config)
     policy = build_policy(config)
@@ -137,9 +137,9 @@ def recorded(
     also: Mapping[str, Any],
     left_out: Collection[str] = (),
 ) -> EvaluationRollouts:
-    """The rollouts in a file (`evaluation.recorded`), judged. Where none has several responses, each is one sample.
+    """Judges the rollouts in a file (`evaluation.recorded`). If all have a single response, each counts as one sample.
 
-    `also` is added to what the folder says of the evaluation. Samples of the problems named in `left_out` don't count.
+    `also` is added to the settings. Samples of the problems named in `left_out` are skipped.
     """
     rollouts = read_recorded(path, problems, left_out)
     if not rollouts:
@@ -179,54 +179,54 @@ def recorded(
 
 
 def report(
-    rollouts: EvaluationRollouts, asked: Sequence[tuple[int, int]], *, bootstrap_samples: int, judge: str = ""
+    rollouts: EvaluationRollouts, pairs: Sequence[tuple[int, int]], *, bootstrap_samples: int, judge: str = ""
 ) -> dict[str, Any]:
-    """The numbers, written to the folder's results.json as well; `judge` says what is known of the judge's own errors.
+    """The metrics, which are also written to the folder's results.json; `judge` is a line about the judge's own errors.
 
-    Raises ValueError where the judge broke on so many rollouts that nothing can be said.
+    Raises ValueError if the judge broke on too many rollouts.
     """
     turns, samples = rollouts.turns, rollouts.samples
-    pairs = list(asked) or list(dict.fromkeys(((1, turns), (1, samples))))
-    for n, k in pairs:
+    chosen = list(pairs) or list(dict.fromkeys(((1, turns), (1, samples))))
+    for n, k in chosen:
         if k < turns and k != 1:
             raise ConfigError(f"--n-at-k: {n}@{k} is less than one rollout of {turns} turns; only 1@1 is known of it")
     percent, left_out = n_at_k_percent(rollouts.episodes, 1, samples, turns=turns)
-    found: dict[str, Any] = {f"1@{samples}": percent, "left_out": left_out}
-    found |= summarise(rollouts.episodes, max_turns=turns, bootstrap_samples=bootstrap_samples)
-    found |= whole_report(
+    results: dict[str, Any] = {f"1@{samples}": percent, "left_out": left_out}
+    results |= summarise(rollouts.episodes, max_turns=turns, bootstrap_samples=bootstrap_samples)
+    results |= whole_report(
         rollouts.episodes,
         rollouts.programs,
-        [(n, k) for n, k in pairs if k >= turns],
+        [(n, k) for n, k in chosen if k >= turns],
         turns=turns,
         problem_resamplings=bootstrap_samples,
     )
-    found |= {"evaluation": rollouts.about, "folder": str(rollouts.folder), "judge": judge}
-    write_results(rollouts.folder, found)
-    return found
+    results |= {"evaluation": rollouts.about, "folder": str(rollouts.folder), "judge": judge}
+    write_results(rollouts.folder, results)
+    return results
 
 
-def text_of(found: dict[str, Any]) -> str:
-    """The numbers as a table."""
-    lines = [text_report(found)]
-    if found["1@1"] is not None:
-        low, high = found["1@1_ci"]
-        lines.append(f"1@1 {found['1@1']:.1f} % (first responses; over problems {low:.1f} to {high:.1f})")
-    if missing := found["evaluation"].get("without_samples"):
-        lines.append(f"{missing} problems of {found['evaluation']['benchmark']} have no sample and don't count")
-    if count := found["evaluation"].get("feedback_tests"):
+def text_of(results: dict[str, Any]) -> str:
+    """The metrics as text."""
+    lines = [text_report(results)]
+    if results["1@1"] is not None:
+        low, high = results["1@1_ci"]
+        lines.append(f"1@1 {results['1@1']:.1f} % (first responses; over problems {low:.1f} to {high:.1f})")
+    if missing := results["evaluation"].get("without_samples"):
+        lines.append(f"{missing} problems of {results['evaluation']['benchmark']} have no sample and don't count")
+    if count := results["evaluation"].get("feedback_tests"):
         lines.append(
             f"feedback, and the choice of what is submitted, from up to {count} tests a problem:"
-            f" {found['evaluation']['made_public']} hidden tests were made public"
+            f" {results['evaluation']['made_public']} hidden tests were made public"
         )
-    if shown := found["evaluation"].get("few_shot"):
-        lines.append(f"few-shot dialogues in front: {', '.join(shown)}")
-    if found["judge"]:
-        lines.append(found["judge"])
-    return "\n".join([*lines, f"rollouts and numbers are kept in {found['folder']}"])
+    if shots := results["evaluation"].get("few_shot"):
+        lines.append(f"few-shot dialogues in front: {', '.join(shots)}")
+    if results["judge"]:
+        lines.append(results["judge"])
+    return "\n".join([*lines, f"rollouts and numbers are kept in {results['folder']}"])
 
 
 def _open(folder: Path, about: dict[str, Any], inputs: Inputs) -> None:
-    """Makes the folder, or goes on in it. Raises ConfigError for one of another evaluation or of other inputs."""
+    """Creates the folder, or reopens it. Raises ConfigError if it holds another evaluation or has other inputs."""
     open_folder(folder, about)
     check_inputs(
         folder, inputs, begun=any((folder / CHUNKS).iterdir()), mend="Put them back, or give another --out",
@@ -235,13 +235,13 @@ def _open(folder: Path, about: dict[str, Any], inputs: Inputs) -> None:
 
 
 def _sizes(problems: int, rollouts: int, chunk: int) -> list[int]:
-    """Rollouts of each chunk: whole problems, as many as `chunk` rollouts hold, at least one."""
+    """The number of rollouts of each chunk: whole problems, at least one, within `chunk` rollouts."""
     each = max(1, chunk // rollouts)
     return [rollouts * min(each, problems - i) for i in range(0, problems, each)]
 
 
 def _plain(settings: RolloutSettings) -> dict[str, Any]:
-    """Settings as JSON gives them back; of the tokens in front of each prompt, if there are any, their hash."""
+    """Settings as JSON data; the tokens in front of each prompt are replaced by their hash."""
     fields = dataclasses.asdict(settings)
     if ids := fields.pop("opening"):
         fields["opening"] = hashlib.sha256(json.dumps(ids).encode()).hexdigest()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from ml_collections import ConfigDict
 
 from rlef_jax.data.sources import Source, evaluation_problems
 from rlef_jax.errors import RunError
+from rlef_jax.files import write_json
 from rlef_jax.metrics.summary import summarise
 from rlef_jax.model.transformer import Params
 from rlef_jax.progress import ProgressDisplay
@@ -97,10 +97,7 @@ class Evaluator:
             raise UnjudgedError(f"{name}: the judge broke on all {len(episodes)} rollouts (INFRA_ERROR): no score")
         found = summarise(episodes, max_turns=self._config.episode.max_turns, bootstrap_samples=e.bootstrap_samples)
         path.parent.mkdir(exist_ok=True)
-        part = path.with_suffix(".part")
-        kept = {"version": version, "split": split, "summary": found}
-        part.write_text(json.dumps(kept, indent=2, allow_nan=False) + "\n")
-        os.replace(part, path)
+        write_json(path, {"version": version, "split": split, "summary": found})
         rates = "  ".join(f"{k} {v:.1f}" for k, v in found.items() if "@" in k and isinstance(v, float))
         broken = f", {found['infra']} of them broken by the judge" if found["infra"] else ""
         self._display.message(

@@ -5,16 +5,18 @@ import json
 import os
 
 import jax
+import numpy as np
 
 from rlef_jax import config as config_lib
 from rlef_jax.data.sources import training_problems
 from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.errors import ConfigError
+from rlef_jax.model.finite import check_params
 from rlef_jax.model.parameters import init_params
 from rlef_jax.model.sharding import make_mesh
 from rlef_jax.training.actor import LocalActor, RolloutRequest, shard_range
 from rlef_jax.training.build import build_mesh, build_pool, build_sampler_mesh, rollout_settings
-from rlef_jax.training.processes import all_gather, find_job, is_first, join
+from rlef_jax.training.processes import all_gather, find_job, is_first, join, on_this_process
 from tests.helpers.scripted_sampler import ScriptedSampler
 from tests.helpers.tiny_tokenizer import tiny_tokenizer
 from tests.ppo import mesh_script
@@ -61,6 +63,19 @@ def random_feedback():
         return made(range(6)) if is_first() else None, [ids for part in parts for ids in part]
 
 
+def empty_update(learner, policy, batches):
+    """(applied, step, the largest change of a weight) of an update in which nothing counts; and the next one's."""
+    state = learner.init(jax.random.PRNGKey(0), policy)
+    before = on_this_process(state.params, learner.mesh)
+    told = []
+    for microbatches in ([b.replace(weight=np.zeros_like(b.weight)) for b in batches], batches):
+        state, metrics = learner.update(state, microbatches)
+        check_params("the state", state.params)
+        change = mesh_script.gap(before, on_this_process(state.params, learner.mesh))
+        told.append([metrics["applied"], int(state.step), change])
+    return told
+
+
 def main():
     join(find_job({}, os.environ))
     policy = init_params(jax.random.PRNGKey(1), mesh_script.CFG)
@@ -71,7 +86,9 @@ def main():
     together = [episode for part in parts for episode in part]
     mesh = make_mesh(data=2, fsdp=2)
     learner = mesh_script.make_learner(mesh)
-    found = mesh_script.outcome(learner, mesh_script.prepared(learner, "packed", together, policy), policy)
+    batches = mesh_script.prepared(learner, "packed", together, policy)
+    found = mesh_script.outcome(learner, batches, policy)
+    empty = empty_update(learner, policy, batches)
     one, all_of_them = random_feedback()
     if is_first():
         alone = mesh_script.make_learner(make_mesh())
@@ -81,6 +98,7 @@ def main():
             "shares": [len(part) for part in parts],
             "same_episodes": together == episodes,
             "random_feedback": [one == all_of_them, len({tuple(ids) for ids in all_of_them})],
+            "empty": empty,
             "refusals": refusals(),
             "devices": len({d.process_index for d in mesh.devices.flat}),
             "gaps": [mesh_script.gap(a, b) for a, b in zip(expected, found, strict=True)],
