@@ -23,7 +23,7 @@ from tests.helpers.tiny_tokenizer import tiny_tokenizer
 CHAT = ChatFormat(tiny_tokenizer())
 SAMPLING = SamplingConfig(temperature=1.0, top_p=1.0, top_k=0, stop_ids=CHAT.stop_ids, max_new_tokens=80)
 SETTINGS = RolloutSettings(SAMPLING, context=3000, feedback="random", max_failures=1)
-COUNT = 5
+COUNT = 3
 REQUEST = RolloutRequest("valid", seed=3, step=0, count=COUNT, indexes=range(COUNT), settings=SETTINGS, version=2)
 
 
@@ -91,9 +91,9 @@ def test_the_feed_finds_a_requests_problems_and_the_iterations_donors():
     try:
         for step in range(2):
             whole = training_problems("mini_contests", "train", 3, step, COUNT)
-            request = dataclasses.replace(REQUEST, split="train", step=step, indexes=range(2, 4))
-            assert feed(request) == (whole[2:4], whole)
+            request = dataclasses.replace(REQUEST, split="train", step=step, indexes=range(1, 3))
+            assert feed(request) == (whole[1:3], whole)
         request = dataclasses.replace(request, settings=dataclasses.replace(SETTINGS, feedback="true"))
-        assert feed(request)[0] == whole[2:4]
+        assert feed(request)[0] == whole[1:3]
     finally:
         feed.close()
