@@ -226,8 +226,9 @@ def embed(params: Params, tokens: jax.Array, compute_dtype: Any) -> jax.Array:
 
 
 def layer_params(params: Params, index: int) -> Params:
-    """The parameters of one layer, taken out of the stack."""
-    return jax.tree.map(lambda stacked: stacked[index], params["layers"])
+    """The parameters of one layer, taken out of the stack where they are stacked."""
+    layers = params["layers"]
+    return jax.tree.map(lambda stacked: stacked[index], layers) if isinstance(layers, dict) else layers[index]
 
 
 def run_model(
@@ -271,10 +272,8 @@ def run_model(
     x = embed(params, tokens, dtype)
     kept: list[Any] = []
     if unroll:
-        apart = not isinstance(params["layers"], dict)
         for index, kind in enumerate(kinds):
-            layer = params["layers"][index] if apart else layer_params(params, index)
-            x, more = run[kind](x, layer, None if memory is None else memory[index])
+            x, more = run[kind](x, layer_params(params, index), None if memory is None else memory[index])
             kept.append(more)
     else:
         for kind, stretch in _stretches(params["layers"], kinds):

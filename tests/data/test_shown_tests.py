@@ -46,7 +46,7 @@ def test_one_test_stays_hidden():
     assert with_public(Problem("p", "d", doubles(1), (), doubles(2)), 20) == Problem(
         "p", "d", doubles(1), (), doubles(2)
     )
-    plus = FunctionTest("f", ((1,), (2,)), (1, 2))  # one test with thousands of calls, unsuitable as feedback
+    plus = FunctionTest("f", ((1,), (2,)), (1, 2))  # up to ten calls of a plus test
     human_eval = Problem("h", "d", (FunctionTest("f", ((1,),), (1,)),), (plus,), style="human_eval")
     assert with_public(human_eval, 20) == human_eval
 
