@@ -53,6 +53,9 @@ class Checkpoints:
                 preservation_policy=keep_rules.AnyPreservationPolicy([keep_rules.LatestN(self._keep), best]),
                 create=True,
                 enable_async_checkpointing=True,
+                # A folder that can't be made is an error of `save`. Made beside it, its writers would wait for twenty
+                # minutes, and the process for them.
+                async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
                 cleanup_tmp_directories=True,
             ),
         )

@@ -26,7 +26,7 @@ from rlef_jax.sampling.request import SamplingConfig
 from rlef_jax.sampling.sampler import Sampler
 from tests.parity import cases
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("quick_compilation")]
 
 LIVE = "RLEF_JAX_REFERENCE" in os.environ
 REFERENCE = Path(os.environ.get("RLEF_JAX_REFERENCE", Path(__file__).parents[1] / "golden"))
