@@ -13,7 +13,7 @@ from rlef_jax import sft
 from rlef_jax.data.dialogues import dialogues
 from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.dialog.tokenizer import Tokenizer
-from rlef_jax.errors import ConfigError
+from rlef_jax.errors import ConfigError, RunError
 from rlef_jax.model.parameters import init_params
 from rlef_jax.model.weights import load_params, model_config, resolve, save_params
 
@@ -121,3 +121,31 @@ def test_loss_counts_the_authors_tokens_only(recipe):
     np.testing.assert_allclose(
         sft.loss_and_hits(params, small, {"tokens": cut, "mask": mask, "segments": segments})[0], both, rtol=1e-6
     )
+
+
+ONES = {name: np.ones((64, 32), np.int32) for name in ("tokens", "segments", "mask")}
+
+
+def trained(folder, monkeypatch, batches, **overrides):
+    """What metrics.jsonl says of steps on these batches; one layer, and no probe of what the model reads."""
+    monkeypatch.setattr(sft, "stream", lambda *_: iter(batches))
+    values = {"sft.log_every": 1, "model.n_layers": 1} | {f"sft.{k}": v for k, v in overrides.items()}
+    sft.train(config_lib.load("configs/tiny_sft.py", overrides=values), folder)
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_batch_without_a_counted_token_moves_nothing(tmp_path, monkeypatch):
+    """Nor does a loss of nothing enter the mean."""
+    prompts = ONES | {"mask": np.eye(1, 32, dtype=np.int32).repeat(64, 0)}  # the first token is nobody's target
+    rows = trained(tmp_path / "a", monkeypatch, [ONES, ONES, prompts])
+    assert ["loss" in row for row in rows] == [True, True, False]
+    trained(tmp_path / "b", monkeypatch, [ONES, ONES])
+    with np.load(tmp_path / "a" / "warm_start.npz") as a, np.load(tmp_path / "b" / "warm_start.npz") as b:
+        for name in a.files:
+            np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_a_loss_that_is_not_finite_ends_it(tmp_path, monkeypatch):
+    with pytest.raises(RunError, match=r"the loss is (nan|inf) at step [23]: lower config.sft.learning_rate"):
+        trained(tmp_path, monkeypatch, [ONES] * 3, learning_rate=1e38, warmup_steps=0)
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text() and not (tmp_path / "warm_start.npz").exists()

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rlef_jax.reward import counts, turn_rewards
+from rlef_jax.reward import has_weight, turn_rewards
 from rlef_jax.types import Episode, TokenBatch
 
 PADDING = -1
@@ -111,7 +111,7 @@ def _layout(
 
 def _shared(episodes: Sequence[Episode], lengths: list[int], capacity: int, most: int) -> _Rows:
     """Rows of at most `capacity` tokens and `most` episodes: the longest first, into the fullest row with room."""
-    valid = [counts(episode) for episode in episodes]
+    valid = [has_weight(episode) for episode in episodes]
     held: list[list[int]] = []
     free: list[int] = []
     for number in sorted(range(len(lengths)), key=lambda n: (-lengths[n], n)):
@@ -159,7 +159,7 @@ def _fill_row(
         rewards = turn_rewards(episode, invalid_penalty=invalid_penalty)
         arrays["turn_rewards"][row, first_turn : first_turn + turns] = rewards
         start, first_turn = end, first_turn + turns
-    arrays["weight"][row] = 1.0 if counts(episodes[0]) else 0.0
+    arrays["weight"][row] = 1.0 if has_weight(episodes[0]) else 0.0
 
 
 def _fill_episode(arrays: dict[str, Any], row: int, episode: Episode, at: int, first_turn: int) -> None:

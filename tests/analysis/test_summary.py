@@ -1,4 +1,4 @@
-"""The summary's table and gains are right to the digit, and a report draws what the workdir allows."""
+"""The summary's table and gains are exact, and a report draws the plots that the workdir allows."""
 
 import pytest
 from matplotlib import image
@@ -118,7 +118,7 @@ def test_a_run_without_evaluations_says_so(tmp_path):
 
 @pytest.fixture
 def drawn(monkeypatch, tmp_path):
-    """Draws a plot and gives its figure, of which no file is made."""
+    """Draws a plot and returns its figure instead of writing a file."""
     saved = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, path, **options: saved.append(figure))
 
@@ -141,8 +141,8 @@ def test_a_slow_first_iteration_does_not_squeeze_the_others(drawn):
 
 
 def test_actor_and_learner_have_a_panel_where_the_records_tell_of_them(drawn):
-    told = {"staleness_mean": 0.5, "idle/learner": 0.25, "idle/actor": 0.125}
-    axes = drawn(plots.plot_learning, [flat(i, **told) for i in range(3)]).axes
+    fields = {"staleness_mean": 0.5, "idle/learner": 0.25, "idle/actor": 0.125}
+    axes = drawn(plots.plot_learning, [flat(i, **fields) for i in range(3)]).axes
     assert len(axes) == 10  # the ninth panel has two scales
     assert [list(line.get_ydata()) for axis in axes[8:] for line in axis.get_lines()] == [
         [0.5] * 3,

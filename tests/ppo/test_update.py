@@ -216,7 +216,7 @@ def test_any_mesh_equals_one_device(which, count):
 
 @pytest.fixture(scope="module")
 def adamw(tiny_model):
-    return Learner(tiny_model, make_optimizer(1e-2, warmup_steps=3, weight_decay=0.5), separate_critic=True)
+    return Learner(tiny_model, make_optimizer(tiny_model, 1e-2, warmup_steps=3, weight_decay=0.5), separate_critic=True)
 
 
 def broken(episodes):

@@ -77,10 +77,12 @@ def test_an_update_over_processes_equals_one_device(count):
     assert told["processes"] == told["devices"] == count
     assert sum(told["shares"]) == 13 and max(told["shares"]) - min(told["shares"]) <= 1
     assert told["same_episodes"]
+    assert told["random_feedback"] == [True, 6]
     keys = ["sampling.own_devices", "mesh.reference", "mesh.critic"]
     said = [f"config.{key}: not in a job of several processes, and this one has {count}" for key in keys for _ in "12"]
     assert [text.partition(": leave out")[0] for text in told["refusals"]] == said
     assert max(told["gaps"]) < 1e-5
+    assert told["empty"][0] == [0.0, 1, 0.0] and told["empty"][1][:2] == [1.0, 2] and told["empty"][1][2] > 1e-3
     assert not any("gaps" in e[0] for e in ended[1:])  # only the first one tells
 
 

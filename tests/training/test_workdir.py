@@ -123,6 +123,8 @@ def test_a_workdir_belongs_to_one_config(tmp_path):
         open_workdir(tmp_path, tiny(seed=3, ppo__buckets=(256,)), resume=True)
     assert "config.seed: 0 there, 3 here" in str(refused.value)
     assert "config.ppo.buckets: [128, 192, 256] there, [256] here" in str(refused.value)
+    # What an error of a run advises can be done.
+    open_workdir(tmp_path, tiny(train__bad_update="skip", train__max_skipped=0), resume=True)
     open_workdir(tmp_path, tiny(train__iterations=99, execution__workers=1, model__family="llama"), resume=True)
     assert json.loads((tmp_path / "config.json").read_text())["train"]["iterations"] == 99
 
