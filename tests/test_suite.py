@@ -4,6 +4,10 @@ import os
 import types
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from tests.helpers import compiled, longest_first
 
 TESTS = Path(__file__).parent
@@ -51,3 +55,18 @@ def test_the_oldest_programs_are_deleted_first(tmp_path):
         os.utime(entry, (1e9 - age, 1e9 - age))
     compiled.prune(tmp_path, most=20)
     assert sorted(p.parent.name for p in tmp_path.glob("*/*-cache")) == ["middle", "new"]
+
+
+def test_a_program_that_another_process_has_half_written_is_compiled():
+    def of_this_test_alone(x):
+        return jnp.sin(x) * 3.25
+
+    jax.jit(of_this_test_alone)(1.0)
+    entries = list(Path(os.environ["JAX_COMPILATION_CACHE_DIR"]).glob("jit_of_this_test_alone-*-cache"))
+    assert entries
+    for path in entries:
+        path.write_bytes(path.read_bytes()[:50])
+    jax.clear_caches()
+    np.testing.assert_allclose(jax.jit(of_this_test_alone)(1.0), 3.25 * np.sin(1.0), rtol=1e-6)
+    for path in entries:
+        path.unlink()  # nobody replaces it
