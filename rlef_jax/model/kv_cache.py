@@ -97,7 +97,7 @@ def flush(cache: KVCache, tail: KVCache, lengths: jax.Array) -> KVCache:
     return write(cache, tail.layers, jnp.arange(lengths.shape[0]), lengths)
 
 
-# Up to so many queries of a group XLA's CPU backend takes less time for one after the other (docs/benchmarks.md).
+# Up to so many queries of a group XLA's CPU backend takes less time for one after the other (docs/lab/sampler.md).
 _FEW_QUERIES = 4
 
 
