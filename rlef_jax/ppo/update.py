@@ -22,7 +22,14 @@ from rlef_jax.ppo.losses import LossSettings
 from rlef_jax.ppo.metrics import iteration_metrics
 from rlef_jax.ppo.objective import ForwardSettings, count_denominators, policy_logp
 from rlef_jax.ppo.side import Share, Side
-from rlef_jax.ppo.train_state import TrainState, first_params, make_optimizer, merged
+from rlef_jax.ppo.train_state import (
+    IsTrainable,
+    TrainState,
+    first_params,
+    make_optimizer,
+    merged,
+    trained_by_default,
+)
 from rlef_jax.types import Episode, TokenBatch
 
 __all__ = ["ForwardSettings", "Learner", "TrainState", "make_optimizer", "prepare_iteration", "split_updates"]
@@ -49,8 +56,10 @@ class Learner:
         reference_mesh: Mesh | None = None,
         how: ForwardSettings | None = None,
         max_grad_norm: float = 0.0,
+        trainable: IsTrainable | None = None,
     ) -> None:
-        """`critic_mesh` and `reference_mesh` are where critic and reference policy lie, by default `mesh`.
+        """`critic_mesh` and `reference_mesh` are where critic and reference policy lie, by default `mesh`; `trainable`
+        says which parameters of `TrainState.params` are trained, by default what their `Parameter` says.
 
         With a `critic_mesh` of its own an `optimizer` that needs the global norm must take it as the extra argument
         `norm`, as `clip_by_norm` does.
@@ -61,6 +70,7 @@ class Learner:
         self.model_cfg, self.optimizer, self.separate_critic = model_cfg, optimizer, separate_critic
         self.mesh = make_mesh() if mesh is None else mesh
         how = how or ForwardSettings()
+        self.trainable = trainable or trained_by_default(model_cfg)
         meshes = {"policy": self.mesh, "critic": critic_mesh or self.mesh}
         if meshes["critic"] != self.mesh:
             _check_apart(self.mesh, meshes["critic"], separate_critic)
@@ -68,7 +78,7 @@ class Learner:
         self.sides = [
             Side(
                 names, where, model_cfg, optimizer, separate_critic=separate_critic, loss=loss or LossSettings(),
-                how=how, max_grad_norm=max_grad_norm if max_grad_norm > 0 else float("inf"),
+                how=how, max_grad_norm=max_grad_norm if max_grad_norm > 0 else float("inf"), trainable=self.trainable,
             )
             for where, names in alike.items()
         ]  # fmt: skip
@@ -89,7 +99,10 @@ class Learner:
         )
 
     def init(self, key: jax.Array, policy_params: Params) -> TrainState:
-        """A new TrainState on its meshes from a copy of `policy_params`; `key` draws the value head."""
+        """A new TrainState on its meshes from `policy_params`, with copies of what is trained of them.
+
+        `key` draws the value head.
+        """
         params = first_params(key, policy_params, self.model_cfg, self.separate_critic)
         return merged([side.init(params) for side in self.sides])
 
@@ -138,7 +151,10 @@ class Learner:
         return merged([after for after, _ in applied]), _readable(sums, jax.device_get(applied[0][1]), counts)
 
     def gradients(self, params: dict[str, Any], microbatches: Sequence[TokenBatch]) -> dict[str, Any]:
-        """The gradients that `update` would hand to the optimizer. Raises ValueError where no token counts."""
+        """The gradients, of what is trained of all `params`, that `update` would hand to the optimizer.
+
+        Raises ValueError where no token counts.
+        """
         counts = count_denominators(microbatches)
         if not counts["tokens"]:
             raise ValueError("an update needs a token that counts")

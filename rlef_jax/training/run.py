@@ -36,7 +36,7 @@ from rlef_jax.training.loop import (
 from rlef_jax.training.metrics_writer import MetricsWriter
 from rlef_jax.training.processes import all_gather, broadcast_from_first, on_this_process, share_of
 from rlef_jax.training.rollout import RolloutProgress
-from rlef_jax.training.workdir import Progress, items_of
+from rlef_jax.training.workdir import FROZEN, Progress, frozen_names, items_of
 from rlef_jax.types import Episode, TokenBatch
 
 
@@ -187,6 +187,7 @@ class Run:
         if progress.iteration and progress.iteration not in self.checkpoints.steps():
             inputs = {name: list(facts) for name, facts in self.inputs.items()}
             metadata = {**dataclasses.asdict(progress), "seed": self.config.seed, "inputs": inputs}
+            metadata[FROZEN] = frozen_names(state)
             self.checkpoints.save(progress.iteration, items_of(state), metadata, score=score)
 
     def _ended_early(self, progress: Progress) -> bool:

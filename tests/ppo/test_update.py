@@ -72,7 +72,7 @@ def test_packing_and_splitting_change_nothing(learners, policy, make_episodes, s
     for name, (rows, buckets, row_episodes) in SPLITS.items():
         filled, scores = prepared(learner, params, policy, episodes, rows, buckets, row_episodes)
         gradients = learner.gradients(moved(params), filled)
-        state, metrics = learner.update(learner.init(key, policy).replace(params=moved(params)), filled)
+        state, metrics = learner.update(learner.init(key, policy).with_params(moved(params)), filled)
         shapes = {"padding_share", "rows"}  # these alone tell of the layout
         told = metrics | {k: v for k, v in scores.items() if k not in shapes}
         results[name] = (jax.device_get(gradients), jax.device_get(state.params), told)
