@@ -16,8 +16,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rlef_jax.model.sharding import ROWS, place, shardings
 from rlef_jax.model.transformer import ModelConfig
-from rlef_jax.ppo.losses import LossSettings
+from rlef_jax.ppo import values
 from rlef_jax.ppo.objective import ForwardSettings, objective, scores
+from rlef_jax.ppo.settings import LossSettings
 from rlef_jax.ppo.train_state import IsTrainable, TrainState, combine, describe_params, init_state, part, partition
 from rlef_jax.types import TokenBatch
 
@@ -118,7 +119,7 @@ class Side:
         state = jax.tree.map(
             lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), part(state, self.names), where
         )
-        counts = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in ("tokens", "turns")}
+        counts = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in values.METRICS}
         one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), microbatches)
         return {
             "gradients": self._gradients.lower(state.trainable, state.frozen, microbatches, counts),

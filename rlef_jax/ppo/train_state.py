@@ -19,6 +19,7 @@ import optax
 from rlef_jax.model.parameters import describe, leaf_at
 from rlef_jax.model.transformer import ModelConfig, Params
 from rlef_jax.model.value import describe_value_head, init_value_head
+from rlef_jax.ppo.settings import OptimizerSettings
 
 
 @flax.struct.dataclass
@@ -140,25 +141,20 @@ def _decayed(cfg: ModelConfig, params: dict[str, Any]) -> dict[str, Any]:
     return jax.tree_util.tree_map_with_path(of, params)
 
 
-def make_optimizer(
-    cfg: ModelConfig,
-    learning_rate: float,
-    warmup_steps: int = 50,
-    weight_decay: float = 0.1,
-    clip_norm: float = 0.0,
-    b1: float = 0.9,
-    b2: float = 0.999,
-) -> optax.GradientTransformation:
+def make_optimizer(cfg: ModelConfig, settings: OptimizerSettings) -> optax.GradientTransformation:
     """AdamW with linear warm-up (A.1) and, where clip_norm > 0, clipping of the global gradient norm.
 
     One learning rate for policy and critic. Weight decay acts on every parameter of the model `cfg` but those that
     `Parameter.decayed` leaves out, QKV biases (ours: the paper names no exceptions, and its models have none).
     """
     adamw = optax.adamw(
-        warmup_schedule(learning_rate, warmup_steps), b1=b1, b2=b2, weight_decay=weight_decay,
+        warmup_schedule(settings.learning_rate, settings.warmup_steps),
+        b1=settings.adam_b1,
+        b2=settings.adam_b2,
+        weight_decay=settings.weight_decay,
         mask=functools.partial(_decayed, cfg),
-    )  # fmt: skip
-    return optax.chain(clip_by_norm(clip_norm), adamw) if clip_norm > 0 else adamw
+    )
+    return optax.chain(clip_by_norm(settings.clip_norm), adamw) if settings.clip_norm > 0 else adamw
 
 
 def clip_by_norm(limit: float) -> optax.GradientTransformationExtraArgs:

@@ -18,13 +18,12 @@ from rlef_jax.progress import ProgressDisplay
 from rlef_jax.training import episode_io
 from rlef_jax.training.actor import Actor, ActorThread, Rollouts
 from rlef_jax.training.bad_update import save_bad_update
-from rlef_jax.training.build import rollout_settings
+from rlef_jax.training.build import ppo_settings, rollout_settings
 from rlef_jax.training.checkpoint import Checkpoints
 from rlef_jax.training.evaluator import VALID_SEED, Evaluator, UnjudgedError
 from rlef_jax.training.inputs import Inputs
 from rlef_jax.training.interrupt import StopRequest
 from rlef_jax.training.loop import (
-    PpoSettings,
     ProblemFeed,
     Stopwatch,
     learn,
@@ -114,7 +113,7 @@ class Run:
             parts = all_gather(rollouts.episodes)
             rollouts = dataclasses.replace(rollouts, episodes=[episode for part in parts for episode in part])
         state, metrics, applied = learn(
-            state, self.reference, rollouts, self.learner, seed=self.config.seed, ppo=PpoSettings.of(self.config),
+            state, self.reference, rollouts, self.learner, seed=self.config.seed, ppo=ppo_settings(self.config),
             watch=watch, display=self.display, on_bad_update=self._on_bad_update,
         )  # fmt: skip
         metrics |= response_metrics(rollouts.episodes, self.actor.policy.chat)

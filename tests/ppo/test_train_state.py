@@ -14,6 +14,7 @@ from rlef_jax.errors import ConfigError
 from rlef_jax.model.parameters import describe, init_params, leaf_at
 from rlef_jax.model.transformer import ModelConfig
 from rlef_jax.ppo.pack import pack
+from rlef_jax.ppo.settings import OptimizerSettings
 from rlef_jax.ppo.train_state import (
     combine,
     describe_params,
@@ -44,7 +45,7 @@ def test_decay_leaves_qkv_biases_alone(tiny_model, names):
     cfg = dataclasses.replace(tiny_model, qkv_bias=True)
     params = first_params(jax.random.PRNGKey(1), init_params(jax.random.PRNGKey(0), cfg), cfg, True)
     params = jax.tree.map(jnp.ones_like, {name: params[name] for name in names})
-    optimizer = make_optimizer(cfg, 0.5, warmup_steps=1, weight_decay=0.1)
+    optimizer = make_optimizer(cfg, OptimizerSettings(0.5, warmup_steps=1, weight_decay=0.1))
     updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
     kept = 0
     for path, after in jax.tree_util.tree_leaves_with_path(optax.apply_updates(params, updates)):
@@ -89,7 +90,7 @@ def paths_of(tree):
 def test_what_is_frozen_has_no_gradient_no_moment_and_no_place_in_a_checkpoint(tiny_model, make_episodes, tmp_path):
     """The embedding, in the policy and in the critic's trunk, as an adapter's base would be."""
     policy = init_params(jax.random.PRNGKey(1), tiny_model)
-    optimizer = make_optimizer(tiny_model, 1e-2, warmup_steps=1, weight_decay=0.5)
+    optimizer = make_optimizer(tiny_model, OptimizerSettings(1e-2, warmup_steps=1, weight_decay=0.5))
     learner = Learner(tiny_model, optimizer, trainable=embeddings_frozen)
     whole = Learner(tiny_model, optimizer)
     batches, _ = pack(make_episodes(6, seed=2), buckets=(20,), rows=4, max_turns=3)
@@ -135,7 +136,7 @@ def test_a_checkpoint_from_before_the_partition_is_read(tmp_path):
     with tarfile.open(GOLDEN / "checkpoint_of_d265a23.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
     policy = init_params(jax.random.PRNGKey(1), cfg)
-    learner = Learner(cfg, make_optimizer(cfg, 1e-2, warmup_steps=3))
+    learner = Learner(cfg, make_optimizer(cfg, OptimizerSettings(1e-2, warmup_steps=3)))
     with Checkpoints(tmp_path / CHECKPOINTS) as checkpoints:
         told = checkpoints.metadata(1)
         start = Progress(0, told["reference"])
