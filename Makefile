@@ -81,7 +81,7 @@ parity: $(VENV)/.installed-dev $(BENCH)/.installed smollm2 ## compare models wit
 	@rm -rf $(REFERENCE)
 	@$(BIN)/python -m rlef_jax.export --init=weights/smollm2_135m.gguf --output=$(REFERENCE)/exported
 	@$(BENCH)/bin/python tests/parity/reference.py $(REFERENCE) --full --gguf weights/smollm2_135m.gguf --exported $(REFERENCE)/exported
-	@RLEF_JAX_REFERENCE=$(REFERENCE) $(BIN)/python -m pytest -q tests/model/test_parity_families.py tests/model/test_parity_smollm2.py
+	@RLEF_JAX_REFERENCE=$(REFERENCE) $(BIN)/python -m pytest -q tests/model/test_pretrained_families.py tests/model/test_pretrained_smollm2.py
 
 golden: $(BENCH)/.installed smollm2 ## write the golden files of tests/golden anew
 	@$(BENCH)/bin/python tests/parity/reference.py tests/golden --gguf weights/smollm2_135m.gguf

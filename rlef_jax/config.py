@@ -11,7 +11,6 @@ import difflib
 import importlib
 import importlib.util
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from ml_collections import ConfigDict
 
 from rlef_jax.config_checks import validate
 from rlef_jax.errors import ConfigError
+from rlef_jax.files import write_json
 from rlef_jax.paths import local_text
 
 SAVED_NAME = "config.json"
@@ -348,9 +348,7 @@ def _value_at(config: Any, key: str) -> Any:
 
 def save(config: ConfigDict, workdir: Path) -> None:
     """Writes `workdir/config.json`, so that a run can be read without the file that launched it."""
-    part = workdir / (SAVED_NAME + ".part")
-    part.write_text(json.dumps(config.to_dict(), indent=2, allow_nan=False) + "\n")
-    os.replace(part, workdir / SAVED_NAME)
+    write_json(workdir / SAVED_NAME, config.to_dict())
 
 
 def read_saved(workdir: Path) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""The turn machine of an episode (RLEF, sections 2.1 and C.1): pure, it neither samples nor judges.
+"""The turns of an episode as pure functions (RLEF, sections 2.1 and C.1). Sampling and judging happen elsewhere.
 
 start -> step -> ... -> step            ends: every public test passed, the turn limit, or the judge broke
                   \\-> end_by_context    ends: the next prompt doesn't fit the context
-then judge_last with the hidden results, where `needs_hidden` says that they decide anything
+then judge_last with the results of the hidden tests
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ def step(episode: Episode, turn: Turn, *, max_turns: int, stop_on_pass: bool = T
     """Appends a turn whose verdict holds the results of the public tests, and ends the episode if it is over.
 
     Args:
-      episode: one that goes on.
-      turn: judged on the public tests.
+      episode: an unfinished episode.
+      turn: a turn judged on the public tests.
       max_turns: the turn limit; 3 in the paper.
-      stop_on_pass: end once every public test passes; off without feedback (B.5), where all turns are taken.
+      stop_on_pass: end once every public test passes. False without feedback (B.5), where all turns are taken.
 
     Raises:
       ValueError: the episode is over, or the turn wasn't judged.
     """
-    _must_go_on(episode)
+    _require_unfinished(episode)
     if turn.verdict is None:
         raise ValueError(f"turn {len(episode.turns) + 1} of {_name(episode)} was not judged")
     turns = (*episode.turns, turn)
@@ -45,13 +45,16 @@ def step(episode: Episode, turn: Turn, *, max_turns: int, stop_on_pass: bool = T
 
 
 def room(episode: Episode, prompt_delta_length: int, context: int) -> int:
-    """How many tokens may follow the next prompt within `context`; none left (<= 0) means that it doesn't fit."""
+    """The number of tokens left in `context` after the next prompt; <= 0 means that the prompt doesn't fit."""
     return context - len(episode.token_ids) - prompt_delta_length
 
 
 def end_by_context(episode: Episode) -> Episode:
-    """Ends an episode whose next prompt, with one token of a response, doesn't fit: it is judged as it stands."""
-    _must_go_on(episode)
+    """Ends an episode whose next prompt and one response token don't fit the context. Its last response is judged.
+
+    Raises ValueError if the episode is over or has no turn.
+    """
+    _require_unfinished(episode)
     if not episode.turns:
         raise ValueError(
             f"the first prompt of {_name(episode)} doesn't fit the context: drop the problem from the data"
@@ -60,13 +63,13 @@ def end_by_context(episode: Episode) -> Episode:
 
 
 def end_by_infra(episode: Episode) -> Episode:
-    """Ends an episode that can't go on because the judge broke elsewhere than on its own program."""
-    _must_go_on(episode)
+    """Ends an episode that can't continue because the judge broke on another program. Raises ValueError if over."""
+    _require_unfinished(episode)
     return dataclasses.replace(episode, end="infra")
 
 
 def last_verdict(episode: Episode) -> Verdict:
-    """The verdict on the latest response. Raises ValueError where there is none."""
+    """The verdict on the latest response. Raises ValueError if there is none."""
     verdict = episode.turns[-1].verdict if episode.turns else None
     if verdict is None:
         raise ValueError(f"{_name(episode)} has no judged response")
@@ -74,7 +77,10 @@ def last_verdict(episode: Episode) -> Verdict:
 
 
 def judge_last(episode: Episode, verdict: Verdict) -> Episode:
-    """Puts the verdict with hidden results in place of the last turn's. If the judge broke, the episode ends so."""
+    """Replaces the last turn's verdict by one with hidden results; `end` becomes "infra" if the judge broke.
+
+    Raises ValueError for an unfinished episode.
+    """
     if not episode.end:
         raise ValueError(f"{_name(episode)} goes on: hidden tests are for the last response only")
     last = dataclasses.replace(episode.turns[-1], verdict=verdict)
@@ -82,7 +88,7 @@ def judge_last(episode: Episode, verdict: Verdict) -> Episode:
     return dataclasses.replace(episode, turns=(*episode.turns[:-1], last), end=end)
 
 
-def _must_go_on(episode: Episode) -> None:
+def _require_unfinished(episode: Episode) -> None:
     if episode.end:
         raise ValueError(f"{_name(episode)} is over ({episode.end})")
 

@@ -1,14 +1,14 @@
-"""Judges programs by hand: `python -m rlef_jax.judge PROGRAM --problem SOURCE [--name NAME]`.
+"""Judges programs on a problem's tests: `python -m rlef_jax.judge PROGRAM --problem SOURCE [--name NAME]`.
 
-PROGRAM is a Python file, or a folder whose `*.py` files are judged one by one; each is read as Python reads it (byte
-order mark, encoding line) and runs as `python PROGRAM` would, confined as docs/executor.md says. SOURCE is a
+PROGRAM is a Python file, or a folder whose `*.py` files are judged one by one. Each is decoded as Python does it (byte
+order mark, encoding line) and runs as with `python PROGRAM`, in the sandbox of docs/executor.md. SOURCE is a
 CodeContests parquet shard, an EvalPlus OriginFmt file (.jsonl.gz), a JSON file of a problem, or mini_contests:SPLIT.
 Prints one table per program (test, status, time, memory, expected and got) or, with --json, one line of JSON per
 program.
 
 Exit code: 0 all programs passed all tests, 1 some failed, 2 wrong usage or data, 3 the judge itself broke.
 
-`python -m rlef_jax.judge --isolation-report` says which levels of isolation are available here, and why others aren't.
+`python -m rlef_jax.judge --isolation-report` lists the levels of isolation, with the reason for those not available.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from rlef_jax.execution.worker_factory import trial
 from rlef_jax.types import FunctionTest, Limits, Problem, Status, Test, TestResult
 
 PASSED, FAILED, USAGE, BROKEN = range(4)  # exit codes
-_SHOWN_CHARS = 60  # of an expected and an observed output in the table
+_SHOWN_CHARS = 60  # length of the expected and observed output shown in the table
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    """What the arguments ask for; the exit code."""
+    """Runs the command that the arguments select. Returns the exit code."""
     if args.isolation_report:
         print(isolation_report(args.python))
         return PASSED
@@ -90,17 +90,17 @@ def _parser() -> arguments.Parser:
 
 
 def isolation_report(python: str = "3.10") -> str:
-    """Each level, tried, with the reason where it can't be had; what the kernel offers; what would be used."""
+    """The isolation levels after trying each: the one in use, and the reasons why others aren't available."""
     interpreter = find_python(python)
-    found = {level: trial(level, interpreter) for level in LEVELS}
-    best = next((level for level in LEVELS if not isinstance(found[level], str)), None)
+    plans = {level: trial(level, interpreter) for level in LEVELS}
+    best = next((level for level in LEVELS if not isinstance(plans[level], str)), None)
     packages = f", packages in {', '.join(interpreter.packages)}" if interpreter.packages else ""
     lines = [
         f"user {os.geteuid()}, Linux {os.uname().release}, {interpreter.path} ({interpreter.version}){packages}",
         f"{usable_cores():g} of {os.cpu_count()} cores may be used: {auto_workers()} workers if --workers is 0",
     ]
     for level in LEVELS:
-        reason = found[level]
+        reason = plans[level]
         mark = "used     " if level is best else "available" if not isinstance(reason, str) else "no       "
         lines.append(f"  {level.value:11} {mark} {reason if isinstance(reason, str) else _parts(reason.settings)}")
     if best is None:
@@ -109,7 +109,7 @@ def isolation_report(python: str = "3.10") -> str:
 
 
 def _parts(settings: Any) -> str:
-    """What a level consists of, in words."""
+    """The mechanisms of a level, as text."""
     parts = ["user, mount, pid, net, ipc and uts namespaces, read-only root"] if settings["namespaces"] else []
     parts += ["users of their own"] if settings["program_uid"] is not None else []
     parts += ["cgroup for memory"] if settings["cgroup"] else ["one process per program"]
@@ -135,8 +135,8 @@ def _judge(args: argparse.Namespace) -> int:
         if not tests:
             raise ProblemFileError(f"{problem.name}: no tests to run")
         default = Limits(wall_s=args.wall_s, memory_bytes=args.memory_mb << 20, wall_patience=args.wall_patience)
-        how = {"frame": problem.frame, "stop_at_first_failure": args.stop_at_first_failure}
-        futures = [pool.run(text, tests, limits_for(problem, default), **how) for text in texts]
+        run_options = {"frame": problem.frame, "stop_at_first_failure": args.stop_at_first_failure}
+        futures = [pool.run(text, tests, limits_for(problem, default), **run_options) for text in texts]
         for file, future in zip(files, futures):
             results = future.result()
             print(_as_json(file, problem.name, results) if args.json else _as_table(file, problem.name, tests, results))
@@ -148,16 +148,16 @@ def _judge(args: argparse.Namespace) -> int:
 
 
 def _program_text(file: pathlib.Path) -> str:
-    """A program's text in the encoding that Python would read it in: UTF-8, or what its first two lines say."""
+    """A program's text, decoded as Python does it: as UTF-8, or by its encoding line."""
     data = file.read_bytes()
     try:
         return data.decode(tokenize.detect_encoding(io.BytesIO(data).readline)[0])
     except (SyntaxError, UnicodeDecodeError):
-        return data.decode("utf-8", "surrogateescape")  # what isn't text is a syntax error
+        return data.decode("utf-8", "surrogateescape")  # undecodable bytes become a syntax error
 
 
 def _tests(problem: Problem, which: str) -> tuple[Test, ...]:
-    """All tests, those that feedback shows, or those that decide in the end."""
+    """All tests, only the public ones, or only the hidden ones (`Problem.hidden_tests`)."""
     return {"all": problem.tests, "public": problem.public_tests, "hidden": problem.hidden_tests}[which]
 
 
@@ -180,17 +180,18 @@ def _as_table(file: pathlib.Path, name: str, tests: Sequence[Test], results: Seq
 
 
 def _difference(test: Test, result: TestResult) -> Iterator[str]:
-    """What was expected and what came, from the first line that differs; or the end of the error's text."""
+    """The first differing line of the expected and the observed output; else the end of the error's text."""
     if result.status is Status.PASSED:
         return
     if isinstance(test, FunctionTest) or result.status is not Status.WRONG_ANSWER:
         yield from _lines(result.error)[-8:]
         return
-    expected, got = _lines(test.output), _lines(result.stdout)
+    expected, observed = _lines(test.output), _lines(result.stdout)
     at = next(
-        (i for i, (a, b) in enumerate(zip(expected, got)) if a.split() != b.split()), min(len(expected), len(got))
+        (i for i, (a, b) in enumerate(zip(expected, observed)) if a.split() != b.split()),
+        min(len(expected), len(observed)),
     )
-    for label, lines in (("expected", expected), ("got", got)):
+    for label, lines in (("expected", expected), ("got", observed)):
         line = lines[at] if at < len(lines) else "(nothing)"
         cut = f"...[{len(line) - _SHOWN_CHARS} characters cut]" if len(line) > _SHOWN_CHARS else ""
         yield f"line {at + 1} {label:8} {line[:_SHOWN_CHARS]}{cut}"

@@ -1,11 +1,11 @@
-"""What a run will need, before anything is rented: python -m rlef_jax.plan --config=configs/llama31_8b.py --devices=128
+"""Predicts a run's memory, communication and time: python -m rlef_jax.plan --config=configs/llama31_8b.py --devices=128
 
-Compiles the real update and decoding step for so many pretend devices, from shapes alone, and prints memory per device,
-arithmetic, communication by kind and axis of the mesh, and the time of an iteration on stated hardware. Each row of the
-mesh that isn't given is as configured; `data` takes what `--devices` leaves. Keys are overridden as --config.KEY=VALUE.
+Compiles the run's update and decoding step for that number of virtual devices, from shapes alone. Prints memory per
+device, operations, communication by kind and mesh axis, and the time of an iteration on the given hardware. The mesh is
+as configured, except that `data` is the number of devices / (fsdp * tensor). --config.KEY=VALUE overrides a key.
 
-A compilation for CPUs knows shapes, shardings and exchanges. It does not know a GPU's fusions and temporary memory, its
-fused attention, or where it reduces and scatters in one step what shows here as an all-reduce.
+Compiled for CPUs, the programs have a GPU's shapes, shardings and exchanges, but not its fusions, temporary memory and
+fused attention, nor its reduce-scatters, which appear as all-reduces.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ PROGRAMS = (*UPDATE_PROGRAMS, "decode")
 
 
 def parser() -> arguments.Parser:
-    """The command line."""
-    made = arguments.Parser(description=__doc__)
-    made.add_argument("--config", required=True, help="e.g. configs/llama31_8b.py")
-    made.add_argument("--devices", type=int, required=True, help="that train")
-    made.add_argument("--sampler-devices", type=int, default=0, help="that sample (default: as many)")
-    made.add_argument("--sampler-tensor", type=int, default=1, help="devices that share a sampling model")
-    made.add_argument("--length", type=int, default=0, help="tokens of a row (default: the longest bucket)")
-    made.add_argument("--action-share", type=float, default=0.5, help="of the tokens, sampled ones")
-    made.add_argument("--vocabulary", type=int, default=0, help="default: the tokenizer's, else Llama 3's")
-    made.add_argument("--card", choices=[*CARDS, MEASURED], default="h100", help=f"{MEASURED}: this machine")
-    made.add_argument("--mfu", type=float, default=0.4, help="share of the card's peak that products reach")
-    made.add_argument("--bandwidth-share", type=float, default=0.8, help="share of each bandwidth that is reached")
-    return made
+    """The command line's parser."""
+    options = arguments.Parser(description=__doc__)
+    options.add_argument("--config", required=True, help="e.g. configs/llama31_8b.py")
+    options.add_argument("--devices", type=int, required=True, help="that train")
+    options.add_argument("--sampler-devices", type=int, default=0, help="that sample (default: as many)")
+    options.add_argument("--sampler-tensor", type=int, default=1, help="devices that share a sampling model")
+    options.add_argument("--length", type=int, default=0, help="tokens of a row (default: the longest bucket)")
+    options.add_argument("--action-share", type=float, default=0.5, help="of the tokens, sampled ones")
+    options.add_argument("--vocabulary", type=int, default=0, help="default: the tokenizer's, else Llama 3's")
+    options.add_argument("--card", choices=[*CARDS, MEASURED], default="h100", help=f"{MEASURED}: this machine")
+    options.add_argument("--mfu", type=float, default=0.4, help="share of the card's peak that products reach")
+    options.add_argument("--bandwidth-share", type=float, default=0.8, help="share of each bandwidth that is reached")
+    return options
 
 
 def make_plan(config: ConfigDict, args: argparse.Namespace, names: Collection[str] = PROGRAMS) -> Plan:
@@ -80,7 +80,7 @@ def make_plan(config: ConfigDict, args: argparse.Namespace, names: Collection[st
             cfg, jnp.dtype(config.model.compute_dtype), tensor=args.sampler_tensor, rows=group,
             length=length, tail=config.sampling.decode_steps,
         )  # fmt: skip
-    # What is measured is what is reached.
+    # A measured card's speeds are those that are reached, so their fractions are 1.
     measured = args.card == MEASURED
     card = measure(cfg, p.microbatch_rows * length // learner.mesh.size) if measured else CARDS[args.card]
     return Plan(
@@ -97,7 +97,7 @@ def make_plan(config: ConfigDict, args: argparse.Namespace, names: Collection[st
 
 
 def _vocabulary(config: ConfigDict) -> int:
-    """The tokenizer's, or Llama 3's where its file isn't here: a plan is made before weights are fetched."""
+    """The tokenizer's vocabulary size; Llama 3's if its file is missing, so that a plan doesn't need the weights."""
     try:
         return Tokenizer.load(resolve(config.model.tokenizer, ".model", "model.tokenizer")).vocab_size
     except ConfigError:
@@ -105,16 +105,16 @@ def _vocabulary(config: ConfigDict) -> int:
 
 
 def configured(path: str, overrides: Mapping[str, Any], devices: int) -> ConfigDict:
-    """The configuration with the overrides, and its mesh's `data` as `devices` asks. Raises ConfigError."""
+    """The configuration with the overrides, and with `mesh.data` set for `devices` devices. Raises ConfigError."""
     config = config_lib.load(path, overrides=overrides)
     if config.mesh.critic != "shared":
         raise ConfigError(
             "config.mesh.critic: a plan counts policy and critic on the same devices: add --config.mesh.critic=shared"
         )
-    rest = config.mesh.fsdp * config.mesh.tensor
-    if devices % rest:
-        raise ConfigError(f"--devices={devices} must be a multiple of mesh.fsdp * mesh.tensor = {rest}")
-    config.mesh.data = devices // rest
+    devices_per_replica = config.mesh.fsdp * config.mesh.tensor
+    if devices % devices_per_replica:
+        raise ConfigError(f"--devices={devices} must be a multiple of mesh.fsdp * mesh.tensor = {devices_per_replica}")
+    config.mesh.data = devices // devices_per_replica
     config_lib.check(config)
     return config
 

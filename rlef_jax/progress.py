@@ -1,6 +1,6 @@
-"""What a person sees while a run goes on: one line an iteration, and on a terminal a bar of the current stage.
+"""Progress display of a run: one line per iteration, and on a terminal a bar for the current stage.
 
-Metrics have the names of docs/metrics.md; one that a record lacks shows as a dash.
+Metric names are those of docs/metrics.md; a missing metric shows as a dash.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 
 class Column(NamedTuple):
-    """One number of the line: heading, metric, factor applied before printing, format."""
+    """One column of the line: heading, metric, factor applied before printing, format."""
 
     heading: str
     metric: str
@@ -37,29 +37,29 @@ COLUMNS = (
 
 
 def header_line() -> str:
-    """Headings of `iteration_line`'s numbers."""
+    """The headings of `iteration_line`'s columns."""
     return " ".join(["    step", *(f"{c.heading:>8}" for c in COLUMNS), " time went to"])
 
 
 def iteration_line(step: int, metrics: Mapping[str, float]) -> str:
-    """One iteration's numbers in columns, then the shares of its time, the largest first, then what didn't count."""
+    """One iteration's metrics in columns, then the shares of its time, largest first, then what didn't count."""
     cells = [f"{step:8d}"]
     for column in COLUMNS:
         value = metrics.get(column.metric)
         cells.append(f"{'-' if value is None else column.format.format(column.factor * value):>8}")
-    return " ".join([*cells, "", time_split(metrics), *(f"| {told}" for told in not_counted(metrics))])
+    return " ".join([*cells, "", time_split(metrics), *(f"| {note}" for note in not_counted(metrics))])
 
 
 def not_counted(metrics: Mapping[str, float]) -> list[str]:
-    """What of an iteration is in none of its numbers: episodes that the judge broke on, updates not applied."""
+    """Notes on what an iteration's metrics leave out: episodes on which the judge broke, updates not applied."""
     broken, judged = metrics.get("infra_episodes", 0.0), metrics.get("episodes", 0.0)
     skipped = metrics.get("skipped_updates", 0.0)
-    told = []
+    notes = []
     if broken:
-        told.append(f"{broken:.0f} episodes broken by the judge" if judged else "no episode judged (INFRA_ERROR)")
+        notes.append(f"{broken:.0f} episodes broken by the judge" if judged else "no episode judged (INFRA_ERROR)")
     if skipped:
-        told.append(f"{skipped:.0f} updates not applied")
-    return told
+        notes.append(f"{skipped:.0f} updates not applied")
+    return notes
 
 
 def time_split(metrics: Mapping[str, float]) -> str:
@@ -73,7 +73,7 @@ def time_split(metrics: Mapping[str, float]) -> str:
 
 
 class ProgressDisplay:
-    """Prints iterations; shows the stages under way as bars where the stream is a terminal, else not at all."""
+    """Prints iterations; if the stream is a terminal, also shows a bar for each unfinished stage."""
 
     def __init__(self, *, stream: TextIO | None = None, header_every: int = 20) -> None:
         self._console = Console(file=stream or sys.stdout, highlight=False, soft_wrap=True)
@@ -100,7 +100,7 @@ class ProgressDisplay:
         self._bar.stop()
 
     def stage(self, name: str, done: int, total: int) -> None:
-        """Moves the bar of the stage `name`: `done` of `total` units. A stage that is complete has none."""
+        """Updates the bar of stage `name`: `done` of `total` units. A complete stage has no bar."""
         if name not in self._tasks:
             self._tasks[name] = self._bar.add_task(name, total=total)
         self._bar.update(self._tasks[name], completed=done, total=total, visible=done < total)
@@ -108,12 +108,12 @@ class ProgressDisplay:
             self._bar.reset(self._tasks[name], start=True, visible=False)
 
     def iteration(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Prints an iteration's line, with the headings every now and then."""
+        """Prints an iteration's line, and the headings every `header_every` lines."""
         if self._lines % self._header_every == 0:
             self.message(header_line())
         self._lines += 1
         self.message(iteration_line(step, metrics))
 
     def message(self, text: str) -> None:
-        """Prints a line above the bar."""
+        """Prints a line above the bars."""
         self._console.print(text, markup=False)

@@ -1,14 +1,14 @@
-"""Episode -> one reward per turn (RLEF, section 2.2), before the KL penalty."""
+"""One reward per turn of an episode (RLEF, section 2.2), before the KL penalty."""
 
 from __future__ import annotations
 
 from rlef_jax.types import Episode, Status
 
 
-def counts(episode: Episode) -> bool:
-    """Whether the episode may teach anything: False if the judge broke on any of its turns.
+def has_weight(episode: Episode) -> bool:
+    """Whether an episode has weight 1; False (weight 0) if the judge broke on any of its turns.
 
-    Such an episode keeps its row with weight zero. It is out of losses, denominators and statistics alike.
+    An episode of weight 0 keeps its row, but is left out of losses, denominators and statistics.
     """
     verdicts = (turn.verdict for turn in episode.turns)
     return episode.end != "infra" and not any(v is not None and v.status is Status.INFRA_ERROR for v in verdicts)
@@ -19,24 +19,24 @@ def turn_rewards(episode: Episode, *, invalid_penalty: float = -0.2) -> tuple[fl
 
         r_t = +1   if t ends the episode and its program passes every public and hidden test
               -1   if t ends the episode and any test fails
-              invalid_penalty   if t isn't the last and holds no code that parses
+              invalid_penalty   if t isn't the last and has no code that parses
               0    otherwise
 
-    A single-turn episode has no turn that isn't the last, so the penalty drops out by itself, as in the paper.
+    A single-turn episode has only a last turn, so the penalty never applies, as in the paper.
 
     Args:
       episode: finished (`end` is set) and judged on every turn.
       invalid_penalty: -0.2 in the paper.
 
     Returns:
-      One reward per turn; all zero where the judge broke (see `counts`).
+      One reward per turn; all zero if the judge broke (see `has_weight`).
 
     Raises:
-      ValueError: the episode goes on, or one of its turns has no verdict.
+      ValueError: the episode is unfinished, or one of its turns has no verdict.
     """
     if not episode.end:
         raise ValueError(f"episode {episode.index} of step {episode.step} has not ended: it has no reward yet")
-    if not counts(episode):
+    if not has_weight(episode):
         return (0.0,) * len(episode.turns)
     if not episode.turns:
         raise ValueError(f"episode {episode.index} of step {episode.step} ended without a turn")

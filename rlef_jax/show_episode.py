@@ -1,7 +1,7 @@
 """Prints one episode in full: `python -m rlef_jax.show_episode runs/x --index 3 [--step 12 | --evaluation rlef]`.
 
-In the texts of tests, what a terminal would lose is marked: · a space and → a tab at the end of a line, ↵ a newline at
-the end of the text; other unprintable characters are written as Python escapes.
+In the texts of tests, characters that a terminal doesn't show are marked: · is a space and → a tab at the end of a
+line, ↵ a newline at the end of the text; other unprintable characters are written as Python escapes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from rlef_jax.analysis.saved import evaluation_path, saved_evaluations
 from rlef_jax.command_line import errors_as_lines
 from rlef_jax.dialog.load import load_chat
 from rlef_jax.errors import ConfigError
-from rlef_jax.reward import counts, turn_rewards
+from rlef_jax.reward import has_weight, turn_rewards
 from rlef_jax.training.episode_io import episodes_path, read_episodes, saved_steps
 from rlef_jax.types import Episode, FunctionTest, Status, Test, TestResult, Turn
 
@@ -22,12 +22,12 @@ WIDTH = 100
 
 
 def format_episode(episode: Episode, show: Callable[[Sequence[int]], str], *, invalid_penalty: float = -0.2) -> str:
-    """The dialogue as the model saw it, each response followed by its reward and its verdict test by test.
+    """The dialogue as the model saw it; each response is followed by its reward and its result on each test.
 
     Args:
       episode: any episode, finished or not.
-      show: token ids to text, special tokens spelled out (`TextTokenizer.show`).
-      invalid_penalty: the reward of a response that isn't the last and holds no valid code (`reward.py`).
+      show: converts token ids to text with special tokens (`TextTokenizer.show`).
+      invalid_penalty: the reward of a response without valid code that isn't the last (`reward.py`).
     """
     outcome = "solved" if episode.solved else "not solved"
     lines = [
@@ -37,7 +37,7 @@ def format_episode(episode: Episode, show: Callable[[Sequence[int]], str], *, in
     complete = episode.end and episode.turns and all(turn.verdict is not None for turn in episode.turns)
     rewards = turn_rewards(episode, invalid_penalty=invalid_penalty) if complete else ()
     if rewards:
-        ignored = "" if counts(episode) else ": the judge broke, so the episode has weight 0"
+        ignored = "" if has_weight(episode) else ": the judge broke, so the episode has weight 0"
         lines.append(f"reward {sum(rewards):+.1f}, before the KL penalty{ignored}")
     short = {k: v for k, v in episode.problem.tags.items() if isinstance(v, str | int | float)}
     if short:
@@ -90,18 +90,18 @@ def _indented(label: str, text: str) -> str:
 
 
 def _visible_lines(text: str) -> list[str]:
-    """The lines of a text, with marks for what a terminal would lose (see the module's docstring)."""
+    """The lines of a text, with marks for invisible characters (see the module's docstring)."""
     if not text:
         return []
     *lines, last = text.split("\n")
-    shown = [_visible(line) for line in lines]
-    return [*shown, _visible(last)] if last else [*shown[:-1], shown[-1] + "↵"]
+    visible = [_visible(line) for line in lines]
+    return [*visible, _visible(last)] if last else [*visible[:-1], visible[-1] + "↵"]
 
 
 def _visible(line: str) -> str:
-    kept = line.rstrip(" \t")
-    escaped = (c if c.isprintable() or c == "\t" else c.encode("unicode_escape").decode("ascii") for c in kept)
-    return "".join(escaped) + line[len(kept) :].translate({ord(" "): "·", ord("\t"): "→"})
+    visible = line.rstrip(" \t")
+    escaped = (c if c.isprintable() or c == "\t" else c.encode("unicode_escape").decode("ascii") for c in visible)
+    return "".join(escaped) + line[len(visible) :].translate({ord(" "): "·", ord("\t"): "→"})
 
 
 def _rule(title: str) -> str:
@@ -109,9 +109,9 @@ def _rule(title: str) -> str:
 
 
 def find_episode(workdir: Path, index: int, step: int | None = None, evaluation: str | None = None) -> Episode:
-    """The saved episode of an evaluation, or else of an iteration (the last by default), with that index.
+    """The saved episode with that index of an evaluation, else of an iteration (by default the last one).
 
-    Raises ConfigError, saying what there is, for no such run, evaluation, iteration or index.
+    Raises ConfigError, which lists what is saved, for an unknown run, evaluation, iteration or index.
     """
     path = _saved_file(workdir, step, evaluation)
     episodes = read_episodes(path)
@@ -126,17 +126,19 @@ def find_episode(workdir: Path, index: int, step: int | None = None, evaluation:
 
 def _saved_file(workdir: Path, step: int | None, evaluation: str | None) -> Path:
     steps, evaluations = saved_steps(workdir), saved_evaluations(workdir)
-    known = [f"steps {steps[0]} to {steps[-1]}"] if steps else []
-    known += [f"evaluations {', '.join(evaluations)}"] if evaluations else []
-    there = f"there are {' and '.join(known)}"
-    if not known:
+    available = [f"steps {steps[0]} to {steps[-1]}"] if steps else []
+    available += [f"evaluations {', '.join(evaluations)}"] if evaluations else []
+    listing = f"there are {' and '.join(available)}"
+    if not available:
         raise ConfigError(f"no saved episodes in {workdir}: is it the --workdir of a run?")
     if evaluation is not None:
         if evaluation not in evaluations:
-            raise ConfigError(f"no evaluation {evaluation!r} in {workdir}; {there}")
+            raise ConfigError(f"no evaluation {evaluation!r} in {workdir}; {listing}")
         return evaluation_path(workdir, evaluation)
     if not steps or step not in (None, *steps):
-        raise ConfigError(f"no episodes of {'an iteration' if step is None else f'step {step}'} in {workdir}; {there}")
+        raise ConfigError(
+            f"no episodes of {'an iteration' if step is None else f'step {step}'} in {workdir}; {listing}"
+        )
     return episodes_path(workdir, steps[-1] if step is None else step)
 
 

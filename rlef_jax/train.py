@@ -36,9 +36,8 @@ from rlef_jax.model.transformer import Params
 from rlef_jax.model.weights import save_params
 from rlef_jax.ppo.train_state import TrainState, combine
 from rlef_jax.progress import ProgressDisplay
-from rlef_jax.training.actor import Actor
+from rlef_jax.training.actor import LocalActor, RolloutRequest, shard_range
 from rlef_jax.training.build import (
-    Policy,
     build_learner,
     build_mesh,
     build_pool,
@@ -46,10 +45,11 @@ from rlef_jax.training.build import (
     describe_policy,
     first_prompt_of,
     first_weights,
+    rollout_settings,
     with_model_shape,
 )
 from rlef_jax.training.checkpoint import Checkpoints, content_hash
-from rlef_jax.training.evaluator import Evaluator
+from rlef_jax.training.evaluator import Evaluator, SplitProblems
 from rlef_jax.training.inputs import Inputs, agreed, check_inputs, identities
 from rlef_jax.training.interrupt import StopRequest
 from rlef_jax.training.loop import ProblemFeed
@@ -62,7 +62,6 @@ from rlef_jax.training.processes import (
     is_first,
     join,
     on_this_process,
-    share_of,
 )
 from rlef_jax.training.random_feedback import check_donors
 from rlef_jax.training.run import Run
@@ -101,32 +100,32 @@ def train(
         broadcast_from_first(lambda: _check_donors(config, source))
         inputs = agreed(all_gather(identities(config, pool.interpreter, source, splits)))
         broadcast_from_first(lambda: _check_inputs(workdir, inputs, accept=anyway, tell=display.message))
-        policy = Policy(cfg, first_weights(config, cfg, weights, mesh), chat)
+        first = first_weights(config, cfg, weights, mesh)
         stop = stack.enter_context(StopRequest())
         checkpoints = stack.enter_context(Checkpoints(workdir / CHECKPOINTS, keep=config.train.keep_checkpoints))
-        display.message(_size(policy.params))
+        stack.enter_context(checkpoints.told_in_errors())
+        display.message(_size(first))
         state, progress = resume(
             workdir, checkpoints,
-            fresh=learner.init(jax.random.PRNGKey(config.seed), policy.params),
-            start=Progress(iteration=0, reference=content_hash(policy.params)),
+            fresh=learner.init(jax.random.PRNGKey(config.seed), first),
+            start=Progress(iteration=0, reference=content_hash(first)),
             checkpoint_every=config.train.checkpoint_every, tell=display.message, accept=anyway,
         )  # fmt: skip
-        # Random feedback comes from any of an iteration's problems, whichever process has the episode.
-        count = config.ppo.rollouts
-        wanted = range(count) if config.episode.feedback == "random" else share_of(count)
-        feed = ProblemFeed(source, d.train_split, config.seed, count, wanted=wanted, last=config.train.iterations - 1)
+        feed = ProblemFeed(source, last=config.train.iterations - 1)
         stack.callback(feed.close)
         writer = None
         if is_first():
             writer = stack.enter_context(MetricsWriter(workdir, start_step=progress.iteration))
-        actor, eval_actor = (Actor(sampler, policy, pool) for sampler in samplers)
-        evaluate = Evaluator(config, eval_actor, workdir, display, stop, source)
+        actor = LocalActor(samplers[0], chat, pool, feed, display=display)
+        split_problems = SplitProblems(source, e.problems)
+        eval_actor = LocalActor(samplers[1], chat, pool, split_problems, display=display, should_stop=stop)
+        evaluate = Evaluator(config, eval_actor, chat.stop_ids, workdir, display, source)
         summary: dict[str, Any] = {}
         if e.split:
-            summary |= broadcast_from_first(lambda: _scores(evaluate, "warm_start", policy.params, 0))
+            summary |= broadcast_from_first(lambda: _scores(evaluate, "warm_start", first, 0))
         run = Run(
-            config, workdir, actor, learner, learner.place_policy(policy.params), evaluate, feed, writer, checkpoints,
-            display, stop, inputs,
+            config, workdir, actor, _request(config, chat.stop_ids), chat, learner,
+            learner.place_policy(first), evaluate, writer, checkpoints, display, stop, inputs,
         )  # fmt: skip
         state, progress = run.iterate(state, progress)
         checkpoints.wait()
@@ -139,14 +138,22 @@ def train(
                 summary["bounds"] = split_bounds(source, evaluation_problems(source, e.split, e.problems))
                 write_summary(workdir, summary)
         all_gather(None)  # the others wait for the last evaluation
-    if is_first():
-        print(write_report(workdir), flush=True)
+        if is_first():
+            print(write_report(workdir), flush=True)
 
 
 def _size(params: Params) -> str:
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     others = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
     return f"{count:,} parameters on {jax.device_count()} {jax.default_backend()} device(s){others}"
+
+
+def _request(config: ConfigDict, stop_ids: tuple[int, ...]) -> RolloutRequest:
+    """For this process's share of an iteration's episodes."""
+    count = config.ppo.rollouts
+    indexes = shard_range(count, jax.process_index(), jax.process_count())
+    settings = rollout_settings(config, stop_ids, config.episode.feedback, evaluation=False)
+    return RolloutRequest(config.data.train_split, config.seed, 0, count, indexes, settings)
 
 
 def _check_donors(config: ConfigDict, source: Source) -> None:

@@ -1,6 +1,6 @@
-"""The vocabulary of everything below: problems, tests, verdicts, turns, episodes, token batches.
+"""The types that all other modules use: problems, tests, verdicts, turns, episodes, token batches.
 
-Frozen data only. Nothing here reads a clock, a file or a device.
+Frozen data only: nothing here reads a clock, a file or a device.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ class TestCase:
 
 @dataclasses.dataclass(frozen=True)
 class FunctionTest:
-    """One test of a function problem: calls of `entry_point`, made in one process, and the result expected of each.
+    """One test of a function problem: calls of `entry_point`, made in one process, and their expected results.
 
     Arguments and results are plain data (None, numbers, str, bytes, list, tuple, set, frozenset, dict). `compare` is
-    "equal" (what `==` says), or one of the other ways that `execution.functions` knows; `atol` is the absolute
-    tolerance for floats where that way has one. `text` is the assert as a prompt or feedback shows it.
+    "equal" (`==`) or another comparison of `execution.functions`; `atol` is its absolute tolerance for floats, if it
+    has one. `text` is the assert as prompts and feedback show it.
 
-    Where `check` isn't empty, an assert decides instead (`execution.checks`): sources of the names that it needs, and
-    at last its own, which runs on the calls' results in a process of its own. `calls` are then those that it is known
-    to make, and nothing is `expected`.
+    If `check` isn't empty, an assert decides instead of a comparison (`execution.checks`). Its last entry is the
+    assert's source, which runs on the calls' results in a separate process; the entries before are sources that define
+    the names it uses. `calls` are then the calls it made with the reference solution, and `expected` is empty.
     """
 
     entry_point: str
@@ -50,7 +50,7 @@ Test = TestCase | FunctionTest
 
 
 def stdin_tests(tests: Iterable[Test]) -> tuple[TestCase, ...]:
-    """The tests of a contest problem, as such. Raises TypeError for those of a function problem."""
+    """The tests of a contest problem, typed as such. Raises TypeError for tests of a function problem."""
     checked = []
     for test in tests:
         if not isinstance(test, TestCase):
@@ -63,15 +63,15 @@ def stdin_tests(tests: Iterable[Test]) -> tuple[TestCase, ...]:
 class Problem:
     """A contest problem in the form of CodeContests (Li et al., 2022), or a function problem.
 
-    `time_limit_s` (seconds) and `memory_limit_bytes` are None where the source has none; the judge then uses
-    its configured defaults. `tags` holds what analyses group by (family, reading, ...); no prompt shows it.
-    `style` says how the dialogue about it is worded: "contest" (C.1), "human_eval" (C.4), "mbpp" (C.5) or "function"
-    (ours). Every response begins with the text `start`, which is given to the model, not sampled. `shown_tests` are
-    the asserts that the first prompt shows, where the style has a place for them. `frame`, where there is
-    one, is two texts that the benchmark runs before and behind each program, in its names; no prompt shows them.
+    `time_limit_s` (seconds) and `memory_limit_bytes` are None if the source has none; the judge then uses its
+    configured defaults. `tags` are for analyses to group by (family, reading, ...); no prompt shows them. `style`
+    selects the wording of the dialogue: "contest" (C.1), "human_eval" (C.4), "mbpp" (C.5) or "function" (ours). Every
+    response begins with the text `start`, which is part of the prompt, not sampled. `shown_tests` are asserts for the
+    first prompt, if the style shows any. `frame` is empty or two texts that run before and after each program, in its
+    namespace; no prompt shows them.
 
-    Where tests are missing: without private and generated tests the public ones decide; without public ones nothing can
-    be shown, so that the first response with valid code is the last; a problem without any test can't be judged.
+    Without private and generated tests the public ones decide. Without public tests there is no feedback, and the
+    episode ends at the first response with valid code. A problem without any test can't be judged.
     """
 
     name: str
@@ -91,17 +91,17 @@ class Problem:
 
     @property
     def hidden_tests(self) -> tuple[Test, ...]:
-        """Private and generated tests: they decide the reward and never enter a prompt. Else the public ones."""
+        """Private and generated tests, which decide the reward and never enter a prompt; else the public tests."""
         return self.private_tests + self.generated_tests or self.public_tests
 
     @property
     def tests(self) -> tuple[Test, ...]:
-        """All of them, each kind once."""
+        """Public, private and generated tests."""
         return self.public_tests + self.private_tests + self.generated_tests
 
 
 class Status(enum.StrEnum):
-    """What became of a program, on one test or as a whole."""
+    """The outcome of a program, on one test or as a whole."""
 
     PASSED = "PASSED"
     WRONG_ANSWER = "WRONG_ANSWER"
@@ -116,28 +116,31 @@ class Status(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What one run of a program on one test may use (the paper's defaults: A.2).
+    """Limits of one run of a program on one test (the paper's defaults: A.2).
 
-    With `wall_patience` 1 the wall clock alone decides. Above 1 a test is out of time once it has used `wall_s` seconds
-    of the processor, or `wall_patience * wall_s` by the wall clock: a machine that is busy with other things fails
-    nobody.
+    With `wall_patience` 1 only the wall clock counts. Above 1, a test is out of time once it has used `wall_s` seconds
+    of processor time, or `wall_patience * wall_s` seconds by the wall clock, so that programs don't fail because the
+    machine is busy.
     """
 
     wall_s: float = 10.0
     memory_bytes: int = 1 << 30
     output_bytes: int = 1 << 20
-    processes: int = 128  # processes and threads; programs are told of no more cores than these can keep busy
+    processes: int = 128  # processes and threads; limits also the number of cores that programs see
     wall_patience: float = 1.0
 
     @property
     def longest_s(self) -> float:
-        """Seconds by the wall clock after which a test is out of time whatever it did."""
+        """Wall clock seconds after which a test is out of time in any case."""
         return self.wall_s * max(1.0, self.wall_patience)
 
 
 @dataclasses.dataclass(frozen=True)
 class TestResult:
-    """One program on one test. `stdout` is cut to a stated length; `error` is the stack trace or message, if any."""
+    """The result of one program on one test.
+
+    `stdout` may be cut, which is marked; `error` is the stack trace or message, if any. Times are in seconds.
+    """
 
     __test__ = False
 
@@ -148,17 +151,16 @@ class TestResult:
     cpu_s: float = 0.0
     wall_s: float = 0.0
     memory_bytes: int = 0
-    stderr: str = ""  # its end, if it is long: the cut is marked
+    stderr: str = ""  # only its end if it is long; the cut is marked
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What the judge says of one response.
+    """The judge's verdict on one response.
 
-    `public` has one result per public test (empty if there was no code to run, or there are no such tests). `hidden`
-    is empty unless this response ended its episode; it may stop at the first failure. `status` is that of the first
-    test not passed, PASSED if every test that was run passed, or the status of the whole program (NO_CODE,
-    SYNTAX_ERROR, INFRA_ERROR).
+    `public` has one result per public test; it is empty without such tests or without code. `hidden` is empty unless
+    this response ended its episode; it may stop at the first failure. `status` is that of the first failed test, PASSED
+    if every test that was run passed, or the status of the whole program (NO_CODE, SYNTAX_ERROR, INFRA_ERROR).
     """
 
     status: Status
@@ -167,19 +169,19 @@ class Verdict:
 
     @property
     def valid(self) -> bool:
-        """Whether the response held code that parses (section 2.2's condition for no penalty)."""
+        """Whether the response has code that parses: then it gets no penalty (section 2.2)."""
         return self.status not in (Status.NO_CODE, Status.SYNTAX_ERROR)
 
     @property
     def public_passed(self) -> bool:
-        """No public test failed a program that could be run: the condition that ends an episode early."""
+        """Whether the program ran and no public test failed: this ends an episode early."""
         ran = self.valid and self.status is not Status.INFRA_ERROR
         return ran and all(result.status is Status.PASSED for result in self.public)
 
     @property
     def passed(self) -> bool:
-        """Every public and hidden test passed: true only for a response that ended its episode, and so has results of
-        hidden tests, since `Problem.hidden_tests` are never none where there is any test."""
+        """Whether every public and hidden test passed. False without hidden results: only a response that ended its
+        episode has them, and `Problem.hidden_tests` is never empty if the problem has any test."""
         return self.status is Status.PASSED and self.public_passed and bool(self.hidden)
 
 
@@ -187,15 +189,14 @@ class Verdict:
 class Turn:
     """One prompt delta and the response to it.
 
-    The episode's token ids are the concatenation of `prompt_delta_ids` and `response_ids` over its turns, and
-    nothing else. Closing tokens of a response cut by length stand at the head of the next turn's delta: they are
-    not actions.
+    The episode's token ids are exactly the concatenation of `prompt_delta_ids` and `response_ids` over its turns. If a
+    response was cut by length, the next turn's delta begins with its closing tokens, which aren't actions.
 
     Attributes:
       prompt_delta_ids: tokens appended to the context before the response.
-      response_ids: sampled tokens, the stop token included where one was sampled.
-      behavior_logp: per response token, log-probability under the distribution that it was sampled from.
-      policy_version: per response token, the version of the weights that made it.
+      response_ids: sampled tokens, including the stop token if one was sampled.
+      behavior_logp: per response token, its log-probability under the distribution it was sampled from.
+      policy_version: per response token, the version of the weights that sampled it.
       finish_reason: "stop" (a stop id was sampled) or "length".
       verdict: None until judged.
     """
@@ -210,11 +211,11 @@ class Turn:
 
 @dataclasses.dataclass(frozen=True)
 class Episode:
-    """One dialogue about one problem: (seed, step, index) name it, turns are its data.
+    """One dialogue about one problem, identified by (seed, step, index).
 
-    With a turn and a token the name is the key of a random number (docs/sampler.md).
+    With a turn and a token, (seed, step, index) is the key of a random number (docs/sampler.md).
 
-    `end` is "" while it goes on, then "public_passed", "turn_limit", "context" (the next prompt didn't fit) or
+    `end` is "" while it is unfinished, then "public_passed", "turn_limit", "context" (the next prompt didn't fit) or
     "infra" (the judge broke: the episode keeps its row with weight zero).
     """
 
@@ -239,11 +240,11 @@ class Episode:
 
 @flax.struct.dataclass
 class TokenBatch:
-    """Rows for the update. B rows, T tokens a row, N turns a row (padded).
+    """Rows for the update: B rows of T tokens and N turns each (padded).
 
-    Per-token arrays are aligned to the *predicted* token: entry [b, t] speaks of `tokens[b, t]`, whose
-    distribution is read from position t - 1. Turn positions point at the last token of each turn's prompt: the
-    position whose next token is the turn's first sampled one.
+    Per-token arrays are aligned to the *predicted* token: entry [b, t] belongs to `tokens[b, t]`, whose distribution is
+    computed at position t - 1. Turn positions point at the last token of each turn's prompt: the position whose next
+    token is the turn's first sampled one.
     """
 
     tokens: jax.Array  # [B, T] int32

@@ -17,6 +17,7 @@ from rlef_jax import config, overrides
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SOURCE = (".py", ".sh", ".yaml")
 WIDTH = 120
 MARKDOWN = MarkdownIt("commonmark").enable("table")
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -73,8 +74,6 @@ def test_every_link_leads_somewhere(page):
 @pages
 def test_lines_fit(page):
     """A table's row is one line, however long; its cells must fit."""
-    if page.name in ("runs.md", "cluster.md", "evaluation.md"):
-        pytest.skip("not broken into lines yet")
     lines = page.read_text().splitlines()
     wide = [n for n, line in enumerate(lines, 1) if len(line) > WIDTH and not line.startswith("|")]
     assert not wide, f"lines {wide} are over {WIDTH} characters"
@@ -155,6 +154,15 @@ def test_files_of_the_code_exist(page):
 
 
 @pages
+def test_environment_variables_exist(page):
+    code = [
+        f.read_text() for folder in ("rlef_jax", "launch") for f in (ROOT / folder).rglob("*") if f.suffix in SOURCE
+    ]
+    for name in re.findall(r"RLEF_JAX_\w+", page.read_text()):
+        assert any(name in text for text in code), f"nothing reads {name}"
+
+
+@pages
 def test_tests_that_are_named_exist(page):
     for text, target in links(page):
         if re.fullmatch(r"test_\w+", text):
@@ -192,7 +200,7 @@ def test_pure_files_import_nothing_impure():
 def test_pages_that_code_names_exist():
     files = [ROOT / "Makefile", ROOT / "setup.py"]
     for folder in ("rlef_jax", "configs", "benchmarks", "launch", "scripts", "tests"):
-        files += [f for f in (ROOT / folder).rglob("*") if f.suffix in (".py", ".sh", ".yaml")]
+        files += [f for f in (ROOT / folder).rglob("*") if f.suffix in SOURCE]
     for file in files:
         for name in re.findall(r"\bdocs/[\w/]+\.md", file.read_text()):
             assert (ROOT / name).is_file(), f"{file.relative_to(ROOT)} names {name}"

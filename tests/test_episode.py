@@ -1,4 +1,4 @@
-"""The turn machine: what goes on, what ends and why, and what is judged on hidden tests."""
+"""The turn rules of an episode: when it continues or ends, and which episodes are judged on hidden tests."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from rlef_jax.training.build import build_policy, with_model_shape
 from rlef_jax.training.checkpoint import Checkpoints
 from tests.helpers.byte_bpe import TEMPLATES, write_tokenizer
 from tests.helpers.hf_folder import write_folder
-from tests.model.test_gguf import write_gguf
+from tests.model.test_gguf_file import write_gguf
 from tests.parity import cases
 
 

@@ -77,7 +77,7 @@ def test_any_values_load_or_are_refused_by_name(overrides):
     for value in config_lib.flat(config).values():
         assert not isinstance(value, float) or math.isfinite(value)
     for evaluation in (False, True):
-        rollout_settings(config, CHAT, config.episode.feedback, evaluation=evaluation)
+        rollout_settings(config, CHAT.stop_ids, config.episode.feedback, evaluation=evaluation)
     ppo_settings(config)
     with contextlib.suppress(ConfigError):
         check_splits(config.data.name, train=config.data.train_split, evaluated={"eval.split": config.eval.split})

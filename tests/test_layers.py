@@ -9,8 +9,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1] / "rlef_jax"
 # Names in one tuple may import each other.
 LAYERS = (
-    ("errors", "types", "assets"),
-    ("reward", "episode", "progress"),
+    ("errors", "types", "assets", "files"),
+    ("reward", "episode", "progress", "files"),
     ("config", "config_checks", "paths", "overrides", "arguments", "command_line"),
     ("execution",),
     ("model",),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlef_jax.reward import counts, turn_rewards
+from rlef_jax.reward import has_weight, turn_rewards
 from rlef_jax.types import Episode, Problem, Status, TestCase, TestResult, Turn, Verdict
 
 CASE = TestCase("1", "1")
@@ -47,9 +47,9 @@ def test_penalty_is_a_setting():
 
 
 def test_broken_episodes_do_not_count():
-    assert counts(episode(WRONG))
-    assert not counts(episode(WRONG, end="infra"))
-    assert not counts(episode(INFRA, WRONG))
+    assert has_weight(episode(WRONG))
+    assert not has_weight(episode(WRONG, end="infra"))
+    assert not has_weight(episode(INFRA, WRONG))
 
 
 def test_unfinished_or_unjudged_episodes_have_no_reward():

@@ -1,4 +1,4 @@
-"""A printed episode shows all tokens in order and every test; what isn't there is said in a line."""
+"""A printed episode shows all tokens in order and every test; missing files are one-line errors."""
 
 import dataclasses
 import subprocess
@@ -126,9 +126,9 @@ def test_finds_by_step_and_index(tmp_path):
 
 
 def test_the_command_says_what_is_missing(tmp_path):
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "rlef_jax.show_episode", str(tmp_path / "no")], capture_output=True, text=True
     )
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
+    assert process.returncode == 2
+    (line,) = process.stderr.splitlines()
     assert line.startswith("error: no saved episodes in")

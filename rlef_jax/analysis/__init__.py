@@ -1,1 +1,1 @@
-"""A run's files made readable: tables, plots, error kinds over turns. Reads a workdir, needs no device."""
+"""Tables and plots of a run, read from its workdir. Needs no device."""

@@ -1,8 +1,8 @@
-"""What kinds of problems a policy solves: python -m rlef_jax.analysis.breakdown runs/x [--evaluations warm_start rlef]
+"""Solve rates by kind of problem: python -m rlef_jax.analysis.breakdown runs/x [--evaluations warm_start rlef]
 
-Prints 1@1 and 1@3 (percent) of a run's saved evaluations for groups of problems: those whose statement says all
-("closed"), those that leave something open, by what it is, and those whose reference program has a shape that no
-training problem has. It reads the episodes that the run saved, so it needs neither the model nor the judge.
+Prints 1@1 and 1@3 (percent) of a run's saved evaluations for groups of problems: those with a complete statement
+("closed"), those with an open question, by question, and those whose reference program has a shape that no training
+problem has. It reads the saved episodes, so it needs neither the model nor the judge.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DEFAULT = ("warm_start", "rlef")
 
 
 def groups_of(problem: Problem) -> list[str]:
-    """Names of the groups that a problem is in, by its tags; a source without tags has "all" alone."""
+    """Names of a problem's groups, from its tags; without tags only "all"."""
     tags = problem.tags
     names = ["all"]
     if "open" in tags:
@@ -35,22 +35,22 @@ def groups_of(problem: Problem) -> list[str]:
 
 
 def grouped(episodes: Sequence[Episode]) -> dict[str, list[Episode]]:
-    """The episodes of each group: all, closed, open, the open ones by question (the largest first), then by shape."""
-    found: dict[str, list[Episode]] = {}
+    """{group: episodes}, in the order all, closed, open, open by question (largest first), shapes."""
+    groups: dict[str, list[Episode]] = {}
     for episode in episodes:
         for name in groups_of(episode.problem):
-            found.setdefault(name, []).append(episode)
+            groups.setdefault(name, []).append(episode)
 
     def rank(name: str) -> tuple[int, int, str]:
-        fixed = ["all", "closed", "open"]
-        place = fixed.index(name) if name in fixed else 3 if name.startswith("open: ") else 4
-        return place, -len(found[name]) if place == 3 else 0, name
+        leading = ["all", "closed", "open"]
+        position = leading.index(name) if name in leading else 3 if name.startswith("open: ") else 4
+        return position, -len(groups[name]) if position == 3 else 0, name
 
-    return {name: found[name] for name in sorted(found, key=rank)}
+    return {name: groups[name] for name in sorted(groups, key=rank)}
 
 
 def table(evaluations: Mapping[str, Sequence[Episode]], max_turns: int) -> str:
-    """One line a group; for each evaluation its number of problems, 1@1 and 1@`max_turns` ("-": nobody can know)."""
+    """One line per group: number of problems, 1@1 and 1@`max_turns` of each evaluation ("-": unknown)."""
     by_name = {name: grouped(episodes) for name, episodes in evaluations.items()}
     rows = list(dict.fromkeys(row for groups in by_name.values() for row in groups))
     measures = tuple(dict.fromkeys(("1@1", f"1@{max_turns}")))
@@ -70,8 +70,8 @@ def _rates(episodes: Sequence[Episode], measures: Sequence[str], max_turns: int)
     judged = [e for e in episodes if e.end != "infra"]
     if not judged:
         return _cells("0", ["-"] * len(measures))
-    found = summarise(judged, max_turns=max_turns, bootstrap_samples=1)
-    return _cells(str(found["problems"]), ["-" if found[m] is None else f"{found[m]:.1f}" for m in measures])
+    summary = summarise(judged, max_turns=max_turns, bootstrap_samples=1)
+    return _cells(str(summary["problems"]), ["-" if summary[m] is None else f"{summary[m]:.1f}" for m in measures])
 
 
 def _cells(count: str, rates: Sequence[str]) -> str:
@@ -81,15 +81,15 @@ def _cells(count: str, rates: Sequence[str]) -> str:
 def breakdown(workdir: Path, names: Sequence[str] = ()) -> str:
     """The table of a run's saved evaluations, by default those of the warm start and of the trained policy.
 
-    Raises ConfigError, saying what there is, where the run or an evaluation isn't there.
+    Raises ConfigError, which lists the saved evaluations, if the run or an evaluation doesn't exist.
     """
     max_turns = config.load_saved(workdir).episode.max_turns
-    there = saved_evaluations(workdir)
-    chosen = list(names) or [name for name in DEFAULT if name in there]
-    missing = [name for name in chosen if name not in there]
+    available = saved_evaluations(workdir)
+    chosen = list(names) or [name for name in DEFAULT if name in available]
+    missing = [name for name in chosen if name not in available]
     if missing or not chosen:
-        wanted = ", ".join(missing or DEFAULT)
-        raise ConfigError(f"no evaluation {wanted} in {workdir}; there are {', '.join(there) or 'none'}")
+        absent = ", ".join(missing or DEFAULT)
+        raise ConfigError(f"no evaluation {absent} in {workdir}; there are {', '.join(available) or 'none'}")
     return table({name: read_episodes(evaluation_path(workdir, name)) for name in chosen}, max_turns)
 
 

@@ -1,4 +1,4 @@
-"""A run's plots as PNG files: learning curves, where the time went, error kinds over turns, the summary."""
+"""A run's plots as PNG files: learning curves, time per stage, error kinds over turns, the summary."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from rlef_jax.analysis.summary import BOUNDS, EVALUATIONS
+from rlef_jax.files import named_in_errors
 from rlef_jax.types import Status
 
 Record = Mapping[str, Any]
 
-# Distinguishable with every common colour blindness (Okabe and Ito, 2008).
+# Distinguishable with all common forms of colour blindness (Okabe and Ito, 2008).
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, GREY = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#999999",
 )  # fmt: skip
@@ -33,15 +34,15 @@ STATUS_COLOURS = {
     Status.INFRA_ERROR: "#000000",
 }
 STATUS_LABELS = {status: status.value.replace("_", " ").lower() for status in Status}
-_VISIBLE = 0.005  # a smaller share of a bar can't be seen
-_ON_WHITE = dict(facecolor="white", edgecolor="none", pad=0.8)  # so that no line crosses a number
+_VISIBLE = 0.005  # smaller shares of a bar are too thin to see
+_ON_WHITE = dict(facecolor="white", edgecolor="none", pad=0.8)  # a background, so that lines don't cross numbers
 _SIDE_BY_SIDE = ("staleness_mean", "idle/learner", "idle/actor")
 
 
 def plot_learning(records: Sequence[Record], path: Path) -> Path:
     """Curves over iterations: solve rates, reward, KL, mismatch, clipping, explained variance, speed, time.
 
-    Where the records tell of the actor and the learner side by side, a ninth panel shows staleness and idle time.
+    If actor and learner ran side by side, a ninth panel shows staleness and idle time. Returns `path`.
     """
     side_by_side = any(r.get(name) is not None for r in records for name in _SIDE_BY_SIDE)
     rows, columns = (3, 3) if side_by_side else (2, 4)
@@ -63,27 +64,29 @@ def plot_learning(records: Sequence[Record], path: Path) -> Path:
 
 
 def plot_error_kinds(records: Sequence[Record], path: Path, *, window: int = 3) -> Path:
-    """For each turn, what became of its responses: in the first iteration, whose weights are the initial ones, and
-    in the last `window`. Statuses that are nowhere above half a percent are drawn as one."""
+    """Statuses of the responses at each turn, in the first iteration (initial weights) and in the last `window`.
+
+    Statuses whose share is always below `_VISIBLE` are combined. Returns `path`.
+    """
     turns = sorted({int(m[1]) for r in records for name in r if (m := re.match(r"turn(\d+)/", name))})
     window = max(1, min(window, len(records) - 1))
     spans = {"first": records[:1], "last": records[-window:]} if len(records) > 1 else {"only": records}
-    rows = [(turn, when, part) for turn in turns for when, part in spans.items()]
-    shares = [{s: _share(part, turn, s) for s in Status} for turn, _, part in rows]
-    visible = [s for s in Status if any(found[s] >= _VISIBLE for found in shares)]
+    rows = [(turn, period, span) for turn in turns for period, span in spans.items()]
+    shares = [{s: _share(span, turn, s) for s in Status} for turn, _, span in rows]
+    visible = [s for s in Status if any(turn_shares[s] >= _VISIBLE for turn_shares in shares)]
     figure = Figure(figsize=(9, 1.4 + 0.5 * len(rows)), layout="constrained")
     axis = figure.subplots()
     bars: dict[str, Any] = {}
-    for y, found in enumerate(shares):
+    for y, turn_shares in enumerate(shares):
         left = 0.0
-        parts = [(STATUS_LABELS[s], found[s], STATUS_COLOURS[s]) for s in visible]
-        rest = sum(found.values()) - sum(found[s] for s in visible)
+        parts = [(STATUS_LABELS[s], turn_shares[s], STATUS_COLOURS[s]) for s in visible]
+        rest = sum(turn_shares.values()) - sum(turn_shares[s] for s in visible)
         for label, share, colour in [*parts, (f"others, each below {_VISIBLE:.1%}", rest, "#444444")]:
             if share > 1e-9:
                 bars[label] = axis.barh(y, share, left=left, color=colour, edgecolor="white")
                 left += share
-    spoken = {1: "iteration"} | {n: f"{n} iterations" for n in range(2, window + 1)}
-    labels = [f"turn {turn}, {when} {spoken[len(part)]}" for turn, when, part in rows]
+    durations = {1: "iteration"} | {n: f"{n} iterations" for n in range(2, window + 1)}
+    labels = [f"turn {turn}, {period} {durations[len(span)]}" for turn, period, span in rows]
     axis.set_yticks(range(len(rows)), labels)
     axis.invert_yaxis()
     axis.set_xlim(0, 1)
@@ -98,7 +101,7 @@ def plot_error_kinds(records: Sequence[Record], path: Path, *, window: int = 3) 
 
 
 def plot_summary(summary: Mapping[str, Mapping[str, Any]], path: Path) -> Path:
-    """1@1 and 1@3 of each evaluation, with the interval of 1@3, beside the bounds of any player."""
+    """1@1 and 1@3 of each evaluation, with the interval of 1@3 and the best possible scores. Returns `path`."""
     keys = [k for k in EVALUATIONS if summary.get(k, {}).get("1@3") is not None]
     figure = Figure(figsize=(9, 1.6 + 0.6 * len(keys)), layout="constrained")
     axis = figure.subplots()
@@ -153,9 +156,9 @@ def _mismatch(axis: Axes, records: Sequence[Record]) -> None:
 
 
 def _time_split(axis: Axes, records: Sequence[Record]) -> None:
-    """Seconds by stage, stacked; "other" is what no stage claims, and stages below a hundredth of the total.
+    """Stacked seconds per stage; "other" is unassigned time and stages below 1 % of the total.
 
-    The first iteration compiles. A bar beyond 1.6 times the others' median is cut there and says what it is.
+    Bars above 1.6 times the median of all but the first are cut and labelled: the first iteration compiles.
     """
     _frame(axis, "Seconds per iteration")
     timed = [r for r in records if r.get("time/total")]
@@ -185,7 +188,7 @@ def _time_split(axis: Axes, records: Sequence[Record]) -> None:
 
 
 def _staleness(axis: Axes, records: Sequence[Record]) -> None:
-    """How old the sampled tokens' weights are, and how long learner and actor wait for each other."""
+    """Age of the weights that sampled the tokens, and the idle time of learner and actor."""
     _frame(axis, "Staleness (left), idle time (right)")
     steps, values = series(records, "staleness_mean")
     axis.plot(steps, values, color=GREEN, marker=_marker(steps), ms=4, label="staleness, iterations")
@@ -203,7 +206,7 @@ def _staleness(axis: Axes, records: Sequence[Record]) -> None:
 
 
 def series(records: Sequence[Record], name: str) -> tuple[list[int], list[float]]:
-    """Steps and values of a metric, records that lack it left out."""
+    """(steps, values) of a metric, without records that lack it."""
     pairs = [(r["step"], r[name]) for r in records if r.get(name) is not None]
     return [step for step, _ in pairs], [value for _, value in pairs]
 
@@ -218,12 +221,12 @@ def _frame(axis: Axes, title: str) -> None:
 
 
 def _marker(steps: Sequence[int]) -> str:
-    """Points where there are few enough to tell apart."""
+    """A marker if there are few enough points to distinguish."""
     return "o" if len(steps) <= 40 else ""
 
 
 def _share(records: Sequence[Record], turn: int, status: Status) -> float:
-    """Mean over the records that reached a turn of a status's share there."""
+    """The mean share of a status at a turn, over the records that reached it."""
     return _mean([r.get(f"turn{turn}/{status.value}") or 0.0 for r in records if _reached(r, turn)])
 
 
@@ -237,5 +240,6 @@ def _mean(values: Sequence[float]) -> float:
 
 def _save(figure: Figure, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    with named_in_errors(path):
+        figure.savefig(path, dpi=110)
     return path

@@ -12,7 +12,7 @@ from rlef_jax.training.metrics_writer import read_metrics
 
 
 def write_report(workdir: Path) -> str:
-    """Draws what the workdir's files allow into `plots/`; returns the table and the names of the plots.
+    """Draws the plots that the workdir's files allow into `plots/`; returns the table and the plots' paths as text.
 
     Raises FileNotFoundError or ConfigError if the folder holds no run.
     """

@@ -1,4 +1,4 @@
-"""Which evaluations' episodes a workdir holds; those of its iterations: `rlef_jax.training.episode_io`."""
+"""Saved episodes of a workdir's evaluations. Those of its iterations: `rlef_jax.training.episode_io`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ _SUFFIX = ".jsonl.gz"
 
 
 def evaluation_path(workdir: Path, name: str) -> Path:
-    """Where the episodes of an evaluation lie: `rlef`, `warm_start_random_feedback`, `valid_000005`, ..."""
+    """The path of an evaluation's episodes; names are `rlef`, `warm_start_random_feedback`, `valid_000005`, ..."""
     return workdir / "episodes" / f"{name}{_SUFFIX}"
 
 
 def saved_evaluations(workdir: Path) -> list[str]:
-    """Names of the evaluations whose episodes are saved, in order."""
+    """Sorted names of the evaluations whose episodes are saved."""
     names = (path.name.removesuffix(_SUFFIX) for path in (workdir / "episodes").glob(f"*{_SUFFIX}"))
     return sorted(name for name in names if not name.isdigit())

@@ -1,20 +1,21 @@
-"""`summary.json`: what a run learned, as data and as a table.
+"""`summary.json`: the results of a run's evaluations, as data and as a table.
 
     {"warm_start": {"1@1", "1@3", "1@3_ci": [lo, hi], "repaired_at_2"}, "rlef": {...},
      "warm_start_random_feedback": {...}, "rlef_random_feedback": {...},
      "bounds": {"no_feedback", "pass_fail", "full"}}
 
-All in percent, on the problems of one split, one rollout a problem; intervals by resampling the problems. An evaluation
-that a run left out is missing; a number that nobody can know is null (1@1 without an early stop).
+All in percent, on the problems of one split, one rollout per problem; intervals by resampling the problems.
+Evaluations that weren't run are missing; unknown numbers are null (1@1 without an early stop).
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from rlef_jax.files import write_json
 
 FILE_NAME = "summary.json"
 
@@ -26,8 +27,8 @@ EVALUATIONS = {
     "warm_start_random_feedback": "warm start, random feedback",
     "rlef_random_feedback": "after RLEF, random feedback",
 }
-# What the best player of three responses reaches (data/mini_contests/bounds.py). Without feedback its last response is
-# judged whatever the others were; a policy that stops at a pass, as all evaluations above do, may do better than that.
+# The best possible scores with three responses (data/mini_contests/bounds.py). For "no_feedback" the last response is
+# judged even if an earlier one passed; a policy that stops at a pass, as in the evaluations above, may score higher.
 BOUNDS = {
     "no_feedback": "best 1@3, no feedback, no early stop",
     "pass_fail": "best 1@3, pass or fail known",
@@ -36,15 +37,13 @@ BOUNDS = {
 
 
 def write_summary(workdir: Path, summary: Summary) -> None:
-    """Writes `summary.json`, whole or not at all."""
+    """Writes `summary.json` atomically."""
     workdir.mkdir(parents=True, exist_ok=True)
-    part = workdir / (FILE_NAME + ".part")
-    part.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
-    os.replace(part, workdir / FILE_NAME)
+    write_json(workdir / FILE_NAME, summary)
 
 
 def read_summary(workdir: Path) -> dict[str, dict[str, Any]]:
-    """Reads `summary.json`; raises FileNotFoundError where the run hasn't written it."""
+    """Reads `summary.json`. Raises FileNotFoundError if the run hasn't written it."""
     path = workdir / FILE_NAME
     if not path.exists():
         raise FileNotFoundError(f"no {FILE_NAME} in {workdir}: the run writes it when it ends")
@@ -52,30 +51,30 @@ def read_summary(workdir: Path) -> dict[str, dict[str, Any]]:
 
 
 def gains(summary: Summary) -> dict[str, float]:
-    """What training changed, in percentage points; an entry is missing where an evaluation is.
+    """Changes by training, in percentage points; entries of missing evaluations are left out.
 
     Returns:
-      1@3: after RLEF minus before. turns: how much 1@3 minus 1@1 grew. repaired_at_2: after minus before.
-      random_drop: 1@3 with true minus with random feedback, after RLEF; random_drop_warm_start: the same before.
-      1@3_apart, random_apart: 1.0 where the two intervals compared don't overlap, else 0.0.
+      1@3, repaired_at_2: after RLEF minus before. turns: the change of 1@3 minus 1@1.
+      random_drop: 1@3 with true feedback minus with random feedback, after RLEF; random_drop_warm_start: before it.
+      1@3_apart, random_apart: 1.0 if the two intervals don't overlap, else 0.0.
     """
-    before, after = summary.get("warm_start", {}), summary.get("rlef", {})
-    before_random = summary.get("warm_start_random_feedback", {})
-    after_random = summary.get("rlef_random_feedback", {})
+    warm_start, rlef = summary.get("warm_start", {}), summary.get("rlef", {})
+    warm_start_random = summary.get("warm_start_random_feedback", {})
+    rlef_random = summary.get("rlef_random_feedback", {})
     differences = {
-        "1@3": _minus(after.get("1@3"), before.get("1@3")),
-        "1@3_apart": _apart(before.get("1@3_ci"), after.get("1@3_ci")),
-        "turns": _minus(_minus(after.get("1@3"), after.get("1@1")), _minus(before.get("1@3"), before.get("1@1"))),
-        "repaired_at_2": _minus(after.get("repaired_at_2"), before.get("repaired_at_2")),
-        "random_drop": _minus(after.get("1@3"), after_random.get("1@3")),
-        "random_apart": _apart(after.get("1@3_ci"), after_random.get("1@3_ci")),
-        "random_drop_warm_start": _minus(before.get("1@3"), before_random.get("1@3")),
+        "1@3": _minus(rlef.get("1@3"), warm_start.get("1@3")),
+        "1@3_apart": _apart(warm_start.get("1@3_ci"), rlef.get("1@3_ci")),
+        "turns": _minus(_minus(rlef.get("1@3"), rlef.get("1@1")), _minus(warm_start.get("1@3"), warm_start.get("1@1"))),
+        "repaired_at_2": _minus(rlef.get("repaired_at_2"), warm_start.get("repaired_at_2")),
+        "random_drop": _minus(rlef.get("1@3"), rlef_random.get("1@3")),
+        "random_apart": _apart(rlef.get("1@3_ci"), rlef_random.get("1@3_ci")),
+        "random_drop_warm_start": _minus(warm_start.get("1@3"), warm_start_random.get("1@3")),
     }
     return {name: value for name, value in differences.items() if value is not None}
 
 
 def summary_table(summary: Summary) -> str:
-    """The summary as text: evaluations, bounds, and what training changed."""
+    """The summary as text: evaluations, bounds, and changes by training."""
     lines = [f"{'percent of problems':<38}{'1@1':>7}{'1@3':>7}   {'95 % interval':<15}{'repaired at turn 2':>19}"]
     for key, label in EVALUATIONS.items():
         if key in summary:
@@ -89,17 +88,19 @@ def summary_table(summary: Summary) -> str:
     return "\n".join([*lines, *_gain_lines(gains(summary))])
 
 
-def _gain_lines(found: Mapping[str, float]) -> list[str]:
+def _gain_lines(changes: Mapping[str, float]) -> list[str]:
     lines = []
-    if "1@3" in found:
-        parts = [f"1@3 {found['1@3']:+.1f} ({_verdict(found['1@3_apart'])})"]
-        parts += [f"1@3 minus 1@1 {found['turns']:+.1f}"] if "turns" in found else []
-        parts += [f"repaired at turn 2 {found['repaired_at_2']:+.1f}"] if "repaired_at_2" in found else []
+    if "1@3" in changes:
+        parts = [f"1@3 {changes['1@3']:+.1f} ({_verdict(changes['1@3_apart'])})"]
+        parts += [f"1@3 minus 1@1 {changes['turns']:+.1f}"] if "turns" in changes else []
+        parts += [f"repaired at turn 2 {changes['repaired_at_2']:+.1f}"] if "repaired_at_2" in changes else []
         lines.append("RLEF: " + ", ".join(parts))
-    if "random_drop" in found:
-        before = f"; warm start {-found['random_drop_warm_start']:+.1f}" if "random_drop_warm_start" in found else ""
-        change = f"{-found['random_drop']:+.1f} ({_verdict(found['random_apart'])})"
-        lines.append(f"random instead of true feedback: 1@3 {change}{before}")
+    if "random_drop" in changes:
+        warm_start = (
+            f"; warm start {-changes['random_drop_warm_start']:+.1f}" if "random_drop_warm_start" in changes else ""
+        )
+        change = f"{-changes['random_drop']:+.1f} ({_verdict(changes['random_apart'])})"
+        lines.append(f"random instead of true feedback: 1@3 {change}{warm_start}")
     return lines
 
 

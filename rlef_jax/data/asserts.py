@@ -1,12 +1,13 @@
-"""Asserts of function problems as tests (`FunctionTest`): what is judged is what the published assert says.
+"""Turns the published asserts of function problems into tests (`FunctionTest`).
 
-One that compares a call with a literal is taken apart into arguments and the expected result. Any other one (`assert
-abs(f(x) - 2) < 1e-6`, `assert f(2) in (1, 2)`, a loop over random inputs) becomes a test with a `check`, which decides
-by itself on the program's results (`execution.checks`). The reference solution says which calls it makes. Names that
-such an assert uses beside the function are the reference's and the test code's own.
+An assert that compares a call with a literal is split into the call's arguments and the expected result. Any other
+assert (`assert abs(f(x) - 2) < 1e-6`, `assert f(2) in (1, 2)`, a loop over random inputs) becomes a test with a
+`check`: the assert itself, evaluated on the results of the program's calls (`execution.checks`). Running it on the
+reference solution records which calls it makes. Other names that it uses come from the reference solution and the
+test code, never from the program.
 
-An assert that can't be judged on results alone is left out, and counted: its arguments are objects of classes that the
-program defines, it looks at what the function does to its arguments, it expects an exception, it runs a result as code.
+An assert that can't be judged from results alone is left out and counted: its arguments are objects of classes that the
+program defines, it inspects arguments that the function changed, it expects an exception, or it runs a result as code.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _SIGNS = {
 
 @dataclasses.dataclass(frozen=True)
 class Tests:
-    """The tests that asserts became, in their order, and how many asserts were left out."""
+    """The tests made from asserts, in order, and the number of asserts left out."""
 
     tests: tuple[FunctionTest, ...] = ()
     left_out: int = 0
@@ -42,7 +43,10 @@ class Tests:
 
 @dataclasses.dataclass(frozen=True)
 class _Case:
-    """An assert, or a statement with asserts, that decides by itself: its names and its code, as `check` has them."""
+    """An assert, or a statement with asserts, that becomes a `check`.
+
+    `names` are sources that define the names it uses, `code` is the statement, `text` is shown in prompts.
+    """
 
     names: tuple[str, ...]
     code: ast.Module
@@ -50,9 +54,9 @@ class _Case:
 
 
 def check_tests(code: str, solution: str, entry_point: str) -> Reading[Tests]:
-    """A test for each assert of HumanEval's `def check(candidate)`, and for each loop of asserts, in order.
+    """A test for each assert, and for each loop of asserts, of HumanEval's `def check(candidate)`, in order.
 
-    Asserts that don't call the function make none. Raises ValueError where the reference solution fails.
+    Asserts that don't call the function give no test. Raises ValueError if the reference solution fails.
     """
     module = ast.parse(code)
     check = next((n for n in module.body if isinstance(n, ast.FunctionDef) and n.name == "check"), None)
@@ -60,29 +64,29 @@ def check_tests(code: str, solution: str, entry_point: str) -> Reading[Tests]:
         raise ValueError("its test code has no function check(candidate)")
     called = check.args.args[0].arg
     rest = ast.Module([node for node in module.body if node is not check], [])
-    names = solution, ast.unparse(_Claims().visit(rest))
-    found: list[FunctionTest | _Case] = []
-    before: list[ast.stmt] = []  # statements that those behind them may build on
+    names = solution, ast.unparse(_AssertsAsCalls().visit(rest))
+    cases: list[FunctionTest | _Case] = []
+    preamble: list[ast.stmt] = []  # statements without asserts, which later ones may depend on
     for node in check.body:
-        known, text = _compared(node, called, entry_point), _source(code, node, called, entry_point)
-        if known is not None:
-            found.append(dataclasses.replace(known, text=text))
-        elif not _judges(node, called):
-            before.append(node)
+        direct, text = _direct_test(node, called, entry_point), _shown_text(code, node, called, entry_point)
+        if direct is not None:
+            cases.append(dataclasses.replace(direct, text=text))
+        elif not _is_test(node, called):
+            preamble.append(node)
         elif not (isinstance(node, ast.Assert) and isinstance(node.test, ast.Constant)):
             own = copy.deepcopy(check)
-            own.body = copy.deepcopy([*before, node])
+            own.body = copy.deepcopy([*preamble, node])
             call = ast.Expr(ast.Call(ast.Name(own.name), [ast.Name(entry_point)], []))
-            found.append(_Case(names, ast.Module([own, call], []), text))
-    return (yield from _decided(found, entry_point))
+            cases.append(_Case(names, ast.Module([own, call], []), text))
+    return (yield from _resolve(cases, entry_point))
 
 
 def listed_tests(asserts: Sequence[str], solution: str, entry_point: str, setup: str = "") -> Reading[Tests]:
-    """A test for each of MBPP's asserts (`test_list`), shown as it is; those that don't call the function make none.
+    """A test for each of MBPP's asserts (`test_list`), shown unchanged. Asserts that don't call the function give none.
 
-    Raises ValueError where the reference solution fails.
+    Raises ValueError if the reference solution fails.
     """
-    found: list[FunctionTest | _Case] = []
+    cases: list[FunctionTest | _Case] = []
     broken = 0
     for text in map(str.strip, asserts):
         try:
@@ -90,50 +94,61 @@ def listed_tests(asserts: Sequence[str], solution: str, entry_point: str, setup:
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             broken += 1
             continue
-        known = _compared(code.body[0], entry_point, entry_point) if len(code.body) == 1 else None
+        direct = _direct_test(code.body[0], entry_point, entry_point) if len(code.body) == 1 else None
         case = _Case((solution, setup), code, text)
-        found.append(case if known is None else dataclasses.replace(known, text=text))
-    decided = yield from _decided(found, entry_point)
+        cases.append(case if direct is None else dataclasses.replace(direct, text=text))
+    decided = yield from _resolve(cases, entry_point)
     return dataclasses.replace(decided, left_out=decided.left_out + broken)
 
 
-def _decided(found: Sequence[FunctionTest | _Case], entry_point: str) -> Reading[Tests]:
-    """The tests: each case with the calls that the reference makes of it, if it then says of their results, alone in
-    its process, what it said of the reference."""
-    cases = {i: (*c.names, _claims(c.code)) for i, c in enumerate(found) if isinstance(c, _Case) and not _runs_code(c)}
+def _resolve(candidates: Sequence[FunctionTest | _Case], entry_point: str) -> Reading[Tests]:
+    """Tests from direct comparisons and cases, in order.
+
+    Each case first runs with the reference solution, which records its calls, then alone on the recorded results. It
+    becomes a test only if it passes the second time too: otherwise its outcome depends on more than those results.
+    """
+    cases = {
+        i: (*c.names, _checked_source(c.code))
+        for i, c in enumerate(candidates)
+        if isinstance(c, _Case) and not _runs_code(c)
+    }
     if not cases:
-        return Tests(tuple(t for t in found if isinstance(t, FunctionTest)), sum(isinstance(t, _Case) for t in found))
-    made = yield [Run(checker(), "record", ((case, entry_point),)) for case in cases.values()]
-    recorded = {i: _recorded(*values(result, "its reference solution")) for i, result in zip(cases, made, strict=True)}
-    asked = {i: known for i, known in recorded.items() if known}
-    said = yield [Run(checker(), "verdict", ((cases[i], entry_point, known),)) for i, known in asked.items()]
-    holds = {i: isinstance(r, Answer) and r.values == (["passed"],) for i, r in zip(asked, said, strict=True)}
+        return Tests(
+            tuple(t for t in candidates if isinstance(t, FunctionTest)), sum(isinstance(t, _Case) for t in candidates)
+        )
+    results = yield [Run(checker(), "record", ((case, entry_point),)) for case in cases.values()]
+    recorded = {
+        i: _recorded_calls(*values(result, "its reference solution")) for i, result in zip(cases, results, strict=True)
+    }
+    judged = {i: calls for i, calls in recorded.items() if calls}
+    answers = yield [Run(checker(), "verdict", ((cases[i], entry_point, calls),)) for i, calls in judged.items()]
+    holds = {i: isinstance(r, Answer) and r.values == (["passed"],) for i, r in zip(judged, answers, strict=True)}
     tests, left_out = [], 0
-    for i, test in enumerate(found):
+    for i, test in enumerate(candidates):
         if isinstance(test, FunctionTest):
             tests.append(test)
         elif holds.get(i):
-            made_calls = () if any(named for _, named, _ in asked[i]) else tuple(tuple(a) for a, _, _ in asked[i])
-            tests.append(FunctionTest(entry_point, made_calls, (), text=test.text, check=cases[i]))
+            arguments = () if any(named for _, named, _ in judged[i]) else tuple(tuple(a) for a, _, _ in judged[i])
+            tests.append(FunctionTest(entry_point, arguments, (), text=test.text, check=cases[i]))
         else:
-            left_out += recorded.get(i) != []  # what doesn't call the function is no test of it
+            left_out += recorded.get(i) != []  # []: it doesn't call the function, so it is no test of it
     return Tests(tuple(tests), left_out)
 
 
-def _recorded(said: list[Any]) -> list[list[Any]] | None:
-    """The calls in an answer of `checker.record`; None where the assert can't be judged on results alone.
+def _recorded_calls(answer: list[Any]) -> list[list[Any]] | None:
+    """The calls in an answer of `checker.record`; None if the assert can't be judged from results alone.
 
-    Raises ValueError where the reference solution itself fails.
+    Raises ValueError if the reference solution itself fails.
     """
-    kind, told = said
+    kind, detail = answer
     if kind == "failed":
-        raise ValueError(f"its reference solution fails its own asserts: {told}")
+        raise ValueError(f"its reference solution fails its own asserts: {detail}")
     if kind == "raised":
-        raise ValueError(f"its reference solution fails: {told}")
-    return None if kind == "other" or any(unknown_type(arguments) for *arguments, _ in told) else told
+        raise ValueError(f"its reference solution fails: {detail}")
+    return None if kind == "other" or any(unknown_type(arguments) for *arguments, _ in detail) else detail
 
 
-def _compared(node: ast.stmt, called: str, entry_point: str) -> FunctionTest | None:
+def _direct_test(node: ast.stmt, called: str, entry_point: str) -> FunctionTest | None:
     """`assert f(1, 2) == 3`, `assert set(f(1)) == set([1])`, `assert not f(1)` as tests; None for another form."""
     if not isinstance(node, ast.Assert):
         return None
@@ -141,30 +156,30 @@ def _compared(node: ast.stmt, called: str, entry_point: str) -> FunctionTest | N
     if isinstance(claim, ast.UnaryOp) and isinstance(claim.op, ast.Not):
         claim, negated = claim.operand, True
     try:
-        if (said := _arguments(claim, called)) is not None:
-            return FunctionTest(entry_point, (tuple(map(value, said)),), (not negated,), compare="truth")
+        if (arguments := _arguments(claim, called)) is not None:
+            return FunctionTest(entry_point, (tuple(map(value, arguments)),), (not negated,), compare="truth")
         if negated or not isinstance(claim, ast.Compare) or [type(op) for op in claim.ops] != [ast.Eq]:
             return None
         left, right, compare = claim.left, claim.comparators[0], "equal"
         sets = _arguments(left, "set"), _arguments(right, "set")
         if all(sets) and sets[0] and sets[1]:
             left, right, compare = sets[0][0], sets[1][0], "set"
-        if (said := _arguments(left, called)) is None:
+        if (arguments := _arguments(left, called)) is None:
             return None
-        return FunctionTest(entry_point, (tuple(map(value, said)),), (value(right),), compare=compare)
+        return FunctionTest(entry_point, (tuple(map(value, arguments)),), (value(right),), compare=compare)
     except NoLiteralError:
         return None
 
 
 def _arguments(node: ast.expr, name: str) -> list[ast.expr] | None:
-    """Those of a call of `name`, none of them named; None if it is something else."""
+    """The positional arguments of a call of `name`; None for another expression or a call with keyword arguments."""
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.func.id != name:
         return None
     return None if node.keywords else node.args
 
 
-def _judges(node: ast.stmt, called: str) -> bool:
-    """Whether a statement says something of the function, rather than that others build on it."""
+def _is_test(node: ast.stmt, called: str) -> bool:
+    """Whether a statement tests the function, rather than preparing for later statements."""
     calls_it = any(isinstance(n, ast.Name) and n.id == called for n in ast.walk(node))
     asserts = any(isinstance(n, ast.Assert) for n in ast.walk(node))
     return not isinstance(node, ast.FunctionDef) and (asserts or (isinstance(node, ast.Expr) and calls_it))
@@ -175,17 +190,17 @@ def _runs_code(case: _Case) -> bool:
     return any(isinstance(node, ast.Name) and node.id in _RUN_CODE for node in ast.walk(case.code))
 
 
-class _Claims(ast.NodeTransformer):
-    """Asserts as calls of what `execution.checker` has for them, which know the values that don't agree."""
+class _AssertsAsCalls(ast.NodeTransformer):
+    """Replaces asserts by calls of `execution.checker`'s functions, which report the values that differ."""
 
     def visit_Assert(self, node: ast.Assert) -> ast.Expr:
-        """The claim in an assert's place; its message is left out, since it may show what nobody is to see."""
+        """The call that replaces an assert. The assert's message is dropped: it could reveal hidden values."""
         test = node.test
         if isinstance(test, ast.Compare) and len(test.ops) == 1:
-            sides = [test.left, test.comparators[0]]
+            operands = [test.left, test.comparators[0]]
             if isinstance(test.ops[0], ast.Eq):
-                return _call("_equal_", sides)
-            return _call("_compared_", [ast.Constant(_SIGNS[type(test.ops[0])]), *sides])
+                return _call("_equal_", operands)
+            return _call("_compared_", [ast.Constant(_SIGNS[type(test.ops[0])]), *operands])
         if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
             return _call("_false_", [test.operand])
         return _call("_true_", [test])
@@ -195,12 +210,12 @@ def _call(name: str, arguments: list[ast.expr]) -> ast.Expr:
     return ast.Expr(ast.Call(ast.Name(name), arguments, []))
 
 
-def _claims(code: ast.Module) -> str:
-    return ast.unparse(_Claims().visit(copy.deepcopy(code)))
+def _checked_source(code: ast.Module) -> str:
+    return ast.unparse(_AssertsAsCalls().visit(copy.deepcopy(code)))
 
 
-def _source(code: str, node: ast.stmt, called: str, entry_point: str) -> str:
-    """What a statement says, an assert without its message, with the function's own name."""
+def _shown_text(code: str, node: ast.stmt, called: str, entry_point: str) -> str:
+    """A statement's source as prompts show it: an assert without its message, the function under its own name."""
     if isinstance(node, ast.Assert):
         text = f"assert {ast.get_source_segment(code, node.test) or ast.unparse(node.test)}"
     else:

@@ -1,14 +1,14 @@
-"""What `rlef_jax.evaluate --benchmark` can name: a problem source's split, or a set of function problems from files.
+"""Benchmarks for `rlef_jax.evaluate --benchmark`: a split of a problem source, or a set of problems from files.
 
-| benchmark | files looked for in `--data`, or in a folder within it |
+| benchmark | files searched for in `--data` and its subfolders |
 | --- | --- |
 | `human_eval_plus` | HumanEvalPlus-OriginFmt.jsonl.gz and HumanEvalPlus.jsonl.gz (EvalPlus) |
 | `mbpp_plus` | MbppPlus-OriginFmt.jsonl.gz (EvalPlus) |
 | `human_eval` | HumanEval.jsonl.gz |
-| `mbpp` | mbpp.jsonl: its test part, task ids 11 to 510 |
-| `mbpp_sanitized` | sanitized-mbpp.json: those of the same ids |
-| `livecodebench` | test.jsonl, test2.jsonl, ... (livecodebench/code_generation_lite), all that are there |
-| `code_contests/SPLIT` | what python -m rlef_jax.data.code_contests has built; or `config.data.dir` |
+| `mbpp` | mbpp.jsonl; only its test part, task ids 11 to 510 |
+| `mbpp_sanitized` | sanitized-mbpp.json; the same task ids |
+| `livecodebench` | test.jsonl, test2.jsonl, ... (livecodebench/code_generation_lite), all that exist |
+| `code_contests/SPLIT` | a folder built by python -m rlef_jax.data.code_contests; default `config.data.dir` |
 | `mini_contests/SPLIT` | none |
 """
 
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rlef_jax.data import evalplus, foreign, live_code_bench
-from rlef_jax.data.missing_tests import Tell, tell_nobody, testable
+from rlef_jax.data.missing_tests import Tell, ignore_missing, testable
 from rlef_jax.data.running import Runner
 from rlef_jax.data.sources import Source, evaluation_problems
 from rlef_jax.errors import ConfigError
@@ -39,17 +39,17 @@ def load(
     runner: Runner | None = None,
     since: str = "",
     until: str = "",
-    tell: Tell = tell_nobody,
+    tell: Tell = ignore_missing,
 ) -> Sequence[Problem]:
-    """The problems of a benchmark, the first `count` of them (0 = all), less those without any test.
+    """The first `count` problems of a benchmark (0 = all), without those that have no test.
 
     Args:
-      source: where SOURCE/SPLIT leads; without it, the source of that name, in `data`, without rules.
-      runner: runs reference solutions, which reading a set of function problems takes (`data.running`).
+      source: the source of a SOURCE/SPLIT name; by default the one of that name in `data`, without exclusion rules.
+      runner: runs reference solutions; required for sets of function problems (`data.running`).
       since, until: first and last date of LiveCodeBench's questions (`live_code_bench.problems`).
-      tell: hears where tests are missing, or asserts can't be judged.
+      tell: called if tests are missing or asserts can't be judged (`missing_tests.testable`).
 
-    Raises ConfigError for one that there isn't, or whose files aren't in `data` or aren't what they should be.
+    Raises ConfigError for an unknown benchmark, and for files that are missing or in another format.
     """
     if (since or until) and name != LIVE_CODE_BENCH:
         raise ConfigError(f"--{'since' if since else 'until'}: only {LIVE_CODE_BENCH} has dates, {name} has none")
@@ -57,16 +57,16 @@ def load(
     if slash:
         return evaluation_problems(source or Source(source_name, dir=str(data or "")), split, count, tell)
     if name not in FUNCTION_SETS and name != LIVE_CODE_BENCH:
-        known = ", ".join((*FUNCTION_SETS, LIVE_CODE_BENCH, "SOURCE/SPLIT (such as mini_contests/test_500)"))
-        raise ConfigError(f"--benchmark: no {name!r}; there is {known}")
+        benchmarks = ", ".join((*FUNCTION_SETS, LIVE_CODE_BENCH, "SOURCE/SPLIT (such as mini_contests/test_500)"))
+        raise ConfigError(f"--benchmark: no {name!r}; there is {benchmarks}")
     if data is None or not data.is_dir():
         raise ConfigError(
             f"--benchmark={name} needs --data=FOLDER, where its published files are"
             + (f"; there is no folder {data}" if data is not None else "")
         )
     if name == LIVE_CODE_BENCH:
-        found = live_code_bench.problems(_live_code_bench_files(data), since=since, until=until, count=count)
-        return testable(name, found, tell)
+        questions = live_code_bench.problems(_live_code_bench_files(data), since=since, until=until, count=count)
+        return testable(name, questions, tell)
     if runner is None:
         raise ValueError(f"reading {name} runs reference solutions: it takes a runner")
     rows = FUNCTION_SETS[name](data)
@@ -92,9 +92,9 @@ def _live_code_bench_files(data: Path) -> list[Path]:
     """test.jsonl, test2.jsonl, ... in the order of their releases."""
     for folder in (data, *sorted(path for path in data.glob("*") if path.is_dir())):
         numbered = {path: re.fullmatch(r"test(\d*)\.jsonl", path.name) for path in folder.glob("test*.jsonl")}
-        found = {path: int(match[1] or 1) for path, match in numbered.items() if match}
-        if found:
-            return sorted(found, key=lambda path: found[path])
+        releases = {path: int(match[1] or 1) for path, match in numbered.items() if match}
+        if releases:
+            return sorted(releases, key=lambda path: releases[path])
     raise ConfigError(f"--data={data}: no test.jsonl, test2.jsonl, ... in it")
 
 
@@ -104,11 +104,11 @@ type Rows = list[tuple[Mapping[str, Any], Mapping[str, Any] | None]]
 def _human_eval_plus(data: Path) -> Rows:
     plus = _find(data, "HumanEvalPlus-OriginFmt.jsonl.gz", "HumanEvalPlus-OriginFmt.jsonl")
     base = _find(data, "HumanEvalPlus.jsonl.gz", "HumanEvalPlus.jsonl", "HumanEval.jsonl.gz", "HumanEval.jsonl")
-    shown = {row.get("task_id"): row for row in _read(base)}
+    by_task = {row.get("task_id"): row for row in _read(base)}
     rows = _read(plus)
-    if missing := [str(row.get("task_id")) for row in rows if row.get("task_id") not in shown]:
+    if missing := [str(row.get("task_id")) for row in rows if row.get("task_id") not in by_task]:
         raise ConfigError(f"{base}: no task {missing[0]}, which {plus} has: give files of one release")
-    return [(row, shown[row["task_id"]]) for row in rows]
+    return [(row, by_task[row["task_id"]]) for row in rows]
 
 
 def _mbpp_plus(data: Path) -> Rows:

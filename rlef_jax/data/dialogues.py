@@ -1,10 +1,10 @@
 """Dialogues about MiniContests for the supervised warm start, with failed attempts, feedback and repairs.
 
-Two authors write them. A *careful* one, announced by a system line, repairs rightly whenever it is shown a failure.
-The other carries no mark, slips more often and repairs rightly only now and then. A model trained on both can read
-feedback (the mark brings it out) and seldom does so unasked: the place from which RLEF starts.
+Two simulated authors write them. The *careful* one, marked by a system line, always repairs correctly after a failure.
+The other has no system line, makes more mistakes and rarely repairs correctly. A model trained on both can use
+feedback (the system line makes it do so) but seldom does without that line: this is where RLEF starts from.
 
-Everything is a function of (seed, index). Our own generated programs are run in this process.
+Everything is a pure function of (seed, index). The generated programs are our own and run in this process.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ _ENDLESS, _HUGE = "while True:", "10 ** 10"
 
 @dataclasses.dataclass(frozen=True)
 class Author:
-    """How often an author's first program slips, breaks or is missing, and what its repairs are.
+    """Probabilities that describe an author.
 
-    A repair is right with probability `right_repairs`. What else is written takes a statement's first reading, the
-    commonest among people, with probability `habit`, whatever the feedback said; else any.
+    The first response has a wrong program with probability `slips`, one that crashes or never ends with `breaks`, and
+    no program with `no_code`. A repair is correct with probability `right_repairs`. Every other program follows the
+    statement's first reading (the one most people would choose) with probability `habit`, else any reading.
     """
 
     slips: float
@@ -43,7 +44,7 @@ class Author:
 
 
 def authors(right_repairs: float, habit: float = 0.0) -> dict[bool, Author]:
-    """The careful author (True) and the other."""
+    """{marked: author}: True is the careful author, who has a system line."""
     return {
         True: Author(slips=0.04, breaks=0.01, no_code=0.002, right_repairs=1.0),
         False: Author(slips=0.15, breaks=0.02, no_code=0.01, right_repairs=right_repairs, habit=habit),
@@ -52,7 +53,7 @@ def authors(right_repairs: float, habit: float = 0.0) -> dict[bool, Author]:
 
 @dataclasses.dataclass(frozen=True)
 class Dialogue:
-    """Token ids, 1 where a token was written by the author, and the responses' texts for a reader."""
+    """A dialogue as token ids; `action_mask` is 1 for the author's tokens, `responses` are their texts."""
 
     ids: tuple[int, ...]
     action_mask: tuple[int, ...]
@@ -62,12 +63,12 @@ class Dialogue:
 
 
 def respond(program: str) -> str:
-    """The response that holds `program`, as the prompt asks for it."""
+    """The response text: `program` in a fenced block, as the prompt asks."""
     return f"```python\n{program}\n```"
 
 
 def trusted_verdict(problem: Problem, program: str) -> Verdict:
-    """What the judge would say of one of our own programs on the public tests."""
+    """The verdict on one of our own programs on the public tests, without the sandbox."""
     results = []
     for test in stdin_tests(problem.public_tests):
         if _ENDLESS in program:
@@ -75,18 +76,18 @@ def trusted_verdict(problem: Problem, program: str) -> Verdict:
         elif _HUGE in program:
             results.append(TestResult(Status.MEMORY_LIMIT))
         else:
-            got = run_trusted(program, test.input)
-            if got.error:
-                results.append(TestResult(Status.RUNTIME_ERROR, stdout=got.output, error=got.error))
+            run = run_trusted(program, test.input)
+            if run.error:
+                results.append(TestResult(Status.RUNTIME_ERROR, stdout=run.output, error=run.error))
             else:
-                match = outputs_match(test.output, got.output)
-                results.append(TestResult(Status.PASSED if match else Status.WRONG_ANSWER, stdout=got.output))
+                match = outputs_match(test.output, run.output)
+                results.append(TestResult(Status.PASSED if match else Status.WRONG_ANSWER, stdout=run.output))
     failed = [r.status for r in results if r.status is not Status.PASSED]
     return Verdict(failed[0] if failed else Status.PASSED, public=tuple(results))
 
 
 def with_reading(problem: Problem, reading: int) -> Problem:
-    """The same statement and inputs with another reading as the right one (public tests only)."""
+    """The same statement and inputs with another reading as the correct one (public tests only)."""
     programs = problem.tags["readings"]
     tests = tuple(
         TestCase(t.input, run_trusted(programs[reading], t.input).output.removesuffix("\n"))
@@ -103,7 +104,7 @@ def with_reading(problem: Problem, reading: int) -> Problem:
 
 
 class ChatLike(Protocol):
-    """What a dialogue's writer needs of a chat format: messages to token ids (`rlef_jax.dialog.chat.ChatFormat`)."""
+    """The part of `dialog.chat.ChatFormat` that `write_dialogue` uses: messages to token ids."""
 
     def first_prompt(self, user: str, system: str = "") -> list[int]: ...
     def next_prompt(self, user: str, *, closed: bool) -> list[int]: ...
@@ -113,7 +114,7 @@ class ChatLike(Protocol):
 def write_dialogue(
     problem: Problem, author: Author, system: str, chat: ChatLike, rng: np.random.Generator, max_turns: int = 3
 ) -> Dialogue:
-    """One dialogue, ended by a program that passes the public tests or by the turn limit."""
+    """One dialogue. It ends with a program that passes the public tests, or at the turn limit."""
     ids = chat.first_prompt(problem_prompt(problem.description), system)
     mask = [0] * len(ids)
     responses: list[str] = []
@@ -121,9 +122,9 @@ def write_dialogue(
     for turn in range(max_turns):
         program = _first(problem, author, rng) if turn == 0 else _repair(problem, author, rng)
         text = _NO_CODE if program is None else respond(program)
-        written = chat.response(text)
-        ids += written
-        mask += [1] * len(written)
+        response_ids = chat.response(text)
+        ids += response_ids
+        mask += [1] * len(response_ids)
         verdict = Verdict(Status.NO_CODE) if program is None else trusted_verdict(problem, program)
         responses.append(text)
         passed.append(verdict.public_passed)
@@ -136,7 +137,7 @@ def write_dialogue(
 
 
 def _first(problem: Problem, author: Author, rng: np.random.Generator) -> str | None:
-    """A program under any reading, or a faulty one; None for no code at all."""
+    """The first program: correct for some reading, or faulty; None for a response without code."""
     readings = problem.tags["readings"]
     faulty = [p for p in problem.incorrect_solutions if p not in readings]
     broken = [p for p in faulty if _ENDLESS in p or _HUGE in p]
@@ -180,7 +181,7 @@ def dialogues(
 ) -> list[Dialogue]:
     """The `chunk`-th `problems * per_problem` dialogues, shuffled, each of at most `context` tokens.
 
-    Each problem's statement appears under several readings, so that only the feedback tells which one holds.
+    Each statement appears with several readings, so that only the feedback tells which reading is correct.
     """
     rng = np.random.default_rng([seed, chunk])
     by_mark = authors(right_repairs, habit)
@@ -190,7 +191,7 @@ def dialogues(
         for _ in range(per_problem):
             marked = bool(rng.random() < marked_share)
             right = int(rng.integers(len(problem.tags["readings"])))
-            for _ in range(8):  # a dialogue that doesn't fit is written anew, shorter by chance
+            for _ in range(8):  # one that is too long is drawn again and may come out shorter
                 dialogue = write_dialogue(
                     with_reading(problem, right), by_mark[marked], CAREFUL if marked else "", chat, rng
                 )

@@ -1,7 +1,7 @@
-"""HumanEval+ and MBPP+, HumanEval and MBPP: problems from the lines of their published files.
+"""HumanEval+, MBPP+, HumanEval and MBPP: problems from the lines of their published files.
 
-EvalPlus's test code (`OriginFmt` files) is taken apart, not run: inputs, results, tolerance and the way to compare are
-read off it. Reference solutions run in the judge, where test code calls them for what it expects.
+EvalPlus's test code (`OriginFmt` files) is parsed, not run: inputs, results, tolerance and comparison are read from its
+syntax tree. Where it computes expected results with the reference solution, that solution runs in the judge.
 
 | set | public tests | hidden tests |
 | --- | --- | --- |
@@ -25,14 +25,13 @@ from rlef_jax.execution.functions import unknown_type
 from rlef_jax.types import FunctionTest, Problem
 
 _HUMAN_EVAL_ROOT_ATOL = 1e-4
-_CALLS = (
-    10  # of a plus test's calls go into one of ours, whose time limit is for these: EvalPlus gives each call its own
-)
-_MEMORY_BYTES = 4 << 30  # EvalPlus's own limit, from its documentation; HumanEval and MBPP have none
+# Calls of a plus test that are grouped into one of our tests, which share its time limit (EvalPlus limits each call).
+_CALLS = 10
+_MEMORY_BYTES = 4 << 30  # EvalPlus's own limit (in its documentation); HumanEval and MBPP have none
 
 
 def problems(rows: Sequence[tuple[Mapping[str, Any], Mapping[str, Any] | None]], runner: Runner) -> list[Problem]:
-    """The problems of some lines, each with its base (see `problem`); the runs of all share the runner."""
+    """The problems of (row, base) pairs (see `problem`). Their reference solutions run concurrently in `runner`."""
     return finished([problem(row, base) for row, base in rows], runner)
 
 
@@ -42,10 +41,10 @@ def problem(row: Mapping[str, Any], base: Mapping[str, Any] | None = None) -> Re
     Args:
       row: the line.
       base: for HumanEval+, whose OriginFmt file has no base tests: the same task's line in HumanEval's file, or in
-        HumanEvalPlus.jsonl. Without it there are no public tests.
+        HumanEvalPlus.jsonl. Without it the problem has no public tests.
 
     Raises:
-      ValueError: a line of another form, or a reference solution that fails; the message names the task.
+      ValueError: the line has another format, or the reference solution fails; the message names the task.
     """
     name = row.get("task_id")
     try:
@@ -87,8 +86,8 @@ def _mbpp(row: Mapping[str, Any]) -> Reading[Problem]:
     )  # fmt: skip
 
 
-def _tags(entry_point: str, found: Tests) -> dict[str, Any]:
-    return {"entry_point": entry_point} | ({LEFT_OUT: found.left_out} if found.left_out else {})
+def _tags(entry_point: str, public: Tests) -> dict[str, Any]:
+    return {"entry_point": entry_point} | ({LEFT_OUT: public.left_out} if public.left_out else {})
 
 
 def _is_plus(test: str) -> bool:
@@ -97,12 +96,12 @@ def _is_plus(test: str) -> bool:
 
 
 def _plus_tests(code: str, tree: ast.Module, solution: str, entry_point: str) -> Reading[tuple[FunctionTest, ...]]:
-    """The calls of EvalPlus's test code, in its order, `_CALLS` to a test."""
-    found = _assigned(tree)
-    inputs = [tuple(arguments) for arguments in found["inputs"]]
+    """The calls of EvalPlus's test code in order, `_CALLS` per test."""
+    assigned = _assigned(tree)
+    inputs = [tuple(arguments) for arguments in assigned["inputs"]]
     starts = range(0, len(inputs), _CALLS)
-    if "results" in found:
-        expected = [tuple(found["results"][at : at + _CALLS]) for at in starts]
+    if "results" in assigned:
+        expected = [tuple(assigned["results"][at : at + _CALLS]) for at in starts]
     else:
         runs = yield [Run(solution, entry_point, tuple(inputs[at : at + _CALLS])) for at in starts]
         expected = [values(result, "its reference solution") for result in runs]
@@ -116,7 +115,7 @@ def _plus_tests(code: str, tree: ast.Module, solution: str, entry_point: str) ->
 
 
 def _statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
-    """All statements of some code, those within others too. Literals may have a million nodes, which aren't visited."""
+    """All statements, nested ones too. Expressions aren't visited: a literal may have a million nodes."""
     for node in body:
         yield node
         for part in ("body", "orelse"):
@@ -124,15 +123,15 @@ def _statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
 
 
 def _assigned(tree: ast.Module) -> dict[str, Any]:
-    """The values of `inputs` and `results`, wherever in the code they are assigned."""
-    found = {}
+    """The values assigned to `inputs` and `results` anywhere in the code."""
+    assigned = {}
     for node in _statements(tree.body):
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             if node.targets[0].id in ("inputs", "results"):
-                found[node.targets[0].id] = value(node.value)
-    if "inputs" not in found:
+                assigned[node.targets[0].id] = value(node.value)
+    if "inputs" not in assigned:
         raise ValueError("test code without inputs")
-    return found
+    return assigned
 
 
 def _assertion(tree: ast.Module) -> ast.Call | None:
@@ -173,7 +172,7 @@ def _parsed(text: str) -> list[ast.stmt]:
 
 
 def _comparison(text: str, tree: ast.Module) -> tuple[str, float]:
-    """How results are compared (`execution.functions`), and the tolerance given."""
+    """(comparison, absolute tolerance): a comparison of `execution.functions`."""
     if "_poly(" in text:
         return "root", _HUMAN_EVAL_ROOT_ATOL
     call = _assertion(tree)

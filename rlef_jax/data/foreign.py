@@ -1,8 +1,7 @@
-"""Files that others made: gzip, JSON, JSON lines and parquet. Whatever is wrong with one is one line that says so.
+"""Reads files from outside (gzip, JSON, JSON lines, parquet) and reports each fault as a one-line ConfigError.
 
-A download breaks off, flips a byte, or brings something else: the pointer of a Git LFS repository, a web page. Every
-reader of published data and of samples goes through here, and raises ConfigError with the file, the record where there
-is one, and what to do.
+A download may be truncated, damaged, or something else: a Git LFS pointer, a web page. All readers of published data
+and of samples use this module. Its errors name the file, the record if there is one, and the fix.
 """
 
 from __future__ import annotations
@@ -26,16 +25,16 @@ _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 def json_file(path: Path) -> Any:
-    """What a file of JSON holds, gzipped or not. Raises ConfigError."""
+    """The value of a JSON file, gzipped or not. Raises ConfigError."""
     with opened(path) as file, naming(path):
         data = file.read()
     return parsed(data, str(path))
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, object) of each line of a file of JSON lines, gzipped or not; blank ones are passed over.
+    """(place, object) of each line of a JSON lines file, gzipped or not; blank lines are skipped.
 
-    Only a newline ends a line. One line at a time is held. Raises ConfigError.
+    Only a newline ends a line. Holds one line in memory at a time. Raises ConfigError.
     """
     for place, line in lines(path):
         row = parsed(line, place)
@@ -45,7 +44,7 @@ def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, object) of each object of JSON lines, or in the list that a `.json` file holds. Raises ConfigError."""
+    """(place, object) of each object in a JSON lines file, or in the list of a `.json` file. Raises ConfigError."""
     if not path.name.removesuffix(".gz").endswith(".json"):
         yield from json_lines(path)
         return
@@ -56,7 +55,7 @@ def records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def lines(path: Path) -> Iterator[tuple[str, bytes]]:
-    """(place, bytes) of each line that isn't blank. Raises ConfigError where the file can't be read to its end."""
+    """(place, bytes) of each line that isn't blank. Raises ConfigError if the file can't be read to its end."""
     with opened(path) as file:
         number = 0
         while line := _line(file, path):
@@ -71,25 +70,25 @@ def _line(file: BinaryIO, path: Path) -> bytes:
 
 
 def parsed(data: bytes, place: str) -> Any:
-    """The value of JSON text. Raises ConfigError with the place where it was found."""
+    """The value of JSON text. Raises ConfigError, whose message begins with `place`."""
     try:
         return json.loads(data.removeprefix(_BOM).decode("utf-8"))
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-        what = "UTF-8 text" if isinstance(error, UnicodeDecodeError) else "JSON"
-        raise ConfigError(f"{place}: not {what} ({cause(error)}): {AGAIN}, or mend it") from error
+        expected = "UTF-8 text" if isinstance(error, UnicodeDecodeError) else "JSON"
+        raise ConfigError(f"{place}: not {expected} ({cause(error)}): {AGAIN}, or mend it") from error
 
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """The bytes of a file; of a gzipped one, whatever its name, what is in it. Raises ConfigError.
+    """A file opened for reading, decompressed if it is gzipped (whatever its name). Raises ConfigError.
 
-    Reading on may raise what `naming` knows.
+    Later reads may raise errors that `naming` converts.
     """
-    packed = is_gzipped(path)
+    gzipped = is_gzipped(path)
     with naming(path):
         raw = path.open("rb")
     with raw:
-        if not packed:
+        if not gzipped:
             yield raw
             return
         with gzip.GzipFile(fileobj=raw) as file:
@@ -100,12 +99,15 @@ def opened(path: Path) -> Iterator[BinaryIO]:
 
 
 def is_gzipped(path: Path) -> bool:
-    """Whether it is gzipped, by its first bytes: browsers unpack what they load, by its old name. Raises as `check`."""
+    """Whether the first bytes are gzip's. The name doesn't tell: browsers may decompress a download and keep its name.
+
+    Raises ConfigError as `check` does.
+    """
     return check(path).startswith(_GZIP)
 
 
 def check(path: Path) -> bytes:
-    """A file's first bytes. Raises ConfigError where it can't be read, or is something else than data."""
+    """A file's first bytes. Raises ConfigError if it can't be read or isn't data (see `_check_start`)."""
     with naming(path), path.open("rb") as file:
         start = file.read(64)
     _check_start(start, path)
@@ -113,7 +115,7 @@ def check(path: Path) -> bytes:
 
 
 def _check_start(start: bytes, path: Path) -> None:
-    """Raises ConfigError where the first bytes are those of something else."""
+    """Raises ConfigError for an empty file, a Git LFS pointer, a web page or UTF-16 text."""
     text = start.removeprefix(_BOM).lstrip().lower()
     if not start:
         raise ConfigError(f"{path} is empty: {AGAIN}")
@@ -127,7 +129,7 @@ def _check_start(start: bytes, path: Path) -> None:
 
 @contextlib.contextmanager
 def naming(path: Path, record: str = "") -> Iterator[None]:
-    """What reading a file raises, whoever reads it, becomes a ConfigError with its name and that of the record."""
+    """Converts errors of any file reader inside the block into a ConfigError that names the file and the record."""
     try:
         yield
     except ConfigError:
@@ -144,6 +146,6 @@ def naming(path: Path, record: str = "") -> Iterator[None]:
 
 
 def cause(error: BaseException) -> str:
-    """An error in a few words of one line."""
+    """An error's message as one line of at most 200 characters."""
     text = " ".join(str(error).split())[:200]
     return text or type(error).__name__

@@ -1,4 +1,4 @@
-"""Values of Python literals out of published test code, read and not run: nothing in them can take for ever."""
+"""Evaluates Python literals in published test code without running it, in bounded time."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
     ast.Pow: operator.pow,
 }  # fmt: skip
-_MOST_BITS, _MOST_POWER = 4096, 64  # of what arithmetic is done with
+_MOST_BITS, _MOST_POWER = 4096, 64  # bounds on operands, so that evaluation stays cheap
 
 
 class NoLiteralError(ValueError):
-    """An expression that is more than a literal."""
+    """Raised for an expression that isn't a literal."""
 
 
 def value(node: ast.expr) -> Any:
-    """A literal's value; beyond `ast.literal_eval`, infinities and sets by name, and small arithmetic.
+    """A literal's value: as `ast.literal_eval`, and also `inf`, `nan`, `set(...)`, `frozenset(...)` and arithmetic.
 
     Raises NoLiteralError for anything else.
     """

@@ -1,8 +1,10 @@
-"""Problems that lack tests, in every source: without hidden ones the public ones decide, without public ones the first
-response with valid code is the last (`types.Problem`); a problem without any is left out. What reading finds is told.
+"""Problems that lack tests, for all sources; the rules are those of `types.Problem`.
 
-Text that UTF-8 can't hold (a lone surrogate: JSON can write half a character) can't be sent to a program, nor come from
-one: such a test is left out, and in a statement or name the half becomes U+FFFD.
+Without hidden tests the public ones decide. Without public tests an episode ends at the first response with valid code.
+A problem without any test is left out. The counts are reported to a callback.
+
+Text with a lone surrogate (JSON can write half a character) can't be encoded as UTF-8, so no program can read or print
+it: such a test is left out, and in a statement or name the surrogate becomes U+FFFD.
 """
 
 from __future__ import annotations
@@ -13,12 +15,12 @@ from collections.abc import Callable, Sequence
 from rlef_jax.errors import ConfigError
 from rlef_jax.types import FunctionTest, Problem, Test
 
-LEFT_OUT = "asserts_left_out"  # a tag: how many of a problem's published asserts can't be judged
+LEFT_OUT = "asserts_left_out"  # tag of a problem: the number of its published asserts that can't be judged
 
 
 @dataclasses.dataclass(frozen=True)
 class Missing:
-    """What some problems lack, in a line, and the names of those that were left out."""
+    """A one-line summary of missing tests, and the names of the problems left out."""
 
     line: str
     left_out: tuple[str, ...] = ()
@@ -27,38 +29,38 @@ class Missing:
 type Tell = Callable[[Missing], None]
 
 
-def tell_nobody(missing: Missing) -> None:
-    """For who doesn't ask."""
+def ignore_missing(missing: Missing) -> None:
+    """The default callback: does nothing."""
 
 
-def testable(name: str, problems: Sequence[Problem], tell: Tell = tell_nobody) -> list[Problem]:
-    """Those that have a test. `tell` hears once where any lacks public, hidden or all tests.
+def testable(name: str, problems: Sequence[Problem], tell: Tell = ignore_missing) -> list[Problem]:
+    """The problems that have a test. `tell` is called once if any lacks public, hidden or all tests.
 
-    Raises ConfigError where none has one.
+    Raises ConfigError if no problem has a test.
     """
-    told = [encodable(problem) for problem in problems]
-    halves = sum(len(problem.tests) for problem in problems) - sum(len(problem.tests) for problem in told)
-    found = [problem for problem in told if problem.tests]
-    bare = tuple(problem.name for problem in told if not problem.tests)
-    if told and not found:
-        raise ConfigError(f"{name}: none of its {len(told)} problems has a test that can be judged")
-    hidden = sum(not (p.private_tests or p.generated_tests) for p in found)
-    public = sum(not p.public_tests for p in found)
+    encoded = [encodable(problem) for problem in problems]
+    unencodable = sum(len(problem.tests) for problem in problems) - sum(len(problem.tests) for problem in encoded)
+    with_tests = [problem for problem in encoded if problem.tests]
+    bare = tuple(problem.name for problem in encoded if not problem.tests)
+    if encoded and not with_tests:
+        raise ConfigError(f"{name}: none of its {len(encoded)} problems has a test that can be judged")
+    hidden = sum(not (p.private_tests or p.generated_tests) for p in with_tests)
+    public = sum(not p.public_tests for p in with_tests)
     asserts = sum(int(p.tags.get(LEFT_OUT, 0)) for p in problems)
     counts = {
         "without hidden tests: their public tests decide": hidden,
         "without public tests: nothing can be fed back, and their first valid program is the last": public,
         "without any test left out": len(bare),
         "asserts left out, which can't be judged on results alone": asserts,
-        "tests left out, whose text UTF-8 can't hold": halves,
+        "tests left out, whose text UTF-8 can't hold": unencodable,
     }
-    if said := [f"{count} {words}" for words, count in counts.items() if count]:
-        tell(Missing(f"{name}: {len(found)} problems; {'; '.join(said)}", bare))
-    return found
+    if lines := [f"{count} {words}" for words, count in counts.items() if count]:
+        tell(Missing(f"{name}: {len(with_tests)} problems; {'; '.join(lines)}", bare))
+    return with_tests
 
 
 def encodable(problem: Problem) -> Problem:
-    """The problem without the tests whose text UTF-8 can't hold, and with whole characters in the rest."""
+    """The problem without tests that UTF-8 can't encode, and with U+FFFD for lone surrogates in other text."""
     return dataclasses.replace(
         problem,
         name=well_formed(problem.name),
@@ -80,10 +82,10 @@ def _encodable(tests: Sequence[Test]) -> tuple[Test, ...]:
 
 
 def is_encodable(test: Test) -> bool:
-    """Whether UTF-8 can hold input and output. Arguments and results may be any strings: they aren't sent as text."""
+    """Whether UTF-8 can encode a test's input and output. Function tests aren't sent as text, so any string will do."""
     return isinstance(test, FunctionTest) or all(well_formed(text) == text for text in (test.input, test.output))
 
 
 def well_formed(text: str) -> str:
-    """`text` with U+FFFD for each half of a surrogate pair that stands alone."""
+    """`text` with each lone surrogate replaced by U+FFFD."""
     return text if text.isascii() else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

@@ -1,4 +1,4 @@
-"""Problems out of files, for judging by hand: CodeContests parquet shards, EvalPlus, and problems written as JSON."""
+"""Problems for `rlef_jax.judge`, from CodeContests parquet shards, EvalPlus files and problems written as JSON."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ _TESTS = ("public_tests", "private_tests", "generated_tests")
 
 
 class ProblemFileError(ConfigError):
-    """A source of problems that holds no problem of that name, or is none."""
+    """Raised for a source that isn't one of problems, or doesn't hold the named problem."""
 
 
 def find_problem(source: str, name: str, runner: Runner) -> Problem:
     """The problem called `name` in `source`.
 
     Args:
-      source: a `.parquet` shard of CodeContests (the public release's layout; takes pyarrow), a `.jsonl` or
+      source: a `.parquet` shard of CodeContests (the public release's layout; needs pyarrow), a `.jsonl` or
         `.jsonl.gz` of EvalPlus in its `OriginFmt`, of HumanEval or of MBPP, a `.json` or `.jsonl` of problems with the
         fields of `types.Problem` (tests as `{"input": ..., "output": ...}`), or `mini_contests:SPLIT`.
       name: its name or, in EvalPlus, its task id; empty where the source holds a single problem.
       runner: runs reference solutions.
 
     Raises:
-      ConfigError: no such source, a damaged one, or (ProblemFileError) not exactly one such problem in it, or one with
-        a test whose text UTF-8 can't hold.
+      ConfigError: the source doesn't exist or is damaged.
+      ProblemFileError: no problem of that name, several problems and no name, or a test that UTF-8 can't encode.
     """
-    found = [problem for problem in problems(source, runner, name) if name in ("", problem.name)]
-    for problem in found:
+    matches = [problem for problem in problems(source, runner, name) if name in ("", problem.name)]
+    for problem in matches:
         _check_texts(source, problem)
-    if len(found) == 1:
-        return found[0]
-    if name and found:
-        return found[0]  # names aren't unique in CodeContests: the first, as readers of the file see it
-    raise ProblemFileError(f"{source}: {'several problems; name one' if found else f'no problem {name!r}'}")
+    if len(matches) == 1:
+        return matches[0]
+    if name and matches:
+        return matches[0]  # names aren't unique in CodeContests: the first, as readers of the file see it
+    raise ProblemFileError(f"{source}: {'several problems; name one' if matches else f'no problem {name!r}'}")
 
 
 def problems(source: str, runner: Runner, name: str = "") -> Iterator[Problem]:
     """All problems of a source; see `find_problem`. Raises ConfigError.
 
-    `name`: those of other names need not come (to know what a function problem expects takes running its reference).
+    `name`: problems of other names may be skipped, since reading a function problem runs its reference solution.
     """
     kind, _, split = source.partition(":")
     if kind == "mini_contests":
@@ -75,7 +75,7 @@ def problems(source: str, runner: Runner, name: str = "") -> Iterator[Problem]:
 
 
 def _check_texts(source: str, problem: Problem) -> None:
-    """Raises ProblemFileError for a test that no program can be given, or answer."""
+    """Raises ProblemFileError for a test whose input or output UTF-8 can't encode."""
     for number, test in enumerate(problem.tests, start=1):
         if not is_encodable(test):
             raise ProblemFileError(

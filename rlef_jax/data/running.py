@@ -1,7 +1,7 @@
-"""Runs that reading a benchmark takes: its reference solutions, in the judge, many at a time.
+"""Runs reference solutions in the judge while a benchmark is read, many at a time.
 
-A reader that needs some is a generator. It yields runs, gets their results, and returns what it has read. `finished`
-brings many readers to their end together: while the workers run what one has asked for, the next one reads on.
+A reader that needs such runs is a generator: it yields a list of runs, is sent their results, and returns the value
+that it read. `finished` advances many readers concurrently: while one waits for its results, others go on.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from rlef_jax.types import FunctionTest, Limits, Status, TestResult
 if TYPE_CHECKING:
     from rlef_jax.execution.pool import ExecutionPool
 
-# Of one run: a few calls of a reference. Patience, since a busy machine must not make a data set unreadable.
+# For one run, a few calls of a reference. With wall_patience, so that a busy machine can't make reading fail.
 LIMITS = Limits(wall_s=20.0, memory_bytes=4 << 30, output_bytes=256 << 20, wall_patience=4.0)
-_SAID = {
+_FAILURES = {
     Status.TIME_LIMIT: f"did not end within {LIMITS.wall_s:.0f} s",
     Status.MEMORY_LIMIT: f"took more than {LIMITS.memory_bytes >> 30} GB of memory",
     Status.OUTPUT_LIMIT: "printed without end",
@@ -38,13 +38,13 @@ class Run:
     calls: tuple[tuple[Any, ...], ...]
 
 
-# A run's future holds one result: an `Answer`, or why there is none.
+# A run's future holds one result: an `Answer`, or the failure.
 type Runner = Callable[[Run], Future[tuple[TestResult, ...]]]
 type Reading[T] = Generator[Sequence[Run], Sequence[TestResult], T]
 
 
 def finished[T](readings: Sequence[Reading[T]], runner: Runner) -> list[T]:
-    """What the readings return. What they raise goes on to the caller."""
+    """The readings' return values, in order. Their exceptions propagate."""
     ended: dict[int, T] = {}
     waiting: collections.deque[tuple[int, list[Future[tuple[TestResult, ...]]]]] = collections.deque()
 
@@ -62,7 +62,7 @@ def finished[T](readings: Sequence[Reading[T]], runner: Runner) -> list[T]:
             ended[i] = end.value
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SyntaxWarning)  # of published solutions' own odd escapes
+        warnings.simplefilter("ignore", SyntaxWarning)  # published solutions have invalid escape sequences
         for i in range(len(readings)):
             go_on(i, None)
         while waiting:
@@ -70,30 +70,32 @@ def finished[T](readings: Sequence[Reading[T]], runner: Runner) -> list[T]:
     return [ended[i] for i in range(len(readings))]
 
 
-def values(result: TestResult, what: str) -> tuple[Any, ...]:
-    """What a run's calls returned. Raises ValueError, with `what` was run and what it did, where they didn't."""
+def values(result: TestResult, name: str) -> tuple[Any, ...]:
+    """The values that a run's calls returned. Raises ValueError if it failed, with `name` for the program."""
     if isinstance(result, Answer):
         return result.values
     if result.status is Status.INFRA_ERROR:
-        raise ValueError(f"the judge could not run {what}: {result.error}")
+        raise ValueError(f"the judge could not run {name}: {result.error}")
     lines = [line.strip() for line in result.error.split("\n") if line.strip()]
-    raise ValueError(f"{what} {_SAID.get(result.status) or f'fails: {lines[-1][:300] if lines else result.status}'}")
+    raise ValueError(
+        f"{name} {_FAILURES.get(result.status) or f'fails: {lines[-1][:300] if lines else result.status}'}"
+    )
 
 
 @contextlib.contextmanager
 def running(make_pool: Callable[[], ExecutionPool]) -> Iterator[Runner]:
-    """A runner in the judge's workers, which are started when something is to be run."""
+    """A runner in a pool of the judge's workers, which starts at the first run."""
     with contextlib.ExitStack() as stack:
         pools: list[ExecutionPool] = []
 
-        def run(wanted: Run) -> Future[tuple[TestResult, ...]]:
+        def run(request: Run) -> Future[tuple[TestResult, ...]]:
             if not pools:
                 pools.append(stack.enter_context(make_pool()))
-            return runner_of(pools[0])(wanted)
+            return runner_of(pools[0])(request)
 
         yield run
 
 
 def runner_of(pool: ExecutionPool) -> Runner:
-    """A runner in a pool that is there."""
+    """A runner in an existing pool."""
     return lambda run: pool.run(run.program, [FunctionTest(run.entry_point, run.calls, (), compare=ANY)], LIMITS)

@@ -1,4 +1,4 @@
-"""Feedback from more tests than the public ones (appendix B.3): hidden tests that an evaluation makes public."""
+"""Makes hidden tests public, so that an evaluation gives feedback from more tests (appendix B.3)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from rlef_jax.types import Problem, Test
 
 
 def with_public(problem: Problem, count: int) -> Problem:
-    """The problem with up to `count` public tests: private tests, then generated ones, come behind its own.
+    """The problem with up to `count` public tests: its own, then private ones, then generated ones.
 
-    A test that becomes public is no longer hidden: its failures are shown, passing it is needed to end a dialogue
-    early, and submissions are chosen by it. What a program must pass in the end stays the same. Tests equal to a
-    public one stay where they are, and so does the last hidden one, or nothing would be left to decide.
+    A test that becomes public is no longer hidden: its failures are shown, a dialogue ends early only if it passes, and
+    submissions are selected by it. The set of all tests, which decides the reward, stays the same. Duplicates of a
+    public test stay hidden, and so does the last hidden test, since the final verdict needs one.
     """
     public: list[Test] = list(problem.public_tests)
     private, generated = list(problem.private_tests), list(problem.generated_tests)

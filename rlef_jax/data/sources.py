@@ -1,7 +1,7 @@
-"""Problem sources by name: where `config.data` leads.
+"""Problem sources by name, as `config.data` describes them.
 
-A `Source` is what the section says, and, for each split that `fit` has been asked for, what its rules leave of it: then
-which problems an iteration gets is a pure function.
+A `Source` holds that section, and the positions of each split that `fit` selected by its rules. Which problems an
+iteration gets is then a pure function of the source.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from rlef_jax.data.code_contests import reader
 from rlef_jax.data.code_contests.build import read_plan
 from rlef_jax.data.code_contests.release import SPLITS as CODE_CONTESTS_SPLITS
 from rlef_jax.data.mini_contests.bounds import bounds
-from rlef_jax.data.missing_tests import Tell, tell_nobody, testable
+from rlef_jax.data.missing_tests import Tell, ignore_missing, testable
 from rlef_jax.errors import ConfigError
 from rlef_jax.types import Problem
 
 MINI_CONTESTS, CODE_CONTESTS = SOURCES = ("mini_contests", "code_contests")
-# Called with (name of the work, done, all).
+# Progress: called with (name of the work, units done, all units).
 type Report = Callable[[str, int, int], None]
 
 
@@ -34,10 +34,10 @@ class Source:
     Attributes:
       name: one of SOURCES.
       dir: CodeContests' data folder.
-      families: MiniContests' families that problems come from; none stands for all of them.
-      exclude: rules by which CodeContests' problems are left out (`code_contests.reader.left_out`).
+      families: MiniContests' families that problems come from; empty means all of them.
+      exclude: rules that leave out problems of CodeContests (`code_contests.reader.left_out`).
       max_prompt_tokens: problems with longer first prompts are left out; 0 leaves none out.
-      kept: the positions that these rules leave, by split (see `fit`); splits without an entry are whole.
+      positions: {split: positions that remain under these rules}, set by `fit`; other splits are used whole.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Source:
     families: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     max_prompt_tokens: int = 0
-    kept: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    positions: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, config: ConfigDict) -> Source:
@@ -55,7 +55,7 @@ class Source:
 
 
 def check_source(source: Source) -> None:
-    """Raises ConfigError for a source that there isn't, or can't be used."""
+    """Raises ConfigError for an unknown source, or one that can't be used."""
     if source.name not in SOURCES:
         raise ConfigError(f"config.data.name: no problem source {source.name!r}; there is {', '.join(SOURCES)}")
     if source.name == CODE_CONTESTS:
@@ -68,9 +68,9 @@ def check_source(source: Source) -> None:
 
 
 def check_splits(source: Source | str, *, train: str, evaluated: Mapping[str, str]) -> None:
-    """Raises ConfigError for a source or a split that there isn't; `evaluated` is {config key: split}, "" for none.
+    """Raises ConfigError for an unknown source or split; `evaluated` is {config key: split}, with "" for no split.
 
-    A source's name alone stands for the source without rules.
+    A source given by its name alone has no exclusion rules.
     """
     source = _source(source)
     check_source(source)
@@ -93,31 +93,32 @@ def fit(
     tell: Callable[[str], None] = print,
     report: Report | None = None,
 ) -> Source:
-    """The source with its rules applied to some splits; `tell` gets a line for each split that they shorten.
+    """The source with its rules applied to some splits.
 
     Args:
-      first_prompt: from a statement to the ids of its prompt (`chat.first_prompt(problem_prompt(...), ...)`).
-      report: progress, where prompts must be counted: once for a tokenizer, then the data folder remembers.
+      first_prompt: maps a statement to its prompt's token ids (`chat.first_prompt(problem_prompt(...), ...)`).
+      tell: called with one line per split, which counts the problems left out.
+      report: progress of counting prompt tokens, which are counted once per tokenizer and cached in the data folder.
 
-    Raises ConfigError where a rule can't be applied, or leaves nothing.
+    Raises ConfigError if a rule can't be applied or leaves no problem.
     """
     if source.name != CODE_CONTESTS or not (source.exclude or source.max_prompt_tokens):
         return source
-    kept = dict(source.kept)
+    positions = dict(source.positions)
     for split in dict.fromkeys(splits):
         size = len(reader.open_split(source.dir, split))
         rules = reader.left_out(source.dir, split, source.exclude)
         if source.max_prompt_tokens:
             lengths = _lengths(source, split, first_prompt, report)
-            longer = np.flatnonzero(lengths > source.max_prompt_tokens).tolist()
-            rules[f"prompt of more than {source.max_prompt_tokens} tokens"] = set(longer)
-        gone = set[int]().union(*rules.values())
+            too_long = np.flatnonzero(lengths > source.max_prompt_tokens).tolist()
+            rules[f"prompt of more than {source.max_prompt_tokens} tokens"] = set(too_long)
+        excluded = set[int]().union(*rules.values())
         reasons = ", ".join(f"{len(places)} {rule}" for rule, places in rules.items())
-        tell(f"{split}: {size - len(gone)} of {size} problems; left out: {reasons}")
-        if len(gone) == size:
+        tell(f"{split}: {size - len(excluded)} of {size} problems; left out: {reasons}")
+        if len(excluded) == size:
             raise ConfigError(f"config.data: the rules leave no problem of {split}: {reasons}")
-        kept[split] = tuple(i for i in range(size) if i not in gone)
-    return dataclasses.replace(source, kept=kept)
+        positions[split] = tuple(i for i in range(size) if i not in excluded)
+    return dataclasses.replace(source, positions=positions)
 
 
 def _lengths(
@@ -135,37 +136,39 @@ def training_problems(
 ) -> list[Problem]:
     """The problems of iteration `step`, or a process's `share` of range(count): a pure function of its arguments.
 
-    The shares of an iteration are disjoint, and together the same however many there are. Raises ConfigError for a
-    problem without any test, which a build leaves out.
+    The shares of an iteration are disjoint, and their union doesn't depend on the number of processes. Raises
+    ConfigError for a problem without any test; a build leaves those out.
     """
     source = _source(source)
     check_splits(source, train=split, evaluated={})
     places = [step * count + i for i in (range(count) if share is None else share)]
     if source.name == CODE_CONTESTS:
-        kept = source.kept.get(split)
-        problems = [reader.problem_at(source.dir, split, seed, place, kept) for place in places]
-        if bare := [problem.name for problem in problems if not problem.tests]:
+        positions = source.positions.get(split)
+        problems = [reader.problem_at(source.dir, split, seed, place, positions) for place in places]
+        if untested := [problem.name for problem in problems if not problem.tests]:
             raise ConfigError(
-                f"config.data.dir: {bare[0]!r} of {split} has no test: delete {source.dir}, build it anew"
+                f"config.data.dir: {untested[0]!r} of {split} has no test: delete {source.dir}, build it anew"
             )
         return problems
     return [mini_contests.problem_at(split, seed, place, source.families) for place in places]
 
 
 def evaluation_problems(
-    source: Source | str, split: str, count: int = 0, tell: Tell = tell_nobody
+    source: Source | str, split: str, count: int = 0, tell: Tell = ignore_missing
 ) -> Sequence[Problem]:
-    """A fixed split's problems, the first `count` of them (0 = all), less what the source's rules leave out, and less
-    those without any test; `tell` hears of missing tests (`missing_tests.testable`)."""
+    """The first `count` problems of a fixed split (0 = all) that the source's rules leave and that have a test.
+
+    `tell` is called if tests are missing (`missing_tests.testable`). Raises ConfigError for an unknown source or split.
+    """
     source = _source(source)
     if not split:
         fixed = CODE_CONTESTS_SPLITS if source.name == CODE_CONTESTS else mini_contests.EVAL_SIZES
         raise ConfigError(f"config.eval.split is empty: give one of {', '.join(fixed)}")
     check_splits(source, train="train" if source.name == MINI_CONTESTS else split, evaluated={"eval.split": split})
     if source.name == CODE_CONTESTS:
-        whole = reader.open_split(source.dir, split)
-        places = source.kept.get(split, range(len(whole)))
-        return testable(f"{source.name}/{split}", [whole[i] for i in places[: count or None]], tell)
+        all_problems = reader.open_split(source.dir, split)
+        places = source.positions.get(split, range(len(all_problems)))
+        return testable(f"{source.name}/{split}", [all_problems[i] for i in places[: count or None]], tell)
     problems = mini_contests.eval_split(split)
     if source.families:
         problems = tuple(p for p in problems if p.tags["family"] in source.families)
@@ -173,7 +176,7 @@ def evaluation_problems(
 
 
 def split_bounds(source: Source | str, problems: Sequence[Problem]) -> dict[str, float]:
-    """What the best player can reach on these problems with and without feedback, in percent, where that is known."""
+    """Bounds on 1@3 in percent with and without feedback (`mini_contests.bounds`); {} for sources without them."""
     source = _source(source)
     check_source(source)
     return bounds(problems) if source.name == MINI_CONTESTS else {}

@@ -1,1 +1,1 @@
-"""The words and tokens of a dialogue: prompts, feedback, code extraction, tokenizer, chat format."""
+"""Text and tokens of a dialogue: prompts, feedback, code extraction, tokenizers, chat formats."""

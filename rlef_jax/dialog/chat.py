@@ -5,12 +5,12 @@ A format is data (`ChatStyle`): special tokens around roles and texts. In the ti
     <s> [<|system|> system <|end|>] <|user|> problem <|end|> <|assistant|> response <|end|>
                                     <|user|> feedback <|end|> <|assistant|> response <|end|> ...
 
-the model writes `response <|end|>`; all else is a prompt. A response that was cut by length lacks its <|end|>, which
-then stands at the head of the next prompt, where it is no action. Text that a format puts behind the end of a response
+the model writes `response <|end|>`; everything else is a prompt. A response that was cut by length lacks its <|end|>:
+the next prompt then begins with it, so it isn't an action. Text that a format adds after the end of a response
 (ChatML's newline) belongs to the next prompt.
 
-Text between two special tokens is encoded in one go, as a template's rendering is, so ids are the rendering's wherever
-the template itself only appends. docs/models.md says where one doesn't.
+Text between two special tokens is encoded as one string, as in a rendered template. So the ids equal those of the
+rendering wherever the template itself only appends. docs/models.md lists the templates that don't.
 """
 
 from __future__ import annotations
@@ -22,42 +22,42 @@ from typing import Protocol
 
 
 class TextTokenizer(Protocol):
-    """What a chat format and a reader of episodes need of a tokenizer."""
+    """The tokenizer interface that chat formats and readers of episodes use."""
 
     vocab_size: int
 
     def encode(self, text: str) -> list[int]:
-        """Ids without special tokens: text that spells one is encoded as the letters that it is."""
+        """Ids without special tokens: text that spells one is encoded as ordinary characters."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text; special tokens have none."""
+        """The text of ids; special tokens are left out."""
 
     def show(self, ids: Sequence[int]) -> str:
-        """Text with special tokens spelled out, for people."""
+        """The text of ids with special tokens spelled out, for human readers."""
 
     def special_id(self, mark: str) -> int:
-        """The id of a special token. Raises ValueError where there is none of this spelling."""
+        """The id of a special token. Raises ValueError if there is none with this spelling."""
 
 
 class Mark(str):
-    """A special token's spelling; any other string is text."""
+    """The spelling of a special token; plain `str` pieces are text."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ChatStyle:
-    """A chat format's words.
+    """A chat format: the special tokens and texts around messages.
 
     Attributes:
-      marks: every special token that the other strings spell.
-      opening: what stands before a message's text; {role} is system, user or assistant.
+      marks: every special token that occurs in the other strings.
+      opening: precedes a message's text; {role} is system, user or assistant.
       end: the special token after a message's text.
       head: opens the conversation.
       gap: text after `end`.
-      answer: text that opens each response, written for the model.
-      system: the system message where the caller has none; "" leaves it out.
+      answer: text that opens each response; part of the prompt.
+      system: the default system message; "" for none.
       system_head: text before every system message.
-      trim: are a message's blanks at both ends dropped?
-      stops: further special tokens that end a response, where the vocabulary has them.
+      trim: whether white space at both ends of a message is removed.
+      stops: further special tokens that end a response, if the vocabulary has them.
     """
 
     marks: tuple[str, ...]
@@ -73,32 +73,35 @@ class ChatStyle:
 
     def first(self, user: str, system: str = "", start: str = "") -> list[str]:
         """Marks and texts of turn 1's prompt."""
-        head = self.system_head + (self.trimmed(system) or self.system)
-        shown = self._message("system", head) if head else []
-        return _joined([*self._split(self.head), *shown, *self.user_turn(user, start)])
+        system_text = self.system_head + (self.trimmed(system) or self.system)
+        system_message = self._message("system", system_text) if system_text else []
+        return _merge_texts([*self._split(self.head), *system_message, *self.user_turn(user, start)])
 
     def next(self, user: str, *, closed: bool, start: str = "") -> list[str]:
-        """Marks and texts between a response and the next one; `closed`: the response holds its end already."""
+        """Marks and texts between a response and the next one; `closed`: the response already ended with `end`."""
         end = [] if closed else [Mark(self.end)]
-        return _joined([*end, self.gap, *self.user_turn(user, start)])
+        return _merge_texts([*end, self.gap, *self.user_turn(user, start)])
 
     def another(self, user: str, start: str = "") -> list[str]:
-        """Marks and texts between a dialogue's last response and another dialogue's: an empty response first (C.3)."""
+        """Marks and texts between the last response of a dialogue and the first of another one.
+
+        An empty assistant message separates the two dialogues (C.3).
+        """
         empty = self._message("assistant", "")
-        return _joined([self.gap, *empty, *self.user_turn(user, start)])
+        return _merge_texts([self.gap, *empty, *self.user_turn(user, start)])
 
     def user_turn(self, user: str, start: str = "") -> list[str]:
-        """Marks and texts of a message and of what opens the response to it."""
-        return _joined([*self._message("user", user), *self._answer(start)])
+        """Marks and texts of a user message and of the opening of the response."""
+        return _merge_texts([*self._message("user", user), *self._answer(start)])
 
     def trimmed(self, text: str) -> str:
-        """A message's text as the format has it."""
+        """A message's text, without outer white space if the format trims it."""
         return text.strip() if self.trim else text
 
     def _message(self, role: str, text: str) -> list[str]:
-        # A system message is trimmed before its head is put in front.
-        said = text if role == "system" else self.trimmed(text)
-        return [*self._split(self.opening.format(role=role)), said, Mark(self.end), self.gap]
+        # `first` has already trimmed the system message, before it prepended `system_head`.
+        content = text if role == "system" else self.trimmed(text)
+        return [*self._split(self.opening.format(role=role)), content, Mark(self.end), self.gap]
 
     def _answer(self, start: str) -> list[str]:
         return [*self._split(self.opening.format(role="assistant") + self.answer), start]
@@ -108,8 +111,8 @@ class ChatStyle:
         return [Mark(part) if part in self.marks else part for part in parts]
 
 
-def _joined(pieces: Sequence[str]) -> list[str]:
-    """Texts that stand side by side as one; empty ones left out."""
+def _merge_texts(pieces: Sequence[str]) -> list[str]:
+    """Concatenates neighbouring texts and drops empty ones."""
     joined: list[str] = []
     for piece in pieces:
         if joined and not isinstance(piece, Mark) and not isinstance(joined[-1], Mark):
@@ -126,9 +129,9 @@ TINY = ChatStyle(
 
 @dataclasses.dataclass(frozen=True)
 class ChatFormat:
-    """A chat format over a tokenizer's ids. Raises ValueError where the tokenizer lacks one of the format's marks.
+    """A chat format with a tokenizer. Raises ValueError if the tokenizer lacks one of the format's marks.
 
-    `more_stops` are ids that end a response beside the format's own: those that a model's files name.
+    `more_stops` are further ids that end a response, from a model's files.
     """
 
     tokenizer: TextTokenizer
@@ -151,9 +154,9 @@ class ChatFormat:
         return tuple(dict.fromkeys((*ids, *self.more_stops)))
 
     def first_prompt(self, user: str, system: str = "", *, start: str = "") -> list[int]:
-        """Tokens of turn 1's prompt. Without a system message the format's own is used, if it has one.
+        """Tokens of turn 1's prompt. An empty `system` means the format's default system message, if any.
 
-        The response goes on after the text `start`, which is part of the prompt: it is given, not sampled.
+        The prompt ends with the text `start`, which the sampled response continues.
         """
         return self._ids(self.style.first(user, system, start))
 
@@ -162,19 +165,19 @@ class ChatFormat:
         return self._ids(self.style.next(user, closed=closed, start=start))
 
     def another_prompt(self, user: str, *, start: str = "") -> list[int]:
-        """Tokens appended after a dialogue's last response, its stop id included, where another dialogue begins."""
+        """Tokens between a dialogue's last response (with its stop id) and another dialogue's first response."""
         return self._ids(self.style.another(user, start))
 
     def user_turn(self, user: str, *, start: str = "") -> list[int]:
-        """Tokens that every prompt with this message ends with."""
+        """The tokens with which every prompt with this user message ends."""
         return self._ids(self.style.user_turn(user, start))
 
     def response(self, text: str) -> list[int]:
-        """Tokens of a response written by someone else (supervised data), its stop id included."""
+        """Tokens of a response that wasn't sampled (supervised data), including its stop id."""
         return [*self.tokenizer.encode(self.style.trimmed(text)), self.stop_ids[0]]
 
     def response_text(self, ids: Sequence[int]) -> str:
-        """Text of a sampled response; its stop id has none."""
+        """Text of a sampled response, without its stop token."""
         return self.tokenizer.decode(ids)
 
     def _ids(self, pieces: Sequence[str]) -> list[int]:

@@ -1,10 +1,9 @@
-"""The program in a response: the last complete fenced block tagged python, else the last complete one (ours).
+"""Extracts the program of a response: the last complete fenced block tagged python, else the last complete one (ours).
 
-Blocks are CommonMark's, of backticks or tildes: a fence ends a block only if it is of the block's kind, at least as
-long and indented by less than four blanks, so that a fence in a docstring is part of the program. A block that doesn't
-parse, with a further opening fence in it, is one whose writer began anew. If no line is a fence, blocks written within
-a line (as the format sentence itself writes one) are looked for. What a model has thought counts for nothing: see
-`answer`.
+Blocks follow CommonMark, with backticks or tildes: a closing fence has the same character, is at least as long and is
+indented by less than four spaces, so a fence in a docstring is part of the program. If a block doesn't parse and has
+another opening fence in it, the writer started again: the program begins after that fence. If no line is a fence,
+inline blocks are used (the format sentence itself shows one). A model's thoughts are ignored: see `answer`.
 """
 
 from __future__ import annotations
@@ -26,47 +25,47 @@ _INLINE = re.compile(r"```(?:(python3?|py)\b)?(.*?)```", re.DOTALL | re.IGNORECA
 _TAGS = frozenset({"python", "python3", "py"})
 _THOUGHT_END = "</think>"
 _THOUGHT = re.compile(r"^[ \t]*<think>", re.MULTILINE)
-_DOES_SOMETHING = re.compile(r"^\s*(async\s+def|def|class)\b|\binput\s*\(|\bstdin\b|\bopen\s*\(", re.MULTILINE)
+_HAS_LOGIC = re.compile(r"^\s*(async\s+def|def|class)\b|\binput\s*\(|\bstdin\b|\bopen\s*\(", re.MULTILINE)
 
 
 def extract_code(text: str) -> str | None:
-    """The program in `text`, or None if there is no complete fenced block with anything in it."""
+    """The program in `text`; None if it has no complete fenced block that isn't blank."""
     blocks = _blocks(answer(text))
     return blocks[-1] if blocks else None
 
 
 def answer(text: str) -> str:
-    """What follows a response's last `</think>`, up to a line that opens a thought which doesn't end."""
-    said = text.rpartition(_THOUGHT_END)[2]
-    unfinished = _THOUGHT.search(said)
-    return said[: unfinished.start()] if unfinished else said
+    """The text after a response's last `</think>`, up to a `<think>` line that is never closed."""
+    text_after = text.rpartition(_THOUGHT_END)[2]
+    unfinished = _THOUGHT.search(text_after)
+    return text_after[: unfinished.start()] if unfinished else text_after
 
 
 def ends_in_example(text: str) -> bool:
-    """Whether the program taken is probably an example of how to use another block's: a metric, no rule.
+    """Whether the extracted program is probably only a usage example for an earlier block. Used as a metric only.
 
-    That is where the last block neither defines anything nor reads input, and one before it does.
+    True if the last block neither defines anything nor reads input, and an earlier block does.
     """
-    *before, last = _blocks(answer(text)) or [""]
-    return not _DOES_SOMETHING.search(last) and any(map(_DOES_SOMETHING.search, before))
+    *earlier, last = _blocks(answer(text)) or [""]
+    return not _HAS_LOGIC.search(last) and any(map(_HAS_LOGIC.search, earlier))
 
 
 def program_of(problem: Problem, response: str) -> str | None:
-    """The program that a response submits, or None if it holds none.
+    """The program that a response submits; None if it has none.
 
-    Where responses begin with a given text (`problem.start`, HumanEval's prompt) the response goes on from there
-    without a fence, and the program is both together; see `continued`. Elsewhere it is in a fenced block.
+    If `problem.start` is set (HumanEval's prompt), the response continues that text without a fence, and the program is
+    both together (see `continued`). Otherwise the program is in a fenced block.
     """
     return continued(problem.start, answer(response)) if problem.start else extract_code(response)
 
 
 def continued(start: str, response: str) -> str | None:
-    """`start` and what a response goes on with, or None for a blank one. Ours: the paper says no more than that.
+    """`start` followed by a response's code; None for a blank response. The rules below are ours.
 
-    Models don't stop at the end of a function: they close a fence that nobody opened, explain, or begin anew in a
-    fenced block. Taken is the first of these that parses: the whole response; what stands before the first fence; the
-    longest part that ends before a line without indentation; the program in a fenced block, below `start`. If none
-    does, it is what stands before the first fence.
+    Models don't stop at the end of a function: they close a fence that was never opened, explain, or start again in a
+    fenced block. The program is `start` and the first of these with which it parses: the whole response; the text
+    before the first fence; the longest prefix that ends before an unindented line; the program in a fenced block. If
+    none parses, it is the text before the first fence.
     """
     response = response.removeprefix("\ufeff")
     if not response.strip():
@@ -91,7 +90,7 @@ def _programs(start: str, response: str) -> Iterator[str]:
 
 
 def _without_future(program: str) -> tuple[str, str]:
-    """The imports from __future__ of a program, which must stand first, and the program with blanks in their place."""
+    """(imports from __future__, the program with empty lines in their place). Such imports must come first."""
     try:
         nodes = [n for n in _tree(program).body if isinstance(n, ast.ImportFrom) and n.module == "__future__"]
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -99,14 +98,14 @@ def _without_future(program: str) -> tuple[str, str]:
     lines = _lines(program)
     for node in nodes:
         last = (node.end_lineno or node.lineno) - 1
-        before, after = lines[node.lineno - 1].encode()[: node.col_offset], lines[last].encode()[node.end_col_offset :]
-        rest = after.decode().lstrip(" \t").removeprefix(";").lstrip(" \t")
-        lines[node.lineno - 1 : last + 1] = [before.decode() + rest, *["\n"] * (last + 1 - node.lineno)]
+        left, right = lines[node.lineno - 1].encode()[: node.col_offset], lines[last].encode()[node.end_col_offset :]
+        rest = right.decode().lstrip(" \t").removeprefix(";").lstrip(" \t")
+        lines[node.lineno - 1 : last + 1] = [left.decode() + rest, *["\n"] * (last + 1 - node.lineno)]
     return "".join(f"{ast.unparse(node)}\n" for node in nodes), "".join(lines)
 
 
 def _lines(text: str) -> list[str]:
-    """Lines with their ends. Only a newline ends one: `str.splitlines` knows ten more, which may stand in a string."""
+    """Lines with their newlines. `str.splitlines` would also split at ten other characters, even in strings."""
     return re.findall(r"[^\n]*\n|[^\n]+", text)
 
 
@@ -126,42 +125,42 @@ def _parses(program: str) -> bool:
 
 def _tree(program: str) -> ast.Module:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a program's own odd escapes
+        warnings.simplefilter("ignore")  # invalid escape sequences in the program
         return ast.parse(program)
 
 
 def _blocks(text: str) -> list[str]:
-    """The complete blocks that aren't blank, of those tagged python where there are any, in order."""
+    """The complete blocks that aren't blank, in order: those tagged python if there are any, else all."""
     blocks = [block for block in _fenced_blocks(text) or _inline_blocks(text) if block[1].strip()]
     return [code for tag, code in blocks if tag.lower() in _TAGS] or [code for _, code in blocks]
 
 
 @functools.cache
 def _commonmark() -> MarkdownIt:
-    """A parser of what fences stand in, or look like. HTML isn't: a line with a tag would hide the fence behind it."""
+    """A parser of fences and of the blocks around them. HTML is off: a line with a tag would hide later fences."""
     return MarkdownIt("zero").enable(["blockquote", "code", "fence", "hr", "list"]).disable(["inline", "normalize"])
 
 
 def _fenced_blocks(text: str) -> list[tuple[str, str]]:
     """(tag, content) of each complete block, in order."""
     blocks = []
-    # What is in a block stays as it was written, so nothing is normalized but fences of lines that end with \r\n.
+    # Nothing is normalised except fence lines that end with \r\n: the program itself must stay unchanged.
     text = _FENCE_AND_RETURN.sub(r"\1", text) + "\n"
     for token in _commonmark().parse(text):
         if token.type != "fence" or token.map is None:
             continue
-        # One whose end is missing ends with its list item, quotation or text: it has a line less than with two fences.
-        whole = token.map[1] - token.map[0] == token.content.count("\n") + 2
+        # A block without a closing fence ends with its list item, quotation or text, and has one line less.
+        is_closed = token.map[1] - token.map[0] == token.content.count("\n") + 2
         content: str | None = token.content.removesuffix("\n")
-        if not whole:
-            content = _out_of_its_list(text, token.map[0], token.markup) if token.level else None
+        if not is_closed:
+            content = _closed_after_list(text, token.map[0], token.markup) if token.level else None
         if content is not None:
-            blocks.append(_begun_last(_tag(token.info), content, token.markup))
+            blocks.append(_last_restart(_tag(token.info), content, token.markup))
     return blocks
 
 
-def _out_of_its_list(text: str, opening: int, markup: str) -> str | None:
-    """What stands between the fence in line `opening` and its end, where lines in between have left a list (ours)."""
+def _closed_after_list(text: str, opening: int, markup: str) -> str | None:
+    """The content of a block whose lines are indented less than its list item; None without a closing fence (ours)."""
     lines = text.split("\n")
     indent = len(lines[opening]) - len(lines[opening].lstrip(" "))
     end = re.compile(rf" {{0,{indent + 3}}}{markup[0]}{{{len(markup)},}}[ \t]*")
@@ -175,21 +174,21 @@ def _tag(info: str) -> str:
     return next(iter(info.split()), "")
 
 
-def _begun_last(tag: str, content: str, markup: str) -> tuple[str, str]:
-    """(tag, content) of a block; if it doesn't parse, of what begins in it with an opening fence like its own."""
+def _last_restart(tag: str, content: str, markup: str) -> tuple[str, str]:
+    """(tag, content) of a block. If it doesn't parse: those after the last opening fence in it with the same mark."""
     lines = content.split("\n")
-    opened = [i for i, line in enumerate(lines) if (found := _FENCE.match(line)) and found[1].startswith(markup)]
+    opened = [i for i, line in enumerate(lines) if (fence := _FENCE.match(line)) and fence[1].startswith(markup)]
     if not opened or _parses(content):
         return tag, content
     return _tag(lines[opened[-1]].strip().lstrip(markup[0])), "\n".join(lines[opened[-1] + 1 :])
 
 
 def _inline_blocks(text: str) -> list[tuple[str, str]]:
-    """(tag, content) of each block one of whose ends stands behind text in its line, in order."""
-    found = []
+    """(tag, content) of each block whose opening or closing fence follows text on the same line, in order."""
+    blocks = []
     for match in _INLINE.finditer(text):
         line_starts = (text.rfind("\n", 0, end) + 1 for end in (match.start(), match.end() - 3))
-        before = [text[start:end] for start, end in zip(line_starts, (match.start(), match.end() - 3))]
-        if any(words.strip() for words in before):
-            found.append((match[1] or "", match[2].strip()))
-    return found
+        prefixes = [text[start:end] for start, end in zip(line_starts, (match.start(), match.end() - 3))]
+        if any(prefix.strip() for prefix in prefixes):
+            blocks.append((match[1] or "", match[2].strip()))
+    return blocks

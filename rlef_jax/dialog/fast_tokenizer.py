@@ -12,29 +12,31 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from rlef_jax.errors import ConfigError
 
-# How llama.cpp's names for pre-tokenizers split text, from the tokenizer.json of the models that bear them.
+# Split patterns of llama.cpp's named pre-tokenizers, from the tokenizer.json of the models that use them.
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _LLAMA3_SPLIT = rf"{_WORDS}|\p{{N}}{{1,3}}|{_REST}"
 _QWEN2_SPLIT = rf"{_WORDS}|\p{{N}}|{_REST}"
 _CONTROL, _USER_DEFINED = 3, 4  # GGUF's token types
-# Added tokens that stand between texts, not in them: <|im_end|>, <s>, [INST], and of those that Hugging Face would find
-# in text <think> and names with an underscore, as <tool_call>: no element of HTML has one.
+# Added tokens that mark structure rather than text: <|im_end|>, <think>, and names with an underscore such as
+# <tool_call> (HTML elements have none). The second pattern (<s>, [INST]) applies only to tokens flagged as special.
 _MARK = re.compile(r"<[|｜].+[|｜]>|</?think>|</?[a-z]+(_[a-z]+)+>")
 _SPECIAL_MARK = re.compile(r"<\S+>|\[\S+\]")
 
 
 class FastTokenizer:
-    """Text to ids and back.
+    """Encodes text as ids and decodes ids.
 
-    `vocab_size` is the number of ids; a model's embedding may have more rows, whose ids have no text.
+    `vocab_size` is the number of ids; a model's embedding may have more rows, whose ids have no token.
     """
 
     def __init__(self, whole: Tokenizer) -> None:
-        """Args: whole: a byte-level tokenizer. Raises ValueError if it loses text or text could spell a special token.
+        """Args: whole: a byte-level tokenizer, with its added tokens.
 
-        Every added token counts as special, those too that Hugging Face would find in text (Qwen's <think>). Where one
-        is ordinary text, such as a run of blanks, its text would get other ids than the model has seen: ValueError.
+        Every added token is treated as special, also those that Hugging Face would match in text (Qwen's <think>).
+
+        Raises ValueError if encoding changes white space, if text could produce a special token, or if an added token
+        is ordinary text, such as a run of spaces: it would get other ids here than in the model's training.
         """
         self.whole = whole
         _refuse_ordinary_text(whole)
@@ -42,7 +44,7 @@ class FastTokenizer:
         self.vocab_size: int = 1 + max(whole.get_vocab(with_added_tokens=True).values())
         state = json.loads(whole.to_str())
         state |= {"added_tokens": [], "post_processor": None}
-        self._letters = Tokenizer.from_str(json.dumps(state))
+        self._plain = Tokenizer.from_str(json.dumps(state))
         probe = " a\n\n\tb  'c'\n"
         if self.decode(self.encode(probe)) != probe:
             raise ValueError("not a byte-level tokenizer: it changes white space")
@@ -51,18 +53,18 @@ class FastTokenizer:
                 raise ValueError(f"text could spell the special token {mark!r}")
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`, without special tokens: text that spells one is encoded as the letters that it is.
+        """Ids of `text` without special tokens: text that spells one is encoded as ordinary characters.
 
-        A lone surrogate, which UTF-8 can't hold, becomes "?": a program under judgement may print anything.
+        A lone surrogate, which UTF-8 can't encode, becomes "?".
         """
-        return self._letters.encode(text.encode("utf-8", "replace").decode("utf-8"), add_special_tokens=False).ids
+        return self._plain.encode(text.encode("utf-8", "replace").decode("utf-8"), add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids`. Special tokens have none; bytes that are not UTF-8 become U+FFFD."""
+        """Text of `ids`, without special tokens. Bytes that are not UTF-8 become U+FFFD."""
         return self.whole.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def show(self, ids: Sequence[int]) -> str:
-        """Like `decode`, with special tokens spelled out, and ids that have no token. For people only."""
+        """Like `decode`, but shows special tokens and ids without a token. For human readers only."""
         pieces: list[str] = []
         run: list[int] = []
         for i in map(int, ids):
@@ -74,7 +76,7 @@ class FastTokenizer:
         return "".join([*pieces, self.whole.decode(run, skip_special_tokens=False)])
 
     def special_id(self, mark: str) -> int:
-        """The id of a special token. Raises ValueError where there is none of this spelling."""
+        """The id of a special token. Raises ValueError if there is none with this spelling."""
         if mark not in self._special:
             raise ValueError(f"the tokenizer has no special token {mark!r}")
         return self._special[mark]
@@ -96,7 +98,7 @@ def _special(content: str) -> bool:
 
 
 def from_folder(folder: Path) -> FastTokenizer:
-    """The tokenizer of a Hugging Face folder. Raises ConfigError where it can't be used."""
+    """The tokenizer of a Hugging Face folder. Raises ConfigError if it can't be used."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise ConfigError(
@@ -115,17 +117,17 @@ def from_gguf(fields: Any, path: Path) -> FastTokenizer:
     Args: fields: `fields(key, default)` gives a value (`GGUFFile.field`). path: for errors.
     """
     kind, split = fields("tokenizer.ggml.model"), fields("tokenizer.ggml.pre")
-    known = _splits()
-    if kind != "gpt2" or split not in known:
+    splits = _splits()
+    if kind != "gpt2" or split not in splits:
         raise ConfigError(
-            f"{path}: its tokenizer is {kind}/{split}; supported are gpt2/ with {', '.join(known)}: "
+            f"{path}: its tokenizer is {kind}/{split}; supported are gpt2/ with {', '.join(splits)}: "
             "set config.model.tokenizer to a folder with tokenizer.json"
         )
     tokens, types = fields("tokenizer.ggml.tokens"), fields("tokenizer.ggml.token_type")
     merges = [tuple(merge.split(" ")) for merge in fields("tokenizer.ggml.merges")]
     bpe = models.BPE({token: i for i, token in enumerate(tokens)}, merges, ignore_merges=split == "llama-bpe")
     whole = Tokenizer(bpe)
-    whole.pre_tokenizer, whole.normalizer = known[split]
+    whole.pre_tokenizer, whole.normalizer = splits[split]
     whole.decoder = decoders.ByteLevel()
     whole.add_special_tokens([AddedToken(t, normalized=False) for t, k in zip(tokens, types) if k == _CONTROL])
     whole.add_tokens([AddedToken(t, normalized=False) for t, k in zip(tokens, types) if k == _USER_DEFINED])

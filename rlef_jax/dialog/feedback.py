@@ -1,10 +1,10 @@
-"""What the model is told of a failed response (appendices C.1, C.4 and C.5, byte for byte where the paper speaks).
+"""The feedback message after a failed response (appendices C.1, C.4 and C.5, byte for byte where they define it).
 
-Only the public tests are read: what hidden tests say never enters a prompt.
+Only results of public tests are used: those of hidden tests never enter a prompt.
 
-Ours, where the paper is silent: the messages for a response without code, for a program that doesn't parse and
-for too much output (of a function problem: for too much memory as well); the text of a run-time error that left no
-stack trace; the cuts of long texts, each marked with how much is missing.
+Ours, since the paper doesn't define them: the messages for a response without code, for a program that doesn't parse
+and for too much output (for function problems also too much memory); the text for a run-time error without a stack
+trace; the cuts of long texts, each marked with the number of characters cut.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ def feedback_message(
     """The user message after a response that didn't end its episode.
 
     Args:
-      problem: whose public tests were run.
-      verdict: of the response; `verdict.hidden` isn't read.
+      problem: the problem whose public tests were run.
+      verdict: the response's verdict; `verdict.hidden` isn't used.
       kind: "true" shows the failed public tests (C.1), "none" shows nothing (B.5).
-      max_failures: show the first so many failed tests; 0 shows all.
-      max_chars: cut each input, output and stack trace to so many characters; 0 cuts nothing.
+      max_failures: number of failed tests shown, the first ones; 0 shows all.
+      max_chars: length to which each input, output and stack trace is cut, in characters; 0 cuts nothing.
 
     Raises:
-      ValueError: nothing failed, the judge itself broke, or results and tests differ in number.
+      ValueError: no test failed, the judge itself broke, or the numbers of results and tests differ.
     """
     if kind not in KINDS:
         raise ValueError(f"feedback kind {kind!r} is not one of {KINDS}")
@@ -40,8 +40,8 @@ def feedback_message(
     if kind == "none":
         return ending
     if verdict.status is Status.NO_CODE:
-        lacking = "code" if problem.style == "human_eval" else "code block"
-        return f"Your response has no {lacking}.\n\n{ending}"
+        missing = "code" if problem.style == "human_eval" else "code block"
+        return f"Your response has no {missing}.\n\n{ending}"
     if verdict.status is Status.SYNTAX_ERROR:
         error = verdict.public[0].error if verdict.public else "SyntaxError"
         return f"Your code does not parse:\n\n{_keep_tail(error, max_chars)}\n\n{ending}"
@@ -52,7 +52,7 @@ def feedback_message(
 
 
 def _entries(problem: Problem, verdict: Verdict, max_failures: int, max_chars: int, *, successes: bool) -> list[str]:
-    """One for each failed test, up to `max_failures`, and for each passed one where they are shown too (C.4)."""
+    """An entry per failed test, up to `max_failures`, and per passed test if `successes` (C.4)."""
     if len(verdict.public) != len(problem.public_tests):
         raise ValueError(f"{problem.name}: {len(verdict.public)} results for {len(problem.public_tests)} public tests")
     entries: list[str] = []
@@ -84,7 +84,7 @@ def _entry(test: Test, result: TestResult, max_chars: int) -> str:
 
 
 def _assert_entry(test: FunctionTest, result: TestResult, max_chars: int) -> str:
-    """C.4: the assertion's own message is quoted, a stack trace isn't."""
+    """The entry of a failed assert (C.4): the assertion's message is quoted, a stack trace isn't."""
     head = f"- Failure: `{_keep_head(_shown(test), max_chars)}`:"
     match result.status:
         case Status.WRONG_ANSWER:
@@ -126,7 +126,7 @@ def _keep_head(text: str, max_chars: int) -> str:
 
 
 def _keep_tail(text: str, max_chars: int) -> str:
-    """Cuts from the front: the exception itself stands at the end of a stack trace."""
+    """Cuts the beginning: a stack trace has the exception at its end."""
     if not max_chars or len(text) <= max_chars:
         return text
     return f"[{len(text) - max_chars} characters cut]...{text[-max_chars:]}"

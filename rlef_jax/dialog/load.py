@@ -1,4 +1,4 @@
-"""From `config.model.tokenizer` and `config.model.chat` to a chat format."""
+"""Loads the chat format that `config.model.tokenizer` and `config.model.chat` name."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ _GGUF_STOPS = ("eos", "eot", "eom")
 
 
 def load_chat(tokenizer: str, style: str = "") -> ChatFormat:
-    """The chat format over a tokenizer.
+    """The chat format with its tokenizer.
 
     Args:
-      tokenizer: package:NAME or a SentencePiece `.model` file (the tiny model's kind); a Hugging Face folder or its
+      tokenizer: package:NAME or a SentencePiece `.model` file (as the tiny model has); a Hugging Face folder or its
         tokenizer.json; a GGUF file.
-      style: one of `styles.STYLES`; "" is the one of the folder's or file's chat template, or the tiny model's.
+      style: one of `styles.STYLES`; "" means the format of the folder's or file's chat template, or the tiny model's.
 
-    Raises ConfigError where the tokenizer can't be used, its template is unknown, or it lacks the format's marks.
+    Raises ConfigError if the tokenizer can't be used, its template is unknown, or it lacks the format's marks.
     """
     path = Path(tokenizer)
     template: str | None = None
     special: dict[str, str] = {}
     stops: tuple[int, ...] = ()
-    made: Any
+    loaded: Any
     if path.suffix == ".gguf":
         file = open_gguf(resolve(tokenizer, "", KEY))
-        made, (template, special) = fast_tokenizer.from_gguf(file.field, path), gguf_template(file)
-        stops = _stops(made, [file.field(f"tokenizer.ggml.{name}_token_id") for name in _GGUF_STOPS], path)
+        loaded, (template, special) = fast_tokenizer.from_gguf(file.field, path), gguf_template(file)
+        stops = _stops(loaded, [file.field(f"tokenizer.ggml.{name}_token_id") for name in _GGUF_STOPS], path)
     elif path.is_dir() or path.name == "tokenizer.json":
         folder = path if path.is_dir() else path.parent
-        made, (template, special) = fast_tokenizer.from_folder(folder), _folder_template(folder)
-        stops = _stops(made, _generation_stops(folder / GENERATION), folder / GENERATION)
+        loaded, (template, special) = fast_tokenizer.from_folder(folder), _folder_template(folder)
+        stops = _stops(loaded, _generation_stops(folder / GENERATION), folder / GENERATION)
     else:
-        made, style = _sentencepiece(tokenizer), style or "tiny"
+        loaded, style = _sentencepiece(tokenizer), style or "tiny"
     try:
-        return ChatFormat(made, _style(style, template, special, tokenizer), stops)
+        return ChatFormat(loaded, _style(style, template, special, tokenizer), stops)
     except ConfigError:
         raise
     except ValueError as error:
@@ -55,25 +55,25 @@ def load_chat(tokenizer: str, style: str = "") -> ChatFormat:
 
 
 def _generation_stops(path: Path) -> list[Any]:
-    """eos_token_id of a generation_config.json, one or several; none where there is no such file."""
+    """The eos_token_id (one or several) of a generation_config.json; [] without such a file."""
     if not path.is_file():
         return []
     try:
-        found = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+        stops = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
     except (OSError, ValueError, AttributeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error!r}") from error
-    return found if isinstance(found, list) else [found]
+    return stops if isinstance(stops, list) else [stops]
 
 
 def _stops(tokenizer: FastTokenizer, ids: Sequence[Any], source: Path) -> tuple[int, ...]:
-    """The ids that a model's files say end a response. Raises ConfigError for one that the tokenizer doesn't have."""
-    given = [i for i in ids if i is not None]
-    if odd := [i for i in given if type(i) is not int or tokenizer.whole.id_to_token(i) is None]:
+    """The ids from a model's files that end a response. Raises ConfigError for an id without a token."""
+    stops = [i for i in ids if i is not None]
+    if unknown := [i for i in stops if type(i) is not int or tokenizer.whole.id_to_token(i) is None]:
         raise ConfigError(
-            f"{source}: {odd[0]!r} ends a response there (eos_token_id), and is no token of the tokenizer: correct one"
-            " of the two"
+            f"{source}: {unknown[0]!r} ends a response there (eos_token_id), and is no token of the tokenizer: correct"
+            " one of the two"
         )
-    return tuple(given)
+    return tuple(stops)
 
 
 def _sentencepiece(name: str) -> Tokenizer:
@@ -106,13 +106,13 @@ def gguf_template(file: GGUFFile) -> tuple[str | None, dict[str, str]]:
 def _folder_template(folder: Path) -> tuple[str | None, dict[str, str]]:
     path = folder / "tokenizer_config.json"
     try:
-        given = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        template = given.get("chat_template")
+        settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        template = settings.get("chat_template")
         if (folder / "chat_template.jinja").is_file():
             template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
-        if isinstance(template, list):  # several by name
+        if isinstance(template, list):  # several named templates
             template = next((entry["template"] for entry in template if entry["name"] == "default"), None)
-        tokens = {name: given.get(name) for name in ("bos_token", "eos_token")}
+        tokens = {name: settings.get(name) for name in ("bos_token", "eos_token")}
         return template, {name: _spelling(token) for name, token in tokens.items() if token}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error!r}") from error

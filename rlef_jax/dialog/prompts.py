@@ -13,14 +13,14 @@ _QUESTION = "Provide a Python solution for the following competitive programming
 
 
 def problem_prompt(description: str) -> str:
-    """The user message of turn 1. The description goes in as it is; the full stop after it is the paper's."""
+    """The user message of turn 1. The description is inserted unchanged; the full stop after it is the paper's."""
     return f"{_QUESTION} {description}.\n\n{FORMAT_SENTENCE}"
 
 
 def first_message(problem: Problem) -> str:
-    """The user message of turn 1 in the problem's style. Raises ValueError for a style that there isn't.
+    """The user message of turn 1 in the problem's style. Raises ValueError for an unknown style.
 
-    `problem.start`, where it has one, is no part of it: every response begins with that (C.4).
+    It doesn't include `problem.start`, with which every response begins (C.4).
     """
     match problem.style:
         case "contest":
@@ -30,7 +30,7 @@ def first_message(problem: Problem) -> str:
                 "Write a solution to the following problem and make sure that it passes the tests:"
                 f"\n{problem.description}"
             )
-        case "function":  # ours: the description ends with code, which a full stop would break
+        case "function":  # ours: the description ends with code, after which a full stop would be wrong
             return f"{_QUESTION} {problem.description}\n\n{FORMAT_SENTENCE}"
         case "mbpp":
             tests = "\n".join(problem.shown_tests)

@@ -1,4 +1,4 @@
-"""The chat formats of published models, and which of them a chat template is."""
+"""The chat formats of published models, and how a chat template is matched to one of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jinja2.sandbox
 from rlef_jax.dialog.chat import TINY, ChatStyle, Mark
 from rlef_jax.errors import ConfigError
 
-# Llama 3.1's template puts a date into every system message, and 3.2's the current one: pinned to 3.1's default.
+# Llama 3.1's template puts a date into every system message, 3.2's the current date. Fixed to 3.1's default here.
 DATE = "26 Jul 2024"
 
 
@@ -38,28 +38,28 @@ STYLES: dict[str, ChatStyle] = {
     "smollm2": _chatml("You are a helpful AI assistant named SmolLM, trained by Hugging Face"),
     "qwen2": _chatml("You are a helpful assistant."),
     "qwen25": _chatml("You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
-    # Qwen 3 without thinking. With it, Qwen 3 speaks plain "chatml".
+    # Qwen 3 without thinking; with thinking, its format is plain "chatml".
     "qwen3_direct": _chatml(answer="<think>\n\n</think>\n\n", more=("<think>", "</think>")),
 }
 _PROBE = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"})
 
 
 def style_named(name: str) -> ChatStyle:
-    """The format of that name. Raises ConfigError, listing the names."""
+    """The format of that name. Raises ConfigError, which lists the names, for an unknown one."""
     if name not in STYLES:
         raise ConfigError(f"config.model.chat: {name!r} is not one of {', '.join(STYLES)}, or empty")
     return STYLES[name]
 
 
 def style_of(template: str, special: dict[str, str], source: str) -> ChatStyle:
-    """The format that renders a short dialogue as a chat template does, with and without a system message.
+    """The format that renders a short dialogue exactly as a chat template does, with and without a system message.
 
     Args:
-      template: Jinja, as Hugging Face has it.
-      special: what the template may ask for by name: bos_token, eos_token.
-      source: where it came from, for errors.
+      template: a Jinja chat template, as Hugging Face uses it.
+      special: special tokens that the template may use by name: bos_token, eos_token.
+      source: the template's origin, for error messages.
 
-    Raises ConfigError where no format does.
+    Raises ConfigError if no format matches.
     """
     dialogues = [list(_PROBE), [{"role": "system", "content": "s"}, *_PROBE]]
     try:
@@ -81,8 +81,8 @@ def _rendering(style: ChatStyle, messages: Sequence[dict[str, str]]) -> str:
     return "".join(pieces)
 
 
-def render(template: str, messages: Sequence[dict[str, str]], special: dict[str, str], **given: Any) -> str:
-    """A conversation as a Hugging Face chat template writes it, up to where the model goes on. The date is `DATE`."""
+def render(template: str, messages: Sequence[dict[str, str]], special: dict[str, str], **variables: Any) -> str:
+    """A conversation rendered by a Hugging Face chat template, with the generation prompt. The date is `DATE`."""
 
     def refuse(message: str) -> None:
         raise jinja2.TemplateError(message)
@@ -92,5 +92,5 @@ def render(template: str, messages: Sequence[dict[str, str]], special: dict[str,
     )
     environment.globals |= {"raise_exception": refuse, "strftime_now": lambda _: DATE}
     return environment.from_string(template).render(
-        messages=list(messages), add_generation_prompt=True, **special, **given
+        messages=list(messages), add_generation_prompt=True, **special, **variables
     )

@@ -1,4 +1,4 @@
-"""A lossless SentencePiece tokenizer whose special tokens no text can produce."""
+"""A lossless SentencePiece tokenizer. No text can produce its special tokens."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _SPACE_MARK = "\u2581"
 
 
 class Tokenizer:
-    """Text to ids and back.
+    """Encodes text as ids and decodes ids.
 
     The model must have been trained with byte fallback, identity normalization, no dummy prefix and no removal of
-    white space: then `decode(encode(text)) == text` for every text that UTF-8 can hold.
+    white space: then `decode(encode(text)) == text` for every text that UTF-8 can encode.
 
     Attributes:
       vocab_size: number of ids.
@@ -29,7 +29,7 @@ class Tokenizer:
     """
 
     def __init__(self, model: bytes) -> None:
-        """Args: model: the bytes of a `.model` file. Raises ValueError if a symbol or the byte fallback lacks."""
+        """Args: model: bytes of a `.model` file. Raises ValueError if special tokens or byte fallback are missing."""
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.vocab_size: int = self._processor.get_piece_size()
         self.bos_id = self.special_id(BOS)
@@ -43,9 +43,9 @@ class Tokenizer:
             return cls(file.read())
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`, without special tokens: text that spells one is encoded as the letters that it is.
+        """Ids of `text` without special tokens: text that spells one is encoded as ordinary characters.
 
-        A lone surrogate, which UTF-8 can't hold, becomes "?": a program under judgement may print anything.
+        A lone surrogate, which UTF-8 can't encode, becomes "?".
         """
         text = text.encode("utf-8", "replace").decode("utf-8")
         first, *rest = (self._processor.encode(part) for part in text.split(_SPACE_MARK))
@@ -54,16 +54,16 @@ class Tokenizer:
         return first
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids`. Special tokens have none; bytes that are not UTF-8 become U+FFFD."""
+        """Text of `ids`, without special tokens. Bytes that are not UTF-8 become U+FFFD."""
         return self._processor.decode([int(i) for i in ids])
 
     def show(self, ids: Sequence[int]) -> str:
-        """Like `decode`, with special tokens spelled out. For people only: never encoded again.
+        """Like `decode`, but shows special tokens. For human readers only: never encode the result.
 
         Raises ConfigError for an id that this vocabulary doesn't have.
         """
-        if odd := [i for i in ids if not 0 <= i < self.vocab_size]:
-            raise ConfigError(f"token {odd[0]} is not in this tokenizer's vocabulary of {self.vocab_size}")
+        if unknown := [i for i in ids if not 0 <= i < self.vocab_size]:
+            raise ConfigError(f"token {unknown[0]} is not in this tokenizer's vocabulary of {self.vocab_size}")
         pieces: list[str] = []
         run: list[int] = []
         for i in map(int, ids):
@@ -75,7 +75,7 @@ class Tokenizer:
         return "".join([*pieces, self.decode(run)])
 
     def special_id(self, mark: str) -> int:
-        """The id of a special token. Raises ValueError where the model has none of this spelling."""
+        """The id of a special token. Raises ValueError if the model has none with this spelling."""
         i = self._piece_id(mark)
         if not self._processor.is_control(i):
             raise ValueError(f"{mark!r} must be a control symbol, or text could spell it")

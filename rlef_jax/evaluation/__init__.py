@@ -1,1 +1,1 @@
-"""What a set of episodes says of a policy: n@k, solve rates, intervals, error kinds."""
+"""Evaluates a policy or recorded responses on a benchmark: rollouts, n@k, intervals, error kinds over turns."""

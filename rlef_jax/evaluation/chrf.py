@@ -1,10 +1,11 @@
-"""chrF (Popovic, 2015), the character n-gram F-score: how much two texts have in common, from 0 to 1.
+"""chrF (Popovic, 2015), the character n-gram F-score of two texts, from 0 to 1.
 
     chrF = (1 + beta^2) P R / (beta^2 P + R),   beta = 2
 
-For each n from 1 to 6, precision is the share of the hypothesis's n-grams that the reference has too (each as often as
-it stands there), recall the share of the reference's; P and R are their means over the n for which both texts are long
-enough. White space is left out first, as sacreBLEU's default does: a program that was only indented anew is the same.
+For each n from 1 to 6, precision is the share of the hypothesis's n-grams that also occur in the reference (with
+multiplicity), recall the share of the reference's n-grams that occur in the hypothesis. P and R are their means over
+the n for which both texts are long enough. White space is removed first, as by default in sacreBLEU, so a program that
+is only reindented counts as unchanged.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ ORDER, BETA = 6, 2.0
 
 
 def chrf(hypothesis: str, reference: str) -> float:
-    """The score of one text against another; 1 for two without a character in them."""
-    ours, theirs = "".join(hypothesis.split()), "".join(reference.split())
-    if ours == theirs:
+    """The score of a text against a reference; 1 if both are empty."""
+    hypothesis_text, reference_text = "".join(hypothesis.split()), "".join(reference.split())
+    if hypothesis_text == reference_text:
         return 1.0
     precisions, recalls = [], []
     for n in range(1, ORDER + 1):
-        a, b = _grams(ours, n), _grams(theirs, n)
+        a, b = _grams(hypothesis_text, n), _grams(reference_text, n)
         if not a or not b:
             continue
         common = (a & b).total()

@@ -1,7 +1,7 @@
 """Few-shot prompting, the paper's baseline (appendix C.3): successful dialogues in front of each first prompt.
 
-They are dialogues of two and of three responses about other problems, taken out of saved episodes, with an empty
-assistant message after each. Their tokens are those that were prompted and sampled, never encoded anew.
+These are dialogues with two or three responses about other problems, from saved episodes, each followed by an empty
+assistant message. Their tokens are the prompted and sampled ones, never tokenized again.
 """
 
 from __future__ import annotations
@@ -15,37 +15,37 @@ from rlef_jax.errors import ConfigError
 from rlef_jax.training.episode_io import read_episodes
 from rlef_jax.types import Episode, Problem
 
-LENGTHS = (2, 3)  # responses of a dialogue that may be shown
+LENGTHS = (2, 3)  # numbers of responses of the dialogues shown
 
 
 def choose(path: Path, count: int, evaluated: Sequence[Problem]) -> list[Episode]:
-    """`count` solved dialogues, of two and three responses by turns as long as there are both, each of another problem.
+    """`count` solved dialogues about different problems, alternately with two and three responses while both last.
 
     Args:
-      path: a file of episodes, or an evaluation's folder. Its order decides.
-      count: how many.
-      evaluated: problems of which none may be shown.
+      path: a file of episodes, or an evaluation's folder; earlier episodes come first.
+      count: the number of dialogues.
+      evaluated: problems whose dialogues must not be shown.
 
-    Raises ConfigError where there are fewer, or nothing that can be read.
+    Raises ConfigError if there are fewer, or nothing can be read.
     """
-    taken = {(p.name, p.description) for p in evaluated}
-    found: dict[int, list[Episode]] = {length: [] for length in LENGTHS}
+    excluded = {(p.name, p.description) for p in evaluated}
+    by_length: dict[int, list[Episode]] = {length: [] for length in LENGTHS}
     for episode in (e for file in _files(path) for e in _read(file)):
         problem = episode.problem.name, episode.problem.description
-        if episode.solved and len(episode.turns) in found and problem not in taken and episode.token_ids:
-            taken.add(problem)
-            found[len(episode.turns)].append(episode)
-    there = sum(map(len, found.values()))
-    if there < count:
+        if episode.solved and len(episode.turns) in by_length and problem not in excluded and episode.token_ids:
+            excluded.add(problem)
+            by_length[len(episode.turns)].append(episode)
+    available = sum(map(len, by_length.values()))
+    if available < count:
         raise ConfigError(
-            f"--few-shot={path}: {there} problems, none of them evaluated here, were solved at the second or third"
+            f"--few-shot={path}: {available} problems, none of them evaluated here, were solved at the second or third"
             f" response; --shots={count} needs as many: give another file, or fewer shots"
         )
     chosen: list[Episode] = []
     while len(chosen) < count:
         for length in LENGTHS:
-            if found[length] and len(chosen) < count:
-                chosen.append(found[length].pop(0))
+            if by_length[length] and len(chosen) < count:
+                chosen.append(by_length[length].pop(0))
     return chosen
 
 
@@ -67,12 +67,12 @@ def _read(path: Path) -> list[Episode]:
 
 
 def opening(chat: ChatFormat, shots: Sequence[Episode], system: str = "") -> tuple[int, ...]:
-    """Tokens up to the end of the last dialogue's last response; `ChatFormat.another_prompt` goes on from there.
+    """Tokens of all dialogues, up to the end of the last response; `ChatFormat.another_prompt` continues them.
 
     Args:
-      chat: of the model that is evaluated, and that made the dialogues.
-      shots: see `choose`.
-      system: message that opens it all.
+      chat: the chat format of the evaluated model, with which the dialogues were made.
+      shots: dialogues from `choose`.
+      system: the system message at the beginning.
 
     Raises ConfigError for dialogues of another tokenizer or chat format.
     """
@@ -80,8 +80,8 @@ def opening(chat: ChatFormat, shots: Sequence[Episode], system: str = "") -> tup
     for shot in shots:
         problem, turns = shot.problem, shot.turns
         message = first_message(problem)
-        own = chat.user_turn(message, start=problem.start)
-        if list(turns[0].prompt_delta_ids[-len(own) :]) != own:
+        expected = chat.user_turn(message, start=problem.start)
+        if list(turns[0].prompt_delta_ids[-len(expected) :]) != expected:
             raise ConfigError(
                 f"--few-shot: the dialogue about {problem.name!r} was made with another tokenizer, chat format or"
                 " wording than this model's: give one that this model, or another with its tokenizer, has made"

@@ -1,4 +1,4 @@
-"""An evaluation from its problems to its numbers: rollouts sampled, or read, in chunks that are kept; a report."""
+"""Runs an evaluation: samples rollouts or reads recorded ones, judges them in saved chunks, and reports metrics."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rlef_jax.evaluation.metrics import text_report, whole_report
 from rlef_jax.evaluation.recorded import judge_recorded, read_recorded
 from rlef_jax.metrics.summary import n_at_k_percent, summarise
 from rlef_jax.progress import ProgressDisplay
-from rlef_jax.training.actor import Actor
+from rlef_jax.training.actor import LocalActor, RolloutRequest
 from rlef_jax.training.build import (
     build_policy,
     build_pool,
@@ -43,12 +43,12 @@ class EvaluationRollouts:
     """An evaluation's rollouts.
 
     Attributes:
-      episodes: all of them, those of a problem together.
-      programs: each one's, turn by turn.
-      turns: responses that a rollout counts for.
-      samples: responses a problem.
-      folder: where they are kept.
-      about: what the numbers are of, for their reader.
+      episodes: all episodes, grouped by problem.
+      programs: the programs of each episode, by turn.
+      turns: number of responses that a rollout counts as.
+      samples: number of responses per problem.
+      folder: the folder where they are saved.
+      about: the settings of the evaluation, for its reader.
     """
 
     episodes: list[Episode]
@@ -73,11 +73,11 @@ def sampled(
     chunk: int,
     also: Mapping[str, Any],
 ) -> EvaluationRollouts:
-    """Rollouts of a policy: of a run's checkpoint, or where that is None of `config.model.init`.
+    """Samples rollouts of a policy: of a run's checkpoint, or of `config.model.init` if that is None.
 
-    `shots` are dialogues in front of each prompt (`evaluation.few_shot`). `also` is added to what the folder says of
-    the evaluation. Every rollout is a function of the weights, the seed and its number alone, as in a run's own
-    evaluations. Raises ConfigError for weights, dialogues or a folder that can't be used.
+    `shots` are dialogues in front of each prompt (`evaluation.few_shot`). `also` is added to the settings. Every
+    rollout depends only on the weights, the seed and its index, as in a run's own evaluations. Raises ConfigError for
+    weights, dialogues or a folder that can't be used.
     """
     config = with_model_shape(config)
     policy = build_policy(config)
@@ -85,7 +85,7 @@ def sampled(
     if workdir is not None and checkpoint is not None:
         first = policy.params
         params = saved_policy(workdir, checkpoint, first, lambda: first, (config.model.compute_dtype,))
-    settings = rollout_settings(config, policy.chat, feedback, evaluation=True)
+    settings = rollout_settings(config, policy.chat.stop_ids, feedback, evaluation=True)
     settings = dataclasses.replace(settings, opening=opening(policy.chat, shots, settings.system_prompt))
     about = {
         "benchmark": name,
@@ -102,17 +102,21 @@ def sampled(
         about["few_shot"] = [shot.problem.name for shot in shots]
     folder = out or (workdir or Path("runs")) / "benchmarks" / _folder_name(name, about)
     rows = [p for p in problems for _ in range(rollouts)]
+
+    def find(request: RolloutRequest) -> tuple[Sequence[Problem], Sequence[Problem]]:
+        return rows[request.indexes.start : request.indexes.stop], problems
+
     with build_pool(config.execution) as pool, ProgressDisplay(stream=sys.stderr) as display:
         _open(folder, about, tokenizer_identity(config.model.tokenizer) | python_identity(pool.interpreter))
-        actor = Actor(build_samplers(config, policy.cfg, policy.chat.stop_ids, 1)[0], policy, pool)
-        actor.sampler.set_weights(params, version=0)
+        [sampler] = build_samplers(config, policy.cfg, policy.chat.stop_ids, 1)
+        actor = LocalActor(sampler, policy.chat, pool, find, display=display)
+        actor.set_weights(params, version=0)
 
         def make(first: int, size: int) -> list[Episode]:
-            episodes, _ = actor.episodes(
-                rows[first : first + size], seed=config.seed + EVAL_SEED, step=0, settings=settings, first_index=first,
-                display=display, stage="this chunk", donors=problems,
-            )  # fmt: skip
-            return episodes
+            indexes, seed = range(first, first + size), config.seed + EVAL_SEED
+            return actor.episodes(
+                RolloutRequest(name, seed, 0, len(rows), indexes, settings, stage="this chunk")
+            ).episodes  # fmt: skip
 
         episodes = all_chunks(
             folder, _sizes(len(problems), rollouts, chunk), make, lambda d, t: display.stage("rollouts", d, t)
@@ -134,9 +138,9 @@ def recorded(
     also: Mapping[str, Any],
     left_out: Collection[str] = (),
 ) -> EvaluationRollouts:
-    """The rollouts in a file (`evaluation.recorded`), judged. Where none has several responses, each is one sample.
+    """Judges the rollouts in a file (`evaluation.recorded`). If all have a single response, each counts as one sample.
 
-    `also` is added to what the folder says of the evaluation. Samples of the problems named in `left_out` don't count.
+    `also` is added to the settings. Samples of the problems named in `left_out` are skipped.
     """
     rollouts = read_recorded(path, problems, left_out)
     if not rollouts:
@@ -176,54 +180,54 @@ def recorded(
 
 
 def report(
-    rollouts: EvaluationRollouts, asked: Sequence[tuple[int, int]], *, bootstrap_samples: int, judge: str = ""
+    rollouts: EvaluationRollouts, pairs: Sequence[tuple[int, int]], *, bootstrap_samples: int, judge: str = ""
 ) -> dict[str, Any]:
-    """The numbers, written to the folder's results.json as well; `judge` says what is known of the judge's own errors.
+    """The metrics, which are also written to the folder's results.json; `judge` is a line about the judge's own errors.
 
-    Raises ValueError where the judge broke on so many rollouts that nothing can be said.
+    Raises ValueError if the judge broke on too many rollouts.
     """
     turns, samples = rollouts.turns, rollouts.samples
-    pairs = list(asked) or list(dict.fromkeys(((1, turns), (1, samples))))
-    for n, k in pairs:
+    chosen = list(pairs) or list(dict.fromkeys(((1, turns), (1, samples))))
+    for n, k in chosen:
         if k < turns and k != 1:
             raise ConfigError(f"--n-at-k: {n}@{k} is less than one rollout of {turns} turns; only 1@1 is known of it")
     percent, left_out = n_at_k_percent(rollouts.episodes, 1, samples, turns=turns)
-    found: dict[str, Any] = {f"1@{samples}": percent, "left_out": left_out}
-    found |= summarise(rollouts.episodes, max_turns=turns, bootstrap_samples=bootstrap_samples)
-    found |= whole_report(
+    results: dict[str, Any] = {f"1@{samples}": percent, "left_out": left_out}
+    results |= summarise(rollouts.episodes, max_turns=turns, bootstrap_samples=bootstrap_samples)
+    results |= whole_report(
         rollouts.episodes,
         rollouts.programs,
-        [(n, k) for n, k in pairs if k >= turns],
+        [(n, k) for n, k in chosen if k >= turns],
         turns=turns,
         problem_resamplings=bootstrap_samples,
     )
-    found |= {"evaluation": rollouts.about, "folder": str(rollouts.folder), "judge": judge}
-    write_results(rollouts.folder, found)
-    return found
+    results |= {"evaluation": rollouts.about, "folder": str(rollouts.folder), "judge": judge}
+    write_results(rollouts.folder, results)
+    return results
 
 
-def text_of(found: dict[str, Any]) -> str:
-    """The numbers as a table."""
-    lines = [text_report(found)]
-    if found["1@1"] is not None:
-        low, high = found["1@1_ci"]
-        lines.append(f"1@1 {found['1@1']:.1f} % (first responses; over problems {low:.1f} to {high:.1f})")
-    if missing := found["evaluation"].get("without_samples"):
-        lines.append(f"{missing} problems of {found['evaluation']['benchmark']} have no sample and don't count")
-    if count := found["evaluation"].get("feedback_tests"):
+def text_of(results: dict[str, Any]) -> str:
+    """The metrics as text."""
+    lines = [text_report(results)]
+    if results["1@1"] is not None:
+        low, high = results["1@1_ci"]
+        lines.append(f"1@1 {results['1@1']:.1f} % (first responses; over problems {low:.1f} to {high:.1f})")
+    if missing := results["evaluation"].get("without_samples"):
+        lines.append(f"{missing} problems of {results['evaluation']['benchmark']} have no sample and don't count")
+    if count := results["evaluation"].get("feedback_tests"):
         lines.append(
             f"feedback, and the choice of what is submitted, from up to {count} tests a problem:"
-            f" {found['evaluation']['made_public']} hidden tests were made public"
+            f" {results['evaluation']['made_public']} hidden tests were made public"
         )
-    if shown := found["evaluation"].get("few_shot"):
-        lines.append(f"few-shot dialogues in front: {', '.join(shown)}")
-    if found["judge"]:
-        lines.append(found["judge"])
-    return "\n".join([*lines, f"rollouts and numbers are kept in {found['folder']}"])
+    if shots := results["evaluation"].get("few_shot"):
+        lines.append(f"few-shot dialogues in front: {', '.join(shots)}")
+    if results["judge"]:
+        lines.append(results["judge"])
+    return "\n".join([*lines, f"rollouts and numbers are kept in {results['folder']}"])
 
 
 def _open(folder: Path, about: dict[str, Any], inputs: Inputs) -> None:
-    """Makes the folder, or goes on in it. Raises ConfigError for one of another evaluation or of other inputs."""
+    """Creates the folder, or reopens it. Raises ConfigError if it holds another evaluation or has other inputs."""
     open_folder(folder, about)
     check_inputs(
         folder, inputs, begun=any((folder / CHUNKS).iterdir()), mend="Put them back, or give another --out",
@@ -232,13 +236,13 @@ def _open(folder: Path, about: dict[str, Any], inputs: Inputs) -> None:
 
 
 def _sizes(problems: int, rollouts: int, chunk: int) -> list[int]:
-    """Rollouts of each chunk: whole problems, as many as `chunk` rollouts hold, at least one."""
+    """The number of rollouts of each chunk: whole problems, at least one, within `chunk` rollouts."""
     each = max(1, chunk // rollouts)
     return [rollouts * min(each, problems - i) for i in range(0, problems, each)]
 
 
 def _plain(settings: RolloutSettings) -> dict[str, Any]:
-    """Settings as JSON gives them back; of the tokens in front of each prompt, if there are any, their hash."""
+    """Settings as JSON data; the tokens in front of each prompt are replaced by their hash."""
     fields = dataclasses.asdict(settings)
     if ids := fields.pop("opening"):
         fields["opening"] = hashlib.sha256(json.dumps(ids).encode()).hexdigest()

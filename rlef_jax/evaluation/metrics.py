@@ -1,8 +1,7 @@
-"""What an evaluation prints, computed from its episodes and their programs. docs/evaluation.md has the formulas.
+"""The metrics of an evaluation, from its episodes and their programs. docs/evaluation.md has the formulas.
 
-All shares are in percent. A sample is a response; `turns` of them make a rollout, which submits its last program.
-Rollouts that the judge broke on count in `infra` alone, and a problem with too few others for a k is left out of that
-n@k.
+All shares are in percent. A sample is a response; a rollout has `turns` of them and submits its last program. Rollouts
+on which the judge broke count only in `infra`. A problem with too few other rollouts for a k is left out of that n@k.
 """
 
 from __future__ import annotations
@@ -21,25 +20,26 @@ from rlef_jax.types import Episode
 
 def n_at_k_table(
     episodes: Sequence[Episode],
-    asked: Sequence[tuple[int, int]],
+    pairs: Sequence[tuple[int, int]],
     *,
     turns: int,
     resamplings: int = 200,
     problem_resamplings: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """{"1@3": {...}} for each (n, k): the estimate, its intervals, and independent samples at the same k.
+    """{"1@3": {...}} for each (n, k): the estimate, its intervals, and that of independent samples at the same k.
 
-    `percent`; `samples_ci`: the paper's interval, resampling each problem's results; `problems_ci`: resampling the
-    problems; `pass@k`: submitting all of the k; `independent`: the same n@k where each of the k responses is the first
-    of a rollout, if there are k rollouts and it is known whether first responses are right; `rollouts`: how many the k
-    responses are; `problems` and `left_out`. All but counts are None where no problem has enough rollouts.
+    Entries: `percent`, the estimate; `samples_ci`, the paper's interval, from resampling each problem's results;
+    `problems_ci`, from resampling the problems; `pass@k`, if all k are submitted; `independent`, the same n@k with k
+    first responses, if there are k rollouts and it is known whether first responses are correct; `rollouts`, their
+    number for k responses; `problems` and `left_out`, counts. If no problem has enough rollouts, all but counts are
+    None.
     """
     groups = by_problem(episodes)
     judged = [[e for e in group if e.end != "infra"] for group in groups]
-    known = first_responses_known([e for group in judged for e in group])
+    first_known = first_responses_known([e for group in judged for e in group])
     table: dict[str, Any] = {}
-    for n, k in asked:
+    for n, k in pairs:
         rollouts = rollouts_for(k, turns)
         counts = [_counts(group) for group in judged if len(group) >= rollouts]
         row: dict[str, Any] = {"rollouts": rollouts, "problems": len(counts), "left_out": len(groups) - len(counts)}
@@ -52,62 +52,69 @@ def n_at_k_table(
                 f"pass@{k}": 100 * mean_n_at_k(counts, rollouts, rollouts),
             }
         first = [_first_counts(group) for group in judged if len(group) >= k]
-        if known and len(first) == len(counts) and first:
+        if first_known and len(first) == len(counts) and first:
             row["independent"] = 100 * mean_n_at_k(first, n, k)
         table[f"{n}@{k}"] = row
     return table
 
 
 def over_turns(episodes: Sequence[Episode], programs: Sequence[Sequence[str | None]]) -> dict[str, Any]:
-    """What happens from turn to turn, over all judged rollouts.
+    """Metrics over turns, for all judged rollouts.
 
     Args:
-      episodes: finished ones.
-      programs: each one's programs, turn by turn.
+      episodes: finished episodes.
+      programs: the programs of each episode, by turn; None for a response without code.
 
     Returns:
-      `solved_by_turn`: share of rollouts solved within so many turns (None in all but the last where passing the public
-        tests ends nothing, so that nobody knows). `responses`: how many there were at each turn.
-      `error_kinds`: at each turn, how many responses of each status.
+      `solved_by_turn`: share of rollouts solved within that number of turns. None for all but the last turn if passing
+        the public tests doesn't end a rollout, since then it is unknown.
+      `responses`: number of responses at each turn. `error_kinds`: {status: count} at each turn.
       `transitions`: from each turn to the next, {status: {next status: count}}.
-      `unchanged_chrf`: at each change of turn, the mean chrF of a program against the one before it, where both hold
-        code; `code_changed`: 100 - that. `pairs`: how many there were.
-      `response_tokens`: at each turn mean, median and longest, and the share that was cut by length; None without
+      `unchanged_chrf`: from each turn to the next, the mean chrF of a program against the one before it, if both
+        responses have code; `code_changed`: 100 minus that; `pairs`: the number of such pairs.
+      `response_tokens`: at each turn the mean, median and longest length, and the share cut by length; None without
         tokens.
     """
-    kept = [(e, p) for e, p in zip(episodes, programs, strict=True) if e.end != "infra"]
-    judged = [e for e, _ in kept]
+    judged_pairs = [(e, p) for e, p in zip(episodes, programs, strict=True) if e.end != "infra"]
+    judged = [e for e, _ in judged_pairs]
     longest = max((len(e.turns) for e in judged), default=0)
-    known = first_responses_known(judged)
+    first_known = first_responses_known(judged)
     solved = [100 * float(np.mean([e.solved and len(e.turns) <= t for e in judged])) for t in range(1, longest + 1)]
     pairs = [
-        [(a, b) for e, p in kept if len(e.turns) > t + 1 and (a := p[t]) is not None and (b := p[t + 1]) is not None]
+        [
+            (a, b)
+            for e, p in judged_pairs
+            if len(e.turns) > t + 1 and (a := p[t]) is not None and (b := p[t + 1]) is not None
+        ]
         for t in range(longest - 1)
     ]
-    same = [
-        float(np.mean([100 * chrf(after, before) for before, after in found])) if found else None for found in pairs
+    similarity = [
+        float(np.mean([100 * chrf(next_program, program) for program, next_program in turn_pairs]))
+        if turn_pairs
+        else None
+        for turn_pairs in pairs
     ]
     return {
-        "solved_by_turn": solved if known else [*[None] * (longest - 1), *solved[-1:]],
+        "solved_by_turn": solved if first_known else [*[None] * (longest - 1), *solved[-1:]],
         "responses": [sum(len(e.turns) > t for e in judged) for t in range(longest)],
         "error_kinds": error_kinds(judged),
         "transitions": [transitions(judged, t) for t in range(longest - 1)],
-        "unchanged_chrf": same,
-        "code_changed": [None if s is None else 100 - s for s in same],
-        "pairs": [len(found) for found in pairs],
+        "unchanged_chrf": similarity,
+        "code_changed": [None if s is None else 100 - s for s in similarity],
+        "pairs": [len(turn_pairs) for turn_pairs in pairs],
         "response_tokens": [_lengths(judged, t) for t in range(longest)],
     }
 
 
 def transitions(episodes: Sequence[Episode], turn: int) -> dict[str, dict[str, int]]:
-    """{status of turn `turn` (from 0): {status of the next one: how many}}, most frequent first."""
+    """{status at `turn` (from 0): {status at the next turn: count}}, most frequent first."""
     counts = Counter(
         (_status(e, turn), _status(e, turn + 1)) for e in episodes if len(e.turns) > turn + 1
     ).most_common()
-    found: dict[str, dict[str, int]] = {}
-    for (before, after), count in counts:
-        found.setdefault(before, {})[after] = count
-    return found
+    table: dict[str, dict[str, int]] = {}
+    for (status, next_status), count in counts:
+        table.setdefault(status, {})[next_status] = count
+    return table
 
 
 def _status(episode: Episode, turn: int) -> str:
@@ -116,31 +123,31 @@ def _status(episode: Episode, turn: int) -> str:
 
 
 def _lengths(episodes: Sequence[Episode], turn: int) -> dict[str, float] | None:
-    made = [e.turns[turn] for e in episodes if len(e.turns) > turn]
-    lengths = [len(t.response_ids) for t in made]
+    reached = [e.turns[turn] for e in episodes if len(e.turns) > turn]
+    lengths = [len(t.response_ids) for t in reached]
     if not any(lengths):
         return None
     return {
         "mean": float(np.mean(lengths)),
         "median": float(np.median(lengths)),
         "longest": float(max(lengths)),
-        "cut": 100 * float(np.mean([t.finish_reason == "length" for t in made])),
+        "cut": 100 * float(np.mean([t.finish_reason == "length" for t in reached])),
     }
 
 
 def _counts(group: Sequence[Episode]) -> Counts:
-    """(samples, those that pass the public tests, those that pass all) of a problem's rollouts."""
+    """(rollouts of a problem, number that pass the public tests, number that pass all tests)."""
     return len(group), sum(map(last_passed_public, group)), sum(e.solved for e in group)
 
 
 def _first_counts(group: Sequence[Episode]) -> Counts:
-    """The same of its first responses."""
+    """The same for a problem's first responses."""
     public = [e for e in group if (v := e.turns[0].verdict) is not None and v.public_passed]
     return len(group), len(public), sum(e.solved for e in public)
 
 
 def _problems_interval(counts: Sequence[Counts], n: int, k: int, resamplings: int, seed: int) -> list[float]:
-    """95 % interval of the mean where the problems are drawn anew with replacement, their results as they are."""
+    """95 % interval of the mean, from resampling the problems with replacement; their results stay fixed."""
     values = np.array([n_at_k(*c, n, k) for c in counts])
     draws = np.random.default_rng(seed).integers(len(values), size=(resamplings, len(values)))
     return _percent(np.percentile(values[draws].mean(axis=1), [2.5, 97.5]))
@@ -150,18 +157,18 @@ def _percent(interval: Any) -> list[float]:
     return [100 * float(x) for x in interval]
 
 
-def text_report(found: dict[str, Any]) -> str:
-    """The numbers for a person: n@k, then what happens over turns."""
+def text_report(report: dict[str, Any]) -> str:
+    """The report as text: n@k, then the metrics over turns."""
     lines = [
         f"{'n@k':>8} {'%':>7} {'samples 95 %':>15} {'problems 95 %':>15} {'pass@k':>7} {'independent':>12} problems"
     ]
-    for name, row in found["n_at_k"].items():
+    for name, row in report["n_at_k"].items():
         k = name.split("@")[1]
         cells = [_number(row["percent"], 7), _interval(row["samples_ci"]), _interval(row["problems_ci"])]
         cells += [_number(row[f"pass@{k}"], 7), _number(row["independent"], 12)]
         left_out = f" ({row['left_out']} left out)" if row["left_out"] else ""
         lines.append(" ".join([f"{name:>8}", *cells, f"{row['problems']}{left_out}"]))
-    turns = found["over_turns"]
+    turns = report["over_turns"]
     lines += [
         "",
         f"{'turn':>8} {'responses':>9} {'solved by':>9} {'tokens':>7} {'cut %':>6} {'changed %':>9}  statuses",
@@ -176,9 +183,12 @@ def text_report(found: dict[str, Any]) -> str:
         )
     for t, table in enumerate(turns["transitions"], start=1):
         lines += ["", f"from turn {t} to turn {t + 1}"]
-        for before, after in table.items():
-            lines.append(f"  {before:14} -> " + ", ".join(f"{kind} {n}" for kind, n in after.items()))
-    lines += ["", f"{found['problems']} problems, {found['rollouts']} rollouts, {found['infra']} broken by the judge"]
+        for status, next_statuses in table.items():
+            lines.append(f"  {status:14} -> " + ", ".join(f"{kind} {n}" for kind, n in next_statuses.items()))
+    lines += [
+        "",
+        f"{report['problems']} problems, {report['rollouts']} rollouts, {report['infra']} broken by the judge",
+    ]
     return "\n".join(lines)
 
 
@@ -193,17 +203,17 @@ def _interval(values: Sequence[float] | None) -> str:
 def whole_report(
     episodes: Sequence[Episode],
     programs: Sequence[Sequence[str | None]],
-    asked: Sequence[tuple[int, int]],
+    pairs: Sequence[tuple[int, int]],
     *,
     turns: int,
     problem_resamplings: int,
 ) -> dict[str, Any]:
-    """All of the above. Raises ValueError where there is no episode that the judge didn't break on."""
+    """All metrics above, as JSON data. Raises ValueError if the judge broke on all episodes."""
     judged = [e for e in episodes if e.end != "infra"]
     if not judged:
         raise ValueError(f"none of {len(episodes)} rollouts was judged")
     return {
-        "n_at_k": n_at_k_table(episodes, asked, turns=turns, problem_resamplings=problem_resamplings),
+        "n_at_k": n_at_k_table(episodes, pairs, turns=turns, problem_resamplings=problem_resamplings),
         "over_turns": over_turns(episodes, programs),
         "problems": len(by_problem(episodes)),
         "rollouts": len(episodes),

@@ -1,12 +1,12 @@
-"""Responses that were made elsewhere, through the same judge and the same turn machine as sampled ones.
+"""Judges responses that were made elsewhere, with the same judge and turn rules as sampled ones.
 
-A file of them is JSON lines, one a rollout:
+The file has JSON lines, one per rollout:
 
-    {"task_id": "HumanEval/0", "completion": "    return ..."}     HumanEval's form: the text after the prompt
-    {"task_id": "Mbpp/2", "solution": "def f(): ..."}              a whole program ("problem" may stand for "task_id")
-    {"problem": "1575_A. Another ...", "responses": ["...", "..."]}  a dialogue's responses, programs taken out of them
+    {"task_id": "HumanEval/0", "completion": "    return ..."}     HumanEval's format: the text after the prompt
+    {"task_id": "Mbpp/2", "solution": "def f(): ..."}              a whole program ("problem" may replace "task_id")
+    {"problem": "1575_A. Another ...", "responses": ["...", "..."]}  responses of a dialogue, as text with code
 
-A `completion` of a problem whose responses begin with no given text is a whole program too.
+For a problem without `start`, a `completion` is a whole program too.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from rlef_jax.types import Episode, Limits, Problem, Turn, Verdict
 
 @dataclasses.dataclass(frozen=True)
 class Recorded:
-    """One rollout: the program of each response, None where it held none."""
+    """One rollout: the program of each response, None for a response without one."""
 
     problem: Problem
     programs: tuple[str | None, ...]
 
 
 def read_recorded(path: Path, problems: Sequence[Problem], left_out: Collection[str] = ()) -> list[Recorded]:
-    """The rollouts in a file, those of a problem together, in the order of `problems`. Those of problems that were
-    left out, by name, are passed over.
+    """The rollouts in a file, grouped by problem, in the order of `problems`.
 
-    Raises ConfigError, with the line's number, for a line of another form or a problem that isn't among them.
+    Rollouts of problems whose names are in `left_out` are skipped. Raises ConfigError, with the sample's number, for a
+    line in another format or an unknown problem.
     """
     by_name: dict[str, Problem] = {}
     for problem in problems:
         by_name.setdefault(problem.name, problem)  # names aren't unique in CodeContests: the first counts
-    found: dict[str, list[Recorded]] = {name: [] for name in by_name}
+    by_problem: dict[str, list[Recorded]] = {name: [] for name in by_name}
     for number, row in enumerate(_rows(path), start=1):
         try:
             name = row["task_id"] if "task_id" in row else row["problem"]
@@ -52,10 +52,10 @@ def read_recorded(path: Path, problems: Sequence[Problem], left_out: Collection[
                 continue
             if name not in by_name:
                 raise ValueError(f"the benchmark has no problem {name!r}")
-            found[name].append(Recorded(by_name[name], _programs(row, by_name[name])))
+            by_problem[name].append(Recorded(by_name[name], _programs(row, by_name[name])))
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"--judge-only: {path}, sample {number}: {error or type(error).__name__}") from error
-    return [rollout for rollouts in found.values() for rollout in rollouts]
+    return [rollout for rollouts in by_problem.values() for rollout in rollouts]
 
 
 def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
@@ -66,14 +66,14 @@ def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _programs(row: Mapping[str, Any], problem: Problem) -> tuple[str | None, ...]:
-    given = [key for key in ("completion", "solution", "responses") if key in row]
-    if len(given) != 1:
+    keys = [key for key in ("completion", "solution", "responses") if key in row]
+    if len(keys) != 1:
         raise ValueError('give one of "completion", "solution" and "responses"')
-    texts = row[given[0]]
-    if given[0] != "responses":
+    texts = row[keys[0]]
+    if keys[0] != "responses":
         if not isinstance(texts, str):
-            raise ValueError(f"{given[0]!r} is no text")
-        return (problem.start + texts if given[0] == "completion" else texts,)
+            raise ValueError(f"{keys[0]!r} is no text")
+        return (problem.start + texts if keys[0] == "completion" else texts,)
     if not texts or not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise ValueError('"responses" is no list of texts')
     return tuple(program_of(problem, text) for text in texts)
@@ -90,9 +90,10 @@ def judge_recorded(
     first_index: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Episode]:
-    """Each rollout as an episode: its programs in turn until one passes the public tests, then the hidden tests.
+    """Each rollout as an episode: its programs are run until one passes the public tests; the last one is judged fully.
 
-    Its turns have no tokens. `limits` hold where the problem has none of its own; entry i has index `first_index + i`.
+    The turns have no tokens. `limits` apply to problems without limits of their own; entry i has the index
+    `first_index + i`.
     """
     events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
     episodes = [machine.start(r.problem, seed=0, step=0, index=first_index + i) for i, r in enumerate(rollouts)]

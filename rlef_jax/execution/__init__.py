@@ -1,1 +1,1 @@
-"""Candidate programs: run under limits in warm Python 3.10 workers, judged outside their process."""
+"""Runs candidate programs under limits in warm Python 3.10 workers and judges them outside their process."""

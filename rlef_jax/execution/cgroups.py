@@ -1,4 +1,4 @@
-"""Control groups, where they can be written: a worker's memory and tasks, counted as a whole by the kernel."""
+"""Control groups, if they can be written: the kernel limits a worker's memory and tasks as a whole."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _REMOVAL_S = 5.0
 
 
 class NoCgroupError(RuntimeError):
-    """Control groups can't be used here; the message says why."""
+    """Raised if control groups can't be used here; the message says why."""
 
 
 class Cgroup:
-    """One worker's group: memory and tasks. `version` is 1 or 2."""
+    """One worker's control group for memory and tasks. `version` is 1 or 2."""
 
     def __init__(self, index: int):
-        """Makes the group. NoCgroupError where that isn't possible."""
+        """Creates the group of worker number `index`. Raises NoCgroupError if that isn't possible."""
         self.version, self._folders = _folders(index)
         try:
             for folder in set(self._folders.values()):
@@ -31,7 +31,7 @@ class Cgroup:
             )
             if not self._limit_file.exists():
                 raise NoCgroupError(f"no {self._limit_file.name} in {self._limit_file.parent}")
-            self._write("pids", "pids.max", "1024")  # beyond any program's limit: the worker's own are in it too
+            self._write("pids", "pids.max", "1024")  # above any program's limit: it includes the worker's own processes
             if self.version == 2:
                 self._write("memory", "memory.swap.max", "0", optional=True)
         except (OSError, NoCgroupError) as exc:
@@ -40,12 +40,12 @@ class Cgroup:
         self._limit = -1
 
     def add(self, pid: int) -> None:
-        """Moves a process into the group; its children to come are born there. Raises OSError."""
+        """Moves a process into the group; its future children start there. Raises OSError."""
         for folder in set(self._folders.values()):
             (folder / "cgroup.procs").write_text(str(pid))
 
     def events(self) -> int:
-        """A descriptor of the file that counts processes killed for memory. Raises OSError."""
+        """An open descriptor of the file that counts processes killed for memory. Raises OSError."""
         name = "memory.events" if self.version == 2 else "memory.oom_control"
         return os.open(self._folders["memory"] / name, os.O_RDONLY | os.O_CLOEXEC)
 
@@ -55,13 +55,13 @@ class Cgroup:
         return int((self._folders["memory"] / name).read_text())
 
     def limit_memory(self, count: int) -> None:
-        """Sets the limit in bytes, if it isn't that already. Raises OSError."""
+        """Sets the memory limit in bytes, unless it is set already. Raises OSError."""
         if count != self._limit:
             self._limit_file.write_text(str(count))
             self._limit = count
 
     def remove(self) -> None:
-        """Removes the group, and kills what is still in it. May be called twice."""
+        """Kills the processes still in the group and removes it. May be called twice."""
         for folder in set(self._folders.values()):
             remove_folder(folder)
 
@@ -74,7 +74,7 @@ class Cgroup:
 
 
 def remove_folder(folder: pathlib.Path) -> None:
-    """Removes one group's folder once its processes, which are killed, are gone; gives up after some seconds."""
+    """Kills a group's processes and removes its folder once they are gone; gives up after _REMOVAL_S seconds."""
     give_up = time.monotonic() + _REMOVAL_S
     while folder.is_dir() and time.monotonic() < give_up:
         try:
@@ -89,12 +89,12 @@ def remove_folder(folder: pathlib.Path) -> None:
 
 
 def folders(index: int) -> tuple[str, ...]:
-    """Where the group of worker `index` is, for whoever removes it if we can't. NoCgroupError."""
+    """The folders of worker `index`'s group, for the janitor. Raises NoCgroupError."""
     return tuple(sorted({str(folder) for folder in _folders(index)[1].values()}))
 
 
 def sweep() -> None:
-    """Removes groups that pools of processes that no longer exist have left behind (killed, their janitors too)."""
+    """Removes groups left by pools whose process no longer exists (killed together with their janitor)."""
     try:
         _, parents = _parents()
     except NoCgroupError:
@@ -107,7 +107,7 @@ def sweep() -> None:
 
 
 def start_of(pid: int) -> int:
-    """When a process began, in ticks since the machine's start: with its id, its name for good. -1 if there is none."""
+    """A process's start in ticks since boot, -1 if it doesn't exist. With the id it identifies a process uniquely."""
     try:
         return int(pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19])
     except (OSError, IndexError):
@@ -121,7 +121,7 @@ def _folders(index: int) -> tuple[int, dict[str, pathlib.Path]]:
 
 
 def _parents() -> tuple[int, dict[str, pathlib.Path]]:
-    """The version in use and, by controller, the group under which ours are made: the one that we are in."""
+    """(cgroup version, {controller: the group of this process, in which ours are created}). Raises NoCgroupError."""
     own = {}
     for line in pathlib.Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
@@ -140,7 +140,7 @@ def _parents() -> tuple[int, dict[str, pathlib.Path]]:
 
 
 def _delegate(folder: pathlib.Path) -> None:
-    """Has a v2 group hand memory and pids on to its children. OSError where it can't (a group with processes)."""
+    """Enables memory and pids for a v2 group's children. Raises OSError if it can't, as for a group with processes."""
     available = (folder / "cgroup.controllers").read_text().split()
     missing = {"memory", "pids"} - set(available)
     if missing:

@@ -1,19 +1,19 @@
 # mypy: allow-untyped-defs
-"""What a published assert says of a function's results, without the function. A program of the judge's own.
+"""Evaluates a published assert on recorded results of a function's calls, without the function.
 
-Its text runs in a worker, under the judge's Python (3.8+), in a process that never ran a candidate: `verdict` puts the
-results of calls that were made elsewhere in the place of the function. `record` has the reference solution make them.
-An assert comes as `data.asserts` has written it anew: in calls of the four claims below.
+This file's text runs as a program in a worker, under the judge's Python (3.8+), in a process that never runs a
+candidate. `verdict` replaces the function by recorded results, `record` records the calls of the reference solution.
+`data.asserts` has replaced the asserts by calls of the claims `equal`, `compared`, `true` and `false` below.
 """
 
 import copy
 import operator
 import reprlib
 
-_SHOWN_CALLS = 3  # of an assert that makes many, the last ones
-_LONG_BITS = 4096  # of an integer: its text takes the square of its length
+_SHOWN_CALLS = 3  # number of calls shown in a failure's message, the last ones
+_LONG_BITS = 4096  # longer integers aren't shown: converting one to text takes time quadratic in its length
 _CHARS = 10_000
-_CLAIMS = {  # and unittest's words for what doesn't hold
+_CLAIMS = {  # operator: (function, unittest's words for a failure)
     "<": (operator.lt, "not less than"),
     "<=": (operator.le, "not less than or equal to"),
     ">": (operator.gt, "not greater than"),
@@ -27,11 +27,11 @@ _CLAIMS = {  # and unittest's words for what doesn't hold
 
 
 class Stop(BaseException):
-    """Ends the assert's code."""
+    """Raised to end the assert's code."""
 
 
-class Brief(reprlib.Repr):
-    """Texts of values, in so many characters as a reader wants of them."""
+class ShortRepr(reprlib.Repr):
+    """`repr` with bounded length."""
 
     def __init__(self):
         reprlib.Repr.__init__(self)
@@ -39,46 +39,51 @@ class Brief(reprlib.Repr):
         self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = self.maxdict = self.maxdeque = 20
 
     def repr_int(self, x, level):
-        """An integer's text, unless it is long."""
+        """An integer's text, or its size if it is long."""
         if x.bit_length() > _LONG_BITS:
             return f"<integer of {x.bit_length()} bits>"
         return reprlib.Repr.repr_int(self, x, level)
 
 
 class Calls:
-    """The function's stand-in, and what it was called with."""
+    """Stands in for the function: returns recorded results and keeps the calls made.
 
-    def __init__(self, entry_point, known):
-        self.entry_point, self.known = entry_point, known
-        self.made, self.before, self.said, self.shown = [], 0, None, Brief().repr
-        self.function = self.missing  # what has this name among the assert's names
+    `recorded` has [arguments, named arguments, result] of each known call, `history` the calls made so far.
+    """
+
+    def __init__(self, entry_point, recorded):
+        self.entry_point, self.recorded = entry_point, recorded
+        self.history, self.claim_start, self.answer, self.text_of = [], 0, None, ShortRepr().repr
+        self.function = self.missing  # the assert's own object of that name, if any
 
     def __call__(self, *arguments, **named):
-        at = len(self.made)
-        if at == len(self.known) or not same([list(arguments), named], list(self.known[at][:2])):
+        at = len(self.history)
+        if at == len(self.recorded) or not same_call([list(arguments), named], list(self.recorded[at][:2])):
             self.stop(["call", at, list(arguments), named])
-        self.made.append((arguments, named, self.known[at][2]))
-        return self.known[at][2]
+        self.history.append((arguments, named, self.recorded[at][2]))
+        return self.recorded[at][2]
 
     def missing(self, *arguments, **named):
-        """In the place of a function that isn't there."""
+        """Called instead of a function that isn't defined."""
         raise NameError(f"name {self.entry_point!r} is not defined")
 
-    def stop(self, said):
-        """Ends the assert with a verdict."""
-        self.said = self.said or said
+    def stop(self, answer):
+        """Ends the assert with an answer of `verdict`; an earlier answer takes precedence."""
+        self.answer = self.answer or answer
         raise Stop
 
     def note(self):
-        """The calls that the assert at hand has made, or else those before it, with what they returned."""
+        """Text of the current claim's calls and their results; of all calls if it made none."""
         texts = []
-        for arguments, named, result in (self.made[self.before :] or self.made)[-_SHOWN_CALLS:]:
-            given = [self.shown(a) for a in arguments] + [f"{k}={self.shown(v)}" for k, v in named.items()]
-            texts.append(f"{self.entry_point}({', '.join(given)}) returned {self.shown(result)}")
+        for arguments, named, result in (self.history[self.claim_start :] or self.history)[-_SHOWN_CALLS:]:
+            texts_of_arguments = [self.text_of(a) for a in arguments] + [
+                f"{k}={self.text_of(v)}" for k, v in named.items()
+            ]
+            texts.append(f"{self.entry_point}({', '.join(texts_of_arguments)}) returned {self.text_of(result)}")
         return ", ".join(texts)
 
     def fail(self, text):
-        """Ends the assert: it doesn't hold."""
+        """Ends the assert as failed, with a message."""
         note = self.note()
         self.stop(["failed", f"AssertionError: {text}{' : ' * bool(note)}{note}"[:_CHARS]])
 
@@ -86,39 +91,39 @@ class Calls:
         """The claim of `assert one == other`."""
         if not one == other:
             self.stop(["unequal", one, other, self.note()[:_CHARS]])
-        self.before = len(self.made)
+        self.claim_start = len(self.history)
 
     def compared(self, sign, one, other):
-        """The claim of `assert one < other` and the like."""
+        """The claim of `assert one < other` and of other comparisons (`_CLAIMS`)."""
         holds, words = _CLAIMS[sign]
         if not holds(one, other):
-            self.fail(f"{self.shown(one)} {words} {self.shown(other)}")
-        self.before = len(self.made)
+            self.fail(f"{self.text_of(one)} {words} {self.text_of(other)}")
+        self.claim_start = len(self.history)
 
     def true(self, value):
         """The claim of any other assert."""
         if not value:
-            self.fail(f"{self.shown(value)} is not true")
-        self.before = len(self.made)
+            self.fail(f"{self.text_of(value)} is not true")
+        self.claim_start = len(self.history)
 
     def false(self, value):
         """The claim of `assert not value`."""
         if value:
-            self.fail(f"{self.shown(value)} is not false")
-        self.before = len(self.made)
+            self.fail(f"{self.text_of(value)} is not false")
+        self.claim_start = len(self.history)
 
 
 class Recorder(Calls):
-    """The reference solution's function in the stand-in's place: `known` grows with its calls."""
+    """Calls the reference solution's function and records its calls in `history`."""
 
     def __init__(self, entry_point):
         Calls.__init__(self, entry_point, [])
         self.raised, self.inside = None, False
 
     def __call__(self, *arguments, **named):
-        if self.inside:  # it calls itself
+        if self.inside:  # a recursive call
             return self.function(*arguments, **named)
-        given = copy.deepcopy([list(arguments), named])
+        arguments_before = copy.deepcopy([list(arguments), named])
         self.inside = True
         try:
             result = self.function(*arguments, **named)
@@ -127,39 +132,39 @@ class Recorder(Calls):
             raise
         finally:
             self.inside = False
-        result, again = doubled(result)
-        self.made.append((given[0], given[1], again))
+        result, again = two_copies(result)
+        self.history.append((arguments_before[0], arguments_before[1], again))
         return result
 
 
-def doubled(value):
-    """A value twice: the assert may change the one, or use it up."""
+def two_copies(value):
+    """A value and a copy of it: the assert may change the value or exhaust an iterator."""
     if hasattr(type(value), "__next__"):
         import itertools
 
         return itertools.tee(value)
     try:
         return value, copy.deepcopy(value)
-    except TypeError:  # a dict's view
+    except TypeError:  # a dict view can't be copied
         return value, value
 
 
-def same(one, other):
-    """Whether the function was asked the same: what isn't equal to itself counts by its text."""
+def same_call(one, other):
+    """Whether two calls have the same arguments; those that don't equal themselves (NaN) are compared as text."""
     try:
         return one == other or repr(one) == repr(other)
     except Exception:
         return False
 
 
-def told(exc):
-    """An exception as the last line of its stack trace has it."""
+def exception_line(exc):
+    """The last line of an exception's stack trace."""
     text = str(exc)[:_CHARS]
     return f"{type(exc).__name__}: {text}" if text else type(exc).__name__
 
 
 def run(check, calls):
-    """Runs the assert, the last of the sources, after those of its names; random numbers are the same every time."""
+    """Runs the sources of an assert's names, then the assert itself (the last source), with a fixed random seed."""
     space, (*names, code) = {"__name__": "check"}, check
     draws = any("random" in source for source in check)
     if draws:
@@ -176,13 +181,13 @@ def run(check, calls):
     exec(compile(code, "assert.py", "exec", dont_inherit=True), space)
 
 
-def verdict(check, entry_point, known):
-    """What the assert says where the function's calls are `known`: [arguments, named arguments, result] of each.
+def verdict(check, entry_point, recorded):
+    """Evaluates the assert on recorded calls: [arguments, named arguments, result] of each.
 
-    Returns ["passed"]; ["failed", text]; ["unequal", one, other, note] where `==` says no; or ["call", how many of
-    `known` were of use, arguments, named arguments] for the first call that isn't there.
+    Returns ["passed"]; ["failed", text]; ["unequal", one, other, note] if `==` is false; or ["call", number of recorded
+    calls that were used, arguments, named arguments] for the first call that isn't recorded.
     """
-    calls = Calls(entry_point, known)
+    calls = Calls(entry_point, recorded)
     try:
         run(check, calls)
     except Stop:
@@ -190,15 +195,15 @@ def verdict(check, entry_point, known):
     except MemoryError:
         raise
     except Exception as exc:
-        calls.said = calls.said or ["failed", told(exc)]
-    return calls.said or ["passed"]
+        calls.answer = calls.answer or ["failed", exception_line(exc)]
+    return calls.answer or ["passed"]
 
 
 def record(check, entry_point):
-    """The calls that the assert makes of the reference solution's function, which is among its names.
+    """Records the assert's calls of the reference solution's function, which the sources in `check` define.
 
-    Returns ["made", calls]; ["failed", text] where the assert doesn't hold for it; ["raised", text] where the function
-    raised what the assert doesn't catch; ["other", text] where the assert itself can't be run, or expects an exception.
+    Returns ["recorded", calls]; ["failed", text] if the assert fails on it; ["raised", text] if the function raised an
+    exception that the assert doesn't catch; ["other", text] if the assert can't be run or expects an exception.
     """
     calls = Recorder(entry_point)
     try:
@@ -208,7 +213,7 @@ def record(check, entry_point):
     except AssertionError as exc:
         return ["failed", str(exc)]
     except Exception as exc:
-        return ["raised" if exc is calls.raised else "other", told(exc)]
+        return ["raised" if exc is calls.raised else "other", exception_line(exc)]
     if calls.raised is not None:
         return ["other", "it expects an exception"]
-    return ["made", [list(call) for call in calls.made]]
+    return ["recorded", [list(call) for call in calls.history]]

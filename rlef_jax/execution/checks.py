@@ -1,9 +1,10 @@
-"""Asserts that say more than `==`: a program's results, judged by the published assert in a process of its own.
+"""Judges tests with a `check`: a published assert, evaluated on a program's results in a separate process.
 
-The assert may allow any number of results (`math.isclose(f(10), 62.83, rel_tol=0.001)`, `abs(f(2) - 2) < 0.5`, a loop),
-so it decides itself. By turns the program makes calls, and `checker.py` says, on their plain results, whether the
-assert holds or which call it wants to see as well. The program's process never learns what is expected, the assert's
-never runs the program, and both run in a worker, under a test's limits: a result can make an assert compute for ever.
+Such an assert may accept many results (`math.isclose(f(10), 62.83, rel_tol=0.001)`, `abs(f(2) - 2) < 0.5`, a loop), so
+the assert itself decides. In each round the program makes calls, then `checker.py` evaluates the assert on their
+results: it passes, fails, or needs a further call. The program's process never sees the assert, and the assert's
+process never runs the program. Both run in a worker under the test's limits, since some results make an assert run for
+ever.
 """
 
 from __future__ import annotations
@@ -22,77 +23,77 @@ from rlef_jax.types import FunctionTest, Limits, Status, TestResult
 if TYPE_CHECKING:
     from rlef_jax.execution.supervisor import Outcome
 
-ROUNDS = 100  # of calls and assert by turns, for an assert whose calls depend on results
-_ROUNDS_ALONE = 8  # after the program failed on one of the calls that the reference made: it may not come by that one
-_TIMES = 3  # the rounds together may take so many times a test's limit
-_BYTES = 256 << 20  # of calls with their results
+ROUNDS = 100  # rounds of calls and assert, for an assert whose calls depend on results
+# Rounds after the program failed on a call that the reference made: with this program, the assert may not make it.
+_ROUNDS_ALONE = 8
+_TIMES = 3  # time limit of all rounds together, in units of the test's limit
+_BYTES = 256 << 20  # largest size of encoded calls with their results
 _LIMITS = (Status.TIME_LIMIT, Status.MEMORY_LIMIT, Status.OUTPUT_LIMIT)
 
 
 @dataclasses.dataclass(frozen=True)
-class Ask:
-    """Calls that are to be made (`calls.encode`), of a program of the judge's own, or where that is empty of the
-    one that is judged."""
+class CallRequest:
+    """Calls to make (bytes of `calls.encode`), with the judge's own `program`; "" means the judged program."""
 
     data: bytes
     program: str = ""
 
 
-type Steps = Generator[Ask, Outcome, TestResult]
+type Steps = Generator[CallRequest, Outcome, TestResult]
 
 
 @functools.cache
 def checker() -> str:
-    """The text of the program that says what an assert says."""
+    """The source text of `checker.py`, the program that evaluates asserts."""
     return (pathlib.Path(__file__).parent / "checker.py").read_text(encoding="utf-8")
 
 
 def steps(test: FunctionTest, limits: Limits) -> Steps:
-    """What to run, one after the other, to judge a test with a `check`; each yield gets what it did. Pure."""
+    """Judges a test with a `check`: yields what to run, is sent its outcome, returns the result. Pure."""
     try:
         return (yield from _steps(test, limits))
-    except calls.CodecError as exc:  # of results that can be sent once, and not once more
+    except calls.CodecError as exc:  # results that fit when sent alone, but not with their calls
         return TestResult(Status.WRONG_ANSWER, error=f"No verdict: {exc}.")
 
 
 def _steps(test: FunctionTest, limits: Limits) -> Steps:
     planned: list[Any] = [list(arguments) for arguments in test.calls]
-    known: list[list[Any]] = []
-    guessed = len(planned) > 1  # they are the reference's: on its own way the program might not come by all of them
-    result, failed, spent, rounds = TestResult(Status.PASSED), None, 0.0, ROUNDS
+    recorded: list[list[Any]] = []
+    from_reference = len(planned) > 1  # recorded with the reference; with this program the assert may make others
+    result, first_failure, spent_s, rounds = TestResult(Status.PASSED), None, 0.0, ROUNDS
     while rounds:
         rounds -= 1
         if planned:
-            answer = answered((yield Ask(_encoded(test.entry_point, planned))), len(planned), limits)
-            spent += answer.wall_s
+            answer = answered((yield CallRequest(_encode(test.entry_point, planned))), len(planned), limits)
+            spent_s += answer.wall_s
             if not isinstance(answer, Answer):
-                if not guessed:
+                if not from_reference:
                     return answer
-                planned, guessed, failed, rounds = [], False, answer, _ROUNDS_ALONE
+                planned, from_reference, first_failure, rounds = [], False, answer, _ROUNDS_ALONE
                 continue
-            result, known = answer.plain(), [[*_parts(c), v] for c, v in zip(planned, answer.values, strict=True)]
-        said = answered((yield _question(test, known)), 1, limits)
-        ended = _ended(said, result)
-        if isinstance(ended, TestResult):
-            return ended
-        if spent > _TIMES * limits.longest_s:
+            result, recorded = answer.plain(), [[*_parts(c), v] for c, v in zip(planned, answer.values, strict=True)]
+        reply = answered((yield _verdict_request(test, recorded)), 1, limits)
+        decision = _decision(reply, result)
+        if isinstance(decision, TestResult):
+            return decision
+        if spent_s > _TIMES * limits.longest_s:
             return dataclasses.replace(result, status=Status.TIME_LIMIT)
-        at, arguments, named = ended
-        planned, guessed = [_call(*known[i][:2]) for i in range(at)] + [_call(arguments, named)], False
+        at, arguments, named = decision
+        planned, from_reference = [_call(*recorded[i][:2]) for i in range(at)] + [_call(arguments, named)], False
     error = f"No verdict: the assert wants more than {ROUNDS} rounds of calls."
-    return failed or dataclasses.replace(result, status=Status.WRONG_ANSWER, error=error)
+    return first_failure or dataclasses.replace(result, status=Status.WRONG_ANSWER, error=error)
 
 
-def _question(test: FunctionTest, known: list[list[Any]]) -> Ask:
-    return Ask(_encoded("verdict", [[test.check, test.entry_point, known]]), checker())
+def _verdict_request(test: FunctionTest, recorded: list[list[Any]]) -> CallRequest:
+    return CallRequest(_encode("verdict", [[test.check, test.entry_point, recorded]]), checker())
 
 
-def _encoded(entry_point: str, made: list[Any]) -> bytes:
-    return calls.encode([entry_point, made], _BYTES)
+def _encode(entry_point: str, call_list: list[Any]) -> bytes:
+    return calls.encode([entry_point, call_list], _BYTES)
 
 
 def _call(arguments: list[Any], named: dict[str, Any]) -> Any:
-    """As `calls.answers` takes it."""
+    """A call in the form of `calls.call_results`."""
     return (arguments, named) if named else arguments
 
 
@@ -100,14 +101,17 @@ def _parts(call: Any) -> tuple[list[Any], dict[str, Any]]:
     return call if isinstance(call, tuple) else (call, {})
 
 
-def _ended(said: TestResult, result: TestResult) -> TestResult | tuple[int, list[Any], dict[str, Any]]:
-    """The test's result, from what the checker says of the program's last one; or the call that it wants."""
-    if not isinstance(said, Answer):
-        if said.status in _LIMITS:
-            return dataclasses.replace(result, status=said.status, error="")
-        why = said.error.split("\n")[-1]
-        return dataclasses.replace(result, status=Status.WRONG_ANSWER, error=f"No verdict of the assert: {why}")
-    ((kind, *rest),) = said.values
+def _decision(reply: TestResult, result: TestResult) -> TestResult | tuple[int, list[Any], dict[str, Any]]:
+    """The test's result by the checker's reply, or the further call that the assert needs.
+
+    `result` is that of the program's last run.
+    """
+    if not isinstance(reply, Answer):
+        if reply.status in _LIMITS:
+            return dataclasses.replace(result, status=reply.status, error="")
+        reason = reply.error.split("\n")[-1]
+        return dataclasses.replace(result, status=Status.WRONG_ANSWER, error=f"No verdict of the assert: {reason}")
+    ((kind, *rest),) = reply.values
     if kind == "call":
         return rest[0], rest[1], rest[2]
     if kind == "passed":

@@ -1,5 +1,5 @@
 # mypy: allow-untyped-defs
-"""What a program's process gives up before it runs anything of the program's: rights, and resources beyond its limits.
+"""Drops rights and sets resource limits of a program's process before any of the program's code runs.
 
 Runs in the worker, under the judge's Python (3.8+).
 """
@@ -9,14 +9,14 @@ import resource
 import signal
 
 OPEN_FILES = 512
-INTERPRETER_BYTES = 64 << 20  # address space, where it can't be read
-# Address space beyond a program's memory: what is reserved and never touched, as large thread stacks, is no memory
-# used. Without a control group, which counts what is touched, a program may exceed its limit by so much.
+INTERPRETER_BYTES = 64 << 20  # assumed address space of the interpreter if it can't be read
+# Address space allowed beyond the memory limit: memory that is reserved but never touched, such as thread stacks, isn't
+# used. Without a control group, which counts touched memory, a program can exceed its limit by the second value.
 RESERVED_BYTES, RESERVED_UNCOUNTED_BYTES = 1 << 40, 1 << 30
 
 
 def confine(settings, modules, request):
-    """Gives up every right that a program must not have; its tests inherit the rest."""
+    """Gives up every right that a program must not have; the processes of its tests inherit this."""
     kernel, worker = modules["kernel"], modules["protocol"]
     if settings["box_bytes"]:
         os.chdir(worker.BOX)
@@ -39,7 +39,7 @@ def confine(settings, modules, request):
 
 
 def set_limits(settings, request):
-    """Resource limits that tests inherit; those that would hinder this process are set in each test's own."""
+    """Sets resource limits that tests inherit. Those that would hinder this process are set per test (`child`)."""
     reserved = RESERVED_BYTES if settings["cgroup"] else RESERVED_UNCOUNTED_BYTES
     wanted = {
         resource.RLIMIT_AS: own_address_space() + request.memory + reserved,
@@ -47,14 +47,14 @@ def set_limits(settings, request):
         resource.RLIMIT_NOFILE: OPEN_FILES,
         resource.RLIMIT_MSGQUEUE: 0,
     }
-    if settings["namespaces"]:  # elsewhere the limit counts all processes of the user
+    if settings["namespaces"]:  # without namespaces it would count all processes of the user
         wanted[resource.RLIMIT_NPROC] = request.processes + settings["own_processes"]
     for name, value in wanted.items():
         lower(name, value)
 
 
 def own_address_space():
-    """Bytes of the interpreter, which come on top of the program's."""
+    """Address space of the interpreter in bytes, which is added to the program's limit."""
     try:
         with open("/proc/self/statm") as f:
             return int(f.read().split()[0]) * resource.getpagesize()

@@ -1,6 +1,6 @@
-"""How many cores this process may keep busy: what its affinity names, less what a control group's quota takes away.
+"""The number of cores that this process may use: its CPU affinity, limited by control group quotas.
 
-A container with a quota of two cores on a host of 64 shows all 64 to whoever asks for the affinity alone.
+The affinity alone isn't enough: in a container with a quota of two cores on a host of 64 it names all 64.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ _PROC = Path("/proc/self")
 
 
 def usable_cores(proc: Path = _PROC) -> float:
-    """Cores, above 0: a fraction where a quota says so. `proc` is the folder of a process in /proc."""
+    """Usable cores, above 0, a fraction if a quota is. `proc` is a process's folder in /proc."""
     return min(float(len(os.sched_getaffinity(0))), cpu_quota(proc))
 
 
 def whole_cores(proc: Path = _PROC) -> int:
-    """The threads or processes that can run at a time on `usable_cores`: at least 1."""
+    """`usable_cores` rounded down, at least 1."""
     return max(1, math.floor(usable_cores(proc) + 0.01))  # quotas are rounded to microseconds
 
 
 def cpu_quota(proc: Path = _PROC) -> float:
-    """The smallest quota, in cores, of the control groups that a process is in, v1 or v2; infinite where there is none.
+    """The smallest quota, in cores, of a process's control groups (v1 or v2); infinite without any.
 
-    Every group from the process's own up to the root of what is mounted counts: each limits all below it.
+    All groups from the process's own up to the mounted root count, since each limits the groups below it.
     """
     return min((quota for folder in _groups(proc) if (quota := _quota(folder)) is not None), default=math.inf)
 
 
 def _groups(proc: Path) -> Iterator[Path]:
-    """The folders of the groups that a process is in, with those above them, of each hierarchy that may have quotas."""
+    """The folders of a process's groups and of their parents, in each hierarchy that may have quotas."""
     try:
         own = [line.split(":", 2) for line in _lines(proc / "cgroup")]
         mounts = [line.split(" ") for line in _lines(proc / "mountinfo")]
@@ -46,8 +46,8 @@ def _groups(proc: Path) -> Iterator[Path]:
         ]
         if kind not in ("cgroup", "cgroup2") or (kind == "cgroup" and "cpu" not in options) or not paths:
             continue
-        # A container without a namespace of its own for groups sees the host's path, and its own group as the mount.
-        # With one, a group above its root is shown as `/..`, and can't be entered.
+        # Without a cgroup namespace, a container sees the host's path, with its own group as the mount's root. With
+        # one, groups above its root are shown as `/..` and can't be entered.
         path = Path(paths[0])
         folder = Path(mount) / (path.relative_to(root) if path.is_relative_to(root) and ".." not in path.parts else "")
         yield from (place for place in (folder, *folder.parents) if place.is_relative_to(mount))
@@ -58,18 +58,18 @@ def _lines(path: Path) -> list[str]:
 
 
 def _mount(fields: list[str]) -> tuple[str, str, str, list[str]]:
-    """(root in the hierarchy, mount point, kind, the file system's options) of a line of mountinfo."""
+    """(root in the hierarchy, mount point, file system type, its options) of a line of mountinfo."""
     rest = fields[fields.index("-") + 1 :]
     return _path(fields[3]), _path(fields[4]), rest[0], rest[2].split(",")
 
 
 def _path(text: str) -> str:
-    """A path as mountinfo writes it, with blanks in octal."""
+    """Decodes a path of mountinfo, where spaces are written in octal."""
     return text.encode("latin-1", "backslashreplace").decode("unicode_escape")
 
 
 def _quota(folder: Path) -> float | None:
-    """A group's quota in cores; None where it has none, or isn't there."""
+    """A group's quota in cores; None if it has none or doesn't exist."""
     try:
         if (folder / "cpu.max").exists():
             limit, period = (folder / "cpu.max").read_text().split()

@@ -1,7 +1,7 @@
-"""Function problems (HumanEval+, MBPP+): calls as bytes for the worker, results compared here, outside.
+"""Function problems (HumanEval+, MBPP+): encodes calls for the worker and compares the results, outside the worker.
 
-Published asserts compare with `==`, plus tests so or within a tolerance. That needs numpy, which the judge's Python
-lacks, and the expected results, which no program's process may hold.
+Published asserts compare with `==`, plus tests with `==` or a tolerance. The comparison happens here because it needs
+NumPy, which the judge's Python lacks, and the expected results, which no program's process may see.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ if TYPE_CHECKING:
     from rlef_jax.execution.supervisor import Outcome
 
 _ARGUMENT_BYTES = 64 << 20
-ALWAYS_READ_BYTES = 64 << 20  # of results; of more, it is asked first whether so much is expected
+ALWAYS_READ_BYTES = 64 << 20  # larger results are read only if the expected ones are of similar size
 _END = object()
-_DIFF_CHARS = 640  # the longest diff that `unittest` shows
-_SHORT_BYTES = 1 << 16  # what takes more, as `calls` writes it, isn't even asked how long its text is
+_DIFF_CHARS = 640  # longest diff that `unittest` shows
+_SHORT_BYTES = 1 << 16  # values with a longer encoding count as long, without computing their text
 _BRIEF = reprlib.Repr(maxlevel=4, maxlist=20, maxtuple=20, maxset=20, maxfrozenset=20, maxdict=20, maxstring=100)
-_DEFAULT_ATOL = 1e-6  # of the plus tests, where floats are expected and no tolerance is given
-_LOOKED_AT = 1000  # parts of a result, to find one that nothing can be said of
+_DEFAULT_ATOL = 1e-6  # of plus tests that expect floats and give no tolerance
+_MAX_PARTS = 1000  # parts of a result searched for a type that can't be compared
 
 
 def input_bytes(test: Test) -> bytes:
-    """What the worker is sent of a test: standard input, or entry point and arguments.
+    """A test's input for the worker: standard input, or the encoded entry point and arguments.
 
-    ValueError (`calls.CodecError`) if these aren't plain data.
+    Raises ValueError (`calls.CodecError`) if arguments aren't plain data.
     """
     if isinstance(test, FunctionTest):
         return calls.encode([test.entry_point, [list(arguments) for arguments in test.calls]], _ARGUMENT_BYTES)
     try:
         return test.input.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # a lone surrogate that stands for no byte; problem sources leave such tests out
+    except UnicodeEncodeError:  # a lone surrogate that isn't an escaped byte; problem sources leave such tests out
         return test.input.encode("utf-8", "surrogatepass")
 
 
 def function_failure(test: FunctionTest, outcome: Outcome) -> str | None:
-    """What is wrong with a clean run's results: the first failure as `unittest` prints it. None if nothing is."""
+    """The first wrong result of a clean run, as a `unittest` message; None if all are as expected."""
     if outcome.report == child.VALUES and _oversized(len(outcome.error), test.expected):
         return "No results: they are much longer than what is expected."
     try:
@@ -60,7 +60,10 @@ def function_failure(test: FunctionTest, outcome: Outcome) -> str | None:
 
 
 def function_values(outcome: Outcome, count: int, longest: int) -> tuple[Any, ...] | str:
-    """The results of a clean run's `count` calls, or why there are none; `longest`: bytes that are worth reading."""
+    """The results of a clean run's `count` calls, or a message why there are none.
+
+    `longest`: larger results, in encoded bytes, aren't read.
+    """
     if outcome.report == child.VALUES and len(outcome.error) > longest:
         return f"No results: they are longer than {longest >> 20} MB."
     try:
@@ -70,7 +73,7 @@ def function_values(outcome: Outcome, count: int, longest: int) -> tuple[Any, ..
 
 
 class _NoResultsError(ValueError):
-    """The message says what there is in the place of results."""
+    """Raised if results are missing; the message says why."""
 
 
 def _results(outcome: Outcome, count: int) -> Iterator[Any]:
@@ -89,7 +92,7 @@ def _results(outcome: Outcome, count: int) -> Iterator[Any]:
 
 
 def _oversized(size: int, expected: tuple[Any, ...]) -> bool:
-    """Whether results of so many bytes are twice what is expected or more: not worth the memory of reading them."""
+    """Whether results of `size` bytes are at least twice as long as expected, and so not worth reading."""
     if size <= ALWAYS_READ_BYTES:
         return False
     try:
@@ -100,24 +103,24 @@ def _oversized(size: int, expected: tuple[Any, ...]) -> bool:
 
 
 def compare(result: Any, expected: Any, test: FunctionTest, arguments: tuple[Any, ...]) -> str | None:
-    """None if a result counts as the expected one, else the message of `unittest`'s assertion, with both values."""
+    """None if a result counts as the expected one, else `unittest`'s assertion message with both values."""
     try:
-        right = _COMPARISONS[test.compare](result, expected, test.atol, arguments)
-    except Exception:  # values of other types and shapes than the comparison was made for
-        right = False
-    return None if right else inequality(result, expected)
+        equal = _COMPARISONS[test.compare](result, expected, test.atol, arguments)
+    except Exception:  # the comparison doesn't support these types or shapes
+        equal = False
+    return None if equal else inequality(result, expected)
 
 
 def inequality(result: Any, expected: Any, note: str = "") -> str:
-    """The message of `unittest`'s assertion that two values are equal, with both, and with a note behind it.
+    """`unittest`'s message for two values that aren't equal, followed by a note.
 
-    A result that equals nothing because it is of a type that isn't compared is named so in the note.
+    Without a note, one is added for a result whose type can't be compared and so equals nothing.
     """
     if (name := unknown_type(result)) and not note:
         note = f"a value of type {name} equals nothing here: numbers, text and the standard containers are compared"
-    behind = f" : {note}" if note else ""
+    suffix = f" : {note}" if note else ""
     if _is_long(result) or _is_long(expected):
-        return f"AssertionError: {_difference(result, expected)}{behind}"
+        return f"AssertionError: {_difference(result, expected)}{suffix}"
     case = unittest.TestCase()
     case.maxDiff = _DIFF_CHARS
     try:
@@ -125,37 +128,40 @@ def inequality(result: Any, expected: Any, note: str = "") -> str:
             (case.assertTrue if expected else case.assertFalse)(result)
         case.assertEqual(result, expected)
     except AssertionError as exc:
-        return f"AssertionError: {exc}{behind}"
+        return f"AssertionError: {exc}{suffix}"
     except Exception:  # a result that can't be shown
         pass
-    return f"AssertionError: {_shown(result)} != {_shown(expected)}{behind}"
+    return f"AssertionError: {_shown(result)} != {_shown(expected)}{suffix}"
 
 
 def unknown_type(value: Any) -> str:
-    """The name of the first type in a result that `calls` knows no more of; empty if there is none."""
-    looked_at, left = 0, [value]
-    while left and looked_at < _LOOKED_AT:
-        part, looked_at = left.pop(), looked_at + 1
+    """The name of a type in a result that can't be compared (`calls.Opaque`, `Iterated`); "" if there is none."""
+    visited, pending = 0, [value]
+    while pending and visited < _MAX_PARTS:
+        part, visited = pending.pop(), visited + 1
         if isinstance(part, (calls.Opaque, calls.Iterated)):
             return part.name
         if isinstance(part, dict):
-            left += [*part.keys(), *part.values()][:_LOOKED_AT]
+            pending += [*part.keys(), *part.values()][:_MAX_PARTS]
         elif isinstance(part, (list, tuple, set, frozenset)):
-            left += list(part)[:_LOOKED_AT]
+            pending += list(part)[:_MAX_PARTS]
     return ""
 
 
 def _is_long(value: Any) -> bool:
-    """Whether `unittest` would leave out its diff, after making it: of two lists of 400 pairs in 25 s."""
+    """Whether a value's text is longer than the diffs that `unittest` shows.
+
+    `unittest` would compute the diff before it leaves it out: for two lists of 400 pairs this takes 25 s.
+    """
     try:
         calls.encode(value, _SHORT_BYTES)
         return len(repr(value)) > _DIFF_CHARS
-    except ValueError:  # more bytes than that, or an integer of too many digits to be shown
+    except ValueError:  # too many bytes, or an integer with too many digits for `repr`
         return True
 
 
 def _difference(result: Any, expected: Any) -> str:
-    """What `unittest` says of two values before their diff."""
+    """The part of `unittest`'s message that precedes the diff."""
     text = f"{_shown(result)} != {_shown(expected)}"
     if type(result) is not type(expected) or not isinstance(result, (list, tuple)):
         return text
@@ -167,7 +173,7 @@ def _difference(result: Any, expected: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value's text, in so many characters as a reader wants of it."""
+    """A value's text, of bounded length."""
     try:
         return _BRIEF.repr(value)
     except Exception:
@@ -175,17 +181,17 @@ def _shown(value: Any) -> str:
 
 
 def _equal(result: Any, expected: Any, atol: float, arguments: tuple[Any, ...]) -> bool:
-    """What `==` says: of numbers to the last bit, and a tuple is no list."""
+    """`==`: numbers must be equal to the last bit, and a tuple doesn't equal a list."""
     return bool(result == expected)
 
 
 def _sequence(result: Any, expected: Any, atol: float, arguments: tuple[Any, ...]) -> bool:
-    """LiveCodeBench's runner: what `==` says, but that a tuple counts as the list that JSON has in its place."""
+    """LiveCodeBench's comparison: `==`, but a tuple counts as a list, since JSON has only lists."""
     return bool((list(result) if isinstance(result, tuple) else result) == expected)
 
 
 def _plus(result: Any, expected: Any, atol: float, arguments: tuple[Any, ...]) -> bool:
-    """The plus tests' `assertion`: equal, or all close (relative 1e-7) where floats are expected or `atol` is given."""
+    """The plus tests' `assertion`: equal; or close (relative 1e-7) if floats are expected or `atol` is given."""
     if bool(result == expected):
         return True
     if atol == 0 and _is_floats(expected):
@@ -207,8 +213,10 @@ def _is_floats(value: Any) -> bool:
 
 
 def _numbers(value: Any) -> Any:
-    """A result of numbers in lists and tuples, fractions as floats. TypeError for anything else, in which there may be
-    a range that is longer than there is memory for."""
+    """A result of numbers in nested lists and tuples, with fractions as floats.
+
+    Raises TypeError for other types: a range, for example, may be longer than memory when converted.
+    """
     if isinstance(value, (list, tuple)):
         return list(map(_numbers, value))
     if not isinstance(value, (int, float, complex, fractions.Fraction)):
@@ -217,7 +225,7 @@ def _numbers(value: Any) -> Any:
 
 
 def _same_set(result: Any, expected: Any, atol: float, arguments: tuple[Any, ...]) -> bool:
-    """Order and repetition don't matter."""
+    """Equal as sets: order and repetition don't matter."""
     expected = set(expected)
     if isinstance(result, range) and len(result) != len(expected):
         return False
@@ -225,17 +233,17 @@ def _same_set(result: Any, expected: Any, atol: float, arguments: tuple[Any, ...
 
 
 def _presence(result: Any, expected: Any, atol: float, arguments: tuple[Any, ...]) -> bool:
-    """The function says yes by True or by any other value but None."""
+    """A bool, or whether the result is not None, equals the expected bool."""
     return bool((result if isinstance(result, bool) else result is not None) == expected)
 
 
 def _truth(result: Any, expected: Any, atol: float, arguments: tuple[Any, ...]) -> bool:
-    """`assert f(x)`, `assert not f(x)`: what Python takes the result for."""
+    """`assert f(x)` or `assert not f(x)`: the result's truth value."""
     return bool(result) == expected
 
 
 def _root(result: Any, expected: Any, atol: float, arguments: tuple[Any, ...]) -> bool:
-    """Any root of the polynomial with the coefficients given (HumanEval/32) counts, and so does the reference's own."""
+    """HumanEval/32: any root of the polynomial with the given coefficients counts, and the reference's result too."""
     if _plus(result, expected, 0.0, arguments):
         return True
     value = math.fsum(c * math.pow(result, i) for i, c in enumerate(arguments[0]))

@@ -1,4 +1,4 @@
-"""Finding a Python that runs. A name on PATH (a pyenv shim, say) proves nothing: an interpreter counts once it ran."""
+"""Finds a Python interpreter by running it: a name on PATH may not work (a pyenv shim, for example)."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from rlef_jax.paths import local_text
 _PROBE = "import sys, resource, select; print(sys.executable); print('%d.%d.%d' % sys.version_info[:3])"
 _PROBE_PACKAGES = "import os, site; print(*filter(os.path.isdir, site.getsitepackages()), sep='\\n')"
 _PROBE_TIMEOUT_S = 30.0
-_OLDEST = (3, 8)  # what the worker's files are written for
+_OLDEST = (3, 8)  # oldest version that the worker's files support
 
 
 @dataclasses.dataclass(frozen=True)
 class Interpreter:
-    """A Python executable that has run.
+    """A Python executable that was run successfully.
 
     Attributes:
-      path: of the executable.
-      version: in full ("3.10.13").
+      path: the executable's path.
+      version: its full version ("3.10.13").
       packages: folders of third-party modules that programs may import.
     """
 
@@ -41,19 +41,19 @@ class InterpreterNotFoundError(ConfigError):
 
 
 def find_python(version: str = "3.10", required: bool = False) -> Interpreter:
-    """The first interpreter of `version` ("3.10") that runs: on PATH, in pyenv's versions folder, as uv knows it.
+    """The first interpreter of `version` ("3.10") that runs: on PATH, in pyenv's versions folder, or known to uv.
 
-    It has the standard library only. A path in the place of a version ("/opt/judge/bin/python", of a virtual
-    environment for instance) is that executable, with the packages that are installed for it.
+    It has the standard library only. `version` may also be a path ("/opt/judge/bin/python", in a virtual environment
+    for example): that executable, with its installed packages.
 
-    Where there is no interpreter of a version, `required` decides: an InterpreterNotFoundError that says what to
-    install, or a warning and the interpreter that runs this process. A path that doesn't run is always an error.
+    Without an interpreter of that version, raises InterpreterNotFoundError with the fix if `required`; else warns and
+    returns the interpreter of this process. Raises InterpreterNotFoundError for a path that doesn't run.
     """
     if "/" in version:
         return _named(os.path.abspath(local_text(version, "execution.python")))
-    found = _search(version)
-    if found is not None:
-        return found
+    interpreter = _search(version)
+    if interpreter is not None:
+        return interpreter
     hint = f"install it with `uv python install {version}` or `pyenv install {version}`"
     if required:
         raise InterpreterNotFoundError(f"config.execution.require_python: no Python {version} runs here: {hint}")
@@ -109,11 +109,11 @@ def _probe(path: str) -> Interpreter | None:
 
 
 def _output(command: list[str]) -> list[str]:
-    """The lines that a command prints; none if it doesn't run or fails."""
+    """The lines that a command prints; [] if it can't be run or fails."""
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_PROBE_TIMEOUT_S
         )
     except (OSError, subprocess.TimeoutExpired):
         return []
-    return done.stdout.splitlines() if done.returncode == 0 else []
+    return process.stdout.splitlines() if process.returncode == 0 else []

@@ -1,4 +1,4 @@
-"""Levels of isolation, strongest first: which are available here, and what a worker needs to be started at one."""
+"""Levels of isolation, strongest first, and the settings with which a worker starts at one of them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from rlef_jax.execution.cores import whole_cores
 from rlef_jax.execution.interpreter import Interpreter
 
 BOX_BYTES, BOX_INODES = 64 << 20, 1024  # a test's scratch folder
-_FIRST_UID = 0x70000000  # of the users that root's workers and their programs become: far from any account's
+_FIRST_UID = 0x70000000  # first user id of root's workers and their programs: far from any account's
 _DEVICES = ("null", "zero", "full", "random", "urandom")
-# What the interpreter maps once all its extension modules are loaded, and where its library is.
+# Prints the interpreter, its library folder, and the shared objects mapped once all extension modules are loaded.
 _PROBE = """
 import ctypes, glob, os, sys
 print(os.path.realpath(sys.executable)); print(os.path.dirname(os.path.realpath(os.__file__)))
@@ -28,33 +28,33 @@ for line in open("/proc/self/maps"):
     path = line.split(None, 5)[-1].strip()
     if ".so" in path and path.startswith("/"): print(path)
 """
-# Where an interpreter's packages may find what they are linked with; files of the host's that everybody may read.
+# Host folders, readable by all users, with the shared libraries that an interpreter's packages may need.
 _SYSTEM_LIBRARIES = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/lib", "/lib64")
 _LOADERS = ("/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1")
 
 
 class Level(enum.StrEnum):
-    """What stands between a program and the machine; docs/executor.md says what each level stops."""
+    """Level of isolation between a program and the machine; docs/executor.md says what each level prevents."""
 
-    FULL = "full"  # namespaces, users of their own for server and program, cgroup, seccomp, Landlock
+    FULL = "full"  # namespaces, separate users for server and program, cgroup, seccomp, Landlock
     NAMESPACES = "namespaces"  # the same without a cgroup: one process per program
-    USER = "user"  # what an ordinary user can have: namespaces with a single user, seccomp, Landlock
-    PROCESS = "process"  # no namespaces: limits, seccomp and Landlock around one process
+    USER = "user"  # without root: namespaces with a single user, seccomp, Landlock
+    PROCESS = "process"  # no namespaces: resource limits, seccomp and Landlock around one process
 
 
 LEVELS = tuple(Level)
 
 
 class IsolationError(RuntimeError):
-    """A required level of isolation isn't available; the message says why."""
+    """Raised if a required level of isolation isn't available; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How to start workers at a level. `room` is for the launcher, `settings` for the worker; both are plain data."""
+    """How to start workers at a level: `sandbox` is for the launcher, `settings` for the worker; both plain data."""
 
     level: Level
-    room: Mapping[str, Any]
+    sandbox: Mapping[str, Any]
     settings: Mapping[str, Any]
 
     @property
@@ -64,8 +64,8 @@ class Plan:
 
 
 def plan(level: Level, interpreter: Interpreter) -> Plan:
-    """What workers at a level need. IsolationError if that can't be made here (it isn't tried yet)."""
-    spaces = level is not Level.PROCESS
+    """The plan for workers at a level, not yet tried. Raises IsolationError if the level is impossible here."""
+    namespaces = level is not Level.PROCESS
     root = os.geteuid() == 0
     if level in (Level.FULL, Level.NAMESPACES) and not root:
         raise IsolationError("users other than one's own take root")
@@ -74,22 +74,23 @@ def plan(level: Level, interpreter: Interpreter) -> Plan:
         program_filter = seccomp.program_filter(machine)
         child_filter = b""
         if level is not Level.FULL:
-            child_filter = seccomp.single_process_filter(machine, files=spaces, signals=spaces)
+            child_filter = seccomp.single_process_filter(machine, files=namespaces, signals=namespaces)
     except seccomp.UnknownMachineError as exc:
         raise IsolationError(str(exc)) from exc
     files = interpreter_files(interpreter)
-    landlock = _landlock((*files.binds, *map(os.path.realpath, interpreter.packages)), spaces)
-    if landlock is None and not spaces and root:
+    landlock = _landlock((*files.binds, *map(os.path.realpath, interpreter.packages)), namespaces)
+    if landlock is None and not namespaces and root:
         raise IsolationError("as root, without namespaces and without Landlock, programs could write anywhere")
     users = level in (Level.FULL, Level.NAMESPACES)
     settings: dict[str, Any] = dict(
-        namespaces=spaces,
+        namespaces=namespaces,
         cgroup=level is Level.FULL,
         program_uid=1 if users else None,
-        oom_score=500 if level is Level.FULL else 0,  # a program goes before its worker
-        cores=whole_cores(),  # that programs are told of
-        own_processes=1 if users else 3,  # that share the program's user: its own process; launcher and server too
-        box_bytes=BOX_BYTES if spaces else 0,
+        oom_score=500 if level is Level.FULL else 0,  # the kernel kills a program before its worker
+        cores=whole_cores(),  # that programs see
+        # Processes of the program's user: the program's process; without separate users also launcher and server.
+        own_processes=1 if users else 3,
+        box_bytes=BOX_BYTES if namespaces else 0,
         box_inodes=BOX_INODES,
         filter=program_filter,
         child_filter=child_filter,
@@ -97,26 +98,26 @@ def plan(level: Level, interpreter: Interpreter) -> Plan:
         landlock=landlock,
     )
     packages = {f"/packages/{i}": os.path.realpath(folder) for i, folder in enumerate(interpreter.packages)}
-    settings["packages"] = list(packages if spaces else packages.values())
-    room = dict(
+    settings["packages"] = list(packages if namespaces else packages.values())
+    sandbox = dict(
         python=files.python, mapped_by_pool=users, binds=files.binds, packages=packages, links=dict(files.links)
     )
-    return Plan(level, room, settings)
+    return Plan(level, sandbox, settings)
 
 
-def _landlock(files: tuple[str, ...], spaces: bool) -> tuple[list[str], list[str], list[str]] | None:
-    """Readable, writable paths and device files for the rule set; None where the kernel has no Landlock."""
+def _landlock(files: tuple[str, ...], namespaces: bool) -> tuple[list[str], list[str], list[str]] | None:
+    """(readable paths, writable paths, device files) of the Landlock rules; None if the kernel has no Landlock."""
     try:
         kernel.landlock_version()
     except OSError:
         return None
     devices = [f"/dev/{name}" for name in _DEVICES]
-    return (["/"], ["/box"], devices) if spaces else (list(files), [], devices)
+    return (["/"], ["/box"], devices) if namespaces else (list(files), [], devices)
 
 
 @dataclasses.dataclass(frozen=True)
 class InterpreterFiles:
-    """What an interpreter reads: its executable, the files and folders to show, symbolic links to make beside them."""
+    """The files an interpreter needs: its executable, files and folders to bind, symbolic links (link, target)."""
 
     python: str
     binds: tuple[str, ...]
@@ -125,15 +126,15 @@ class InterpreterFiles:
 
 @functools.cache
 def interpreter_files(interpreter: Interpreter) -> InterpreterFiles:
-    """Asks the interpreter. IsolationError if it doesn't run."""
+    """Finds these files by running the interpreter. Raises IsolationError if it doesn't run."""
     command = [interpreter.path, "-I", "-S", "-B", "-c", _PROBE]
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+        process = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as exc:
         raise IsolationError(f"the worker could not be started: {exc}") from exc
-    if done.returncode != 0:
-        raise IsolationError(f"the worker could not be started: {done.stderr[-500:]}")
-    python, library, *objects = done.stdout.splitlines()
+    if process.returncode != 0:
+        raise IsolationError(f"the worker could not be started: {process.stderr[-500:]}")
+    python, library, *objects = process.stdout.splitlines()
     folders = _outermost(library, *_shared_libraries(interpreter))
     binds = {python, *folders}
     binds |= {f"/dev/{name}" for name in _DEVICES}
@@ -143,12 +144,12 @@ def interpreter_files(interpreter: Interpreter) -> InterpreterFiles:
     for name in ("/bin", "/sbin", "/lib", "/lib32", "/lib64"):  # merged into /usr on most systems
         if os.path.islink(name):
             links[name] = os.readlink(name)
-    shown = {path for path in objects if not _within(path, folders)}
-    for folder in {os.path.dirname(path) for path in shown}:  # a library is looked for by its short name, a link
+    libraries = {path for path in objects if not _within(path, folders)}
+    for folder in {os.path.dirname(path) for path in libraries}:  # libraries are opened by a short name, a link
         for entry in os.scandir(folder):
-            if ".so" in entry.name and entry.is_symlink() and os.path.realpath(entry.path) in shown:
+            if ".so" in entry.name and entry.is_symlink() and os.path.realpath(entry.path) in libraries:
                 links[entry.path] = os.path.realpath(entry.path)
-    binds |= shown
+    binds |= libraries
     binds -= {path for path in binds if path not in folders and _within(os.path.realpath(path), folders)}
     links = {link: target for link, target in links.items() if not _within(link, folders)}
     merged = {path for path in binds if os.path.realpath(os.path.dirname(path)) == os.path.dirname(path)}
@@ -157,12 +158,12 @@ def interpreter_files(interpreter: Interpreter) -> InterpreterFiles:
 
 
 def _shared_libraries(interpreter: Interpreter) -> list[str]:
-    """Folders of shared libraries that an interpreter with packages is shown."""
+    """Folders of shared libraries to bind for an interpreter with packages; [] without packages."""
     return [f for f in _SYSTEM_LIBRARIES if interpreter.packages and os.path.isdir(f) and not os.path.islink(f)]
 
 
 def _outermost(*folders: str) -> list[str]:
-    """The folders that lie in none of the others."""
+    """The folders that aren't inside another of them."""
     return [folder for folder in dict.fromkeys(folders) if not _within(os.path.dirname(folder), folders)]
 
 
@@ -171,6 +172,6 @@ def _within(path: str, folders: Iterable[str]) -> bool:
 
 
 def user_ids(slot: int) -> tuple[int, int]:
-    """Outer numbers of a worker's two users: the server's and its programs'. They differ between workers."""
+    """(user id of a worker's server, user id of its programs) outside the namespace. They differ between workers."""
     first = _FIRST_UID + 2 * (slot % (1 << 24))
     return first, first + 1

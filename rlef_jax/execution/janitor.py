@@ -1,8 +1,8 @@
 # mypy: allow-untyped-defs
-"""Waits for the pool's process to go and removes the control groups that it left behind. A script of its own.
+"""Waits until the pool's process ends, then removes the control groups that it left. Runs as a separate script.
 
-`python janitor.py FD START`: FD is a pipe whose other end the pool alone holds; lines on it name folders, `+` before
-one that was made and `-` before one that was removed.
+`python janitor.py FD`: FD is a pipe whose other end only the pool holds. Its lines name folders: `+FOLDER` was created,
+`-FOLDER` was removed.
 """
 
 import os
@@ -12,9 +12,9 @@ import time
 
 
 def main():
-    """Reads until the pool is gone, then removes what it left; gives up after half a minute."""
+    """Reads until the pool's process ends, then removes what it left; gives up after 30 seconds."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # it goes when the pool is gone, no sooner
+        signal.signal(number, signal.SIG_IGN)  # must outlive the pool
     folders: set[str] = set()
     with open(int(sys.argv[1])) as lines:
         for line in lines:
@@ -27,7 +27,7 @@ def main():
 
 
 def remove(folder, folders):
-    """Kills what is in a group and removes it, if that is possible yet."""
+    """Kills a group's processes and tries to remove it; on success also from `folders`."""
     try:
         with open(folder + "/cgroup.procs") as f:
             for pid in f.read().split():

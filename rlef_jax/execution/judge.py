@@ -1,10 +1,10 @@
-"""Output matching: the rules of the paper's judge (CodeContests; Li et al., 2022), nothing added. Pure."""
+"""Output matching by the rules of the paper's judge (CodeContests; Li et al., 2022). Pure."""
 
 from __future__ import annotations
 
 import re
 
-_SEPARATORS = re.compile(r"[ \n\t\r\v]+")  # form feed is not among them
+_SEPARATORS = re.compile(r"[ \n\t\r\v]+")  # without form feed
 _ASCII_LOWER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
 _TOLERANCE = 1e-5
 _INTEGER = re.compile(r"[+-]?[0-9]+")
@@ -35,7 +35,8 @@ def _tokens(text: str) -> list[str]:
 
 
 def _tokens_match(a: str, b: str, exact_integers: bool) -> bool:
-    if a == b and len(a) < 300 and a.isdecimal():  # most tokens; what isn't finite equals nothing
+    # A shortcut for most tokens (not for inf and nan, which match nothing)
+    if a == b and len(a) < 300 and a.isdecimal():
         return True
     if exact_integers and _INTEGER.fullmatch(a) and _INTEGER.fullmatch(b):
         return _digits(a) == _digits(b)
@@ -46,7 +47,7 @@ def _tokens_match(a: str, b: str, exact_integers: bool) -> bool:
 
 
 def _digits(integer: str) -> str:
-    """An integer's text in its shortest form. Text, since `int` refuses more than some thousand digits."""
+    """An integer's shortest text. Not an `int`, which refuses more than some thousand digits."""
     magnitude = integer.lstrip("+-").lstrip("0")
     return ("-" if integer[0] == "-" and magnitude else "") + magnitude
 

@@ -1,8 +1,8 @@
 # mypy: allow-untyped-defs
-"""System calls that Python 3.10's `os` lacks, made through the C library without the `ctypes` package's weight.
+"""System calls that Python 3.10's `os` lacks, through the C library but without importing the heavy `ctypes` package.
 
-Runs in the worker under the judge's Python (3.8+) and in the launcher under ours; imports nothing of the package.
-Every function raises OSError with the system's reason.
+Runs in the worker under the judge's Python (3.8+) and in the launcher under ours; imports nothing from rlef_jax.
+Every function raises OSError if its system call fails.
 """
 
 import _ctypes
@@ -28,10 +28,10 @@ MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 8, 0x1000, 0
 ATTR_READ_ONLY, ATTR_NO_SUID = 1, 2
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
 
-# Landlock's rights over files: those that only read, and all of them by the interface's version that brought them.
+# Landlock's file rights: those for reading, and all rights known since a version of the interface.
 _READ = 1 << 0 | 1 << 2 | 1 << 3  # execute, read a file, list a folder
 _HANDLED = ((5, (1 << 16) - 1), (3, (1 << 15) - 1), (2, (1 << 14) - 1), (1, (1 << 13) - 1))
-_FILE_RIGHTS = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 14  # what a rule for a file, not a folder, may speak of
+_FILE_RIGHTS = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 14  # rights allowed in a rule for a file
 
 _functions: dict = {}  # of the C library, by name
 
@@ -48,7 +48,7 @@ def _function(name):
 
 
 def give_back_memory():
-    """Hands what the allocator holds unused back to the kernel, where the C library can: forks copy less."""
+    """Returns unused memory of the allocator to the kernel, if the C library can, so that forks copy less."""
     try:
         _function("malloc_trim")(0)
     except OSError:  # not the GNU C library
@@ -73,12 +73,12 @@ def mount(source, target, kind, flags=0, data=""):
 
 
 def bind(source, target):
-    """Makes `source` appear at `target` as well, without what is mounted below it."""
+    """Bind-mounts `source` at `target`, without the mounts below it."""
     mount(source, target, "", MS_BIND)
 
 
 def umount(target):
-    """Detaches what is mounted at `target`."""
+    """Detaches the mount at `target`."""
     call("umount2", target.encode(), 2)
 
 
@@ -93,37 +93,37 @@ def prctl(option, *args):
 
 
 def no_new_privileges():
-    """From here on, no exec can add a right: what filters and rule sets ask of an ordinary process."""
+    """Sets no_new_privs: exec can no longer add rights. Seccomp and Landlock require this without root."""
     prctl(PR_SET_NO_NEW_PRIVS, 1)
 
 
 def drop_capabilities():
-    """Gives up every capability, in the bounding set too; user 0 of a namespace keeps no right by its number."""
+    """Drops every capability, also from the bounding set, so that user 0 of a namespace has no special rights."""
     prctl(47, 4)  # PR_CAP_AMBIENT, clear all
     for capability in range(64):
         try:
             prctl(24, capability)  # PR_CAPBSET_DROP
-        except OSError:  # none of that number, or no right to: then there is none to gain either (no new privileges)
+        except OSError:  # no such capability, or not permitted: then no_new_privs prevents gaining any
             break
     call("capset", struct.pack("=Ii", 0x20080522, 0), bytes(24))
 
 
 def install_filter(program):
-    """Installs a seccomp filter (`struct sock_filter[]` as bytes) for this process and its children to come.
+    """Installs a seccomp filter (`struct sock_filter[]` as bytes) for this process and its future children.
 
-    Needs `no_new_privileges` before.
+    Call `no_new_privileges` first.
     """
     address = id(program) + bytes.__basicsize__ - 1  # where CPython keeps the bytes of a bytes object
     prctl(PR_SET_SECCOMP, 2, struct.pack("=H6xQ", len(program) // 8, address))
 
 
 def landlock_version():
-    """Version of the kernel's Landlock interface. OSError where it has none."""
+    """Version of the kernel's Landlock interface. Raises OSError if it has none."""
     return call("landlock_create_ruleset", None, 0, 1)
 
 
 def landlock_ruleset(readable, writable, files_only):
-    """A descriptor of a Landlock rule set: nothing but these paths, no TCP, no signals or abstract sockets outside.
+    """A descriptor of a Landlock rule set: only these paths, no TCP, no signals or abstract sockets to other processes.
 
     `files_only` are single files (device nodes) that may be read and written.
     """
@@ -145,5 +145,5 @@ def landlock_ruleset(readable, writable, files_only):
 
 
 def landlock_restrict(ruleset):
-    """Holds this process and its children to come to a rule set. Needs `no_new_privileges` before."""
+    """Applies a rule set to this process and its future children. Call `no_new_privileges` first."""
     call("landlock_restrict_self", ruleset, 0)

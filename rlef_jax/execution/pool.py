@@ -1,7 +1,7 @@
-"""A pool of warm workers: programs in, judged test results out, asynchronously.
+"""A pool of warm workers that runs programs asynchronously and judges their results.
 
-One thread per worker waits for it, so that a program's run costs this process nothing but the judging. Expected
-outputs stay here: workers learn a program and its inputs only.
+One thread per worker waits for it, so that this process only does the judging. Expected outputs stay in this process:
+workers get only programs and inputs.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from rlef_jax.execution.supervisor import BrokenWorkerError, Outcome, WorkerProc
 from rlef_jax.execution.worker_factory import WorkerFactory
 from rlef_jax.types import FunctionTest, Limits, Status, Test, TestCase, TestResult
 
-RETRIES = 3  # of a request whose worker broke, before its unfinished tests are INFRA_ERROR
-SLICE_S = 2.0  # a program that has run for so long lets a waiting one go first, after the test that runs
-MAX_QUEUE = 8192  # programs that wait, before `run` does
-_REQUEST_CHARS = 64 << 20  # inputs that go to a worker at once
+RETRIES = 3  # retries of a request whose worker broke; then its unfinished tests are INFRA_ERROR
+SLICE_S = 2.0  # time slice: a program that has run longer lets waiting ones go first, after its current test
+MAX_QUEUE = 8192  # waiting programs before `run` blocks
+_REQUEST_CHARS = 64 << 20  # length of the inputs sent to a worker at once
 
 
 class PoolClosedError(RuntimeError):
-    """The pool was closed before the program had run."""
+    """Raised if the pool is closed before a program has run."""
 
 
 @dataclasses.dataclass
 class _Job:
-    """A program on its way. Only the thread that runs it changes it; `cancelled` is set from outside."""
+    """A queued or running program. Only the thread that runs it changes it; other threads set only `cancelled`."""
 
     program: str
     tests: tuple[Test, ...]
@@ -50,8 +50,8 @@ class _Job:
     results: list[TestResult] = dataclasses.field(default_factory=list)
     started: bool = False
     cancelled: bool = False
-    failures: int = 0  # of workers
-    careful: bool = False  # after the program's process died: one reply at a time, to know which test did it
+    failures: int = 0  # number of workers that broke while running it
+    careful: bool = False  # one reply at a time, after the program's process died, to find the test that caused it
 
     @property
     def done(self) -> bool:
@@ -63,17 +63,21 @@ class ExecutionPool:
     """Runs programs on tests in `workers` processes of `interpreter`. A context manager; all methods are thread-safe.
 
     Args:
-      workers: how many programs run at a time.
+      workers: number of programs that run at a time.
       interpreter: the Python that they run under.
-      require: the level of isolation that it takes at least ("full", "namespaces", "user" or "process";
-        docs/executor.md). Empty: the best that there is. IsolationError, with the reason, where it can't be had.
-      level: exactly this level, though there may be better (to test it). Empty: the best.
-      options: where we judge otherwise than the paper's judge.
+      require: lowest acceptable level of isolation ("full", "namespaces", "user" or "process"; docs/executor.md); the
+        best available one is used. "" accepts any.
+      level: use exactly this level, for tests; "" means the best available.
+      options: options in which we differ from the paper's judge.
       wall_scale: factor on every wall clock limit, for slower machines.
-      max_queue: how many programs may wait before `run` blocks.
+      max_queue: number of programs that may wait before `run` blocks.
 
     Attributes:
-      interpreter: as given.
+      interpreter: the given interpreter.
+
+    Raises:
+      IsolationError: the required level isn't available; the message says why.
+      ValueError: a number isn't above 0, or an unknown level.
     """
 
     def __init__(
@@ -99,7 +103,7 @@ class ExecutionPool:
         self._queue: collections.deque[_Job] = collections.deque()
         self._changed = threading.Condition()
         self._closed = False
-        self._workers: dict[int, WorkerProcess] = {}  # by supervisor
+        self._workers: dict[int, WorkerProcess] = {}  # by thread index
         self._running: dict[int, _Job] = {}
         self._counts: collections.Counter[Status] = collections.Counter()
         self._status_s: collections.defaultdict[Status, float] = collections.defaultdict(float)
@@ -121,7 +125,7 @@ class ExecutionPool:
 
     @property
     def level(self) -> Level | None:
-        """The level of isolation that programs run at; None where no worker can be started at all."""
+        """The level of isolation that programs run at; None if no worker can be started."""
         return self._factory.level
 
     def run(
@@ -133,17 +137,18 @@ class ExecutionPool:
         stop_at_first_failure: bool = False,
         frame: tuple[str, ...] = (),
     ) -> concurrent.futures.Future[tuple[TestResult, ...]]:
-        """Queues a program; the future holds one result per test, in order (up to the first failure if so asked).
+        """Queues a program; the future holds one result per test, in order.
 
-        A `frame` is two texts that run before and behind the program, in its names (`Problem.frame`).
-        Blocks while `max_queue` programs wait (never a thread of the pool's own). A program that doesn't compile is a
-        SYNTAX_ERROR on every test. A broken worker is replaced and what it left unfinished run again, `RETRIES` times;
-        then the rest is INFRA_ERROR. PoolClosedError after `close`.
+        With `stop_at_first_failure`, results end at the first failure. A `frame` is two texts that run before and after
+        the program, in its namespace (`Problem.frame`). A program that doesn't compile has SYNTAX_ERROR on every test.
+        If a worker breaks, its unfinished tests run again in a new one, up to `RETRIES` times; then they are
+        INFRA_ERROR. Blocks while `max_queue` programs wait, except in the pool's own threads. Raises PoolClosedError
+        after `close`.
         """
         limits = dataclasses.replace(limits, wall_s=limits.wall_s * self._wall_scale)
         job = _Job(program, tuple(tests), limits, stop_at_first_failure, frame, concurrent.futures.Future())
         with self._changed:
-            own = threading.current_thread() in self._threads  # a callback's: it must not wait for itself
+            own = threading.current_thread() in self._threads  # called from a callback: it must not wait for itself
             while len(self._queue) >= self._max_queue and not self._closed and not own:
                 self._changed.wait()
             if self._closed:
@@ -153,9 +158,9 @@ class ExecutionPool:
         return job.future
 
     def cancel(self, future: concurrent.futures.Future[Any]) -> bool:
-        """Gives up a program of this pool's, waiting or running (its future then raises CancelledError).
+        """Cancels a waiting or running program; its future then raises CancelledError.
 
-        False if it has ended already, or isn't here.
+        Returns False if it has ended already or belongs to another pool.
         """
         with self._changed:
             if future.cancel():
@@ -166,17 +171,18 @@ class ExecutionPool:
                     if index in self._workers:
                         self._workers[index].stop(self._workers[index].number)
                     return True
-            for job in self._queue:  # between two slices
+            for job in self._queue:  # between two time slices
                 if job.future is future:
                     job.cancelled = True
                     return True
         return False
 
     def stats(self) -> dict[str, Any]:
-        """What the pool has done so far.
+        """Counters since the pool's start.
 
-        `tests` and `statuses` count judged tests, `status_s` their wall seconds by status, `tests_per_s` since the
-        pool's start; `retries` of broken workers, `cancelled` programs; `busy_s` worker seconds; `queue_length` now.
+        `tests` and `statuses` count judged tests, `status_s` has their wall seconds by status, `tests_per_s` is the
+        average rate, `retries` counts retries after broken workers, `cancelled` programs. `busy_s` is the workers'
+        total busy time in seconds, `queue_length` the number of programs waiting now.
         """
         with self._changed:
             tests = sum(self._counts.values())
@@ -194,7 +200,7 @@ class ExecutionPool:
             }
 
     def worker_pids(self) -> tuple[int, ...]:
-        """Process ids of the workers that are running now."""
+        """Process ids of the running workers."""
         with self._changed:
             return tuple(worker.pid for worker in self._workers.values())
 
@@ -207,16 +213,16 @@ class ExecutionPool:
                 worker.kill()
             self._changed.notify_all()
         for job in waiting:
-            if not job.future.cancel():  # it had its first slice
+            if not job.future.cancel():  # it has run for a time slice
                 job.future.set_exception(PoolClosedError("the pool was closed"))
         for thread in self._threads:
             thread.join()
         self._factory.close()
 
     def _supervise(self, index: int) -> None:
-        """One worker's thread."""
+        """The main loop of one worker's thread."""
         with contextlib.suppress(BrokenWorkerError, PoolClosedError):
-            self._worker(index)  # warm before the first job comes; the first job will try again and say so
+            self._worker(index)  # starts the worker early; on failure the first job tries again and reports it
         while (job := self._take(index)) is not None:
             start = time.monotonic()
             finished = False
@@ -235,7 +241,7 @@ class ExecutionPool:
         self._discard(index)
 
     def _take(self, index: int) -> _Job | None:
-        """The next job, marked as running. None once the pool is closed."""
+        """Takes the next job and marks it as running; None once the pool is closed."""
         with self._changed:
             while True:
                 while not self._queue and not self._closed:
@@ -256,7 +262,7 @@ class ExecutionPool:
             self._busy_s += time.monotonic() - start
 
     def _requeue(self, job: _Job) -> None:
-        """Back to the end of the queue: others have waited."""
+        """Puts a job back at the end of the queue, so that waiting ones run first."""
         with self._changed:
             if not self._closed:
                 self._queue.append(job)
@@ -271,17 +277,17 @@ class ExecutionPool:
                 self._status_s[result.status] += result.wall_s
 
     def _run(self, index: int, job: _Job) -> bool:
-        """A job's tests from where it stands, until they are done (True) or others shall have their turn."""
+        """Runs a job's remaining tests. Returns True if all are done, False if its time slice ended and others wait."""
         until = time.monotonic() + SLICE_S
         while not job.done:
             if job.cancelled:
                 with self._changed:
                     self._cancellations += 1
                 raise concurrent.futures.CancelledError
-            if time.monotonic() > until and self._others_wait():
+            if time.monotonic() > until and self._jobs_wait():
                 return False
             try:
-                self._advance(self._worker(index), job, until)
+                self._run_request(self._worker(index), job, until)
             except BrokenWorkerError as exc:
                 self._discard(index)
                 job.failures += 1
@@ -292,67 +298,70 @@ class ExecutionPool:
                     job.results += [TestResult(Status.INFRA_ERROR, error=str(exc))] * count
         return True
 
-    def _advance(self, worker: WorkerProcess, job: _Job, until: float) -> None:
-        """One request: as many of a job's tests as fit in a message, judged as they come."""
+    def _run_request(self, worker: WorkerProcess, job: _Job, until: float) -> None:
+        """Sends one request with as many of a job's tests as fit, and judges the outcomes as they arrive."""
         first = len(job.results)
         tests = job.tests[first : first + _chunk(job.tests, first)]
         if isinstance(tests[0], FunctionTest) and tests[0].check:
-            return self._ask_in_turn(worker, job, checks.steps(tests[0], job.limits))
+            return self._run_check_steps(worker, job, checks.steps(tests[0], job.limits))
         functions = isinstance(tests[0], FunctionTest)
         eager = job.careful or job.stop_at_first_failure
-        told = False  # to stop or pause
+        interrupted = False  # to stop or pause
         inputs = list(map(input_bytes, tests))
         outcomes = worker.run(job.program, inputs, job.limits, frame=job.frame, eager=eager, functions=functions)
-        for test, outcome in zip(itertools.chain(tests, itertools.repeat(tests[-1])), outcomes):  # a STOPPED may follow
-            if not self._is_end(job, outcome, eager) and outcome.kind != protocol.STOPPED and not job.done:
+        # An outcome STOPPED may follow that of the last test.
+        for test, outcome in zip(itertools.chain(tests, itertools.repeat(tests[-1])), outcomes):
+            if not self._ends_program(job, outcome, eager) and outcome.kind != protocol.STOPPED and not job.done:
                 job.results.append(judged(outcome, test, job.limits, self._options))
-            if told or outcome.kind == protocol.STOPPED:
+            if interrupted or outcome.kind == protocol.STOPPED:
                 continue
             if job.done and len(job.results) < len(job.tests):
                 worker.stop(worker.number)
-                told = True
-            elif time.monotonic() > until and self._others_wait():
+                interrupted = True
+            elif time.monotonic() > until and self._jobs_wait():
                 worker.pause(worker.number)
-                told = True
+                interrupted = True
 
-    def _ask_in_turn(self, worker: WorkerProcess, job: _Job, steps: checks.Steps) -> None:
-        """A test whose assert decides: the program's process and the assert's by turns."""
-        ask = next(steps)
+    def _run_check_steps(self, worker: WorkerProcess, job: _Job, steps: checks.Steps) -> None:
+        """Runs a test with a `check`: the program and the assert alternately (`checks`)."""
+        request = next(steps)
         while not job.cancelled:
-            frame = () if ask.program else job.frame
+            frame = () if request.program else job.frame
             (outcome,) = worker.run(
-                ask.program or job.program, [ask.data], job.limits, frame=frame, eager=True, functions=True
+                request.program or job.program, [request.data], job.limits, frame=frame, eager=True, functions=True
             )
-            if outcome.kind == protocol.STOPPED or (not ask.program and self._is_end(job, outcome, eager=True)):
+            if outcome.kind == protocol.STOPPED or (
+                not request.program and self._ends_program(job, outcome, eager=True)
+            ):
                 return
             if outcome.kind in (protocol.NOT_COMPILED, protocol.DIED) and not outcome.out_of_memory:
                 raise BrokenWorkerError("the process of an assert could not be run")
             try:
-                ask = steps.send(outcome)
+                request = steps.send(outcome)
             except StopIteration as end:
                 job.results.append(end.value)
                 return
 
-    def _is_end(self, job: _Job, outcome: Outcome, eager: bool) -> bool:
-        """Whether an outcome is about the program as a whole, not about a test: then it is dealt with here."""
+    def _ends_program(self, job: _Job, outcome: Outcome, eager: bool) -> bool:
+        """Whether an outcome is about the program as a whole rather than a test; if so, handles it."""
         if outcome.kind == protocol.NOT_COMPILED:
             error = outcome.error.decode("utf-8", "replace")
             left = 1 if job.stop_at_first_failure else len(job.tests) - len(job.results)
             job.results += [TestResult(Status.SYNTAX_ERROR, error=error)] * left
         elif outcome.kind == protocol.DIED:
-            self._bury(job, eager, outcome.out_of_memory)
+            self._handle_death(job, eager, outcome.out_of_memory)
         return outcome.kind in (protocol.NOT_COMPILED, protocol.DIED)
 
-    def _bury(self, job: _Job, known: bool, out_of_memory: bool) -> None:
-        """The program's own process has died: of memory, or it is the judge's failure. BrokenWorkerError for that."""
-        if not known:  # replies may have been lost: once more, one at a time
+    def _handle_death(self, job: _Job, eager: bool, out_of_memory: bool) -> None:
+        """Handles the death of a program's process: MEMORY_LIMIT, or BrokenWorkerError if the judge is at fault."""
+        if not eager:  # replies may have been lost: run again, one reply at a time
             job.careful = True
         elif out_of_memory:
             job.results.append(TestResult(Status.MEMORY_LIMIT))
         else:
             raise BrokenWorkerError("the program's process was killed from outside")
 
-    def _others_wait(self) -> bool:
+    def _jobs_wait(self) -> bool:
         with self._changed:
             return bool(self._queue)
 
@@ -379,13 +388,13 @@ class ExecutionPool:
 
 
 def auto_workers() -> int:
-    """As many workers as leave a quarter of the usable cores (`cores.usable_cores`), at least one, to JAX."""
+    """The default number of workers: leaves a quarter of the usable cores, at least one, to JAX."""
     cores = whole_cores()
     return max(1, cores - max(1, cores // 4))
 
 
 def _chunk(tests: Sequence[Test], start: int) -> int:
-    """How many tests from `start` on go to the worker at once: all, unless inputs are huge or an assert decides."""
+    """The number of tests from `start` on to send at once: those of a type up to a size; a `check` goes alone."""
     count = chars = 0
     for test in tests[start:]:
         alone = isinstance(test, FunctionTest) and bool(test.check)

@@ -1,8 +1,8 @@
 # mypy: allow-untyped-defs
-"""A program's process: takes on the program's rights, compiles it once, forks per test, watches, kills, reports.
+"""A program's process: drops its rights, compiles the program once, forks per test, enforces limits, reports.
 
 Runs in the worker, under the judge's Python (3.8+). In a process namespace it is process 1: the program can neither
-signal nor trace it, everything that the program starts becomes its child in the end, and all of it ends with it.
+signal nor trace it, orphans that the program starts become its children, and all of them end with it.
 """
 
 import gc
@@ -13,32 +13,33 @@ import signal
 import time
 
 REPORT_BYTES = 1 << 16
-STDERR_BYTES = 2000  # of a test's standard error, its end is kept
-BATCH_BYTES, BATCH_MS = 1 << 16, 5  # replies wait for company, but not for long
-# A test past its limit is looked at so often, and has to have used so much of a processor since: 2 ms of a second.
+STDERR_BYTES = 2000  # size of the end of a test's standard error that is reported
+BATCH_BYTES, BATCH_MS = 1 << 16, 5  # replies are sent together up to this size and delay
+# A test past its wall limit is checked once per window; it is idle if it used less than this share of a processor.
 IDLE_WINDOW_S, IDLE_SHARE = 1.0, 0.002
-FORK_WORDS = ("fork", "multiprocessing", "concurrent", "exec", "eval", "import(", "getattr")  # what may start processes
+# A program without these words can't start processes.
+FORK_WORDS = ("fork", "multiprocessing", "concurrent", "exec", "eval", "import(", "getattr")
 BYTE_ORDER_MARK = "\ufeff"
-PROCESS_CPU_CLOCK = 2  # beside a process's number: the kernel's clock of the processor time it has used
-# What programs may find loaded already: importing these has no effect but that they are there.
+PROCESS_CPU_CLOCK = 2  # with a process's id: the kernel's clock of its processor time
+# Modules that may be imported before the program runs: importing them has no other effect.
 IMPORTABLE = frozenset(
     "array bisect calendar cmath collections copy dataclasses datetime decimal enum fractions functools heapq io "
     "itertools json math numbers operator queue random re statistics string struct textwrap threading time types "
     "typing".split()
 )
-# By a package that programs' interpreters may have, what is imported for it: it takes a good part of a second.
+# {package that the interpreter may have: module preloaded for it}. Importing takes a large part of a second.
 PACKAGES = {"numpy": "numpy.random"}
 
 
-def be_program(settings, modules, request, first):
-    """The whole life of a program's process, from test number `first` on. Never returns."""
+def program_main(settings, modules, request, first):
+    """Runs a program's process, from test number `first` on, and exits. Never returns."""
     code = 1
     try:
         os.setsid()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Python's handler would let a program interrupt this process
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # with Python's handler, a program could interrupt this process
         modules["confine"].confine(settings, modules, request)
         code = Program(settings, modules, request).run(first)
-    except MemoryError:  # the limit is the program's: so long is its text, or what it was compiled to
+    except MemoryError:  # the program's text or its compiled form exceeds the program's limit
         code = modules["protocol"].NO_MEMORY
     except BaseException as exc:
         try:
@@ -59,7 +60,7 @@ class Program:
         *self.frame, self.source = self.read_texts()
         table = os.pread(self.worker.PAYLOAD_FD, self.worker.TEST.size * request.tests, sum(request.sizes))
         self.tests = list(self.worker.TEST.iter_unpack(table))
-        # What the largest process may hold where its peak is what decides: the interpreter's share comes on top.
+        # Without a cgroup, a process's peak memory decides; the interpreter's own memory is added to the limit.
         self.most_memory = request.memory + resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         self.alone = not any(word in self.source for word in FORK_WORDS)
         self.sampled = None
@@ -70,7 +71,7 @@ class Program:
         self.pausing = False
 
     def read_texts(self):
-        """The texts before and behind the program, and the program, each as Python reads a file of it."""
+        """The texts before and after the program, and the program, without byte order marks."""
         texts, at = [], 0
         for size in self.request.sizes:
             text = os.pread(self.worker.PAYLOAD_FD, size, at).decode("utf-8", "surrogatepass")
@@ -103,13 +104,13 @@ class Program:
         return 0
 
     def compile(self):
-        """What to execute, in order, the frame's texts each by itself; None if it isn't code, which the pool is told.
+        """The code objects to execute, in order; None if the program doesn't compile, which is reported to the pool.
 
-        A program so is what it would be in a file of its own: its first line is 1, its docstring and its imports from
-        __future__ stand first.
+        The frame's texts are compiled separately, so that the program is as in its own file: it begins at line 1, and
+        its docstring and imports from __future__ come first.
         """
-        before, after = self.frame
-        texts = [(before, "before.py"), (self.source, "solution.py"), (after, "after.py")]
+        prefix, suffix = self.frame
+        texts = [(prefix, "before.py"), (self.source, "solution.py"), (suffix, "after.py")]
         try:
             return [
                 compile(text, name, "exec", dont_inherit=True) for text, name in texts if text or text is self.source
@@ -121,15 +122,15 @@ class Program:
             return None
 
     def test(self, index, start):
-        """Runs one test and files its reply. False if the pool wants no more of this program."""
+        """Runs one test and queues its reply. Returns False if the pool has stopped this program."""
         offset, size, seed = self.tests[index]
         self.sampled = None
         fresh_streams()
         copy_input(self.worker.PAYLOAD_FD, offset, size)
-        began, self.compiling_s = time.monotonic() - self.compiling_s, 0.0  # the first test pays for the compiler
+        began, self.compiling_s = time.monotonic() - self.compiling_s, 0.0  # the first test's time includes compiling
         pid = os.fork()
         if pid == 0:
-            self.child.be_test(start, self.settings, self.request, seed)
+            self.child.test_main(start, self.settings, self.request, seed)
         pidfd = os.pidfd_open(pid)
         kind = self.wait(pidfd, pid, began)
         wall_s = time.monotonic() - began
@@ -144,7 +145,7 @@ class Program:
         return True
 
     def wait(self, pidfd, pid, began):
-        """Until the test ends by itself (not reaped), or has to be killed: says which."""
+        """Waits until the test ends (not reaped) or must be killed. Returns ENDED, TIMED_OUT or STOPPED."""
         deadline = began + self.request.wall_s
         poll, ended, control = self.poll, pidfd, self.worker.CONTROL_FD
         poll.register(ended, select.POLLIN)
@@ -170,22 +171,23 @@ class Program:
         return self.worker.ENDED if any(fd == ended for fd, _ in ready) else self.wait(pidfd, pid, began)
 
     def seconds_more(self, pid, began):
-        """For a test past its limit by the wall clock: how long it may go on, having had little of the processor.
+        """Seconds until a test past its wall limit must be checked again; 0 if it is out of time.
 
-        One that makes no use of the processor for a second waits for itself, not for the machine. Of a program that
-        may have started others, nobody knows: they may be at work.
+        The test may run until it has used `wall_s` seconds of the processor, reached `longest_s` on the wall clock, or
+        been idle for a window, so that it waits for itself rather than for a busy machine. Programs that may start
+        other processes never count as idle, since those may be working.
         """
         now, used = time.monotonic(), time.clock_gettime((~pid << 3) | PROCESS_CPU_CLOCK)
-        since, before = self.sampled or (now, used)
-        if now - since >= IDLE_WINDOW_S and self.alone and used - before < IDLE_SHARE * (now - since):
+        sampled_at, used_then = self.sampled or (now, used)
+        if now - sampled_at >= IDLE_WINDOW_S and self.alone and used - used_then < IDLE_SHARE * (now - sampled_at):
             return 0
-        if now - since >= IDLE_WINDOW_S or not self.sampled:
-            since, _ = self.sampled = now, used
-        left = began + self.request.longest_s - now, self.request.wall_s - used, since + IDLE_WINDOW_S - now
+        if now - sampled_at >= IDLE_WINDOW_S or not self.sampled:
+            sampled_at, _ = self.sampled = now, used
+        left = began + self.request.longest_s - now, self.request.wall_s - used, sampled_at + IDLE_WINDOW_S - now
         return max(min(left), 0)
 
     def listen(self):
-        """Reads a message and returns its kind if it is about this request. This process ends with the stream."""
+        """Reads a message. Returns its kind if it is about this request, else None. Exits at the end of the stream."""
         try:
             data = self.worker.read_exactly(self.worker.CONTROL_FD, self.worker.MESSAGE.size)
         except Exception:
@@ -197,19 +199,19 @@ class Program:
         return kind
 
     def kill_rest(self):
-        """Kills and reaps what the test's process has left behind; all of it has become this process's children."""
+        """Kills and reaps processes that the test left, which have become children of this process."""
         while True:
             try:
                 pid = os.waitpid(-1, os.WNOHANG)[0]
             except ChildProcessError:
                 return
             if pid == 0:
-                if self.settings["namespaces"]:  # -1 would be the whole machine elsewhere
+                if self.settings["namespaces"]:  # without a namespace, -1 would be the whole machine
                     os.kill(-1, signal.SIGKILL)
                 os.waitpid(-1, 0)
 
     def file(self, kind, status, usage, wall_s):
-        """Adds a test's reply to those that wait, and sends them if it is time."""
+        """Queues a test's reply, and sends the queue if it is due."""
         worker, output = self.worker, self.request.output
         code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
         stdout_size = min(os.lseek(1, 0, os.SEEK_END), output + 1)
@@ -217,7 +219,7 @@ class Program:
         stderr = os.pread(2, STDERR_BYTES, max(0, size - STDERR_BYTES)) if size else b""
         if size > STDERR_BYTES:
             stderr = b"[%d bytes cut]..." % (size - STDERR_BYTES) + stderr
-        report, report_size = self.kind_of_report()
+        report, report_size = self.report_kind_and_size()
         ooms = self.count_ooms()
         oom, self.ooms = ooms != self.ooms, ooms
         oom = oom or (not self.settings["cgroup"] and usage.ru_maxrss * 1024 > self.most_memory)
@@ -235,7 +237,7 @@ class Program:
         )
         self.replies.append(header)
         self.waiting_bytes += stdout_size + report_size
-        if self.waiting_bytes > BATCH_BYTES:  # what is long never is in this process's memory as a whole
+        if self.waiting_bytes > BATCH_BYTES:  # long output is sent in parts, to save memory
             self.flush()
             self.send(1, 0, stdout_size)
             worker.write_all(worker.CONTROL_FD, stderr)
@@ -256,8 +258,8 @@ class Program:
             self.worker.write_all(self.worker.CONTROL_FD, data)
             at, count = at + len(data), count - len(data)
 
-    def kind_of_report(self):
-        """What kind of report the test's process has left, and the size of what follows: its text, or the results."""
+    def report_kind_and_size(self):
+        """(kind of the test's report, size in bytes of its text or results)."""
         fd = self.worker.REPORT_FD
         size = os.lseek(fd, 0, os.SEEK_END)
         if not size:
@@ -266,19 +268,19 @@ class Program:
         return os.pread(fd, 1, 0), min(size - 1, limit)
 
     def count_ooms(self):
-        """What tells whether the kernel has killed a process for the memory of this worker's cgroup."""
+        """A text that changes when the kernel kills a process because the worker's cgroup is out of memory."""
         return self.worker.count_ooms() if self.settings["cgroup"] else b""
 
     def flush(self):
-        """Sends the replies that wait."""
+        """Sends the queued replies."""
         if self.replies:
             self.worker.write_all(self.worker.CONTROL_FD, b"".join(self.replies))
             self.replies, self.waiting_bytes = [], 0
 
     def box_is_dirty(self):
-        """Whether anything was done to the scratch folder that the next test could see.
+        """Whether the scratch folder has changed, so that the next test could see it.
 
-        Whatever is made or removed in it sets its time of change, which began as 0; programs can't set it back.
+        Its modification time starts as 0. Creating or removing anything in it changes that; programs can't reset it.
         """
         if not self.settings["box_bytes"]:
             return False
@@ -287,20 +289,20 @@ class Program:
 
 
 def fresh_file(number):
-    """A new file without a name in any folder, on the lowest free descriptor, which must be `number`."""
-    if os.memfd_create("judge", 0) != number:  # no close-on-exec: there is no exec
+    """Opens a new memory file on the lowest free descriptor, which must be `number`."""
+    if os.memfd_create("judge", 0) != number:  # without close-on-exec: programs can't exec
         raise RuntimeError("a descriptor is out of its place")
 
 
 def fresh_streams():
-    """New files on descriptors 0 to 3, streams and report: nothing of one test's reaches the next, not even a mode."""
+    """Opens new files on descriptors 0 to 3 (streams and report), so that tests share no state through them."""
     os.closerange(0, 4)
     for number in range(4):
         fresh_file(number)
 
 
 def copy_input(source, offset, size):
-    """Puts a test's input into standard input's file without bringing it into this process's memory."""
+    """Copies a test's input into the file of standard input, without reading it into this process's memory."""
     while size:
         copied = os.sendfile(0, source, offset, size)
         if copied <= 0:
@@ -310,12 +312,12 @@ def copy_input(source, offset, size):
 
 
 def preload(codes, packages):
-    """Imports here, once for all tests, what the program's top level imports. Returns the fork hooks they asked for.
+    """Imports modules that the program uses, once for all tests. Returns the fork hooks that they register.
 
-    Of third-party modules, only `packages`; where one can't be imported, the program will find out.
+    Of third-party modules, only `packages`; errors are left for the program to raise.
 
-    The hooks (of `random` and `threading`) would run after each fork of this process, at a cost, for nothing; tests
-    register them for forks of their own.
+    The hooks (of `random` and `threading`) aren't needed in forks of this process and would slow them; each test
+    registers them for its own forks.
     """
     hooks, register = [], os.register_at_fork
     os.register_at_fork = lambda **functions: hooks.append(functions)
@@ -334,7 +336,7 @@ def preload(codes, packages):
 
 
 def describe(exc):
-    """An exception of the judge's own, and the line it came from."""
+    """An exception of the judge itself with its place, as bytes."""
     tb = exc.__traceback__
     while tb is not None and tb.tb_next is not None:
         tb = tb.tb_next

@@ -1,4 +1,4 @@
-"""From what a program did on a test to a TestResult: statuses, cuts, and the judge's named options. Pure."""
+"""Turns a program's outcome on a test into a TestResult: status, cut texts, the judge's options. Pure."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from rlef_jax.execution.judge import outputs_match
 from rlef_jax.execution.supervisor import Outcome
 from rlef_jax.types import FunctionTest, Limits, Status, TestCase, TestResult
 
-ANY = "any"  # way to compare: for programs whose word counts, reference solutions and the judge's own
-KEPT_CHARS = 20_000  # of a test's standard output, in its result; the whole of it is judged
+ANY = "any"  # comparison that accepts all results: for reference solutions and the judge's own programs
+KEPT_CHARS = 20_000  # length of the standard output kept in a result; all of it is judged
 
 
 @dataclasses.dataclass(frozen=True)
 class JudgeOptions:
-    """Where we judge otherwise than the paper's judge (CodeContests). False restores its way.
+    """Options in which we differ from the paper's judge (CodeContests). False restores its behaviour.
 
     Attributes:
-      clean_exit: a program that prints the right answer and then crashes, exits with a code other than 0 or runs out
-        of a limit fails. The original looks at standard output alone; a reward for programs that end badly teaches
-        them, and their feedback would hide it.
-      exact_integers: two integers match if they are equal. The original compares them as doubles, so that neighbours
-        above 2**53 match: an exact answer and a rounded one are not the same program.
+      clean_exit: a program that prints the right answer and then crashes, exits with a code other than 0 or exceeds a
+        limit fails. The original checks standard output alone, which would reward such programs and hide their
+        failure from the feedback.
+      exact_integers: two integers match only if they are equal. The original compares them as doubles, so that
+        neighbours above 2**53 match and a rounded answer passes.
     """
 
     clean_exit: bool = True
@@ -34,27 +34,27 @@ class JudgeOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Answer(TestResult):
-    """A clean run of calls (`status` is PASSED), with what they returned, which nothing was compared with."""
+    """A clean run of calls (`status` is PASSED) with their results, which weren't compared with anything."""
 
     values: tuple[Any, ...] = ()
 
     def plain(self) -> TestResult:
-        """The same without the values."""
+        """The result without its values."""
         fields = (field.name for field in dataclasses.fields(TestResult))
         return TestResult(**{name: getattr(self, name) for name in fields})
 
 
 def judged(outcome: Outcome, test: TestCase | FunctionTest, limits: Limits, options: JudgeOptions) -> TestResult:
-    """A test's result. Passing takes the right output and, by `options.clean_exit`, a clean end within all limits.
+    """A test's result. To pass it needs the right output and, with `options.clean_exit`, a clean end within limits.
 
-    Of calls that aren't to be compared (`compare` is ANY) the result is what they returned, see `answered`.
+    For calls that aren't compared (`compare` is ANY) the result has their values (see `answered`).
     """
     if isinstance(test, FunctionTest) and test.compare == ANY:
         return answered(outcome, len(test.calls), limits, limits.output_bytes)
     status, error = _status(outcome, limits)
     if isinstance(test, FunctionTest):
         if status is Status.PASSED and (failure := function_failure(test, outcome)) is not None:
-            # A result may hold half of a surrogate pair, which is no text.
+            # A result may hold a lone surrogate, which can't be encoded.
             status, error = Status.WRONG_ANSWER, failure.encode("utf-8", "backslashreplace").decode()
     elif status is Status.PASSED or not options.clean_exit:
         if outputs_match(test.output, _text(outcome.stdout), exact_integers=options.exact_integers):
@@ -65,9 +65,9 @@ def judged(outcome: Outcome, test: TestCase | FunctionTest, limits: Limits, opti
 
 
 def answered(outcome: Outcome, count: int, limits: Limits, longest: int = ALWAYS_READ_BYTES) -> TestResult:
-    """What became of `count` calls: an `Answer`, or the result of a test that fails whatever is expected of it.
+    """The result of `count` calls: an `Answer` with their values, or a failed result if there are none.
 
-    Results of more than `longest` bytes, as the worker wrote them, aren't read.
+    Encoded values of more than `longest` bytes aren't read.
     """
     status, error = _status(outcome, limits)
     if status is not Status.PASSED:
@@ -100,16 +100,16 @@ def _result(outcome: Outcome, status: Status, error: str) -> TestResult:
 
 
 def _late(outcome: Outcome, limits: Limits) -> bool:
-    """Whether a test that ended by itself was over its limit. Within it, it may have used several cores."""
-    was_given_its_time = limits.wall_patience <= 1 or outcome.cpu_s > limits.wall_s
-    return outcome.wall_s > (limits.wall_s if was_given_its_time else limits.longest_s)
+    """Whether a test that ended by itself was over its time limit. Within the wall limit it may use several cores."""
+    wall_clock_decides = limits.wall_patience <= 1 or outcome.cpu_s > limits.wall_s
+    return outcome.wall_s > (limits.wall_s if wall_clock_decides else limits.longest_s)
 
 
 def _status(outcome: Outcome, limits: Limits) -> tuple[Status, str]:
-    """The status before the output is compared (PASSED: nothing but the output decides), and the error's text."""
+    """(status before the output is compared, error text). PASSED means that the output alone decides."""
     killed_by = -outcome.exit_code if outcome.exit_code < 0 else 0
     text = outcome.error.decode("utf-8", "replace")
-    if outcome.out_of_memory:  # some process of the program's was killed for it, not always the first
+    if outcome.out_of_memory:  # any process of the program may have been killed for it, not only the first
         return Status.MEMORY_LIMIT, ""
     if outcome.kind == worker.TIMED_OUT or killed_by == signal.SIGXCPU or _late(outcome, limits):
         return Status.TIME_LIMIT, ""

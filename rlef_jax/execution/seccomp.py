@@ -1,7 +1,7 @@
-"""System call filters (seccomp) as BPF programs: what a candidate program may ask of the kernel. Pure.
+"""System call filters (seccomp) as BPF programs: the system calls that a candidate program may make. Pure.
 
-An allowlist: whatever is not named fails with EPERM, as if the program lacked the right. The worker installs the
-bytes made here without any library (`kernel.py`), so that a lean interpreter needs nothing.
+The filter is an allowlist: all other calls fail with EPERM. The worker installs these bytes without any library
+(`kernel.py`).
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ utimes 235 -; vfork 58 -; wait4 61 260; waitid 247 95; write 1 64; writev 20 66
 _MACHINES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}  # AUDIT_ARCH_*, column of the table
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 _LOAD, _JUMP_EQUAL, _JUMP_AT_LEAST, _JUMP_BITS, _AND, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
-OWN_PID = 0x5F504944  # stands in a filter for the id of the process that installs it
-_ARGUMENTS = 16  # offset of the first argument in struct seccomp_data; each has eight bytes, the low word first
+OWN_PID = 0x5F504944  # placeholder in a filter for the id of the process that installs it
+_ARGUMENTS = 16  # offset of the first argument in struct seccomp_data; an argument has 8 bytes, low word first
 _NAMESPACES = 0x7E020080  # CLONE_NEW*: mount, cgroup, uts, ipc, user, pid, net; and time
 _THREAD = 0x00010000  # CLONE_THREAD
 _IOCTLS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)  # TCGETS, window size, FIONREAD, FIONBIO, (no) close-on-exec
@@ -57,20 +57,21 @@ type _Code = list[tuple[int, int, int, int]]  # instructions: operation, jump if
 
 
 class UnknownMachineError(RuntimeError):
-    """There is no table of system calls for this kind of machine."""
+    """Raised if there is no table of system calls for a machine type."""
 
 
 def program_filter(machine: str) -> bytes:
-    """The filter that a program and the process that forks it per test share.
+    """The filter of a program and of the process that forks its tests.
 
-    `machine` is as `os.uname` says it. No exec, no sockets but pairs, no new namespaces, no System V or POSIX IPC, no
-    tracing, no keys, no limits or priorities of other processes. Raises UnknownMachineError.
+    `machine` is `os.uname().machine`. Forbids exec, sockets except pairs, new namespaces, System V and POSIX IPC,
+    tracing, keys, and limits or priorities of other processes. Raises UnknownMachineError.
     """
     return _filter(
         machine,
         {
             "clone": _refuse_bits(0, _NAMESPACES),
-            "clone3": [(_RETURN, 0, 0, _ERRNO | errno.ENOSYS)],  # its flags are in memory; the C library falls back
+            # Its flags are in memory, out of a filter's reach; the C library falls back to clone.
+            "clone3": [(_RETURN, 0, 0, _ERRNO | errno.ENOSYS)],
             "prlimit64": _one_of(0, (0,)),  # its own limits only
             "ioctl": _one_of(1, _IOCTLS),
             "prctl": _one_of(0, (_SET_PARENT_DEATH_SIGNAL, *_PRCTLS)),
@@ -82,12 +83,18 @@ def program_filter(machine: str) -> bytes:
 
 
 def single_process_filter(machine: str, *, files: bool, signals: bool) -> bytes:
-    """A filter on top of `program_filter`'s for a program that must stay a single process: threads, but no fork.
+    """A filter in addition to `program_filter` for a program that must stay a single process: threads, but no fork.
 
-    Where no cgroup counts memory, RLIMIT_AS holds for the program as a whole only so; memory in files without names
-    is refused too. `files`: whether it may create files. `signals`: whether it may send any (a process namespace keeps
-    them inside); if not, only to the process whose id the installer puts in the place of `OWN_PID`. Raises
-    UnknownMachineError.
+    Without a cgroup, memory is limited by RLIMIT_AS, which only holds for the whole program if it is one process and
+    can't create memory files.
+
+    Args:
+      machine: `os.uname().machine`.
+      files: whether the program may create files.
+      signals: whether it may send signals to any process (within its namespace); otherwise only to the one whose id
+        replaces `OWN_PID` when the filter is installed.
+
+    Raises UnknownMachineError.
     """
     refused = ["memfd_create", "fork", "vfork", "utime", "utimes", "utimensat", "futimesat"]
     rules = {"clone": _require_bits(0, _THREAD)}
@@ -105,7 +112,10 @@ def single_process_filter(machine: str, *, files: bool, signals: bool) -> bytes:
 def _filter(
     machine: str, rules: dict[str, _Code], refused: Sequence[str], default: int = _ERRNO | errno.EPERM
 ) -> bytes:
-    """All calls of the table are allowed or ruled on; or, if `default` allows, only `refused` and `rules` restrict."""
+    """A filter that allows the table's calls, restricted by `rules` and `refused`; `default` applies to all others.
+
+    If `default` is _ALLOW, only `rules` and `refused` restrict calls.
+    """
     if machine not in _MACHINES:
         raise UnknownMachineError(f"no table of system calls for {machine}")
     architecture, column = _MACHINES[machine]
@@ -121,7 +131,7 @@ def _filter(
 
 
 def _ranges(actions: dict[int, _Code], default: _Code) -> list[tuple[int, _Code]]:
-    """First number and action of each run of calls that are treated alike, from 0 on."""
+    """(first number, action) of each range of calls with the same action, from 0 on."""
     starts: list[tuple[int, _Code]] = [(0, default)]
     for number in sorted(actions):
         for at, code in ((number, actions[number]), (number + 1, default)):
@@ -133,12 +143,12 @@ def _ranges(actions: dict[int, _Code], default: _Code) -> list[tuple[int, _Code]
 
 
 def _search(starts: Sequence[tuple[int, _Code]]) -> _Code:
-    """Binary search for the range that holds the number in the accumulator."""
+    """Code of a binary search for the range that contains the number in the accumulator."""
     if len(starts) == 1:
         return list(starts[0][1])
     middle = len(starts) // 2
     below, above = _search(starts[:middle]), _search(starts[middle:])
-    if len(below) > 255:  # too far for a conditional jump: an unconditional one beside it
+    if len(below) > 255:  # too far for a conditional jump, so combined with an unconditional one
         return [(_JUMP_AT_LEAST, 0, 1, starts[middle][0]), (0x05, 0, 0, len(below)), *below, *above]
     return [(_JUMP_AT_LEAST, len(below), 0, starts[middle][0]), *below, *above]
 

@@ -1,21 +1,21 @@
 # mypy: allow-untyped-defs
-"""Values that the standard library's types make of plain data: taken apart for their way between processes, and back.
+"""Values of the standard library's types (Decimal, deque, ...): decomposed into plain data for sending, and rebuilt.
 
-By exact type. What arrives is such a value again, so that `==` says what it says in a program's own process
-(Decimal("0.5") == 0.5, {1: 2}.keys() == {1}, UserList([1]) == [1]), and no code of the program's runs. On both sides,
-under the judge's Python and ours.
+Only exact types, no subclasses. The receiver rebuilds the same value, so that `==` gives the same result as in the
+program's process (Decimal("0.5") == 0.5, {1: 2}.keys() == {1}, UserList([1]) == [1]) but runs none of the program's
+code. Runs under the judge's Python and under ours.
 """
 
 import sys
 
-LONG_BITS = 1 << 15  # what a decimal number is compared with in no time has no more
+LONG_BITS = 1 << 15  # comparing a Decimal with longer integers is slow
 _NATIVE = frozenset("bBhHiIlLqQnNfd?c")  # formats that `memoryview.cast` knows
 _EMPTY: dict = {}
-_KEYS, _ITEMS, _VALUES = type(_EMPTY.keys()), type(_EMPTY.items()), type(_EMPTY.values())  # OrderedDict's are such too
+_KEYS, _ITEMS, _VALUES = type(_EMPTY.keys()), type(_EMPTY.items()), type(_EMPTY.values())  # also those of OrderedDict
 
 
 class Opaque:
-    """A value of any other type: its type's name. Equal to nothing, not even to itself."""
+    """Replaces a value of any other type and keeps its type's name. Equals nothing, not even itself."""
 
     def __init__(self, name):
         self.name = name
@@ -31,9 +31,9 @@ class Opaque:
 
 
 class Iterated:
-    """What a generator or another iterator gives. Equal to nothing but itself, as iterators are.
+    """The items of a generator or another iterator. Like an iterator, it equals only itself.
 
-    Where not all was taken (`whole` is False), going on past the last item is a RuntimeError.
+    If only the first items were taken (`whole` is False), iterating past them raises RuntimeError.
     """
 
     def __init__(self, name, items, whole):
@@ -54,57 +54,75 @@ class Iterated:
         return f"<{self.name} object>"
 
 
-def _decimal(cls, text):
+def _rebuild_decimal(cls, text):
     try:
-        return cls(_as(str, text))
+        return cls(_require_type(str, text))
     except ArithmeticError:  # decimal.InvalidOperation
         raise ValueError("no decimal number") from None
 
 
-def _fraction(cls, parts):
+def _rebuild_fraction(cls, parts):
     numerator, denominator = parts
-    if _as(int, denominator) < 1 or max(_as(int, numerator).bit_length(), denominator.bit_length()) > LONG_BITS:
+    if (
+        _require_type(int, denominator) < 1
+        or max(_require_type(int, numerator).bit_length(), denominator.bit_length()) > LONG_BITS
+    ):
         raise ValueError("no fraction, or one of too many digits")
-    made = object.__new__(cls)  # as it was written: a greatest common divisor may take for ever
-    made._numerator, made._denominator = numerator, denominator
-    return made
+    fraction = object.__new__(cls)  # not reduced: computing a greatest common divisor may take very long
+    fraction._numerator, fraction._denominator = numerator, denominator
+    return fraction
 
 
-def _as(kind, parts):
+def _require_type(kind, parts):
     if type(parts) is not kind:
         raise TypeError(f"not made of a {kind.__name__}")
     return parts
 
 
-def _mapping(cls, parts):
-    return cls(_as(dict, parts))
+def _rebuild_mapping(cls, parts):
+    return cls(_require_type(dict, parts))
 
 
-# Letter: module and name of the type, how it is taken apart, how it is made again of type and parts.
+# {letter: (module, name of the type, function to its parts, function from type and parts to the value)}.
 _TYPES: dict = {
-    "D": ("decimal", "Decimal", str, _decimal),
-    "F": ("fractions", "Fraction", lambda v: (v.numerator, v.denominator), _fraction),
-    "R": ("builtins", "range", lambda v: (v.start, v.stop, v.step), lambda cls, parts: cls(*_as(tuple, parts))),
-    "O": ("collections", "OrderedDict", dict, _mapping),
-    "C": ("collections", "Counter", dict, _mapping),
-    "d": ("collections", "defaultdict", dict, lambda cls, parts: cls(None, _as(dict, parts))),
-    "U": ("collections", "UserDict", dict, _mapping),
-    "c": ("collections", "ChainMap", dict, _mapping),
-    "P": ("types", "MappingProxyType", dict, _mapping),
-    "L": ("collections", "UserList", list, lambda cls, parts: cls(_as(list, parts))),
-    "S": ("collections", "UserString", str, lambda cls, parts: cls(_as(str, parts))),
-    "Q": ("collections", "deque", lambda v: (list(v), v.maxlen), lambda cls, parts: cls(_as(list, parts[0]), parts[1])),
+    "D": ("decimal", "Decimal", str, _rebuild_decimal),
+    "F": ("fractions", "Fraction", lambda v: (v.numerator, v.denominator), _rebuild_fraction),
+    "R": (
+        "builtins",
+        "range",
+        lambda v: (v.start, v.stop, v.step),
+        lambda cls, parts: cls(*_require_type(tuple, parts)),
+    ),
+    "O": ("collections", "OrderedDict", dict, _rebuild_mapping),
+    "C": ("collections", "Counter", dict, _rebuild_mapping),
+    "d": ("collections", "defaultdict", dict, lambda cls, parts: cls(None, _require_type(dict, parts))),
+    "U": ("collections", "UserDict", dict, _rebuild_mapping),
+    "c": ("collections", "ChainMap", dict, _rebuild_mapping),
+    "P": ("types", "MappingProxyType", dict, _rebuild_mapping),
+    "L": ("collections", "UserList", list, lambda cls, parts: cls(_require_type(list, parts))),
+    "S": ("collections", "UserString", str, lambda cls, parts: cls(_require_type(str, parts))),
+    "Q": (
+        "collections",
+        "deque",
+        lambda v: (list(v), v.maxlen),
+        lambda cls, parts: cls(_require_type(list, parts[0]), parts[1]),
+    ),
     "m": ("builtins", "memoryview", lambda v: (v.format, v.tobytes()), lambda cls, parts: cls(parts[1]).cast(parts[0])),
-    "k": ("collections.abc", "KeysView", dict.fromkeys, lambda cls, parts: _as(dict, parts).keys()),
-    "i": ("collections.abc", "ItemsView", dict, lambda cls, parts: _as(dict, parts).items()),
-    "v": ("collections.abc", "ValuesView", list, lambda cls, parts: dict(enumerate(_as(list, parts))).values()),
+    "k": ("collections.abc", "KeysView", dict.fromkeys, lambda cls, parts: _require_type(dict, parts).keys()),
+    "i": ("collections.abc", "ItemsView", dict, lambda cls, parts: _require_type(dict, parts).items()),
+    "v": (
+        "collections.abc",
+        "ValuesView",
+        list,
+        lambda cls, parts: dict(enumerate(_require_type(list, parts))).values(),
+    ),
 }
 _LETTERS = {(module, name): letter for letter, (module, name, _, _) in _TYPES.items()}
 _LETTERS["builtins", "mappingproxy"] = "P"
 
 
-def taken_apart(value):
-    """(letter, plain parts) of a value of one of these types; None for any other."""
+def decompose(value):
+    """(letter of its type, plain parts) of a value; None for other types."""
     kind = type(value)
     letter = "k" if issubclass(kind, _KEYS) else "i" if issubclass(kind, _ITEMS) else None
     letter = letter or ("v" if issubclass(kind, _VALUES) else _LETTERS.get((_module_of(kind), name_of(kind))))
@@ -112,20 +130,20 @@ def taken_apart(value):
         return None
     module, name, apart, _ = _TYPES[letter]
     if letter not in "kiv" and getattr(sys.modules.get(module), name, None) is not kind:
-        return None  # a program's own class of that name
+        return None  # a program's own class with the same name
     if letter == "m" and (value.ndim != 1 or value.format not in _NATIVE):
         return None
     return letter, apart(value)
 
 
-def made_again(letter, parts):
-    """The value of these parts. Raises KeyError, TypeError or ValueError for parts that it isn't made of."""
+def rebuild(letter, parts):
+    """The value with these parts. Raises KeyError, TypeError or ValueError for an unknown letter or invalid parts."""
     module, name, _, make = _TYPES[letter]
     return make(getattr(__import__(module, fromlist=[name]), name), parts)
 
 
 def name_of(kind):
-    """A class's name, whatever the class says of itself."""
+    """A class's real name, even if its metaclass overrides `__name__`."""
     return str(type.__dict__["__name__"].__get__(kind))
 
 

@@ -1,4 +1,4 @@
-"""One worker process as the pool sees it: started at a level of isolation, asked, stopped, killed. No judging here."""
+"""Controls one worker process for the pool: starts it at a level of isolation, sends requests, stops and kills it."""
 
 from __future__ import annotations
 
@@ -21,20 +21,21 @@ from rlef_jax.types import Limits
 
 _HERE = pathlib.Path(worker.__file__).resolve().parent
 _SOURCES = ("kernel", "confine", "program", "child", "traceback_text", "calls")
-_OWN_IMPORT = re.compile(r"^from rlef_jax\.execution\.(\w+) import .*$", re.MULTILINE)  # workers don't have the package
-_START_S = 60.0  # a worker's start, on a machine that is busy with other things
-_GRACE_S = 30.0  # beyond the wall limit of a test, before a worker that says nothing counts as broken
+# Imports on one line, which `source` replaces by the module's text: workers don't have the package.
+_PACKAGE_IMPORT = re.compile(r"^from rlef_jax\.execution\.(\w+) import .*$", re.MULTILINE)
+_START_S = 60.0  # time limit for a worker's start, even on a busy machine
+_GRACE_S = 30.0  # time beyond a test's wall limit after which a silent worker counts as broken
 _EXIT_S = 5.0
-_SPACE_BYTES = 4 << 20  # of a cgroup's limit, for the kernel's own bookkeeping of a program
+_KERNEL_BYTES = 4 << 20  # added to a cgroup's limit for the kernel's own memory per program
 
 
 class BrokenWorkerError(RuntimeError):
-    """The worker died, hung or failed: nothing is known about the program it was running."""
+    """Raised if the worker died, hung or failed; nothing is known about the program it was running."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a program did on one input, unjudged. Kinds and reports are the worker's one-byte codes."""
+    """A program's run on one input, not judged yet. `kind` and `report` are one-byte codes of `worker` and `child`."""
 
     kind: bytes
     report: bytes
@@ -49,12 +50,12 @@ class Outcome:
 
 
 class WorkerProcess:
-    """A worker. Used by one thread; only `stop` and `kill` may be called from others."""
+    """A worker process. Only for one thread, except that others may call `stop`, `pause` and `kill`."""
 
     def __init__(self, plan: Plan, index: int):
-        """Starts the process and waits until it is warm. BrokenWorkerError, with the reason, if it doesn't start.
+        """Starts the process and waits until it is ready. Raises BrokenWorkerError, with the reason, if it fails.
 
-        `index` is the worker's number, which no other one of this process has at the same time.
+        `index` is the worker's number, unique among this process's running workers.
         """
         self._plan = plan
         self.index = index
@@ -63,14 +64,14 @@ class WorkerProcess:
         self._cgroup: Cgroup | None = None
         self._idle_bytes = 0
         self._payload = os.memfd_create("rlef-payload", os.MFD_CLOEXEC)
-        self._socket, theirs = socket.socketpair()
+        self._socket, worker_end = socket.socketpair()
         try:
-            self._process = self._launch(theirs)
+            self._process = self._launch(worker_end)
         except BaseException:
             self._release()
             raise
         finally:
-            theirs.close()
+            worker_end.close()
         try:
             self._shake_hands()
         except (OSError, NoCgroupError, BrokenWorkerError) as exc:
@@ -80,10 +81,10 @@ class WorkerProcess:
 
     @property
     def pid(self) -> int:
-        """The process that the pool started (the worker proper may be its child, in a process namespace)."""
+        """The id of the process that the pool started; with namespaces the worker itself is its child."""
         return self._process.pid
 
-    def _launch(self, theirs: socket.socket) -> subprocess.Popen[bytes]:
+    def _launch(self, worker_end: socket.socket) -> subprocess.Popen[bytes]:
         bundle = os.memfd_create("rlef-bundle", os.MFD_CLOEXEC)
         events = -1
         try:
@@ -91,7 +92,7 @@ class WorkerProcess:
                 self._cgroup = Cgroup(self.index)
                 events = self._cgroup.events()
             os.write(bundle, _bundle(self._plan))
-            fds = [theirs.fileno(), self._payload, bundle, events]
+            fds = [worker_end.fileno(), self._payload, bundle, events]
             return subprocess.Popen(
                 [sys.executable, "-I", "-S", "-B", launch.__file__, *map(str, fds)],
                 pass_fds=[fd for fd in fds if fd >= 0],
@@ -100,7 +101,7 @@ class WorkerProcess:
                 stderr=subprocess.DEVNULL,
                 env={},
                 cwd="/",
-                start_new_session=True,  # the terminal's Ctrl-C is for us: we close the workers
+                start_new_session=True,  # Ctrl-C goes to this process only, which then closes the workers
             )
         except (OSError, NoCgroupError) as exc:
             raise BrokenWorkerError(f"the worker could not be started: {exc}") from exc
@@ -114,21 +115,21 @@ class WorkerProcess:
         if self._cgroup is not None:
             self._cgroup.add(self._process.pid)
         self._socket.sendall(launch.GO)
-        if self._plan.room["mapped_by_pool"]:
-            self._expect(launch.MAPPED)
+        if self._plan.sandbox["mapped_by_pool"]:
+            self._expect(launch.WAITS_FOR_MAPPING)
             server, program = user_ids(os.getpid() * 64 + self.index)
             for name in ("uid_map", "gid_map"):
                 pathlib.Path(f"/proc/{self.pid}/{name}").write_text(f"0 {server} 1\n1 {program} 1\n")
             self._socket.sendall(launch.GO)
         self._expect(worker.READY)
         if self._cgroup is not None:
-            self._idle_bytes = self._cgroup.used() + _SPACE_BYTES
+            self._idle_bytes = self._cgroup.used() + _KERNEL_BYTES
 
-    def _expect(self, wanted: bytes) -> None:
-        got = bytes(self._read(1))
-        if got != wanted:
+    def _expect(self, expected: bytes) -> None:
+        received = bytes(self._read(1))
+        if received != expected:
             with self._socket.makefile("rb") as rest:
-                raise BrokenWorkerError((got[1:] + rest.read()).decode("utf-8", "replace") or "it said nothing")
+                raise BrokenWorkerError((received[1:] + rest.read()).decode("utf-8", "replace") or "it said nothing")
 
     def run(
         self,
@@ -140,12 +141,20 @@ class WorkerProcess:
         eager: bool = False,
         functions: bool = False,
     ) -> Iterator[Outcome]:
-        """One Outcome per input, each soon after its test ends; a NOT_COMPILED or DIED one stands for all the rest.
+        """Yields one Outcome per input, each soon after its test ends.
 
-        A `frame` is two texts to run before and behind the program, in its names. `eager` has each outcome come at
-        once; a STOPPED one is the last after `stop`. With `functions`, inputs are calls
-        (`calls.py`). The iterator must be used up before the next call. BrokenWorkerError if the worker doesn't answer
-        rightly.
+        An outcome NOT_COMPILED or DIED stands for all remaining inputs. After `stop`, STOPPED is the last one. The
+        iterator must be exhausted before the next call.
+
+        Args:
+          program: the program's text.
+          inputs: standard inputs, or encoded calls (`calls.py`) with `functions`.
+          limits: for each test.
+          frame: two texts to run before and after the program, in its namespace.
+          eager: send each outcome at once rather than in batches.
+          functions: whether the inputs are calls.
+
+        Raises BrokenWorkerError if the worker dies, hangs or sends something else.
         """
         try:
             if self._cgroup is not None:
@@ -167,7 +176,7 @@ class WorkerProcess:
             raise BrokenWorkerError(f"the worker broke off: {exc!r}") from exc
 
     def _write_payload(self, texts: Sequence[str], inputs: Sequence[bytes]) -> tuple[int, ...]:
-        """Texts, table of tests and inputs, into the file shared with the worker. Returns the texts' sizes in bytes."""
+        """Writes texts, table of tests and inputs to the shared memory file. Returns the texts' sizes in bytes."""
         encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
         sizes = tuple(map(len, encoded))
         at = sum(sizes) + worker.TEST.size * len(inputs)
@@ -200,21 +209,21 @@ class WorkerProcess:
 
     @property
     def number(self) -> int:
-        """Of the request last sent: what `stop` takes."""
+        """The number of the last request, for `stop` and `pause`."""
         return self._number
 
     def stop(self, number: int) -> None:
-        """Has the worker end request `number` now, if it still runs: a STOPPED outcome will be its last."""
-        self._tell(worker.STOP, number)
+        """Ends request `number` at once, if it still runs; its last outcome will be STOPPED."""
+        self._send_control(worker.STOP, number)
 
     def pause(self, number: int) -> None:
-        """The same after the test that runs."""
-        self._tell(worker.PAUSE, number)
+        """Ends request `number` after its current test, like `stop`."""
+        self._send_control(worker.PAUSE, number)
 
-    def _tell(self, kind: bytes, number: int) -> None:
+    def _send_control(self, kind: bytes, number: int) -> None:
         try:
             self._send(kind, number, Limits())
-        except OSError:  # it has just died; its own thread will see
+        except OSError:  # it has just died, which its own thread will notice
             pass
 
     def _reply(self) -> Outcome:
@@ -234,12 +243,12 @@ class WorkerProcess:
         return bytes(data)
 
     def kill(self) -> None:
-        """Ends the worker and every program of its, at once."""
+        """Kills the worker and its programs at once."""
         self._process.kill()
 
     def close(self) -> None:
-        """Ends the worker, gently if it still listens. May be called twice."""
-        self._socket.close()  # its sign to kill what runs and to exit
+        """Ends the worker, or kills it if it doesn't respond. May be called twice."""
+        self._socket.close()  # tells the worker to kill its program and exit
         try:
             self._process.wait(_EXIT_S)
         except subprocess.TimeoutExpired:
@@ -257,18 +266,21 @@ class WorkerProcess:
 
 
 def _bundle(plan: Plan) -> bytes:
-    """All that launcher and worker need to know, in a form that any Python reads."""
+    """Settings and sources for launcher and worker, marshalled in a format that any Python version reads."""
     texts = {name: source(name) for name in _SOURCES}
     content = {
         "worker": source("worker"),
         "sources": texts,
         "settings": dict(plan.settings),
-        "room": dict(plan.room),
+        "sandbox": dict(plan.sandbox),
     }
     return marshal.dumps(content, 2)
 
 
 def source(name: str) -> str:
-    """The text of a file of this folder, with those that it imports from here in the place of the imports."""
+    """The text of a module of this folder, with its imports from this folder replaced by the modules' texts.
+
+    Only imports that fit on one line are replaced.
+    """
     text = (_HERE / f"{name}.py").read_text(encoding="utf-8")
-    return _OWN_IMPORT.sub(lambda found: source(found[1]), text)
+    return _PACKAGE_IMPORT.sub(lambda match: source(match[1]), text)

@@ -1,12 +1,12 @@
 # mypy: allow-untyped-defs
-"""Stack traces as a model reads them: short, and the same whatever Python made them.
+"""Formats stack traces for feedback: short, and the same under every Python version.
 
-No imports and nothing newer than Python 3.8: the worker executes this file's text under the judge's Python, and
-training data is written with the same function in this process.
+No imports and nothing newer than Python 3.8: the worker executes this file under the judge's Python. Training data is
+written with the same function in this process.
 """
 
 FILENAME = "solution.py"
-_EDGE_FRAMES = 3  # of a deep recursion, this many frames are shown at either end
+_EDGE_FRAMES = 3  # number of frames of a deep recursion that are shown at either end
 _MESSAGE_CHARS = 500
 
 
@@ -15,13 +15,13 @@ def format_exception(exc, source):
 
     Args:
       exc: the exception, with its traceback; frames outside `solution.py` are left out.
-      source: the program's text, from which the frames' lines are taken.
+      source: the program's text, to show the frames' lines.
 
     Returns:
-      A str without a trailing newline: a syntax error's place and message if the program itself did not compile,
-      else `Traceback (most recent call last):`, two lines per frame, and the exception.
+      A str without a trailing newline: the place and message of a syntax error if the program didn't compile, else
+      `Traceback (most recent call last):`, two lines per frame, and the exception.
     """
-    lines = source.replace("\r\n", "\n").replace("\r", "\n").split("\n")  # what Python takes for the end of a line
+    lines = source.replace("\r\n", "\n").replace("\r", "\n").split("\n")  # Python's line endings
     frames = []
     tb = exc.__traceback__
     while tb is not None:
@@ -35,7 +35,7 @@ def format_exception(exc, source):
     hidden = len(frames) - 2 * _EDGE_FRAMES
     for i, (lineno, name) in enumerate(frames):
         if hidden > 0 and i == _EDGE_FRAMES:
-            shown.append("  ...")  # no count: it depends on how deep the program was started
+            shown.append("  ...")  # without their number, which depends on the depth at which the program started
         if hidden <= 0 or not _EDGE_FRAMES <= i < len(frames) - _EDGE_FRAMES:
             shown.append(f'  File "{FILENAME}", line {lineno}, in {name}')
             shown.extend(_line(lines, lineno))

@@ -1,4 +1,4 @@
-"""From a response's program to a Verdict, in the two steps of an episode: public tests, then hidden ones (2.1)."""
+"""Runs a response's program and gives its Verdict, in two steps: on public tests, then on hidden ones (2.1)."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from typing import Any
 from rlef_jax.execution.pool import ExecutionPool
 from rlef_jax.types import FunctionTest, Limits, Problem, Status, TestResult, Verdict
 
-RESULT_BYTES = 256 << 20  # what a function problem's calls may return, written down; Mbpp/255's take 153 MB
+RESULT_BYTES = 256 << 20  # encoded size of a function problem's results; those of Mbpp/255 take 153 MB
 
 
 def limits_for(problem: Problem, default: Limits, max_wall_s: float | None = None) -> Limits:
-    """The problem's own time (seconds) and memory (bytes) limits, else the default's (A.2).
+    """The problem's own time (seconds) and memory (bytes) limits, else the default ones (A.2).
 
-    A function problem's output limit is at least `RESULT_BYTES`: its results count as output.
-
-    `max_wall_s`, if given and not 0, caps the time (ours: small machines).
+    The output limit of a function problem is at least `RESULT_BYTES`, since its results count as output. `max_wall_s`
+    (seconds; None or 0 for none) is an upper bound on the time limit, for small machines (ours).
     """
     wall_s = default.wall_s if problem.time_limit_s is None else problem.time_limit_s
     memory = default.memory_bytes if problem.memory_limit_bytes is None else problem.memory_limit_bytes
@@ -30,10 +29,10 @@ def limits_for(problem: Problem, default: Limits, max_wall_s: float | None = Non
 
 
 def submit_public(pool: ExecutionPool, program: str | None, problem: Problem, limits: Limits) -> Future[Verdict]:
-    """Runs a response's program on all public tests. Without a program the verdict is NO_CODE, at once.
+    """Runs a response's program on all public tests. Without a program (None) the verdict is NO_CODE.
 
-    Where there are none, one hidden test is run to see whether the program parses: if so, nothing has failed (PASSED).
-    Raises ValueError for a problem without any test, of which no verdict would be true.
+    If the problem has no public tests, one hidden test is run only to see whether the program parses; if it does, the
+    verdict is PASSED. Raises ValueError for a problem without any test.
     """
     if not problem.tests:
         raise ValueError(f"problem {problem.name!r} has no test: leave it out of the data")
@@ -61,8 +60,8 @@ def submit_hidden(
 ) -> Future[Verdict]:
     """Adds the hidden tests to the public verdict of the response that ended its episode.
 
-    Nothing runs where there is nothing to run (no code, no valid code, a broken judge), nor where a public test
-    has failed already and `stop_at_first_failure` is set.
+    Nothing is run if there is no valid code or the judge broke, nor with `stop_at_first_failure` if a public test has
+    failed already.
     """
     hopeless = verdict.status in (Status.NO_CODE, Status.SYNTAX_ERROR, Status.INFRA_ERROR)
     if program is None or hopeless or (stop_at_first_failure and verdict.status is not Status.PASSED):
@@ -78,12 +77,12 @@ def submit_hidden(
 
 
 def _frame(problem: Problem) -> dict[str, Any]:
-    """The frame as an argument, where there is one: a judge that knows of none can judge all other problems."""
+    """The frame as a keyword argument, only if there is one: other judges need not support it."""
     return {"frame": problem.frame} if problem.frame else {}
 
 
 def _status(results: Sequence[TestResult]) -> Status:
-    """INFRA_ERROR if any test says so (the rest may not be trusted to count), else that of the first failure."""
+    """INFRA_ERROR if any test has it, else the status of the first failure, else PASSED."""
     statuses = [result.status for result in results]
     if Status.INFRA_ERROR in statuses:
         return Status.INFRA_ERROR
@@ -102,7 +101,7 @@ def _then(
     """A future of `finish(result)`; exceptions and cancellation pass through."""
     chained: Future[Verdict] = Future()
 
-    def copy(done: Future[tuple[TestResult, ...]]) -> None:
+    def forward(done: Future[tuple[TestResult, ...]]) -> None:
         if done.cancelled():
             chained.cancel()
             chained.set_running_or_notify_cancel()
@@ -111,5 +110,5 @@ def _then(
         else:
             chained.set_result(finish(done.result()))
 
-    future.add_done_callback(copy)
+    future.add_done_callback(forward)
     return chained

@@ -1,4 +1,4 @@
-"""Where workers are made: the level of isolation, chosen once, and what must be tidied up when the process is gone."""
+"""Creates workers at a level of isolation chosen once, and cleans up after this process ends, even if it is killed."""
 
 from __future__ import annotations
 
@@ -16,26 +16,31 @@ from rlef_jax.execution.isolation import LEVELS, IsolationError, Level, Plan, pl
 from rlef_jax.execution.supervisor import BrokenWorkerError, WorkerProcess
 from rlef_jax.types import Limits
 
-_TRIAL_INDEX = 63  # of the worker that is started to see whether a level works
+_TRIAL_INDEX = 63  # number of the worker that is started to try a level
 _TRIAL = Limits(wall_s=30.0)
 _trials = threading.Lock()
 
 
 class WorkerFactory:
-    """Makes workers at the best level of isolation that there is, or at the one asked for."""
+    """Creates workers at the best available level of isolation, or at a given one."""
 
     def __init__(self, interpreter: Interpreter, require: str = "", level: str = ""):
-        """Raises IsolationError where `require` (at least) or `level` (exactly) can't be had, ValueError for others."""
-        wanted = [Level(level)] if level else list(LEVELS[: LEVELS.index(Level(require)) + 1] if require else LEVELS)
+        """Chooses the level: at least `require`, or exactly `level`; "" for the best available.
+
+        Raises IsolationError if that isn't available, ValueError for an unknown level.
+        """
+        candidates = (
+            [Level(level)] if level else list(LEVELS[: LEVELS.index(Level(require)) + 1] if require else LEVELS)
+        )
         self._plan: Plan | None = None
         self._reason = ""
         reasons = []
-        for candidate in wanted:
-            found = trial(candidate, interpreter)
-            if isinstance(found, Plan):
-                self._plan = found
+        for candidate in candidates:
+            result = trial(candidate, interpreter)
+            if isinstance(result, Plan):
+                self._plan = result
                 break
-            reasons.append(f"{candidate.value}: {found}")
+            reasons.append(f"{candidate.value}: {result}")
         if self._plan is None:
             self._reason = "; ".join(reasons)
             if level or require:
@@ -44,31 +49,31 @@ class WorkerFactory:
 
     @property
     def level(self) -> Level | None:
-        """The level of the workers made here; None where none can be started."""
+        """The level of the workers; None if none can be started."""
         return None if self._plan is None else self._plan.level
 
     def make(self, index: int) -> WorkerProcess:
-        """A new worker. BrokenWorkerError, with the reason, if it can't be started."""
+        """Starts a new worker. Raises BrokenWorkerError, with the reason, if it can't be started."""
         if self._plan is None:
             raise BrokenWorkerError(self._reason)
         if self._janitor is not None:
-            self._janitor.tell("+", index)
+            self._janitor.record("+", index)
         return WorkerProcess(self._plan, index)
 
     def dispose(self, worker: WorkerProcess) -> None:
-        """Ends a worker and removes what it had."""
+        """Ends a worker and removes its control group."""
         worker.close()
         if self._janitor is not None:
-            self._janitor.tell("-", worker.index)
+            self._janitor.record("-", worker.index)
 
     def close(self) -> None:
-        """Nothing is left to tidy up."""
+        """Ends the janitor. Call it once all workers are disposed."""
         if self._janitor is not None:
             self._janitor.close()
 
 
 class _Janitor:
-    """The process that removes control groups should this one be killed."""
+    """The process that removes control groups if this process is killed."""
 
     def __init__(self) -> None:
         cgroups.sweep()
@@ -88,8 +93,9 @@ class _Janitor:
         finally:
             os.close(reader)
 
-    def tell(self, sign: str, index: int) -> None:
-        with self._lock, contextlib.suppress(OSError):  # a janitor that was killed: the next pool sweeps
+    def record(self, sign: str, index: int) -> None:
+        # OSError: the janitor was killed; the next pool removes the groups (`cgroups.sweep`).
+        with self._lock, contextlib.suppress(OSError):
             for folder in cgroups.folders(index):
                 os.write(self._writer, f"{sign}{folder}\n".encode())
 
@@ -102,10 +108,10 @@ class _Janitor:
 
 
 @functools.cache
-def _tried(level: Level, interpreter: Interpreter) -> Plan | str:
+def _try_level(level: Level, interpreter: Interpreter) -> Plan | str:
     try:
-        found = plan(level, interpreter)
-        worker = WorkerProcess(found, _TRIAL_INDEX)
+        candidate = plan(level, interpreter)
+        worker = WorkerProcess(candidate, _TRIAL_INDEX)
     except (IsolationError, BrokenWorkerError) as exc:
         return str(exc)
     try:
@@ -115,10 +121,10 @@ def _tried(level: Level, interpreter: Interpreter) -> Plan | str:
     finally:
         worker.kill()
         worker.close()
-    return found if outcome.stdout == b"42\n" else f"a trial ended wrongly: {outcome}"
+    return candidate if outcome.stdout == b"42\n" else f"a trial ended wrongly: {outcome}"
 
 
 def trial(level: Level, interpreter: Interpreter) -> Plan | str:
-    """How to start workers at a level, after one has been; or why that isn't possible. Tried once per process."""
+    """A plan that has started a worker at this level, or the reason why it failed. Tried once per process."""
     with _trials:
-        return _tried(level, interpreter)
+        return _try_level(level, interpreter)

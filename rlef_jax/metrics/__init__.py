@@ -1,1 +1,1 @@
-"""What is counted over episodes, below whoever makes them: n@k and summaries."""
+"""Metrics over finished episodes: n@k and summaries. Used by both training and evaluation."""

@@ -1,14 +1,14 @@
-"""n@k: the probability that one of n programs, selected from k samples by the public tests, is right.
+"""n@k: the probability that one of n programs, selected from k samples by the public tests, is correct.
 
-Li et al. (2022), as RLEF uses it (section 3.2, B.1). Of a problem's N samples, P pass the public tests and C of
-those pass all tests. Draw k of the N without replacement; X of them pass the public tests; submit min(n, X) of
-these at random. A submission that fails a public test can't be right, so none is lost by leaving it out. Since a
-random subset of a random subset is one, given X = x the m = min(n, x) submitted are a uniform draw from the P:
+Li et al. (2022), as used in RLEF (section 3.2, B.1). Of a problem's N samples, P pass the public tests and C of those
+pass all tests. Draw k of the N without replacement; X of them pass the public tests; submit min(n, X) of these at
+random. Programs that fail a public test can't be correct, so they are never submitted. A random subset of a random
+subset is itself uniform. So given X = x, the m = min(n, x) submissions are a uniform draw from the P:
 
     n@k = sum_x  Hypergeometric(x; N, P, k)  *  (1 - binom(P - C, m) / binom(P, m))
 
-That is the exact expectation of the resampling that the paper describes. A sample here is a whole rollout, which
-submits its last program: k responses at t turns each are k // t rollouts, and 1@3 at three turns is one.
+This is the exact expectation of the resampling that the paper describes. A sample here is a whole rollout, which
+submits its last program: k responses with t turns each are k // t rollouts, so 1@3 with three turns is one rollout.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# (samples, those of them that pass the public tests, those that pass all tests) of a problem
+# Of a problem: (number of samples, number that pass the public tests, number that pass all tests).
 Counts = tuple[int, int, int]
 
 
@@ -28,14 +28,14 @@ def n_at_k(samples: int, public: int, correct: int, n: int, k: int) -> float:
     """The estimate for one problem.
 
     Args:
-      samples: N, how many were made.
-      public: P, how many of them pass every public test.
-      correct: C, how many of those pass every test.
-      n: how many are submitted.
-      k: how many are drawn.
+      samples: N, the number of samples.
+      public: P, the number of samples that pass every public test.
+      correct: C, the number of samples that pass every test.
+      n: the number of programs submitted.
+      k: the number of samples drawn.
 
     Raises:
-      ValueError: the counts don't nest, or k isn't in 1..N.
+      ValueError: C <= P <= N doesn't hold, k isn't in 1..N, or n < 1.
     """
     if not 0 <= correct <= public <= samples:
         raise ValueError(f"counts must nest: {correct} correct, {public} pass public tests, {samples} samples")
@@ -50,7 +50,7 @@ def n_at_k(samples: int, public: int, correct: int, n: int, k: int) -> float:
 
 
 def mean_n_at_k(counts: Sequence[Counts], n: int, k: int) -> float:
-    """Mean over problems; `counts` holds (samples, public, correct) of each."""
+    """The mean over problems; `counts` holds (samples, public, correct) of each. Raises ValueError without problems."""
     if not counts:
         raise ValueError("no problems")
     return float(np.mean([n_at_k(samples, public, correct, n, k) for samples, public, correct in counts]))
@@ -59,9 +59,9 @@ def mean_n_at_k(counts: Sequence[Counts], n: int, k: int) -> float:
 def resampled_interval(
     counts: Sequence[Counts], n: int, k: int, *, resamplings: int = 200, seed: int = 0
 ) -> tuple[float, float]:
-    """The paper's 95 % interval of `mean_n_at_k`: each problem's N results are drawn anew with replacement (B.1).
+    """The paper's 95 % interval of `mean_n_at_k`: resamples each problem's N results with replacement (B.1).
 
-    It says how far other samples of the same problems would lie, and nothing of other problems.
+    It covers the variation between samples of the same problems, not between sets of problems.
     """
     rng = np.random.default_rng(seed)
     means = []
@@ -77,7 +77,10 @@ def resampled_interval(
 
 
 def rollouts_for(k: int, turns: int) -> int:
-    """How many rollouts k responses buy at `turns` a rollout: 100 at 3 turns are 33."""
+    """The number of rollouts of `turns` responses that k responses make: 33 for 100 at 3 turns.
+
+    Raises ValueError if k < turns.
+    """
     if k < turns:
         raise ValueError(f"{k} responses don't make one rollout of {turns} turns")
     return k // turns

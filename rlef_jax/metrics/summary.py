@@ -1,4 +1,4 @@
-"""Episodes -> the numbers that people look at, in percent."""
+"""Summary statistics of finished episodes, in percent."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ def summarise(
 ) -> dict[str, Any]:
     """Solve rates of finished episodes, with 95 % intervals from resampling the problems.
 
-    Episodes that the judge broke on ("infra") count in `infra` alone. With several rollouts a problem, each rate is
-    the mean over problems of the problem's own rate, so that an infra error doesn't shift weight between problems.
+    Episodes on which the judge broke ("infra") count only in `infra`. With several rollouts per problem, a rate is the
+    mean over problems of each problem's rate, so that an infra error doesn't shift weight between problems.
 
     Args:
-      episodes: all judged; any number a problem.
-      max_turns: the turn limit that they were made under; names the keys `1@1` and `1@{max_turns}`.
-      bootstrap_samples: resamplings of the problems for the intervals.
-      seed: of the resampling.
+      episodes: finished episodes, any number per problem.
+      max_turns: their turn limit N, for the key `1@N`.
+      bootstrap_samples: number of resamplings of the problems for the intervals.
+      seed: seed of the resampling.
 
     Returns:
-      `1@1`: share solved by their first response (one that passed its public tests, which ended the episode, and
-        all hidden tests). Under feedback "none", where passing ends nothing, it is None.
-      `1@N`: share solved in the end. `1@1_ci`, `1@N_ci`: [low, high].
-      `repaired_at_2`: of the episodes with a second response, all of whose first ones failed, the share (over
-        episodes) whose second response was right; `repaired_at_2_ci`; `second_turns`: how many there were.
+      `1@1`: share solved by the first response: it passed the public tests, which ended the episode, and the hidden
+        ones. None under feedback "none", where passing the public tests doesn't end an episode.
+      `1@N`: share solved at the end. `1@1_ci`, `1@N_ci`: [low, high].
+      `repaired_at_2`: of the episodes with a second response (their first one failed), the share whose second response
+        was correct; `repaired_at_2_ci`; `second_turns`: the number of these episodes.
       `turns`: mean number of responses. `error_kinds`: per turn, the count of each status.
       `problems`, `episodes`, `infra`: counts.
 
     Raises:
-      ValueError: an episode goes on, or none can be counted.
+      ValueError: an episode is unfinished, or the judge broke on all of them.
     """
     for episode in episodes:
         if not episode.end:
@@ -47,14 +47,14 @@ def summarise(
     problems = by_problem(judged)
     rng = np.random.default_rng(seed)
     draws = rng.integers(len(problems), size=(bootstrap_samples, len(problems)))
-    last = f"1@{max_turns}"
+    final = f"1@{max_turns}"
     summary: dict[str, Any] = {}
-    measures = {"1@1": solved_at_first, last: lambda e: e.solved} if max_turns > 1 else {last: lambda e: e.solved}
+    measures = {"1@1": solved_at_first, final: lambda e: e.solved} if max_turns > 1 else {final: lambda e: e.solved}
     for name, measure in measures.items():
         _add_rate(summary, name, problems, draws, measure, lambda e: True, over_problems=True)
     _add_rate(summary, "repaired_at_2", problems, draws, solved_at_second, _has_second, over_problems=False)
     if not first_responses_known(judged):
-        # Without an early stop a first response is never judged on hidden tests, so nobody knows.
+        # Without an early stop, first responses aren't judged on hidden tests, so this is unknown.
         for name in ("1@1", "repaired_at_2"):
             summary[name] = summary[f"{name}_ci"] = None
     summary |= {
@@ -69,19 +69,19 @@ def summarise(
 
 
 def solved_at_first(episode: Episode) -> bool:
-    """Whether the first response was right. It then ended the episode: passing the public tests does."""
+    """Whether the first response was correct; passing its public tests then ended the episode."""
     return len(episode.turns) == 1 and episode.solved
 
 
 def solved_at_second(episode: Episode) -> bool:
-    """Whether a second response was right."""
+    """Whether the second response was correct and ended the episode."""
     return len(episode.turns) == 2 and episode.solved
 
 
 def n_at_k_percent(episodes: Sequence[Episode], n: int, k: int, *, turns: int) -> tuple[float, int]:
-    """n@k in percent, and how many problems are left out of it: the judge broke on too many of their rollouts.
+    """(n@k in percent, number of problems left out because the judge broke on too many of their rollouts).
 
-    `k` counts responses: each rollout of up to `turns` of them costs `turns`. Raises ValueError if no problem is left.
+    `k` counts responses; each rollout counts as `turns` of them. Raises ValueError if no problem is left.
     """
     rollouts, groups = rollouts_for(k, turns), by_problem(episodes)
     judged = [[e for e in group if e.end != "infra"] for group in groups]
@@ -96,7 +96,7 @@ def n_at_k_percent(episodes: Sequence[Episode], n: int, k: int, *, turns: int) -
 
 
 def error_kinds(episodes: Sequence[Episode]) -> list[dict[str, int]]:
-    """Per turn, how many responses got each status, most frequent first. Index 0 is turn 1."""
+    """{status: number of responses} per turn, most frequent first. Index 0 is turn 1."""
     longest = max((len(e.turns) for e in episodes), default=0)
     return [
         dict(Counter(str(_verdict_status(e.turns[t])) for e in episodes if len(e.turns) > t).most_common())
@@ -105,7 +105,7 @@ def error_kinds(episodes: Sequence[Episode]) -> list[dict[str, int]]:
 
 
 def by_problem(episodes: Sequence[Episode]) -> list[list[Episode]]:
-    """Episodes of the same problem together. Names needn't be unique, so name and description tell them apart."""
+    """Groups episodes by problem, in order. Names may repeat, so name and description identify a problem."""
     groups: dict[tuple[str, str], list[Episode]] = {}
     for episode in episodes:
         groups.setdefault((episode.problem.name, episode.problem.description), []).append(episode)
@@ -118,16 +118,17 @@ def _add_rate(
     problems: Sequence[Sequence[Episode]],
     draws: np.ndarray,
     hit: Callable[[Episode], bool],
-    counts: Callable[[Episode], bool],
+    included: Callable[[Episode], bool],
     *,
     over_problems: bool,
 ) -> None:
-    """Adds `name` and `name_ci`: hits among what counts, in percent; None where nothing counts.
+    """Adds `name` and `name_ci`: the percentage of hits among the included episodes; None if there are none.
 
-    `over_problems` weighs each problem alike, else each episode. `draws` is [samples, problems] of indices.
+    `over_problems`: every problem has the same weight, else every episode. `draws`: [samples, problems] resampled
+    indices.
     """
-    hits = np.array([sum(hit(e) for e in group if counts(e)) for group in problems], float)
-    trials = np.array([sum(map(counts, group)) for group in problems], float)
+    hits = np.array([sum(hit(e) for e in group if included(e)) for group in problems], float)
+    trials = np.array([sum(map(included, group)) for group in problems], float)
     if over_problems:
         hits, trials = hits / trials, np.ones_like(trials)
     if not trials.sum():
@@ -136,12 +137,12 @@ def _add_rate(
     totals = trials[draws].sum(axis=1)
     rates = 100.0 * hits[draws].sum(axis=1)[totals > 0] / totals[totals > 0]
     summary[name] = float(100.0 * hits.sum() / trials.sum())
-    # Few resamplings may all miss the few problems that count.
+    # A few resamplings may contain none of the included problems.
     summary[f"{name}_ci"] = [float(x) for x in np.percentile(rates, [2.5, 97.5])] if rates.size else None
 
 
 def first_responses_known(episodes: Sequence[Episode]) -> bool:
-    """Whether every first response that passes its public tests was judged on the hidden ones: it ended its episode."""
+    """Whether every first response that passed its public tests ended its episode, and so was fully judged."""
     return not any(len(e.turns) > 1 and _first_passed_public(e) for e in episodes)
 
 
@@ -155,7 +156,7 @@ def _first_passed_public(episode: Episode) -> bool:
 
 
 def last_passed_public(episode: Episode) -> bool:
-    """Whether what a rollout submits passes the public tests: the selection of n@k."""
+    """Whether a rollout's last program passes the public tests: the selection rule of n@k."""
     verdict = episode.turns[-1].verdict
     return verdict is not None and verdict.public_passed
 

@@ -149,9 +149,10 @@ def _shape(tensor: Any) -> tuple[int, ...]:
 
 def _with_scaling(cfg: ModelConfig, factors: np.ndarray, path: Path) -> ModelConfig:
     """The config with the scaling that divides the frequencies by these factors [H/2]."""
+    plain = rope_frequencies(cfg.layer_kinds[0], cfg.d_head).astype(np.float64)
     for scaling in _KNOWN_SCALINGS:
         scaled = dataclasses.replace(cfg, rope_scaling=scaling)
-        divided = rope_frequencies(cfg).astype(np.float64) / rope_frequencies(scaled)
+        divided = plain / rope_frequencies(scaled.layer_kinds[0], cfg.d_head)
         if factors.shape == divided.shape and np.allclose(divided, factors, rtol=1e-4):
             return scaled
     raise ConfigError(f"{path}: {_ROPE_FACTORS} holds a scaling that is neither Llama 3.1's nor 3.2's")

@@ -23,8 +23,9 @@ import jax
 import jax.numpy as jnp
 
 from rlef_jax.model import transformer
+from rlef_jax.model.attention import Attention
 from rlef_jax.model.parameters import Parameter, describe
-from rlef_jax.model.transformer import ModelConfig, OutputsFirst, Params
+from rlef_jax.model.transformer import LayerKind, ModelConfig, OutputMajor, Params
 
 Pair = tuple[jax.Array, jax.Array]
 # Keys and values [B, K, S, H], and which of the S may be seen: bool, broadcastable to [B, K, Q, C, S].
@@ -52,8 +53,8 @@ def init_cache(cfg: ModelConfig, rows: int, capacity: int, dtype: Any = jnp.floa
 def unstack(params: Params, cfg: ModelConfig) -> Params:
     """The same parameters with a tuple of layers in place of the stack, and their matrices with outputs first."""
 
-    def turned(p: Parameter, array: jax.Array) -> jax.Array | OutputsFirst:
-        return OutputsFirst(jnp.moveaxis(array, range(p.inputs), range(-p.inputs, 0))) if p.inputs else array
+    def turned(p: Parameter, array: jax.Array) -> jax.Array | OutputMajor:
+        return OutputMajor(jnp.moveaxis(array, range(p.inputs), range(-p.inputs, 0))) if p.inputs else array
 
     layers = describe(cfg)["layers"]
     return {
@@ -96,7 +97,7 @@ def flush(cache: KVCache, tail: KVCache, lengths: jax.Array) -> KVCache:
     return write(cache, tail.layers, jnp.arange(lengths.shape[0]), lengths)
 
 
-# Up to so many queries of a group XLA's CPU backend takes less time for one after the other (docs/benchmarks.md).
+# Up to so many queries of a group XLA's CPU backend takes less time for one after the other (docs/lab/sampler.md).
 _FEW_QUERIES = 4
 
 
@@ -165,14 +166,9 @@ def prefill(
     positions = starts[:, None] + jnp.arange(width)[None, :]
     before = (jnp.arange(capacity)[None, :] < starts[:, None])[:, None, None, None, :]
     causal = jnp.tril(jnp.ones((width, width), bool))[None, None, None]
-    rope = transformer.rope_tables(cfg, positions)
-    x = transformer.embed(params, tokens, cache.layers[0][0].dtype)
-    new: list[Pair] = []
-    for layer, (keys, values) in zip(params["layers"], cache.layers, strict=True):
 
-        def attention(
-            q: jax.Array, k: jax.Array, v: jax.Array, *, old: Pair = (keys, values)
-        ) -> tuple[jax.Array, Pair]:
+    def attend_chunk(_: LayerKind, old: Pair) -> Attention:
+        def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Pair]:
             k, v = jnp.moveaxis(k, 1, 2), jnp.moveaxis(v, 1, 2)
             parts: list[Part] = [(k, v, causal)]
             if capacity:
@@ -180,8 +176,10 @@ def prefill(
                 parts.append((keys, values, before))
             return attend(q, parts), (k, v)
 
-        x, pair = transformer.block(layer, cfg, x, rope, attention)
-        new.append(pair)
+        return attention
+
+    dtype = cache.layers[0][0].dtype
+    _, new = transformer.run_model(params, cfg, tokens, positions, attend_chunk, cache.layers, dtype=dtype)
     return write(cache, new, rows, starts)
 
 
@@ -201,14 +199,11 @@ def decode_step(
     """
     see_seen = (jnp.arange(seen.capacity)[None, :] < lengths[:, None])[:, None, None, None, :]
     see_tail = (jnp.arange(tail.capacity) <= step)[None, None, None, None, :]
-    rope = transformer.rope_tables(cfg, (lengths + step)[:, None])
-    x = transformer.embed(params, tokens[:, None], tail.layers[0][0].dtype)
-    pairs: list[Pair] = []
-    for layer, old, recent in zip(params["layers"], seen.layers, tail.layers, strict=True):
 
-        def attention(
-            q: jax.Array, k: jax.Array, v: jax.Array, *, old: Pair = old, recent: Pair = recent
-        ) -> tuple[jax.Array, Pair]:
+    def attend_step(_: LayerKind, memory: tuple[Pair, Pair]) -> Attention:
+        old, recent = memory
+
+        def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Pair]:
             place = (0, 0, step, 0)
             k, v = (
                 jax.lax.dynamic_update_slice(slots, jnp.moveaxis(one, 1, 2), place)
@@ -216,7 +211,9 @@ def decode_step(
             )
             return attend(q, [(*old, see_seen), (k, v, see_tail)]), (k, v)
 
-        x, pair = transformer.block(layer, cfg, x, rope, attention)
-        pairs.append(pair)
-    hidden = transformer.rms_norm(x, params["final_norm"], cfg.norm_eps)
-    return hidden[:, 0], KVCache(tuple(pairs))
+        return attention
+
+    positions, memory = (lengths + step)[:, None], tuple(zip(seen.layers, tail.layers, strict=True))
+    dtype = tail.layers[0][0].dtype
+    hidden, pairs = transformer.run_model(params, cfg, tokens[:, None], positions, attend_step, memory, dtype=dtype)
+    return hidden[:, 0], KVCache(pairs)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from rlef_jax.errors import ConfigError
+from rlef_jax.files import replacing
 
 DTYPES: dict[str, Any] = {"F32": np.float32, "BF16": ml_dtypes.bfloat16, "F16": np.float16, "F64": np.float64}
 _ALIGNMENT = 8  # of the first tensor's bytes, as the reference implementation has it
@@ -73,15 +73,13 @@ def write_safetensors(
         header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
-    part = path.with_name(path.name + ".part")
-    with open(part, "wb") as file:
+    with replacing(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, (kind, shape) in entries.items():
             tensor = read(name)
             if tensor.shape != shape:
                 raise ValueError(f"{name} is {tensor.shape}, announced as {shape}")
             file.write(np.ascontiguousarray(tensor.astype(DTYPES[kind], copy=False)).view(np.uint8).data)
-    os.replace(part, path)
 
 
 def split_by_size(

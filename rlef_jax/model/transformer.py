@@ -1,7 +1,8 @@
 """Llama-family transformer over a params pytree: one definition for training, prefill and decode.
 
-`block` is the only copy of the layer's mathematics. Training passes it an attention over the row itself
-(`model/attention.py`), prefill and decode pass it an attention over a cache (`model/kv_cache.py`).
+`run_model` is the only loop over layers and `block` the only copy of a layer's mathematics. Training passes them an
+attention over the row itself (`model/attention.py`), prefill and decode an attention over a cache
+(`model/kv_cache.py`). What differs from layer to layer is a `LayerKind`.
 
 Letters in shapes: B rows, T tokens, D model width, V vocabulary, L layers, K key/value heads, R query heads per
 key/value head, H head width, F hidden width of the feed-forward layer.
@@ -10,6 +11,8 @@ key/value head, H head width, F hidden width of the feed-forward layer.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import flax.struct
@@ -52,6 +55,16 @@ class RopeScaling(NamedTuple):
     original_positions: float
 
 
+class LayerKind(NamedTuple):
+    """What may differ between a model's layers. Layers of one kind run the same code.
+
+    Whatever is added here reaches `block`'s caller and its attention in training, prefill and decoding.
+    """
+
+    rope_theta: float
+    rope_scaling: RopeScaling | None
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """What a Llama-architecture model computes with. Raises ValueError where sizes don't fit together.
@@ -91,6 +104,11 @@ class ModelConfig:
         """Query heads that share one key/value head (R)."""
         return self.n_heads // self.n_kv_heads
 
+    @property
+    def layer_kinds(self) -> tuple[LayerKind, ...]:
+        """Each layer's kind. All layers of the models that are supported so far are alike."""
+        return (LayerKind(self.rope_theta, self.rope_scaling),) * self.n_layers
+
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     """x [..., D] over its root mean square (taken in float32), times scale ([D] or [..., D]). Same dtype as x."""
@@ -99,16 +117,16 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     return x32.astype(x.dtype) * scale.astype(x.dtype).reshape((1,) * (x.ndim - scale.ndim) + scale.shape)
 
 
-def rope_frequencies(cfg: ModelConfig) -> np.ndarray:
+def rope_frequencies(kind: LayerKind, d_head: int) -> np.ndarray:
     """Radians a position of each pair of channels: float32 [H/2], theta^(-2i/H).
 
     Under `rope_scaling`, wavelengths over original_positions / low_freq_factor are stretched by `factor`, those below
     original_positions / high_freq_factor are kept, and between them the share that is kept is linear in the frequency.
     """
-    half = cfg.d_head // 2
-    frequencies = cfg.rope_theta ** (-np.arange(half) / half)
-    if cfg.rope_scaling is not None:
-        factor, low, high, original = cfg.rope_scaling
+    half = d_head // 2
+    frequencies = kind.rope_theta ** (-np.arange(half) / half)
+    if kind.rope_scaling is not None:
+        factor, low, high, original = kind.rope_scaling
         turns = (
             original * frequencies / (2 * np.pi)
         )  # full turns over the positions that the model was first trained on
@@ -117,9 +135,9 @@ def rope_frequencies(cfg: ModelConfig) -> np.ndarray:
     return frequencies.astype(np.float32)
 
 
-def rope_tables(cfg: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+def rope_tables(kind: LayerKind, d_head: int, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines [B, T, 1, 1, H/2] (float32) of the rotary embedding at positions [B, T]."""
-    frequencies = rope_frequencies(cfg)
+    frequencies = rope_frequencies(kind, d_head)
     angles = positions.astype(jnp.float32)[:, :, None, None, None] * frequencies[None, None, None, None, :]
     return jnp.cos(angles), jnp.sin(angles)
 
@@ -132,13 +150,13 @@ def apply_rope(x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 
 @flax.struct.dataclass
-class OutputsFirst:
+class OutputMajor:
     """A weight [*I, *O] kept as its transpose `array` [*O, *I]: what decoding multiplies by (`kv_cache.unstack`)."""
 
     array: jax.Array
 
 
-# Up to so many rows a product takes XLA's CPU backend less time with the matrix in front (docs/benchmarks.md).
+# Up to so many rows a product takes XLA's CPU backend less time with the matrix in front (docs/lab/sampler.md).
 _FEW_ROWS = 64
 
 
@@ -160,7 +178,7 @@ def _times_transposed(x: jax.Array, matrix: jax.Array, dtype: Any) -> jax.Array:
     return jax.lax.platform_dependent(x, matrix, cpu=matrix_left, default=matrix_right)
 
 
-def project(x: jax.Array, weights: jax.Array | OutputsFirst, bias: jax.Array | None = None) -> jax.Array:
+def project(x: jax.Array, weights: jax.Array | OutputMajor, bias: jax.Array | None = None) -> jax.Array:
     """x [B, T, *I] times weights [*I, ...], plus bias [...] -> [B, T, ...], as one plain matrix product.
 
     XLA's CPU backend takes up to twice as long over the same product written on the unflattened arrays.
@@ -168,7 +186,7 @@ def project(x: jax.Array, weights: jax.Array | OutputsFirst, bias: jax.Array | N
     b, t, *inputs = x.shape
     flat = x.reshape(b * t, -1)
     width = flat.shape[1]
-    if isinstance(weights, OutputsFirst):
+    if isinstance(weights, OutputMajor):
         outputs = weights.array.shape[: -len(inputs)]
         flat = _times_transposed(flat, weights.array.astype(x.dtype).reshape(-1, width), x.dtype)
     else:
@@ -208,8 +226,73 @@ def embed(params: Params, tokens: jax.Array, compute_dtype: Any) -> jax.Array:
 
 
 def layer_params(params: Params, index: int) -> Params:
-    """The parameters of one layer, taken out of the stack."""
-    return jax.tree.map(lambda stacked: stacked[index], params["layers"])
+    """The parameters of one layer, taken out of the stack where they are stacked."""
+    layers = params["layers"]
+    return jax.tree.map(lambda stacked: stacked[index], layers) if isinstance(layers, dict) else layers[index]
+
+
+def run_model(
+    params: Params,
+    cfg: ModelConfig,
+    tokens: jax.Array,
+    positions: jax.Array,
+    attend: Callable[[LayerKind, Any], Attention],
+    memory: Sequence[Any] | None = None,
+    *,
+    dtype: Any,
+    unroll: bool = True,
+    remat: str = "none",
+    layout: Layout | None = None,
+) -> tuple[jax.Array, tuple[Any, ...]]:
+    """All layers, one after the other: (hidden states [B, T, D] after the final norm, what each attention keeps).
+
+    Args:
+      params: with their layers stacked, or apart (`kv_cache.unstack`).
+      tokens, positions: int32 [B, T].
+      attend: (a layer's kind, its entry of `memory`) -> its attention, see `block`.
+      memory: what each layer's attention is given, such as its part of a cache; None for nothing.
+      dtype: that is computed in.
+      unroll, remat, layout: see `forward`. A scan takes no memory and keeps nothing.
+    """
+    kinds = cfg.layer_kinds
+    ropes = {kind: rope_tables(kind, cfg.d_head, positions) for kind in dict.fromkeys(kinds)}
+
+    def runner(kind: LayerKind) -> Callable[[jax.Array, Params, Any], tuple[jax.Array, Any]]:
+        def run(x: jax.Array, layer: Params, own: Any) -> tuple[jax.Array, Any]:
+            if layout is not None:
+                layer = layout.all_gather("layers", layer, dtype)
+                x = layout.rows(x)
+            return block(layer, cfg, x, ropes[kind], attend(kind, own))
+
+        return run if remat == "none" else jax.checkpoint(run, policy=REMAT[remat])
+
+    run = {kind: runner(kind) for kind in ropes}
+    if layout is not None:
+        params = {**params, "embed": layout.all_gather("embed", params["embed"], dtype)}
+    x = embed(params, tokens, dtype)
+    kept: list[Any] = []
+    if unroll:
+        for index, kind in enumerate(kinds):
+            x, more = run[kind](x, layer_params(params, index), None if memory is None else memory[index])
+            kept.append(more)
+    else:
+        for kind, stretch in _stretches(params["layers"], kinds):
+
+            def scanned(x: jax.Array, layer: Params, run: Any = run[kind]) -> tuple[jax.Array, Any]:
+                return run(x, layer, None)
+
+            x, _ = jax.lax.scan(scanned, x, stretch)
+    x = x if layout is None else layout.rows(x)
+    return rms_norm(x, params["final_norm"], cfg.norm_eps), tuple(kept)
+
+
+def _stretches(stack: Params, kinds: Sequence[LayerKind]) -> Iterator[tuple[LayerKind, Params]]:
+    """The stack of layers cut where their kind changes: (kind, stack of its layers). One kind is not cut or copied."""
+    end = 0
+    for kind, alike in itertools.groupby(kinds):
+        start, end = end, end + len(list(alike))
+        whole = end - start == len(kinds)
+        yield kind, stack if whole else jax.tree.map(lambda a, cut=slice(start, end): a[cut], stack)
 
 
 def forward(
@@ -240,26 +323,11 @@ def forward(
     if length > cfg.max_positions:
         raise ValueError(f"rows of {length} tokens: the model's max_positions is {cfg.max_positions}")
     attend = row_attention(segment_ids, attention)
-    rope = rope_tables(cfg, positions)
-
-    def run(x: jax.Array, layer: Params) -> tuple[jax.Array, None]:
-        if layout is not None:
-            layer = layout.all_gather("layers", layer, compute_dtype)
-            x = layout.rows(x)
-        return block(layer, cfg, x, rope, attend)
-
-    if remat != "none":
-        run = jax.checkpoint(run, policy=REMAT[remat])
-    if layout is not None:
-        params = {**params, "embed": layout.all_gather("embed", params["embed"], compute_dtype)}
-    x = embed(params, tokens, compute_dtype)
-    if unroll:
-        for index in range(cfg.n_layers):
-            x, _ = run(x, layer_params(params, index))
-    else:
-        x, _ = jax.lax.scan(run, x, params["layers"])
-    x = x if layout is None else layout.rows(x)
-    return rms_norm(x, params["final_norm"], cfg.norm_eps)
+    hidden, _ = run_model(
+        params, cfg, tokens, positions, lambda kind, _: attend,
+        dtype=compute_dtype, unroll=unroll, remat=remat, layout=layout,
+    )  # fmt: skip
+    return hidden
 
 
 def output_weights(params: Params, cfg: ModelConfig) -> jax.Array:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.resources
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlef_jax.errors import ConfigError, RunError
+from rlef_jax.files import replacing
 from rlef_jax.model import finite
 from rlef_jax.model.parameters import describe
 from rlef_jax.model.transformer import ModelConfig, Params, RopeScaling
@@ -40,16 +40,14 @@ def _flat(params: Params) -> dict[str, Any]:
 def save_params(path: Path, params: Params) -> None:
     """Writes parameters as an uncompressed .npz of float32 arrays, whole or not at all.
 
-    Raises RunError, and writes nothing, where one isn't finite.
+    Raises RunError, and writes nothing, where one isn't finite; OSError, naming the file, where it can't be written.
     """
-    temporary = path.with_suffix(".partial")
     arrays: dict[str, Any] = {name: np.asarray(leaf, np.float32) for name, leaf in _flat(params).items()}
     for name, array in arrays.items():
         if (found := finite.fault(array)) is not None:
             raise RunError(f"{path} was not written: {name} {found}: the weights are no longer finite")
-    with open(temporary, "wb") as file:
+    with replacing(path) as file:
         np.savez(file, **arrays)
-    os.replace(temporary, path)
 
 
 def load_params(path: Path, cfg: ModelConfig, dtype: Any = jnp.float32, cast_to: Sequence[Any] = ()) -> Params:

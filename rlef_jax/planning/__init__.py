@@ -1,1 +1,1 @@
-"""What a run will need, read from the programs that it would compile: memory, arithmetic, communication, time."""
+"""Predicts a run's memory, operations, communication and time from its compiled programs."""

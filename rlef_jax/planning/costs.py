@@ -1,9 +1,8 @@
-"""From a run's programs to bytes, seconds and device hours, on stated hardware.
+"""Estimates the time of a run's programs on given hardware.
 
-Products take their operations over the card's peak times the share of it that they reach (MFU), and everything else
-what it reads and writes over the memory's bandwidth. An exchange takes what a device sends over its link: the one
-within a node where its devices lie in one, else the network. A decoding step reads all weights and the cache once. All
-but shares and bandwidths comes from the compiled programs.
+Matrix products take operations / (peak * MFU), everything else bytes read and written / memory bandwidth. An exchange
+takes the bytes that a device sends / its link's bandwidth: the node's link if all its devices are in one node, else the
+network. A decoding step reads all weights and the cache once. Operations and bytes come from the compiled programs.
 """
 
 from __future__ import annotations
@@ -22,17 +21,17 @@ from rlef_jax.planning.programs import Program
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """A device: peak operations a second, bytes of memory, and bytes a second of memory, node link and network."""
+    """A device: peak operations per second, memory in bytes, bandwidths in bytes per second."""
 
     flops: float
     memory: float
     memory_bandwidth: float
     link: float
     network: float
-    node: int = 8  # devices of a node
+    node: int = 8  # devices per node
 
 
-# NVIDIA's data sheets (SXM): dense bfloat16, NVLink in one direction, one 400 Gb/s adapter a card.
+# NVIDIA's data sheets (SXM): dense bfloat16, NVLink in one direction, one 400 Gb/s adapter per card.
 CARDS = {
     "h100": Card(989e12, 80e9, 3.35e12, 450e9, 50e9),
     "h200": Card(989e12, 141e9, 4.8e12, 450e9, 50e9),
@@ -42,7 +41,7 @@ CARDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Seconds:
-    """Time of a program on a device: products, what else moves through memory, and exchanges if nothing hides them."""
+    """Seconds of a program on a device: matrix products, other memory traffic, exchanges without overlap."""
 
     compute: float
     memory: float
@@ -55,23 +54,23 @@ class Seconds:
         return Seconds(self.compute * times, self.memory * times, self.exchange * times)
 
     @property
-    def own(self) -> float:
-        """Without exchanges."""
+    def without_exchange(self) -> float:
+        """Seconds without exchanges."""
         return self.compute + self.memory
 
     @property
     def total(self) -> float:
-        """Nothing hidden: an upper bound."""
-        return self.own + self.exchange
+        """Seconds if nothing overlaps: an upper bound."""
+        return self.without_exchange + self.exchange
 
 
 def exchange_seconds(collectives: Iterable[Collective], card: Card, share: float) -> float:
-    """Time of exchanges one after the other, each link at `share` of its bandwidth."""
+    """Seconds of all exchanges in sequence, at `share` of the links' bandwidth."""
     return sum(c.bytes / ((card.link if c.span <= card.node else card.network) * share) for c in collectives)
 
 
 def training_seconds(program: Program, card: Card, mfu: float, share: float) -> Seconds:
-    """Time of a training program."""
+    """Seconds of a training program; `mfu` and `share` are the fractions of peak and bandwidths that are reached."""
     return Seconds(
         program.work.flops / (card.flops * mfu),
         program.work.bytes / (card.memory_bandwidth * share),
@@ -80,15 +79,17 @@ def training_seconds(program: Program, card: Card, mfu: float, share: float) -> 
 
 
 def decode_seconds(program: Program, card: Card, share: float) -> float:
-    """Time of a decoding step: its products or its reading, whichever is slower, and its exchanges."""
+    """Seconds of a decoding step: the slower of its products and its memory reads, plus its exchanges."""
     read = program.arguments / (card.memory_bandwidth * share)
     return max(program.work.flops / card.flops, read) + exchange_seconds(program.work.collectives, card, share)
 
 
 def flops_per_token(cfg: ModelConfig, length: int, action_share: float) -> float:
-    """Of a forward pass over rows of `length` tokens, counted without compiling: products with weights, attention over
-    half of the square, the output layer for actions only. A training step does three times as many, and what it makes
-    again."""
+    """Operations per token of a forward pass over rows of `length` tokens, counted without compiling.
+
+    Counts products with weights, attention over half of the square, and the output layer for actions only. A training
+    step takes three times as many, plus recomputed ones.
+    """
     layers = sum(math.prod(p.shape) for p in jax.tree.leaves(describe(cfg)["layers"]) if p.inputs)
     attention = length * cfg.n_heads * cfg.d_head
     return 2.0 * (layers + cfg.n_layers * attention + action_share * cfg.vocab_size * cfg.d_model)

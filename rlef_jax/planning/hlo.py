@@ -1,7 +1,6 @@
-"""Reads a compiled program's text (HLO): its matrix products, what else it moves through memory, and its collectives,
-loops counted as often as they run.
+"""Reads the costs of a compiled program from its text (HLO): matrix products, memory traffic and collectives.
 
-XLA's own cost analysis counts the body of a loop once, and knows no axes of a mesh.
+Loop bodies count as often as they run. XLA's own cost analysis counts them once, and doesn't know the mesh's axes.
 """
 
 from __future__ import annotations
@@ -24,20 +23,20 @@ _SHAPE = re.compile(r"\b(" + "|".join(_BYTES) + r")\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations)=\{?((?:%[\w.\-]+(?:, )?)+)\}?")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CONTROL = ("while", "conditional", "call")
-_STILL = (
+_FREE = (
     "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "iota", "partition-id", "replica-id",
 )  # fmt: skip
-_READS = ("slice", "dynamic-slice", "gather")  # of their first argument as much as their result holds
+_READS = ("slice", "dynamic-slice", "gather")  # they read only as much of their first argument as their result holds
 _SLICES = (*_READS, "dynamic-update-slice")
 _KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One kind of exchange between the devices that differ in `axes`, all of a program's together.
+    """All of a program's exchanges of one kind between devices that differ in `axes`.
 
-    There are `size` of them, within `span` consecutive ones. `bytes` is what a device sends, by the ring algorithms;
-    `count` how often it happens.
+    Each exchange is between `size` devices within a range of `span` consecutive ones. `bytes` is the total that a
+    device sends with ring algorithms, `count` the number of exchanges.
     """
 
     kind: str
@@ -50,8 +49,8 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What one device does in one run of a program: products' operations, bytes that everything else reads and writes,
-    and exchanges."""
+    """One device's work in one run of a program: operations of matrix products, bytes read and written by everything
+    else, and exchanges."""
 
     flops: float
     bytes: float
@@ -74,46 +73,46 @@ def read_work(
     Args:
       text: the module as XLA prints it.
       mesh_shape, axes: sizes and names of the mesh's axes; device i is the i-th in row-major order.
-      open_trips: how often a loop runs whose number of trips the program finds out only as it runs.
-      float_bytes: of a float32 that travels or moves. A CPU sends and keeps what was bfloat16 as float32.
+      open_trips: assumed trip count of loops without a known one.
+      float_bytes: bytes counted for a float32 value: 2 if it computes in bfloat16, which CPUs keep as float32.
     """
     computations, entry = _computations(text)
     flops, moved = 0.0, 0.0
-    inner = _inner(computations)
-    found: dict[tuple[str, tuple[str, ...], int, int], list[float]] = defaultdict(lambda: [0.0, 0.0])
-    for name, times in _times(computations, entry, open_trips).items():
+    fused = _fused(computations)
+    totals: dict[tuple[str, tuple[str, ...], int, int], list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for name, times in _run_counts(computations, entry, open_trips).items():
         shapes = {i.name: i.shape for i in computations[name]}
         for i in computations[name]:
-            if name not in inner:
-                moved += times * _moved(i, shapes, computations, float_bytes)
+            if name not in fused:
+                moved += times * _bytes_moved(i, shapes, computations, float_bytes)
             if i.kind == "dot":
                 flops += times * _dot_flops(i, shapes)
             elif (kind := i.kind.removesuffix("-start")) in _KINDS:
                 members = _first_group(i.rest, math.prod(mesh_shape))
-                sent = _sent(kind, _bytes(i.shape, float_bytes, last=i.kind != kind), len(members))
+                sent = _bytes_sent(kind, _bytes(i.shape, float_bytes, last=i.kind != kind), len(members))
                 span = max(members) - min(members) + 1
-                total = found[kind, _varying(members, mesh_shape, axes), len(members), span]
+                total = totals[kind, _varying_axes(members, mesh_shape, axes), len(members), span]
                 total[0] += times * sent
                 total[1] += times
-    collectives = (Collective(*key, *total) for key, total in found.items() if key[2] > 1)
+    collectives = (Collective(*key, *total) for key, total in totals.items() if key[2] > 1)
     return Work(flops, moved, tuple(sorted(collectives, key=lambda c: -c.bytes)))
 
 
 def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
-    """{name: instructions}, and the name of the one that the program starts with."""
-    found: dict[str, list[_Instruction]] = {}
+    """({name: instructions}, name of the entry computation)."""
+    computations: dict[str, list[_Instruction]] = {}
     entry, current = "", None
     for line in text.splitlines():
         if match := _COMPUTATION.match(line):
-            current = found.setdefault(match[2], [])
+            current = computations.setdefault(match[2], [])
             entry = match[2] if match[1] else entry
         elif current is not None and (match := _INSTRUCTION.match(line)):
             current.append(_Instruction(*match.groups()))
-    return found, entry
+    return computations, entry
 
 
-def _times(computations: dict[str, list[_Instruction]], entry: str, open_trips: float) -> dict[str, float]:
-    """How often each computation runs that the entry reaches."""
+def _run_counts(computations: dict[str, list[_Instruction]], entry: str, open_trips: float) -> dict[str, float]:
+    """{computation: number of runs}, for those reachable from the entry."""
     times: dict[str, float] = defaultdict(float)
 
     def visit(name: str, count: float) -> None:
@@ -121,8 +120,8 @@ def _times(computations: dict[str, list[_Instruction]], entry: str, open_trips: 
         for i in computations[name]:
             trips = 1.0
             if i.kind == "while":
-                known = _TRIPS.search(i.rest)
-                trips = float(known[1]) if known else open_trips
+                match = _TRIPS.search(i.rest)
+                trips = float(match[1]) if match else open_trips
             for called in _called(i.rest):
                 visit(called, count * trips)
 
@@ -136,16 +135,16 @@ def _called(rest: str) -> Iterator[str]:
 
 
 def _sizes(shape: str) -> list[int]:
-    """Dimensions of the first array that a shape names."""
+    """Dimensions of the first array in a shape."""
     match = _SHAPE.search(shape)
     return [int(n) for n in match[2].split(",") if n] if match else []
 
 
 def _bytes(shape: str, float_bytes: int, *, last: bool) -> float:
-    """Of all arrays of a shape, or of the last: an asynchronous start lists its input first."""
-    found = _SHAPE.findall(shape)[-1 if last else 0 :]
+    """Bytes of all arrays of a shape, or only of the last (an asynchronous start lists its input first)."""
+    arrays = _SHAPE.findall(shape)[-1 if last else 0 :]
     sizes = _BYTES | {"f32": float_bytes}
-    return float(sum(sizes[kind] * math.prod(int(n) for n in dims.split(",") if n) for kind, dims in found))
+    return float(sum(sizes[kind] * math.prod(int(n) for n in dims.split(",") if n) for kind, dims in arrays))
 
 
 def _dot_flops(i: _Instruction, shapes: dict[str, str]) -> float:
@@ -156,27 +155,27 @@ def _dot_flops(i: _Instruction, shapes: dict[str, str]) -> float:
     return 2.0 * math.prod(_sizes(i.shape)) * math.prod(sizes[int(d)] for d in contracted[1].split(",") if d)
 
 
-def _inner(computations: dict[str, list[_Instruction]]) -> set[str]:
-    """Computations whose values never reach memory: a fusion's, and what a reduction does to two numbers."""
+def _fused(computations: dict[str, list[_Instruction]]) -> set[str]:
+    """Computations whose values never reach memory: bodies of fusions and the functions of reductions."""
     callers = [i for body in computations.values() for i in body if i.kind not in _CONTROL]
     return {called for i in callers for called in _called(i.rest)}
 
 
-def _moved(
+def _bytes_moved(
     i: _Instruction, shapes: dict[str, str], computations: dict[str, list[_Instruction]], float_bytes: int
 ) -> float:
-    """Bytes that an instruction reads and writes, each argument once; none for products, exchanges and control.
+    """Bytes that an instruction reads and writes, each argument once; 0 for products, exchanges and control.
 
-    What takes a slice reads so much, and what replaces one reads and writes that: the rest stays where it is.
+    For operations on a slice only the slice counts, since the rest of the array isn't touched.
     """
-    if i.kind in _STILL or i.kind in _CONTROL or i.kind.removesuffix("-start").removesuffix("-done") in _KINDS:
+    if i.kind in _FREE or i.kind in _CONTROL or i.kind.removesuffix("-start").removesuffix("-done") in _KINDS:
         return 0.0
     body = computations[next(_called(i.rest))] if i.kind == "fusion" else [i]
     if any(part.kind == "dot" for part in body):
         return 0.0
     arguments = [name for name in _arguments(i) if name in shapes]
     if i.kind != "fusion":
-        return _touched(i, [shapes[name] for name in arguments], float_bytes)
+        return _bytes_touched(i, [shapes[name] for name in arguments], float_bytes)
     local = {part.name: part for part in body}
     total, replaced = 0.0, 0.0
     for part in body:
@@ -191,8 +190,8 @@ def _moved(
     return total + (replaced if replaced else _bytes(i.shape, float_bytes, last=False))
 
 
-def _touched(i: _Instruction, arguments: Sequence[str], float_bytes: int) -> float:
-    """Of an instruction by itself."""
+def _bytes_touched(i: _Instruction, arguments: Sequence[str], float_bytes: int) -> float:
+    """Bytes that an instruction outside of a fusion reads and writes."""
     result = _bytes(i.shape, float_bytes, last=False)
     if i.kind in _READS:
         return 2 * result
@@ -226,14 +225,14 @@ def _first_group(rest: str, devices: int) -> list[int]:
     return list(range(devices))
 
 
-def _varying(members: Sequence[int], mesh_shape: Sequence[int], axes: Sequence[str]) -> tuple[str, ...]:
+def _varying_axes(members: Sequence[int], mesh_shape: Sequence[int], axes: Sequence[str]) -> tuple[str, ...]:
     """The axes along which the members' coordinates differ."""
     places = np.stack(np.unravel_index(np.asarray(members), tuple(mesh_shape)))
     return tuple(axis for axis, row in zip(axes, places) if len(set(row.tolist())) > 1)
 
 
-def _sent(kind: str, result: float, size: int) -> float:
-    """Bytes that a device sends for a result of so many bytes, by the ring algorithms."""
+def _bytes_sent(kind: str, result: float, size: int) -> float:
+    """Bytes that a device sends for a `result` of so many bytes, with ring algorithms."""
     share = (size - 1) / size
     return {
         "all-reduce": 2 * share * result,

@@ -1,4 +1,4 @@
-"""This machine as a `Card`: how fast it multiplies matrices of a model's sizes, and how fast it moves their results."""
+"""Measures this machine as a `Card`: speed of matrix products of a model's sizes, and memory bandwidth."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from rlef_jax.planning.costs import Card
 
 
 def measure(cfg: ModelConfig, tokens: int, repeats: int = 5) -> Card:
-    """The first device's speeds, float32, each the best of `repeats`.
+    """The first device's speeds in float32, each the best of `repeats`.
 
-    Products: those of a feed-forward layer in training, x [tokens, D] times W [D, F] and its two gradients, together.
-    Memory: a sum of two arrays [tokens, F] into a third. There are no links: it stands for a single device.
-    Arrays have at most 16 MiB: malloc hands those out again instead of asking the system for new pages.
+    Products: a feed-forward layer in training, x [tokens, D] times W [D, F] and its two gradients, together. Memory:
+    the sum of two arrays [tokens, F]. Links are infinitely fast, since there is only one device. Arrays have at most
+    16 MiB, which malloc reuses instead of requesting new pages.
     """
     tokens = min(tokens, 2**22 // cfg.d_ff)
     x, y = jnp.ones((tokens, cfg.d_model)), jnp.ones((tokens, cfg.d_ff))
@@ -35,7 +35,7 @@ def measure(cfg: ModelConfig, tokens: int, repeats: int = 5) -> Card:
 
 
 def _seconds(function: Callable[..., Any], *arguments: jax.Array, repeats: int) -> float:
-    """Of one call, the best; the first, which compiles and touches new memory, isn't counted."""
+    """Seconds of the fastest of `repeats` calls, after a first one that compiles and touches new memory."""
     jax.block_until_ready(function(*arguments))
     best = float("inf")
     for _ in range(repeats):

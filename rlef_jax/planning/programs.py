@@ -1,4 +1,4 @@
-"""The programs of a run, compiled for pretend devices from shapes alone: nothing is allocated, nothing runs."""
+"""Compiles a run's programs for virtual devices, from shapes alone: nothing is allocated or run."""
 
 from __future__ import annotations
 
@@ -26,8 +26,11 @@ UPDATE_PROGRAMS = ("gradients", "apply", "score")
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A compiled program, per device: its work, and bytes of its arguments, its results that are no arguments' buffers
-    and what it needs beside both while it runs. `xla_flops` is XLA's own count."""
+    """A compiled program, per device: its work, and the sizes of its buffers in bytes.
+
+    `results` excludes results that reuse an argument's buffer, `temporary` is further memory in use while it runs.
+    `xla_flops` is XLA's own count of operations.
+    """
 
     work: Work
     arguments: int
@@ -37,7 +40,7 @@ class Program:
 
 
 def compiled(lowered: Any, mesh_shape: tuple[int, ...], dtype: Any, open_trips: float = 1.0) -> Program:
-    """Compiles a program that computes in `dtype`, and reads what it needs."""
+    """Compiles a program that computes in `dtype` and reads its costs; `open_trips` as in `read_work`."""
     program = lowered.compile()
     memory = program.memory_analysis()
     return Program(
@@ -57,7 +60,7 @@ def shape_of(tree: Any) -> Any:
 
 
 def state_shapes(learner: Learner, dtype: Any) -> Any:
-    """The TrainState of a learner as shapes."""
+    """A learner's TrainState with ShapeDtypeStructs as leaves; `dtype` of the weights."""
     cfg = learner.model_cfg
 
     def make(policy: Params) -> Any:
@@ -78,18 +81,20 @@ def update_programs(
     action_share: float,
     names: Collection[str] = UPDATE_PROGRAMS,
 ) -> dict[str, Program]:
-    """An update's programs of these `names`, see `Side.lowered`, on micro-batches of `rows` rows of `length` tokens.
+    """The programs of one update with these `names` (see `Side.lowered`), on micro-batches of `rows` rows of `length`
+    tokens.
 
-    Policy and critic must share a mesh."""
+    Policy and critic must share a mesh. `action_share` is the fraction of sampled tokens.
+    """
     [side] = learner.sides
-    one = shape_of(TokenBatch(**empty_arrays(rows, length, turns)))
-    stacked = jax.tree.map(lambda a: jax.ShapeDtypeStruct((microbatches, *a.shape), a.dtype), one)
+    batch = shape_of(TokenBatch(**empty_arrays(rows, length, turns)))
+    stacked = jax.tree.map(lambda a: jax.ShapeDtypeStruct((microbatches, *a.shape), a.dtype), batch)
     mesh_shape = tuple(side.mesh.shape[axis] for axis in AXES)
-    # The loop over the logits' chunks is the only one without a fixed number of trips.
+    # Only the loop over chunks of logits has no fixed trip count.
     chunk = max(side.how.logit_tokens * side.how.row_shards // rows, 1)
     trips = -(-int(length * action_share) // chunk)
     lowered = side.lowered(state_shapes(learner, dtype), stacked)
-    dtypes = {"apply": dtype}  # the optimizer works on the weights as they are kept
+    dtypes = {"apply": dtype}  # the optimizer computes in the weights' dtype
     return {
         name: compiled(program, mesh_shape, dtypes.get(name, side.how.compute_dtype), trips)
         for name, program in lowered.items()
@@ -98,11 +103,14 @@ def update_programs(
 
 
 def decode_program(cfg: ModelConfig, dtype: Any, *, tensor: int, rows: int, length: int, tail: int) -> Program:
-    """One decoding step of `rows` rows behind `length` tokens each, the model split over `tensor` devices."""
+    """One decoding step of `rows` rows after `length` tokens each, the model split over `tensor` devices.
+
+    `tail` is the number of slots of the recent cache.
+    """
     mesh = make_mesh(tensor=tensor)
     heads = NamedSharding(mesh, PartitionSpec(None, "tensor"))
     params = abstract_params(cfg, dtype, param_shardings(mesh, cfg))
-    seen, recent = (
+    prefix, recent = (
         jax.tree.map(
             lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=heads),
             jax.eval_shape(functools.partial(kv_cache.init_cache, cfg, rows, capacity, dtype)),
@@ -111,11 +119,13 @@ def decode_program(cfg: ModelConfig, dtype: Any, *, tensor: int, rows: int, leng
     )
     per_row = jax.ShapeDtypeStruct((rows,), jnp.int32)
 
-    def step(params: Any, seen: Any, recent: Any, tokens: jax.Array, lengths: jax.Array, at: jax.Array) -> Any:
-        hidden, recent = kv_cache.decode_step(kv_cache.unstack(params, cfg), cfg, seen, recent, tokens, lengths, at)
+    def step(params: Any, prefix: Any, recent: Any, tokens: jax.Array, lengths: jax.Array, offset: jax.Array) -> Any:
+        hidden, recent = kv_cache.decode_step(
+            kv_cache.unstack(params, cfg), cfg, prefix, recent, tokens, lengths, offset
+        )
         return transformer.unembed(params, cfg, hidden[:, None]), recent
 
     lowered = jax.jit(step, donate_argnums=(2,)).lower(
-        params, seen, recent, per_row, per_row, jax.ShapeDtypeStruct((), jnp.int32)
+        params, prefix, recent, per_row, per_row, jax.ShapeDtypeStruct((), jnp.int32)
     )
     return compiled(lowered, (1, 1, tensor), dtype)

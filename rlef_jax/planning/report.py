@@ -1,4 +1,4 @@
-"""A plan as a table."""
+"""A plan: a run's programs and assumptions, its derived costs, and their table."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _GIB = 2.0**30
 
 @dataclasses.dataclass(frozen=True)
 class Assumptions:
-    """What the table takes as given: the hardware, how much of it is reached, and the shape of an iteration."""
+    """Assumptions of a plan: the hardware, the fractions of its peak that are reached, the sizes of an iteration."""
 
     card: Card
     mfu: float
@@ -40,13 +40,13 @@ class Assumptions:
 
     @property
     def tokens(self) -> int:
-        """Token slots of an iteration."""
+        """Token slots per iteration."""
         return self.updates * self.microbatches * self.rows * self.length
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A run's programs ("gradients", "apply", "score", "decode") and what is known of it."""
+    """A run's programs ("gradients", "apply", "score", "decode"), sizes and assumptions."""
 
     cfg: ModelConfig
     mesh: Mapping[str, int]
@@ -58,16 +58,16 @@ class Plan:
 
     @property
     def devices(self) -> int:
-        """That train."""
+        """The number of training devices."""
         return self.mesh["data"] * self.mesh["fsdp"] * self.mesh["tensor"]
 
     @property
     def networks(self) -> int:
-        """Copies of the transformer that are trained."""
+        """The number of transformers that are trained."""
         return 2 if self.separate_critic else 1
 
     def memory(self) -> dict[str, float]:
-        """Bytes a device, by what they hold, while an update's gradients are made."""
+        """{content: bytes per device} while an update's gradients are computed."""
         gradients = self.programs["gradients"]
         weights = gradients.results  # gradients have the weights' shapes and shardings
         return {
@@ -79,28 +79,28 @@ class Plan:
         }
 
     def sampler_memory(self) -> float:
-        """Bytes a sampling device: weights, cache and temporary memory."""
+        """Bytes per sampling device: weights, cache and temporary memory."""
         decode = self.programs["decode"]
         return float(decode.arguments + decode.results + decode.temporary)
 
     def seconds(self) -> dict[str, Seconds]:
-        """An iteration's parts on the trainer's devices."""
+        """{part of an iteration: its time on the training devices}."""
         a = self.assumed
         names = ("gradients", "score", "apply")
-        part = {name: training_seconds(self.programs[name], a.card, a.mfu, a.share) for name in names}
+        times = {name: training_seconds(self.programs[name], a.card, a.mfu, a.share) for name in names}
         passes = a.updates * a.microbatches
         return {
-            "old log-probabilities, values": part["score"] * passes,
-            "reference log-probabilities": part["score"] * (passes / self.networks),
-            "gradients": part["gradients"] * a.updates,
-            "optimizer": part["apply"] * a.updates,
+            "old log-probabilities, values": times["score"] * passes,
+            "reference log-probabilities": times["score"] * (passes / self.networks),
+            "gradients": times["gradients"] * a.updates,
+            "optimizer": times["apply"] * a.updates,
         }
 
     def sampling_seconds(self) -> dict[str, float]:
-        """An iteration's sampling on all of the sampler's devices: decoding, and reading of prompts."""
+        """Seconds of an iteration's sampling on all sampling devices: decoding and prefill of prompts."""
         a = self.assumed
         replicas = a.sampler_devices / a.sampler_tensor
-        # Tokens of an episode come one after the other, however many devices there are.
+        # Tokens of an episode are sampled in sequence, however many devices there are.
         steps = a.length * a.action_share * max(1.0, a.tokens / a.length / replicas / a.group)
         prompts = a.tokens * (1 - a.action_share) * flops_per_token(self.cfg, a.length, 0.0)
         return {
@@ -110,7 +110,7 @@ class Plan:
 
 
 def table(plan: Plan, title: str = "") -> str:
-    """Everything that is known, as text."""
+    """The whole plan as text."""
     return "\n".join([title, *_model(plan), "", *_memory(plan), "", *_work(plan), "", *_time(plan), "", *_notes(plan)])
 
 
@@ -159,10 +159,10 @@ def _time(plan: Plan) -> Iterator[str]:
         yield f"  {name:<32}{s.compute:>10.2f}{s.memory:>9.2f}{s.exchange:>11.2f}{s.total / total.total:>8.0%}"
     sums = f"{total.compute:>10.2f}{total.memory:>9.2f}{total.exchange:>11.2f}"
     yield f"  {'training, nothing overlapped':<32}{sums}  {total.total:.1f} s"
-    yield f"  {'training, exchanges overlapped':<62}  {max(total.own, total.exchange):.1f} s"
+    yield f"  {'training, exchanges overlapped':<62}  {max(total.without_exchange, total.exchange):.1f} s"
     sampled = sum(sampling.values())
-    each = ", ".join(f"{name} {s:.1f}" for name, s in sampling.items())
-    yield f"  sampling on {a.sampler_devices} devices: {sampled:.1f} s ({each})"
+    listed = ", ".join(f"{name} {s:.1f}" for name, s in sampling.items())
+    yield f"  sampling on {a.sampler_devices} devices: {sampled:.1f} s ({listed})"
     ratio = sampled * a.sampler_devices / (total.total * plan.devices)
     yield f"  sampling devices for each training device, for balance: {ratio:.2f}"
     slowest = max(total.total, sampled)

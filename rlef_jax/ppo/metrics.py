@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 from rlef_jax.ppo import values
 from rlef_jax.ppo.returns import turn_means
-from rlef_jax.reward import counts, turn_rewards
+from rlef_jax.reward import has_weight, turn_rewards
 from rlef_jax.types import Episode, Status, TokenBatch
 
 
@@ -85,7 +85,7 @@ def episode_metrics(episodes: Sequence[Episode], *, invalid_penalty: float = -0.
       infra_episodes: how many episodes have weight zero.
       turnK/STATUS for each turn K and status met there: share of the episodes that reached turn K.
     """
-    good = [e for e in episodes if counts(e)]
+    good = [e for e in episodes if has_weight(e)]
     turns = [turn for e in good for turn in e.turns]
     verdicts = [t.verdict for t in turns if t.verdict is not None]
     over: dict[str, Sequence[float]] = {

@@ -1,4 +1,4 @@
-"""A few decoding steps of all rows as one pure function: run a token, draw the next, stop where a row is done."""
+"""Several decoding steps of all rows as one pure function: run a token, draw the next, stop finished rows."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from rlef_jax.sampling.distribution import inverse_cdf, modified_weights, weight
 
 @flax.struct.dataclass
 class Rows:
-    """What the rows ask for, [B] each; `stop_ids` is [B, N], filled up with -1.
+    """The rows' requests, [B] each; `stop_ids` is [B, N], padded with -1.
 
     Attributes:
-      tokens: the last token of each row, which hasn't been run; `lengths`: how many tokens lie in the cache.
-      room: most tokens to draw; 0 for a row that is idle.
-      seed, step, episode, turn: the response's name (see `token_uniforms`); `drawn`: tokens of it so far.
+      tokens: the last token of each row, which hasn't been run yet; `lengths`: the number of tokens in the cache.
+      room: largest number of tokens to draw; 0 for an idle row.
+      seed, step, episode, turn: the response's name (see `token_uniforms`); `drawn`: its number of tokens so far.
       temperature, top_k, top_p: see `distribution`.
     """
 
@@ -39,20 +39,20 @@ class Rows:
 
 @flax.struct.dataclass
 class Drawn:
-    """What the steps have drawn. T = steps; entries at and after counts mean nothing."""
+    """The drawn tokens; T = steps. Entries at index `counts` and after are undefined."""
 
     ids: jax.Array  # [B, T] int32
     behavior_logp: jax.Array  # [B, T] float32, under the distribution that the token was drawn from
-    policy_logp: jax.Array  # [B, T] float32, under the unmodified one
+    policy_logp: jax.Array  # [B, T] float32, under the unmodified distribution
     counts: jax.Array  # [B] int32
     stopped: jax.Array  # [B] bool, whether a stop id was drawn (or the row was idle)
-    steps: jax.Array  # [] int32, steps that were run
+    steps: jax.Array  # [] int32, number of steps run
 
 
 def token_uniforms(rows: Rows, count: int) -> jax.Array:
-    """Uniform numbers [B, count] in [0, 1) of each row's next tokens, from fold_in(seed, step, episode, turn, token).
+    """Uniform numbers [B, count] in [0, 1) for each row's next tokens, from fold_in(seed, step, episode, turn, token).
 
-    A token's number is a function of its own place in its own episode alone.
+    A token's number depends only on its place in its own episode.
     """
 
     def one(seed: jax.Array, step: jax.Array, episode: jax.Array, turn: jax.Array, drawn: jax.Array) -> jax.Array:
@@ -67,28 +67,29 @@ def token_uniforms(rows: Rows, count: int) -> jax.Array:
 def decode(
     params: Params, cache: KVCache, rows: Rows, *, cfg: ModelConfig, steps: int, capacity: int, plain: bool
 ) -> tuple[KVCache, Drawn]:
-    """Up to `steps` steps of every row, fewer if all rows are done. The cache then holds what was run.
+    """Runs up to `steps` steps of every row, fewer if all rows are done. Returns (updated cache, drawn tokens).
 
-    A row that has drawn n tokens has its `tokens` and the first n - 1 of them in the cache behind its lengths.
+    For a row that has drawn n tokens, its `tokens` entry and the first n - 1 drawn ones are added to the cache after
+    `lengths`.
 
     Args:
-      params: with their layers apart (`kv_cache.unstack`).
-      capacity: slots of the cache that are looked at, at least the longest of lengths. Needs lengths + steps <= S.
-      plain: no row has temperature 0, a top_k or a top_p; the vocabulary is read less often then.
+      params: weights with separate layers (`kv_cache.unstack`).
+      capacity: slots of the cache that are read, at least the largest of `lengths`. Needs lengths + steps <= S.
+      plain: whether no row has temperature 0, a top_k or a top_p, which takes fewer passes over the vocabulary.
     """
     count = rows.tokens.shape[0]
-    seen = kv_cache.first_slots(cache, capacity)
+    prefix = kv_cache.first_slots(cache, capacity)
     uniforms = token_uniforms(rows, steps)
 
     def draw(hidden: jax.Array, step: jax.Array, out: Drawn) -> Drawn:
         logits = transformer.unembed(params, cfg, hidden[:, None])[:, 0]
         if plain:
-            found = weights(logits, rows.temperature)
+            row_weights = weights(logits, rows.temperature)
         else:
-            found = modified_weights(logits, rows.temperature, rows.top_k, rows.top_p)
+            row_weights = modified_weights(logits, rows.temperature, rows.top_k, rows.top_p)
         uniform = jax.lax.dynamic_index_in_dim(uniforms, step, axis=1, keepdims=False)
-        ids, total = inverse_cdf(found, uniform)
-        behavior = jnp.log(jnp.take_along_axis(found, ids[:, None], axis=1)) - jnp.log(total)[:, None]
+        ids, total = inverse_cdf(row_weights, uniform)
+        behavior = jnp.log(jnp.take_along_axis(row_weights, ids[:, None], axis=1)) - jnp.log(total)[:, None]
         policy = jnp.take_along_axis(logits, ids[:, None], axis=1) - jax.nn.logsumexp(logits, axis=1, keepdims=True)
         active = ~out.stopped & (step < rows.room)
         return Drawn(
@@ -100,7 +101,7 @@ def decode(
             steps=step + 1,
         )
 
-    def more(carry: tuple[KVCache, Drawn]) -> jax.Array:
+    def unfinished(carry: tuple[KVCache, Drawn]) -> jax.Array:
         out = carry[1]
         return (out.steps < steps) & jnp.any(~out.stopped & (out.steps < rows.room))
 
@@ -109,7 +110,7 @@ def decode(
         step = out.steps
         last = jax.lax.dynamic_index_in_dim(out.ids, jnp.maximum(step - 1, 0), axis=1, keepdims=False)
         tokens = jnp.where(step == 0, rows.tokens, last)
-        hidden, tail = kv_cache.decode_step(params, cfg, seen, tail, tokens, rows.lengths, step)
+        hidden, tail = kv_cache.decode_step(params, cfg, prefix, tail, tokens, rows.lengths, step)
         return tail, draw(hidden, step, out)
 
     empty = Drawn(
@@ -121,5 +122,5 @@ def decode(
         steps=jnp.int32(0),
     )
     tail = kv_cache.init_cache(cfg, count, steps, cache.layers[0][0].dtype)
-    tail, out = jax.lax.while_loop(more, advance, (tail, empty))
+    tail, out = jax.lax.while_loop(unfinished, advance, (tail, empty))
     return kv_cache.flush(cache, tail, rows.lengths), out

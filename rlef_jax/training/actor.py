@@ -1,5 +1,8 @@
 """The actor: what makes episodes, and the thread in which it works ahead of the learner.
 
+A `RolloutRequest` names episodes, says how they are made, and with which weights at least; a `RolloutResult` holds
+them. Both are plain data, so an `Actor` may be anywhere: `LocalActor` is a sampler and a judge in this process.
+
 Weights have versions: the number of updates made so far. The learner publishes them at the start of each iteration; the
 sampler takes them between two dispatches of a few decoding steps: a response in flight goes on with the new ones over
 the KV cache that the old ones filled, and each of its tokens knows its version. Behaviour log-probabilities are those
@@ -16,62 +19,147 @@ import collections
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Protocol, Self
 
+from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.errors import StoppedError
 from rlef_jax.execution.pool import ExecutionPool
 from rlef_jax.model.transformer import Params
 from rlef_jax.progress import ProgressDisplay
-from rlef_jax.sampling.sampler import Sampler
-from rlef_jax.training.build import Policy
-from rlef_jax.training.rollout import RolloutProgress, RolloutSettings, collect
+from rlef_jax.training.rollout import RolloutProgress, RolloutSettings, SamplerLike, collect
 from rlef_jax.types import Episode, Problem
 
 
 @dataclasses.dataclass(frozen=True)
-class Actor:
-    """What makes episodes: a sampler (which holds its own weights), the chat format and the judge's pool."""
+class RolloutRequest:
+    """Episodes to be made: their names, and all that they depend on but the weights and the problems. Plain data.
 
-    sampler: Sampler
-    policy: Policy
-    pool: ExecutionPool
+    Attributes:
+      split: of the problem source, or whatever name the actor knows the problems by.
+      seed, step: the run's seed (an evaluation has one of its own) and the iteration (0 in evaluations).
+      count: episodes of the whole iteration or evaluation.
+      indexes: the episodes of it that are wanted; consecutive.
+      settings: how they are made.
+      version: of the weights that must be there when they begin; newer ones may come meanwhile.
+      stage: what the progress display calls it.
+      may_stop: whether a signal may end it in the middle.
+    """
 
-    def episodes(
-        self,
-        problems: Sequence[Problem],
-        *,
-        seed: int,
-        step: int,
-        settings: RolloutSettings,
-        first_index: int = 0,
-        display: ProgressDisplay | None = None,
-        stage: str = "rollouts",
-        donors: Sequence[Problem] | None = None,
-        should_stop: Callable[[], bool] | None = None,
-    ) -> tuple[list[Episode], RolloutProgress]:
-        """One episode per problem, numbered from `first_index`, and where the time went; `donors` as in `collect`.
+    split: str
+    seed: int
+    step: int
+    count: int
+    indexes: range
+    settings: RolloutSettings
+    version: int = 0
+    stage: str = "rollouts"
+    may_stop: bool = True
 
-        Raises StoppedError once `should_stop` says so.
+    def __post_init__(self) -> None:
+        if self.indexes.step != 1 or not 0 <= self.indexes.start <= self.indexes.stop <= self.count:
+            raise ValueError(f"indexes must be consecutive and within range({self.count}), not {self.indexes}")
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutResult:
+    """A request's episodes, in the order of its indexes, and what the sampler did for them. Plain data."""
+
+    episodes: list[Episode]
+    progress: RolloutProgress
+
+
+def shard_range(count: int, part: int, parts: int) -> range:
+    """Part `part` of `parts` of range(count): consecutive, and of two parts neither has two more than the other.
+
+    Raises ValueError for a part that there isn't.
+    """
+    if not 0 <= part < parts:
+        raise ValueError(f"part must be from 0 to {parts - 1}, not {part}")
+    return range(count * part // parts, count * (part + 1) // parts)
+
+
+class Actor(Protocol):
+    """What makes episodes: weights in, names of episodes in, episodes out."""
+
+    def set_weights(self, params: Params, version: int) -> None:
+        """Takes a copy of the weights, for what is being made too: their caller may donate its own afterwards."""
+
+    def episodes(self, request: RolloutRequest) -> RolloutResult:
+        """The episodes that are asked for.
+
+        Raises StoppedError once `stop` was called, ConfigError where they can't be made as the request says,
+        RuntimeError where the weights are older than those that it names.
         """
+
+    def stop(self) -> None:
+        """Ends the request that is being worked on, if any, and refuses those that come after. From any thread."""
+
+    def judge_counters(self) -> Mapping[str, Any]:
+        """What the judge has done so far (`ExecutionPool.stats`)."""
+
+
+# Called with a request: the problems of its indexes, and those that random feedback may come from.
+type FindProblems = Callable[[RolloutRequest], tuple[Sequence[Problem], Sequence[Problem]]]
+
+
+class LocalActor:
+    """An `Actor` in this process: a sampler, which holds its own weights, and a judge's pool."""
+
+    def __init__(
+        self,
+        sampler: SamplerLike,
+        chat: ChatFormat,
+        pool: ExecutionPool,
+        find: FindProblems,
+        *,
+        display: ProgressDisplay | None = None,
+        should_stop: Callable[[], bool] = bool,
+    ) -> None:
+        """Args:
+        sampler, chat: with the same tokenizer.
+        pool: runs the programs.
+        find: from a request to its problems.
+        display: is told how far a request is.
+        should_stop: asked now and then; true ends a request that may be stopped.
+        """
+        self._sampler, self._chat, self._pool, self._find = sampler, chat, pool, find
+        self._display, self._should_stop = display, should_stop
+        self._version: int | None = None
+        self._stopped = False
+
+    def set_weights(self, params: Params, version: int) -> None:
+        self._sampler.set_weights(params, version)
+        self._version = version
+
+    def episodes(self, request: RolloutRequest) -> RolloutResult:
+        if self._version is None or self._version < request.version:
+            raise RuntimeError(f"weights of version {request.version} are asked for, there are {self._version}")
+        problems, donors = self._find(request)
         seen: list[RolloutProgress] = []
 
         def report(progress: RolloutProgress) -> None:
             seen[:] = [progress]
-            if display is not None:
-                display.stage(stage, progress.ended, progress.total)
-
-        def report_compiling(done: int, programs: int) -> None:
-            if display is not None:
-                display.stage("compiling the sampler", done, programs)
+            self._show(request.stage, progress.ended, progress.total)
 
         made = collect(
-            self.sampler, self.policy.chat, self.pool, problems, seed=seed, step=step, settings=settings,
-            first_index=first_index, donors=donors, on_progress=report, on_compile=report_compiling,
-            should_stop=should_stop,
+            self._sampler, self._chat, self._pool, problems, seed=request.seed, step=request.step,
+            settings=request.settings, first_index=request.indexes.start, donors=donors, on_progress=report,
+            on_compile=lambda done, programs: self._show("compiling the sampler", done, programs),
+            should_stop=lambda: self._stopped or (request.may_stop and self._should_stop()),
         )  # fmt: skip
-        return made, seen[0]
+        return RolloutResult(made, seen[0])
+
+    def stop(self) -> None:
+        self._stopped = True
+
+    def judge_counters(self) -> Mapping[str, Any]:
+        return self._pool.stats()
+
+    def _show(self, stage: str, done: int, total: int) -> None:
+        if self._display is not None:
+            self._display.stage(stage, done, total)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,34 +173,27 @@ class Rollouts:
 
 
 class ActorThread:
-    """Makes the episodes of iterations `first` to `last` in a thread; use as a context manager.
+    """Asks an actor for the episodes of iterations `first` to `last` in a thread; use as a context manager.
 
-    `make(step, should_stop)` gives an iteration's episodes, and raises StoppedError soon after `should_stop()` is true.
+    Its end stops the actor.
     """
 
-    def __init__(
-        self,
-        make: Callable[[int, Callable[[], bool]], tuple[list[Episode], RolloutProgress]],
-        sampler: Sampler,
-        *,
-        first: int,
-        last: int,
-        max_staleness: int,
-    ) -> None:
-        self._make, self._sampler = make, sampler
+    def __init__(self, actor: Actor, request: RolloutRequest, *, first: int, last: int, max_staleness: int) -> None:
+        """Args: request: an iteration's, whichever: its step and version are filled in."""
+        self._actor, self._request = actor, request
         self._steps, self._max_staleness = range(first, last + 1), max_staleness
         self._changed = threading.Condition()
-        self._published: int | None = None
+        self._published: tuple[int, int] | None = None  # (iteration, version of the weights that it starts with)
         self._ready: collections.deque[Rollouts] = collections.deque()
         self._error: BaseException | None = None
         self._closing = False
         self._thread = threading.Thread(target=self._work, name="actor", daemon=True)
 
     def publish(self, step: int, params: Params, version: int) -> None:
-        """Gives the sampler a copy of the weights that iteration `step` starts with, and lets the actor go on."""
-        self._sampler.set_weights(params, version)
+        """Gives the actor a copy of the weights that iteration `step` starts with, and lets it go on."""
+        self._actor.set_weights(params, version)
         with self._changed:
-            self._published = step
+            self._published = step, version
             self._changed.notify_all()
 
     def get(self, step: int, should_stop: Callable[[], bool] = bool) -> Rollouts:
@@ -137,6 +218,7 @@ class ActorThread:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
+        self._actor.stop()
         if self._thread.is_alive():
             self._thread.join()
 
@@ -153,24 +235,25 @@ class ActorThread:
         try:
             for step in self._steps:
                 began = time.perf_counter()
-                if not self._admitted(step):
+                version = self._admitted(step)
+                if version is None:
                     return
                 idle_s = time.perf_counter() - began
-                episodes, progress = self._make(step, lambda: self._closing)
+                result = self._actor.episodes(dataclasses.replace(self._request, step=step, version=version))
                 with self._changed:
-                    self._ready.append(Rollouts(step, episodes, progress, idle_s))
+                    self._ready.append(Rollouts(step, result.episodes, result.progress, idle_s))
                     self._changed.notify_all()
         except BaseException as error:
             with self._changed:
                 self._error = error
                 self._changed.notify_all()
 
-    def _admitted(self, step: int) -> bool:
-        """Waits until the weights are new enough for `step`; False if the thread should end instead."""
+    def _admitted(self, step: int) -> int | None:
+        """Waits until the weights are new enough for `step`: their version; None if the thread should end instead."""
 
         def new_enough() -> bool:
-            return self._published is not None and self._published >= step - self._max_staleness
+            return self._published is not None and self._published[0] >= step - self._max_staleness
 
         with self._changed:
             self._changed.wait_for(lambda: self._closing or new_enough())
-            return not self._closing
+            return None if self._closing or self._published is None else self._published[1]

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from rlef_jax.errors import ConfigError
+from rlef_jax.files import named_in_errors, write_json
 from rlef_jax.ppo.update import Learner, TrainState
 from rlef_jax.types import TokenBatch
 
@@ -33,6 +34,16 @@ def save_bad_update(
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
+    with named_in_errors(part):
+        _write_update(part, update, params, microbatches, metrics)
+    shutil.rmtree(folder, ignore_errors=True)
+    part.rename(folder)
+    return folder
+
+
+def _write_update(
+    part: Path, update: int, params: Any, microbatches: Sequence[TokenBatch], metrics: dict[str, float]
+) -> None:
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
     weights: dict[str, Any] = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
     np.savez(part / "params.npz", **weights)
@@ -40,10 +51,7 @@ def save_bad_update(
         arrays: dict[str, Any] = {f.name: np.asarray(getattr(batch, f.name)) for f in dataclasses.fields(batch)}
         np.savez(part / f"microbatch_{number:04d}.npz", **arrays)
     told = {k: v if math.isfinite(v) else str(v) for k, v in metrics.items()}
-    (part / "metrics.json").write_text(json.dumps({"update": update, **told}, indent=2, allow_nan=False) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    part.rename(folder)
-    return folder
+    write_json(part / "metrics.json", {"update": update, **told})
 
 
 def saved_updates(workdir: Path) -> list[int]:

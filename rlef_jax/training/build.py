@@ -243,12 +243,14 @@ def limits_of(execution: ConfigDict) -> Limits:
     )
 
 
-def rollout_settings(config: ConfigDict, chat: ChatFormat, feedback: str, *, evaluation: bool) -> RolloutSettings:
+def rollout_settings(
+    config: ConfigDict, stop_ids: tuple[int, ...], feedback: str, *, evaluation: bool
+) -> RolloutSettings:
     """How episodes are made, under one kind of feedback, for training or for an evaluation."""
     e, x, s = config.episode, config.execution, config.sampling
     temperature, top_p = (config.eval.temperature, config.eval.top_p) if evaluation else (s.temperature, s.top_p)
     return RolloutSettings(
-        sampling=SamplingConfig(temperature, top_p, 0 if evaluation else s.top_k, chat.stop_ids, e.max_new_tokens),
+        sampling=SamplingConfig(temperature, top_p, 0 if evaluation else s.top_k, stop_ids, e.max_new_tokens),
         max_turns=e.max_turns,
         context=e.context,
         feedback=feedback,

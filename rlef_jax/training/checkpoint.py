@@ -6,9 +6,11 @@ and hashes of what was saved lie in its metadata: one of another model, or whose
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -51,6 +53,9 @@ class Checkpoints:
                 preservation_policy=keep_rules.AnyPreservationPolicy([keep_rules.LatestN(self._keep), best]),
                 create=True,
                 enable_async_checkpointing=True,
+                # A folder that can't be made is an error of `save`. Made beside it, its writers would wait for twenty
+                # minutes, and the process for them.
+                async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
                 cleanup_tmp_directories=True,
             ),
         )
@@ -138,17 +143,39 @@ class Checkpoints:
         return target
 
     def close(self) -> None:
-        self._manager.close()
+        """Ends what is under way. Raises RunError where something that was saved could not be written."""
+        try:
+            self._manager.close()
+        except Exception as error:
+            raise self._unwritten(error) from error
+
+    @contextlib.contextmanager
+    def told_in_errors(self) -> Iterator[None]:
+        """Makes an error of the file system one that says from where the run can go on."""
+        try:
+            yield
+        except OSError as error:
+            with contextlib.suppress(RunError):
+                self.wait()
+            raise RunError(f"{error}; {self._last_good()}") from error
 
     def __enter__(self) -> Self:
+        self._hook_before = sys.unraisablehook
+        sys.unraisablehook = _without_late_callbacks(sys.unraisablehook)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if kind is None:
-            self.wait()
-        self.close()
+        if kind is None or not issubclass(kind, RunError):  # after one, callbacks come until the process ends
+            sys.unraisablehook = self._hook_before
+        # After an error, the one that closing meets is what came of it, or less than it.
+        with contextlib.suppress(RunError) if kind is not None else contextlib.nullcontext():
+            try:
+                if kind is None:
+                    self.wait()
+            finally:
+                self.close()
 
     def _compare(self, step: int, name: str, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
         for leaf in sorted({*saved, *wanted}):
@@ -159,14 +186,31 @@ class Checkpoints:
                 )
 
     def _unwritten(self, error: Exception) -> RunError:
-        kept = self.steps()
         return RunError(
-            f"a checkpoint could not be written to {self.folder}: {_first_line(error)}; "
-            f"{f'the last good one is {kept[-1]}' if kept else 'there is none yet'}. Is the disk full?"
+            f"a checkpoint could not be written to {self.folder}: {_first_line(error)}; {self._last_good()}."
+            " Is the disk full?"
         )
+
+    def _last_good(self) -> str:
+        kept = self.steps()
+        return f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
 
     def _damaged(self, step: int, error: Exception) -> DamagedCheckpointError:
         return DamagedCheckpointError(f"checkpoint {step} in {self.folder} is damaged: {_first_line(error)}")
+
+
+def _without_late_callbacks(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """A `sys.unraisablehook` that is silent about writes which ended after their save had failed.
+
+    TensorStore tells each of them, from threads of its own, to an event loop that Orbax has closed by then.
+    """
+
+    def quiet(unraisable: Any) -> None:
+        error = unraisable.exc_value
+        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+            hook(unraisable)
+
+    return quiet
 
 
 def _own(leaf: jax.Array) -> jax.Array:
@@ -194,4 +238,4 @@ def content_hash(tree: Any) -> str | None:
 
 
 def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:160]

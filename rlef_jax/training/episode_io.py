@@ -10,16 +10,16 @@ import dataclasses
 import functools
 import gzip
 import json
-import os
 import types
 import typing
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from rlef_jax.errors import ConfigError, RunError
 from rlef_jax.execution import calls
+from rlef_jax.files import replacing
 from rlef_jax.types import Episode, FunctionTest, Problem, Status, Test, TestCase
 
 _CALLS_BYTES = 1 << 30
@@ -41,17 +41,15 @@ def write_episodes(path: Path, episodes: Iterable[Episode]) -> None:
     Raises RunError, and writes nothing, where an episode holds NaN or infinity: JSON has neither.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
     try:
-        _write_part(part, episodes)
+        with replacing(path) as raw:
+            _write_to(raw, episodes)
     except ValueError as error:
-        part.unlink()
         raise RunError(f"{path} was not written: {error}") from error
-    os.replace(part, path)
 
 
-def _write_part(part: Path, episodes: Iterable[Episode]) -> None:
-    with open(part, "wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", filename="", mtime=0, compresslevel=3) as file:
+def _write_to(raw: BinaryIO, episodes: Iterable[Episode]) -> None:
+    with gzip.GzipFile(fileobj=raw, mode="wb", filename="", mtime=0, compresslevel=3) as file:
         problem, head = None, ""
         for episode in episodes:
             if episode.problem is not problem:  # rollouts of the same problem stand together

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import os
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,14 @@ from ml_collections import ConfigDict
 
 from rlef_jax.data.sources import Source, evaluation_problems
 from rlef_jax.errors import RunError
+from rlef_jax.files import write_json
 from rlef_jax.metrics.summary import summarise
 from rlef_jax.model.transformer import Params
 from rlef_jax.progress import ProgressDisplay
 from rlef_jax.training import episode_io
-from rlef_jax.training.actor import Actor
+from rlef_jax.training.actor import Actor, RolloutRequest
 from rlef_jax.training.build import rollout_settings
+from rlef_jax.types import Problem
 
 EVAL_SEED = 1_000_003  # added to the run's seed: an evaluation draws tokens of its own ...
 VALID_SEED = 2_000_003  # ... and model selection others than the final score
@@ -27,6 +29,19 @@ FOLDER = "evaluations"
 
 class UnjudgedError(RunError):
     """An evaluation of which the judge broke on every rollout: nothing is known of its policy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitProblems:
+    """Finds the problems of fixed splits, the first `limit` of each (0 = all)."""
+
+    source: Source
+    limit: int
+
+    def __call__(self, request: RolloutRequest) -> tuple[Sequence[Problem], Sequence[Problem]]:
+        """The problems of a request's episodes, and those that random feedback may come from: all of the split."""
+        problems = evaluation_problems(self.source, request.split, self.limit)
+        return problems[request.indexes.start : request.indexes.stop], problems
 
 
 class Evaluator:
@@ -39,14 +54,14 @@ class Evaluator:
         self,
         config: ConfigDict,
         actor: Actor,
+        stop_ids: tuple[int, ...],
         workdir: Path,
         display: ProgressDisplay,
-        should_stop: Callable[[], bool],
         source: Source,
     ) -> None:
-        self._config, self._actor, self._workdir, self._display = config, actor, workdir, display
-        self._source = source
-        self._should_stop = should_stop
+        """Args: actor: finds problems in the same `source` (`SplitProblems`). stop_ids: end a response."""
+        self._config, self._actor, self._stop_ids = config, actor, stop_ids
+        self._workdir, self._display, self._source = workdir, display, source
 
     def __call__(
         self,
@@ -68,26 +83,21 @@ class Evaluator:
         if (known := _known(path, version)) is not None:
             return known
         e, began = self._config.eval, time.perf_counter()
-        problems = evaluation_problems(self._source, split, e.problems)
-        self._actor.sampler.set_weights(params, version=version)
-        episodes, _ = self._actor.episodes(
-            problems,
-            seed=self._config.seed + seed,
-            step=0,
-            settings=rollout_settings(self._config, self._actor.policy.chat, feedback, evaluation=True),
-            display=self._display,
-            stage=name,
-            should_stop=self._should_stop if may_stop else None,
-        )
+        count = len(evaluation_problems(self._source, split, e.problems))
+        self._actor.set_weights(params, version)
+        settings = rollout_settings(self._config, self._stop_ids, feedback, evaluation=True)
+        episodes = self._actor.episodes(
+            RolloutRequest(
+                split, self._config.seed + seed, step=0, count=count, indexes=range(count), settings=settings,
+                version=version, stage=name, may_stop=may_stop,
+            )
+        ).episodes  # fmt: skip
         episode_io.write_episodes(self._workdir / "episodes" / f"{name}.jsonl.gz", episodes)
         if all(e.end == "infra" for e in episodes):
             raise UnjudgedError(f"{name}: the judge broke on all {len(episodes)} rollouts (INFRA_ERROR): no score")
         found = summarise(episodes, max_turns=self._config.episode.max_turns, bootstrap_samples=e.bootstrap_samples)
         path.parent.mkdir(exist_ok=True)
-        part = path.with_suffix(".part")
-        kept = {"version": version, "split": split, "summary": found}
-        part.write_text(json.dumps(kept, indent=2, allow_nan=False) + "\n")
-        os.replace(part, path)
+        write_json(path, {"version": version, "split": split, "summary": found})
         rates = "  ".join(f"{k} {v:.1f}" for k, v in found.items() if "@" in k and isinstance(v, float))
         broken = f", {found['infra']} of them broken by the judge" if found["infra"] else ""
         self._display.message(

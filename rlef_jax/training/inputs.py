@@ -12,7 +12,6 @@ import functools
 import hashlib
 import importlib.metadata
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from rlef_jax.data.code_contests.reader import shard_hashes
 from rlef_jax.data.sources import CODE_CONTESTS, Source
 from rlef_jax.errors import ConfigError
 from rlef_jax.execution.interpreter import Interpreter
+from rlef_jax.files import write_json
 from rlef_jax.model.weights import resolve
 from rlef_jax.training.episode_io import problem_json
 
@@ -65,7 +65,7 @@ def problems_identity(source: Source, split: str) -> list[str]:
         drawn = [mini_contests.problem_at(split, 0, i) for i in range(_DRAWS)]
         return [f"hash {_hash(problem_json(problem).encode('ascii') for problem in drawn)}"]
     facts = [f"hash {_hash(text.encode() for text in shard_hashes(source.dir, split))}"]
-    kept = source.kept.get(split)
+    kept = source.positions.get(split)
     if kept is None:
         return facts
     return [*facts, f"{len(kept)} kept by config.data's rules", f"kept {_hash([json.dumps(kept).encode()])}"]
@@ -186,9 +186,7 @@ def check_inputs(
         raise ConfigError(f"{folder} was begun with other inputs: {'; '.join(map(str, refused))}. {mend}")
     for difference in found:
         tell(f"{folder} goes on with another input, {difference}")
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps({name: list(facts) for name, facts in now.items()}, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    write_json(path, {name: list(facts) for name, facts in now.items()})
     return bool(refused)
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import resource
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any
@@ -23,7 +22,7 @@ from rlef_jax.ppo.settings import PackSettings, PpoSettings
 from rlef_jax.ppo.update import Learner, TrainState, prepare_iteration, split_updates
 from rlef_jax.ppo.values import METRICS
 from rlef_jax.progress import ProgressDisplay
-from rlef_jax.training.actor import Rollouts
+from rlef_jax.training.actor import RolloutRequest, Rollouts
 from rlef_jax.training.interrupt import serve_parent
 from rlef_jax.types import Episode, Problem, TokenBatch
 
@@ -48,21 +47,27 @@ class Stopwatch:
 
 
 class ProblemFeed:
-    """The problems of each iteration, the next one's made in a process beside while this one's are in use."""
+    """Finds the problems of each iteration, the next one's in a process beside while this one's are in use."""
 
-    def __init__(self, source: Source, split: str, seed: int, count: int, *, wanted: range, last: int) -> None:
-        """Args: count: problems of an iteration, of which `wanted` are made. last: iteration."""
-        self._problems = functools.partial(training_problems, source, split, seed, count=count, share=wanted)
-        self._last = last
+    def __init__(self, source: Source, *, last: int) -> None:
+        """Args: last: iteration."""
+        self._source, self._last = source, last
         self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=serve_parent)
         self._ahead: dict[int, Future[list[Problem]]] = {}
 
-    def get(self, step: int) -> list[Problem]:
-        """The problems of iteration `step` that are wanted; starts on `step + 1` unless `step` is the last."""
-        for near in range(step, min(step + 1, self._last) + 1):
-            if near not in self._ahead:
-                self._ahead[near] = self._pool.submit(self._problems, step=near)
-        return self._ahead.pop(step).result()
+    def __call__(self, request: RolloutRequest) -> tuple[Sequence[Problem], Sequence[Problem]]:
+        """The problems of a request's episodes, and those that random feedback may come from: all of its iteration.
+
+        Starts on the next iteration's, of requests that differ in nothing else.
+        """
+        every = request.settings.needs_donors
+        wanted = range(request.count) if every else request.indexes
+        for step in range(request.step, min(request.step + 1, self._last) + 1):
+            if step not in self._ahead:
+                names = self._source, request.split, request.seed, step, request.count, wanted
+                self._ahead[step] = self._pool.submit(training_problems, *names)
+        found = self._ahead.pop(request.step).result()
+        return found[request.indexes.start : request.indexes.stop] if every else found, found
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
@@ -190,7 +195,7 @@ def packed(episodes: Sequence[Episode], settings: PackSettings) -> list[TokenBat
     )[0]
 
 
-def pool_metrics(before: dict[str, Any], after: dict[str, Any]) -> dict[str, float]:
+def pool_metrics(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, float]:
     """What the judge's pool did between two calls of its `stats()`: `pool/status/X` counts tests that ended with X, and
     `pool/seconds/X` is their wall time."""
     metrics = {f"pool/{name}": float(after[name] - before[name]) for name in ("tests", "retries", "busy_s")}

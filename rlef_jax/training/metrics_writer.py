@@ -6,9 +6,11 @@ by "/". TensorBoard's files lie beside it in `tensorboard/`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,9 +20,10 @@ from typing import Any, Self
 import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from rlef_jax.errors import ConfigError
+from rlef_jax.files import named_in_errors, write_text
 
 FILE_NAME = "metrics.jsonl"
 
@@ -34,24 +37,34 @@ class MetricsWriter:
 
     def __init__(self, workdir: Path, *, start_step: int = 0) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
-        path = workdir / FILE_NAME
-        _keep_before(path, start_step)
-        self._lines = open(path, "a", encoding="utf-8")
-        self._events = EventFileWriter(str(workdir / "tensorboard"))
+        self._path = workdir / FILE_NAME
+        _keep_before(self._path, start_step)
+        self._lines = open(self._path, "a", encoding="utf-8")
+        # Not TensorBoard's own writer: its thread hears of a full disk, and the run much later or never.
+        seconds, nanoseconds = divmod(time.time_ns(), 10**9)
+        name = f"events.out.tfevents.{seconds:010d}.{nanoseconds:09d}.{socket.gethostname()}.{os.getpid()}"
+        self._events_path = workdir / "tensorboard" / name
+        self._events_path.parent.mkdir(exist_ok=True)
+        self._events = RecordWriter(open(self._events_path, "wb"))
+        self._add(Event(wall_time=time.time(), file_version="brain.Event:2"))
         # TensorBoard hides what an earlier process wrote at or past this step.
-        self._add(start_step, time.time(), session_log=SessionLog(status=SessionLog.START))
+        start = SessionLog(status=SessionLog.START)
+        self._add(Event(step=start_step, wall_time=time.time(), session_log=start))
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Adds one record. Values are numbers, 0-d arrays or nested mappings of them; non-finite ones become null."""
         now, flat = time.time(), dict(flatten(metrics))
         finite = {name: value if math.isfinite(value) else None for name, value in flat.items()}
-        self._lines.write(json.dumps({"step": step, "time": now, **finite}, allow_nan=False) + "\n")
-        self._lines.flush()
-        self._add(step, now, summary=Summary(value=[Summary.Value(tag=n, simple_value=v) for n, v in flat.items()]))
+        with named_in_errors(self._path):
+            self._lines.write(json.dumps({"step": step, "time": now, **finite}, allow_nan=False) + "\n")
+            self._lines.flush()
+        summary = Summary(value=[Summary.Value(tag=n, simple_value=v) for n, v in flat.items()])
+        self._add(Event(step=step, wall_time=now, summary=summary))
 
     def close(self) -> None:
-        self._lines.close()
-        self._events.close()
+        with named_in_errors(self._path), self._lines:
+            with named_in_errors(self._events_path):
+                self._events.close()
 
     def __enter__(self) -> Self:
         return self
@@ -59,10 +72,14 @@ class MetricsWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        # What could not be written is tried again at the end: that error is not the one to tell.
+        with contextlib.suppress(OSError) if kind is not None else contextlib.nullcontext():
+            self.close()
 
-    def _add(self, step: int, now: float, **what: Any) -> None:
-        self._events.add_event(Event(step=step, wall_time=now, **what))
+    def _add(self, event: Event) -> None:
+        with named_in_errors(self._events_path):
+            self._events.write(event.SerializeToString())
+            self._events.flush()
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
@@ -103,6 +120,4 @@ def _keep_before(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [record for record in _records(path) if record["step"] < step]
-    part = path.with_suffix(".part")
-    part.write_text("".join(json.dumps(record, allow_nan=False) + "\n" for record in kept), encoding="utf-8")
-    os.replace(part, path)
+    write_text(path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in kept))

@@ -84,12 +84,6 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def share_of(count: int) -> range:
-    """Which of `count` things are this process's: consecutive ones, as many for each but for one."""
-    edges = [count * i // jax.process_count() for i in range(jax.process_count() + 1)]
-    return range(edges[jax.process_index()], edges[jax.process_index() + 1])
-
-
 def all_gather(item: Any) -> list[Any]:
     """Every process's item, in their order; each process must call this, as often as the others do."""
     if jax.process_count() == 1:

@@ -24,6 +24,7 @@ from rlef_jax.dialog.prompts import first_message
 from rlef_jax.errors import ConfigError, StoppedError
 from rlef_jax.execution.pool import ExecutionPool
 from rlef_jax.execution.verdict import limits_for, submit_hidden, submit_public
+from rlef_jax.model.transformer import Params
 from rlef_jax.sampling.request import Sample, SamplingConfig
 from rlef_jax.sampling.session import SamplerStats
 from rlef_jax.training.random_feedback import RandomFeedback, check_donors
@@ -52,7 +53,9 @@ class SessionLike(Protocol):
 
 
 class SamplerLike(Protocol):
-    """What the driver needs of a sampler (`rlef_jax.sampling.sampler.Sampler`)."""
+    """What the driver and its actor need of a sampler (`rlef_jax.sampling.sampler.Sampler`)."""
+
+    def set_weights(self, params: Params, version: int) -> None: ...
 
     def session(
         self, on_compile: Callable[[int, int], None] | None = None
@@ -90,6 +93,11 @@ class RolloutSettings:
     limits: Limits = Limits()
     max_wall_s: float | None = None
     stop_hidden_at_first_failure: bool = True
+
+    @property
+    def needs_donors(self) -> bool:
+        """Whether feedback comes from other problems: single-turn episodes see none."""
+        return self.feedback == "random" and self.max_turns > 1
 
     def __post_init__(self) -> None:
         if self.feedback not in ("true", "random", "none"):
@@ -144,7 +152,7 @@ def collect(
       StoppedError: `should_stop` said so; what was begun is dropped.
     """
     random_feedback = None
-    if settings.feedback == "random" and settings.max_turns > 1:
+    if settings.needs_donors:
         donors = problems if donors is None else donors
         check_donors(problems, donors)
         random_feedback = RandomFeedback(pool, donors, settings.limits, settings.max_wall_s)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +11,20 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.errors import RunError, StoppedError
 from rlef_jax.model.transformer import Params
 from rlef_jax.ppo.update import Learner, TrainState
 from rlef_jax.progress import ProgressDisplay
 from rlef_jax.training import episode_io
-from rlef_jax.training.actor import Actor, ActorThread, Rollouts
+from rlef_jax.training.actor import Actor, ActorThread, RolloutRequest, Rollouts
 from rlef_jax.training.bad_update import save_bad_update
-from rlef_jax.training.build import ppo_settings, rollout_settings
+from rlef_jax.training.build import ppo_settings
 from rlef_jax.training.checkpoint import Checkpoints
 from rlef_jax.training.evaluator import VALID_SEED, Evaluator, UnjudgedError
 from rlef_jax.training.inputs import Inputs
 from rlef_jax.training.interrupt import StopRequest
 from rlef_jax.training.loop import (
-    ProblemFeed,
     Stopwatch,
     learn,
     pool_metrics,
@@ -33,27 +33,27 @@ from rlef_jax.training.loop import (
     time_metrics,
 )
 from rlef_jax.training.metrics_writer import MetricsWriter
-from rlef_jax.training.processes import all_gather, broadcast_from_first, on_this_process, share_of
-from rlef_jax.training.rollout import RolloutProgress
+from rlef_jax.training.processes import all_gather, broadcast_from_first, on_this_process
 from rlef_jax.training.workdir import FROZEN, Progress, frozen_names, items_of
-from rlef_jax.types import Episode, TokenBatch
+from rlef_jax.types import TokenBatch
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
     """Everything that an iteration works with.
 
-    In a job of several processes each makes its share of an iteration's episodes, and all learn from all of them; the
-    first one validates, and it alone has a `writer`.
+    `request` asks for this process's episodes of an iteration, whichever; all processes of a job learn from all
+    episodes. The first one validates, and it alone has a `writer`.
     """
 
     config: ConfigDict
     workdir: Path
     actor: Actor
+    request: RolloutRequest
+    chat: ChatFormat
     learner: Learner
     reference: Params
     evaluate: Evaluator
-    feed: ProblemFeed
     writer: MetricsWriter | None
     checkpoints: Checkpoints
     display: ProgressDisplay
@@ -68,7 +68,7 @@ class Run:
         """
         first, last = progress.iteration, self.config.train.iterations - 1
         with ActorThread(
-            self._make, self.actor.sampler, first=first, last=last, max_staleness=self.config.train.max_staleness
+            self.actor, self.request, first=first, last=last, max_staleness=self.config.train.max_staleness
         ) as thread:
             for step in range(first, last + 1):
                 if self._ended_early(progress):
@@ -83,28 +83,11 @@ class Run:
                     raise StoppedError(self._stopped_line(progress))
         return state, progress
 
-    def _make(self, step: int, should_stop: Callable[[], bool]) -> tuple[list[Episode], RolloutProgress]:
-        """This process's rollouts of an iteration; in the actor's thread."""
-        share, random = share_of(self.config.ppo.rollouts), self.config.episode.feedback == "random"
-        problems = self.feed.get(step)
-        return self.actor.episodes(
-            problems[share.start : share.stop] if random else problems,
-            seed=self.config.seed,
-            step=step,
-            settings=rollout_settings(
-                self.config, self.actor.policy.chat, self.config.episode.feedback, evaluation=False
-            ),
-            first_index=share.start,
-            donors=problems if random else None,
-            display=self.display,
-            should_stop=should_stop,
-        )
-
     def _iteration(
         self, step: int, state: TrainState, progress: Progress, thread: ActorThread
     ) -> tuple[TrainState, Progress]:
         """One iteration, written down; where they are due, a validation and a checkpoint."""
-        watch, pool_before = Stopwatch(), self.actor.pool.stats()
+        watch, judged_before = Stopwatch(), self.actor.judge_counters()
         with watch.part("weights"):
             thread.publish(step, self._sampled_weights(state), int(state.step))
         with watch.part("wait for rollouts"):
@@ -116,9 +99,9 @@ class Run:
             state, self.reference, rollouts, self.learner, seed=self.config.seed, ppo=ppo_settings(self.config),
             watch=watch, display=self.display, on_bad_update=self._on_bad_update,
         )  # fmt: skip
-        metrics |= response_metrics(rollouts.episodes, self.actor.policy.chat)
+        metrics |= response_metrics(rollouts.episodes, self.chat)
         metrics |= time_metrics(rollouts, watch, synchronous=self.config.train.max_staleness == 0)
-        metrics |= pool_metrics(pool_before, self.actor.pool.stats())
+        metrics |= pool_metrics(judged_before, self.actor.judge_counters())
         longest, row = skipped_in_row(progress.skipped_in_row, applied)
         progress = dataclasses.replace(
             progress,

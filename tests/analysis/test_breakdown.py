@@ -1,4 +1,4 @@
-"""The breakdown's groups and rates against episodes made by hand, and one line for what isn't there."""
+"""The breakdown's groups and rates for hand-written episodes, and one-line errors for missing files."""
 
 import dataclasses
 
@@ -14,15 +14,15 @@ CASE = TestCase("1", "1")
 
 
 def episode(name, outcomes, end="public_passed", **tags):
-    """One letter a turn: f = fails a public test, r = right."""
+    """One letter per turn: f = fails a public test, r = correct."""
     ok, bad = TestResult(Status.PASSED), TestResult(Status.WRONG_ANSWER)
     verdicts = {"f": Verdict(Status.WRONG_ANSWER, (bad,)), "r": Verdict(Status.PASSED, (ok,), (ok,))}
     turns = tuple(Turn((1,), (2,), (0.0,), (0,), "stop", verdicts[letter]) for letter in outcomes)
     return Episode(Problem(name, name, (CASE,), (CASE,), tags=tags), 0, 0, 0, turns, end)
 
 
-def made(first):
-    """Closed ones, an open one that `first` says the outcome of, and one that the judge broke on."""
+def episodes_of(first):
+    """Closed problems, an open one with the outcome `first`, and one on which the judge broke."""
     return [
         episode("a", "r", question="order", open=False, structure_held_out=False),
         episode("b", "fff", "turn_limit", question="", open=False, structure_held_out=True),
@@ -34,8 +34,8 @@ def made(first):
 
 
 def test_groups_in_order():
-    found = grouped(made("r"))
-    assert {name: "".join(e.problem.name for e in group) for name, group in found.items()} == {
+    groups = grouped(episodes_of("r"))
+    assert {name: "".join(e.problem.name for e in group) for name, group in groups.items()} == {
         "all": "abcdef",
         "closed": "ab",
         "open": "cdef",
@@ -48,13 +48,13 @@ def test_groups_in_order():
         "seen shape, closed": "a",
         "seen shape, open": "cde",
     }
-    assert list(found)[:5] == ["all", "closed", "open", "open: none", "open: order"]
-    untagged = dataclasses.replace(made("r")[0], problem=Problem("x", "x", (CASE,), (CASE,)))
+    assert list(groups)[:5] == ["all", "closed", "open", "open: none", "open: order"]
+    untagged = dataclasses.replace(episodes_of("r")[0], problem=Problem("x", "x", (CASE,), (CASE,)))
     assert list(grouped([untagged])) == ["all"]
 
 
 def test_the_table():
-    lines = table({"before": made("fr"), "after": made("r")}, 3).splitlines()
+    lines = table({"before": episodes_of("fr"), "after": episodes_of("r")}, 3).splitlines()
     assert lines[0].split() == ["before", "after"]
     assert lines[1].split() == ["problems", "1@1", "1@3"] * 2
     rows = {line[:22].strip(): line[22:].split() for line in lines[2:]}
@@ -71,8 +71,8 @@ def test_reads_a_workdir(tmp_path):
     with pytest.raises(ConfigError, match="no evaluation warm_start, rlef .* there are none"):
         breakdown(tmp_path)
     for name, outcomes in (("rlef", "r"), ("valid_000005", "fr")):
-        write_episodes(tmp_path / "episodes" / f"{name}.jsonl.gz", made(outcomes))
-    assert breakdown(tmp_path) == table({"rlef": made("r")}, 3)
-    assert breakdown(tmp_path, ["valid_000005"]) == table({"valid_000005": made("fr")}, 3)
+        write_episodes(tmp_path / "episodes" / f"{name}.jsonl.gz", episodes_of(outcomes))
+    assert breakdown(tmp_path) == table({"rlef": episodes_of("r")}, 3)
+    assert breakdown(tmp_path, ["valid_000005"]) == table({"valid_000005": episodes_of("fr")}, 3)
     with pytest.raises(ConfigError, match="no evaluation warm_start in .* there are rlef, valid_000005"):
         breakdown(tmp_path, ["rlef", "warm_start"])

@@ -1,7 +1,8 @@
-"""The summary's table and gains are right to the digit, and a report draws what the workdir allows."""
+"""The summary's table and gains are exact, and a report draws the plots that the workdir allows."""
 
 import pytest
 from matplotlib import image
+from matplotlib.figure import Figure
 
 from rlef_jax import config as config_lib
 from rlef_jax.analysis import plots
@@ -117,9 +118,15 @@ def test_a_run_without_evaluations_says_so(tmp_path):
 
 @pytest.fixture
 def drawn(monkeypatch, tmp_path):
-    """Draws a plot and gives its figure instead of a file."""
-    monkeypatch.setattr(plots, "_save", lambda figure, path: figure)
-    return lambda plot, records: plot(records, tmp_path)
+    """Draws a plot and returns its figure instead of writing a file."""
+    saved = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **options: saved.append(figure))
+
+    def draw(plot, records):
+        plot(records, tmp_path / "plot.png")
+        return saved.pop()
+
+    return draw
 
 
 def flat(step, **more):
@@ -134,8 +141,8 @@ def test_a_slow_first_iteration_does_not_squeeze_the_others(drawn):
 
 
 def test_actor_and_learner_have_a_panel_where_the_records_tell_of_them(drawn):
-    told = {"staleness_mean": 0.5, "idle/learner": 0.25, "idle/actor": 0.125}
-    axes = drawn(plots.plot_learning, [flat(i, **told) for i in range(3)]).axes
+    fields = {"staleness_mean": 0.5, "idle/learner": 0.25, "idle/actor": 0.125}
+    axes = drawn(plots.plot_learning, [flat(i, **fields) for i in range(3)]).axes
     assert len(axes) == 10  # the ninth panel has two scales
     assert [list(line.get_ydata()) for axis in axes[8:] for line in axis.get_lines()] == [
         [0.5] * 3,

@@ -37,7 +37,7 @@ def written(folder: Path, train: list, valid: list | None = None) -> Path:
 
 
 def assert_is(problem, r, *, solutions=10, incorrect=10):
-    """The problem against a row as pyarrow gives it."""
+    """Compares a problem with its row, as pyarrow reads it."""
     assert (problem.name, problem.description) == (r["name"], r["description"])
     for kind in TESTS:
         tests = [(t.input, t.output) for t in getattr(problem, kind)]
@@ -72,44 +72,44 @@ def same_folder(one: Path, other: Path) -> None:
 
 def test_every_field_comes_back_and_training_drops_what_it_cannot_use(tmp_path):
     train = rows(40)
-    found = build(written(tmp_path / "source", train), tmp_path / "out", solutions=2, incorrect=3)
-    kept = [r for r in train if is_kept(r)]
+    counts = build(written(tmp_path / "source", train), tmp_path / "out", solutions=2, incorrect=3)
+    kept_rows = [r for r in train if is_kept(r)]
     no_public = sum(not r["public_tests"]["input"] for r in train)
-    assert found["train"]["read"] == 40 and found["train"]["kept"] == len(kept) < 40
-    assert found["train"]["dropped"] == {
+    assert counts["train"]["read"] == 40 and counts["train"]["kept"] == len(kept_rows) < 40
+    assert counts["train"]["dropped"] == {
         "no public tests": no_public,
-        "no private tests": 40 - no_public - len(kept),
+        "no private tests": 40 - no_public - len(kept_rows),
     }
-    assert found["valid"]["kept"] == 3 and "dropped" not in found["valid"]  # evaluation splits are whole
+    assert counts["valid"]["kept"] == 3 and "dropped" not in counts["valid"]  # evaluation splits keep all problems
     problems = open_split(str(tmp_path / "out"), "train")
-    assert len(problems) == len(kept)
-    for i, (problem, r) in enumerate(zip(problems, kept, strict=True)):
+    assert len(problems) == len(kept_rows)
+    for i, (problem, r) in enumerate(zip(problems, kept_rows, strict=True)):
         assert_is(problem, r, solutions=2, incorrect=3)
         assert problem.tags["id"] == f"train/{i}"
-    assert problems[-1] == problems[len(kept) - 1] and problems[2:4] == [problems[2], problems[3]]
+    assert problems[-1] == problems[len(kept_rows) - 1] and problems[2:4] == [problems[2], problems[3]]
     with pytest.raises(IndexError):
-        problems[len(kept)]
+        problems[len(kept_rows)]
 
 
 def test_the_counts_are_those_of_the_rows(tmp_path):
     train = rows(40, seed=1)
-    found = build(written(tmp_path / "source", train), tmp_path / "out")["train"]
-    kept = [r for r in train if is_kept(r)]
+    counts = build(written(tmp_path / "source", train), tmp_path / "out")["train"]
+    kept_rows = [r for r in train if is_kept(r)]
     for kind in TESTS:
-        assert found["tests"][kind.removesuffix("_tests")] == sum(len(r[kind]["input"]) for r in kept)
-    assert found["most_tests"] == max(sum(len(r[kind]["input"]) for kind in TESTS) for r in kept)
-    assert found["facts"] == {
-        "no_time_limit": sum(r["time_limit"] is None for r in kept),
-        "no_memory_limit": sum(r["memory_limit_bytes"] == 0 for r in kept),
+        assert counts["tests"][kind.removesuffix("_tests")] == sum(len(r[kind]["input"]) for r in kept_rows)
+    assert counts["most_tests"] == max(sum(len(r[kind]["input"]) for kind in TESTS) for r in kept_rows)
+    assert counts["facts"] == {
+        "no_time_limit": sum(r["time_limit"] is None for r in kept_rows),
+        "no_memory_limit": sum(r["memory_limit_bytes"] == 0 for r in kept_rows),
         "no_public": 0,
         "no_hidden": 0,
-        "several_answers": sum("any of them" in r["description"] for r in kept),
-        "files": sum(bool(r["input_file"] or r["output_file"]) for r in kept),
-        "no_solution": sum(3 not in r["solutions"]["language"] for r in kept),
-        "no_incorrect": sum(3 not in r["incorrect_solutions"]["language"] for r in kept),
+        "several_answers": sum("any of them" in r["description"] for r in kept_rows),
+        "files": sum(bool(r["input_file"] or r["output_file"]) for r in kept_rows),
+        "no_solution": sum(3 not in r["solutions"]["language"] for r in kept_rows),
+        "no_incorrect": sum(3 not in r["incorrect_solutions"]["language"] for r in kept_rows),
     }
     sizes = [p.stat().st_size for p in (tmp_path / "out").glob("*train*")]
-    assert 0 < found["largest"] < found["bytes"] and len(sizes) == 10  # 2 files, 5 row groups each
+    assert 0 < counts["largest"] < counts["bytes"] and len(sizes) == 10  # 2 files, 5 row groups each
 
 
 @needs_shared
@@ -151,7 +151,7 @@ def assert_both_forms_agree(tmp_path, parquet: Path, of_split: dict[str, list]) 
 
 @needs_shared
 def test_both_forms_of_real_problems_are_equal(tmp_path, monkeypatch):
-    monkeypatch.setattr(release, "_RANGE_BYTES", 100_000)  # so that many units share a file
+    monkeypatch.setattr(release, "RANGE_BYTES", 100_000)  # so that many units share a file
     of_split = {
         split: pq.read_table(SHARED / f"{split}-00000-of-00001.parquet").to_pylist()
         for split in ("train", "valid", "test")
@@ -169,9 +169,9 @@ def test_ranges_of_a_file_hold_each_line_once(tmp_path, monkeypatch):
     path = tmp_path / "train.jsonl"
     path.write_text("\n".join(json.dumps({"name": "x" * (i % 4), "cfRating": i}) for i in range(12)))
     for size in range(1, path.stat().st_size + 2):
-        monkeypatch.setattr(release, "_RANGE_BYTES", size)
-        found = [p for unit in release.units(tmp_path) for p, _ in release.read(unit, solutions=1, incorrect=1)]
-        assert [p.tags["cf_rating"] for p in found] == list(range(12)), size
+        monkeypatch.setattr(release, "RANGE_BYTES", size)
+        problems = [p for unit in release.units(tmp_path) for p, _ in release.read(unit, solutions=1, incorrect=1)]
+        assert [p.tags["cf_rating"] for p in problems] == list(range(12)), size
 
 
 @pytest.mark.parametrize(
@@ -194,8 +194,8 @@ def test_statements_that_take_several_answers(text, expected):
     assert several_answers(text) is expected
 
 
-# Builds that kill themselves, with no way to clean up, at their n-th step: a row read, a file about to be put in its
-# place, or just put there. Each goes on with what the one before it left. Prints how each ended, and its shards.
+# Builds that kill themselves without cleaning up at their n-th step: after reading a row, before or after moving a file
+# to its final name. Each continues from the previous one. Prints how each ended, and its shards.
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path
@@ -229,16 +229,16 @@ for at in sys.argv[3:]:
 def test_a_build_killed_at_any_point_goes_on_and_ends_with_the_same_bytes(tmp_path):
     source, out = written(tmp_path / "source", rows(24, seed=3)), tmp_path / "out"
     build(source, tmp_path / "whole")
-    # The first dies before there is a plan, others amid shards, between a shard and its counts, and amid the metadata.
+    # The first dies before it writes a plan, others within shards, between a shard and its counts, and in the metadata.
     kills = ["1", "2", "5", "9", "7", "8", "6", "10", "5", "7", "9", "6", "3", "7", "9"]
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", KILLED, source, out, *kills], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
-    before, unfinished = {}, 0
-    for line in done.stdout.splitlines():
+    old_shards, unfinished = {}, 0
+    for line in process.stdout.splitlines():
         killed, complete, shards = json.loads(line)
-        assert before.items() <= shards.items()  # finished shards are kept, not made again
-        before, unfinished = shards, unfinished + (killed and not complete)
+        assert old_shards.items() <= shards.items()  # finished shards are kept, not made again
+        old_shards, unfinished = shards, unfinished + (killed and not complete)
     assert unfinished >= 9
     build(source, out)
     same_folder(out, tmp_path / "whole")
@@ -307,7 +307,7 @@ def test_the_command_prints_the_table_and_an_error_in_one_line(tmp_path, capsys,
     text = capsys.readouterr().out
     assert "dropped: no public tests" in text and "problems kept" in text and "set config.data.dir to it" in text
     command.main()
-    assert capsys.readouterr().out.splitlines()[:-1] == text.splitlines()[:-1]  # it is done already
+    assert capsys.readouterr().out.splitlines()[:-1] == text.splitlines()[:-1]  # it has finished already
     monkeypatch.setattr(sys, "argv", [*arguments, "--solutions=-1"])
     with pytest.raises(SystemExit) as stop:
         command.main()

@@ -1,4 +1,4 @@
-"""The judge's own error rate: reference solutions on their own tests, and a check that goes on where it stopped."""
+"""The judge's error rate: reference solutions on their problems' tests, and a check that resumes when stopped."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def pool():
 
 @pytest.fixture
 def folder(tmp_path):
-    made = []
+    rows = []
     for name, (_, changes) in CASES.items():
         programs = changes.get("solutions", [RIGHT])
         changes = changes | {"solutions": {"language": [3] * len(programs), "solution": programs}}
         changes["time_limit"] = {"seconds": 0, "nanos": 500_000_000} if name == "late" else {"seconds": 20, "nanos": 0}
-        made.append(row(name, **changes))
+        rows.append(row(name, **changes))
     (tmp_path / "source").mkdir()
-    write_parquet(tmp_path / "source" / "valid.parquet", made)
+    write_parquet(tmp_path / "source" / "valid.parquet", rows)
     build(tmp_path / "source", tmp_path / "out")
     return tmp_path / "out"
 
@@ -59,21 +59,21 @@ def check(folder, pool, judged_with=None, report=None):
 
 def test_each_failure_has_its_reason(folder, pool):
     assert "not measured; do python -m" in error_rate_line(folder, "valid")
-    made = check(folder, pool)
-    assert {p.name: list(p.reasons) for p in made.problems} == {name: reasons for name, (reasons, _) in CASES.items()}
-    assert read_report(folder, "valid") == made
-    found = json.loads(report_path(folder, "valid").read_text())["counts"]
-    assert (found["problems"], found["without_reference"], found["problems_failing"]) == (10, 1, 7)
-    assert (found["solutions"], found["solutions_failing"]) == (10, 8)
-    assert found["problems_failing_why"] == {
+    report = check(folder, pool)
+    assert {p.name: list(p.reasons) for p in report.problems} == {name: reasons for name, (reasons, _) in CASES.items()}
+    assert read_report(folder, "valid") == report
+    counts = json.loads(report_path(folder, "valid").read_text())["counts"]
+    assert (counts["problems"], counts["without_reference"], counts["problems_failing"]) == (10, 1, 7)
+    assert (counts["solutions"], counts["solutions_failing"]) == (10, 8)
+    assert counts["problems_failing_why"] == {
         "several answers": 1, "wrong answer": 1, "limits": 1, "python 2": 2, "files": 1, "crash": 1,
     }  # fmt: skip
-    assert found["solutions_failing_why"]["wrong answer"] == 2
+    assert counts["solutions_failing_why"]["wrong answer"] == 2
     assert error_rate_line(folder, "valid") == (
         "judge's own errors on valid: no reference solution passes on 7 of 9 problems (77.8 %: 1 several answers,"
         " 1 wrong answer, 1 limits, 2 python 2, 1 files, 1 crash); 1 have none"
     )
-    assert "none passes / failing" in judge_check.table(made)
+    assert "none passes / failing" in judge_check.table(report)
 
 
 class _StoppedError(Exception):
@@ -89,18 +89,18 @@ def test_an_interrupted_check_goes_on_and_another_begins_anew(folder, pool):
         check(folder, pool, report=stop)
     journal = report_path(folder, "valid").with_suffix(".part.jsonl")
     with journal.open("a") as file:
-        file.write('["syntax", ["pyth')  # killed while it wrote
+        file.write('["syntax", ["pyth')  # killed while writing
     assert not report_path(folder, "valid").is_file()
-    seen = []
-    made = check(folder, pool, report=lambda done, total: seen.append(done))
-    assert seen == list(range(5, 11)) and len(made.problems) == 10 and not journal.is_file()
-    assert [p.name for p in made.problems] == list(CASES)
+    progress = []
+    resumed = check(folder, pool, report=lambda done, total: progress.append(done))
+    assert progress == list(range(5, 11)) and len(resumed.problems) == 10 and not journal.is_file()
+    assert [p.name for p in resumed.problems] == list(CASES)
 
     with pytest.raises(_StoppedError):
         check(folder, pool, report=stop)
-    seen.clear()
-    check(folder, pool, {"solutions": 2}, report=lambda done, total: seen.append(done))
-    assert seen == list(range(1, 11))  # judged otherwise: nothing of it is kept
+    progress.clear()
+    check(folder, pool, {"solutions": 2}, report=lambda done, total: progress.append(done))
+    assert progress == list(range(1, 11))  # other settings: stored results aren't used
 
 
 def test_the_command_refuses_what_it_cannot_do(folder, capsys, monkeypatch):

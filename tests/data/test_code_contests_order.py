@@ -1,4 +1,4 @@
-"""Which problem an episode gets: permutations, disjoint shares, rules, and the config that asks for them."""
+"""The problem of each episode: permutations, disjoint shares, exclusion rules, and their config."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ def test_shuffling_is_global_and_even():
 def folder(tmp_path_factory):
     base = tmp_path_factory.mktemp("data")
     (base / "source").mkdir()
-    said = ("Print any of them.", "Add.")
+    fields = ("Print any of them.", "Add.")
     train = [
-        row(f"p{i}", description=said[i % 3 > 0] + " word" * i, input_file="in.txt" if i == 4 else "")
+        row(f"p{i}", description=fields[i % 3 > 0] + " word" * i, input_file="in.txt" if i == 4 else "")
         for i in range(23)
     ]
     write_parquet(base / "source" / "train.parquet", train)
@@ -89,17 +89,18 @@ def words(description):
 
 def test_longer_prompts_are_left_out_counted_and_remembered(folder):
     source = Source("code_contests", folder, max_prompt_tokens=12)
-    told, asked, reported = [], [], []
+    lines, prompted, reported = [], [], []
 
     def counting(description):
-        asked.append(description)
+        prompted.append(description)
         return words(description)
 
-    fitted = fit(source, ["train", "valid", "train"], counting, tell=told.append, report=lambda *a: reported.append(a))
+    fitted = fit(source, ["train", "valid", "train"], counting, tell=lines.append, report=lambda *a: reported.append(a))
     whole = open_split(folder, "train")
     short = [i for i, p in enumerate(whole) if len(words(p.description)) <= 12]
-    assert fitted.kept["train"] == tuple(short) and 0 < len(short) < 23 and fitted.kept["valid"] == tuple(range(5))
-    assert told == [
+    assert fitted.positions["train"] == tuple(short) and 0 < len(short) < 23
+    assert fitted.positions["valid"] == tuple(range(5))
+    assert lines == [
         f"train: {len(short)} of 23 problems; left out: {23 - len(short)} prompt of more than 12 tokens",
         "valid: 5 of 5 problems; left out: 0 prompt of more than 12 tokens",
     ]
@@ -108,50 +109,50 @@ def test_longer_prompts_are_left_out_counted_and_remembered(folder):
     assert collections.Counter(stream) == {f"train/{i}": 2 for i in short}
     assert [p.name for p in evaluation_problems(fitted, "valid", 2)] == ["p0", "p1"]
 
-    asked.clear()
-    again = fit(dataclasses.replace(source, max_prompt_tokens=9), ["train"], counting, tell=told.append)
-    assert len(again.kept["train"]) < len(short) and len(asked) <= reader._PROBES  # the lengths were kept
-    longer = fit(source, ["train"], lambda d: words(d) * 2, tell=told.append)  # another tokenizer's were not taken
-    assert len(longer.kept["train"]) < len(short)
+    prompted.clear()
+    again = fit(dataclasses.replace(source, max_prompt_tokens=9), ["train"], counting, tell=lines.append)
+    assert len(again.positions["train"]) < len(short) and len(prompted) <= reader._PROBES  # the lengths were cached
+    longer = fit(source, ["train"], lambda d: words(d) * 2, tell=lines.append)  # another tokenizer counts anew
+    assert len(longer.positions["train"]) < len(short)
     with pytest.raises(ConfigError, match="the rules leave no problem of train"):
-        fit(dataclasses.replace(source, max_prompt_tokens=1), ["train"], words, tell=told.append)
+        fit(dataclasses.replace(source, max_prompt_tokens=1), ["train"], words, tell=lines.append)
 
 
 def test_many_problems_are_counted_once_for_a_tokenizer(tmp_path):
     (tmp_path / "source").mkdir()
     write_parquet(tmp_path / "source" / "train.parquet", [row(f"p{i}") for i in range(300)], group=100)
     build(tmp_path / "source", tmp_path / "out")
-    asked = []
+    prompted = []
 
     def counting(description):
-        asked.append(description)
+        prompted.append(description)
         return words(description)
 
-    for expected in (300 + 60, 60):  # every fifth tells the tokenizer
-        asked.clear()
+    for expected in (300 + 60, 60):  # every fifth prompt identifies the tokenizer
+        prompted.clear()
         fit(Source("code_contests", str(tmp_path / "out"), max_prompt_tokens=9), ["train"], counting, tell=str)
-        assert len(asked) == expected
+        assert len(prompted) == expected
 
 
 def test_exclusions(folder, tmp_path):
-    told = []
+    lines = []
     rules = Source("code_contests", folder, exclude=("several_answers", "files"))
-    kept = fit(rules, ["train"], words, tell=told.append).kept["train"]
-    assert kept == tuple(i for i in range(23) if i % 3 and i != 4)
-    assert told == [f"train: {len(kept)} of 23 problems; left out: 8 several_answers, 1 files"]
+    positions = fit(rules, ["train"], words, tell=lines.append).positions["train"]
+    assert positions == tuple(i for i in range(23) if i % 3 and i != 4)
+    assert lines == [f"train: {len(positions)} of 23 problems; left out: 8 several_answers, 1 files"]
     unchecked = Source("code_contests", folder, exclude=("references_fail",))
     with pytest.raises(ConfigError, match="not all references of valid have been run; do: python -m"):
         fit(unchecked, ["valid"], words)
-    made = Report(
+    report = Report(
         "valid",
         {},
         (Checked("p0", ("passed",)), Checked("p1", ("crash", "passed")), Checked("p2", ("limits",)), Checked("p3", ()),
          Checked("p4", ("judge",))),
     )  # fmt: skip
     path = references.report_path(type(tmp_path)(folder), "valid")
-    path.write_text(json.dumps(references.to_json(made)))
+    path.write_text(json.dumps(references.to_json(report)))
     try:
-        assert fit(unchecked, ["valid"], words, tell=told.append).kept["valid"] == (0, 1, 3, 4)
+        assert fit(unchecked, ["valid"], words, tell=lines.append).positions["valid"] == (0, 1, 3, 4)
         path.write_text("{}")
         with pytest.raises(ConfigError, match="delete it and run the check again"):
             fit(unchecked, ["valid"], words)

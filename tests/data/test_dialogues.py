@@ -1,4 +1,4 @@
-"""The warm start's dialogues: what is trained on is what an author wrote, and the careful one repairs rightly."""
+"""The warm start's dialogues: the loss covers the author's tokens, and the careful author repairs correctly."""
 
 import numpy as np
 import pytest
@@ -30,9 +30,9 @@ def spans(mask):
 
 def test_the_loss_covers_the_responses_and_nothing_else(written, chat):
     for dialogue in written:
-        found = [dialogue.ids[a:b] for a, b in spans(dialogue.action_mask)]
-        assert [chat.response_text(ids) for ids in found] == list(dialogue.responses)
-        assert all(ids[-1] in chat.stop_ids for ids in found)
+        counted_ids = [dialogue.ids[a:b] for a, b in spans(dialogue.action_mask)]
+        assert [chat.response_text(ids) for ids in counted_ids] == list(dialogue.responses)
+        assert all(ids[-1] in chat.stop_ids for ids in counted_ids)
         assert len(dialogue.ids) <= 256
 
 

@@ -1,4 +1,4 @@
-"""Damaged downloads and files of another kind: one line with file, record and fix, whoever reads them."""
+"""Damaged downloads and other files: every reader reports one line with file, record and fix."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rlef_jax.evaluation.recorded import read_recorded
 from rlef_jax.types import Problem, TestCase
 from tests.helpers.contest_rows import as_proto, row, rows, write_parquet
 
-SEPARATORS = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e\r"  # `str.splitlines` takes them for ends of lines
+SEPARATORS = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e\r"  # `str.splitlines` treats them as line ends
 PROBLEM = Problem("p", "d", (TestCase("1", "1"),), ())
 
 
@@ -27,8 +27,8 @@ def no_runs(run):
 
 
 def samples(count=40):
-    made = [{"problem": "p", "solution": f"print({i})  # {SEPARATORS}"} for i in range(count)]
-    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in made).encode()
+    rows = [{"problem": "p", "solution": f"print({i})  # {SEPARATORS}"} for i in range(count)]
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in rows).encode()
 
 
 def contests(count=30):
@@ -45,15 +45,15 @@ def test_only_a_newline_ends_a_line_and_a_mark_of_byte_order_is_dropped(tmp_path
         ("two_members.jsonl.gz", gzip.compress(samples(20)) + gzip.compress(samples()[len(samples(20)) :])),
     ):
         (tmp_path / name).write_bytes(data)
-        found = read_recorded(tmp_path / name, [PROBLEM])
-        assert [r.programs[0] for r in found] == [f"print({i})  # {SEPARATORS}" for i in range(40)], name
+        rollouts = read_recorded(tmp_path / name, [PROBLEM])
+        assert [r.programs[0] for r in rollouts] == [f"print({i})  # {SEPARATORS}" for i in range(40)], name
     (tmp_path / "p.json").write_bytes(
         b"\xef\xbb\xbf" + json.dumps({"name": f"a{SEPARATORS}", "public_tests": []}).encode()
     )
     assert find_problem(str(tmp_path / "p.json"), "", no_runs).name == f"a{SEPARATORS}"
 
 
-# Each with a part of what is said of it. `good` is some compressed JSON lines.
+# Each with a part of its error message. `good` is compressed JSON lines.
 DAMAGE = {
     "cut": (lambda good: good[: len(good) // 2], "Compressed file ended"),
     "cut in its header": (lambda good: good[:5], "download it again"),
@@ -89,14 +89,14 @@ def test_damage_is_one_line_for_every_reader(tmp_path, name):
         ("HumanEval.jsonl.gz", samples(), lambda p: benchmarks.load("human_eval", p.parent, runner=no_runs)),
         ("samples.jsonl.gz", samples(), lambda p: read_recorded(p, [PROBLEM])),
         ("problems.jsonl.gz", samples(), lambda p: find_problem(str(p), "x", no_runs)),
-        ("test.jsonl", samples(), lambda p: benchmarks.load("livecodebench", p.parent)),  # gzipped all the same
+        ("test.jsonl", samples(), lambda p: benchmarks.load("livecodebench", p.parent)),  # still gzipped
         ("train.jsonl.gz", contests(), lambda p: build(p.parent, tmp_path / "built")),
     ):
         path = tmp_path / where.replace(".", "_") / where
         path.parent.mkdir()
         path.write_bytes(damage(gzip.compress(good)))
         text = said(lambda read=read, path=path: read(path), path)
-        if where in ("HumanEval.jsonl.gz", "samples.jsonl.gz"):  # others may find something to say of a line before it
+        if where in ("HumanEval.jsonl.gz", "samples.jsonl.gz"):  # others may report an earlier line
             assert words in text
 
 
@@ -125,11 +125,11 @@ def test_a_build_goes_on_after_a_damaged_file_is_downloaded_again(tmp_path):
     middle = pq.ParquetFile(source / "train-0.parquet").metadata.row_group(1).column(0).data_page_offset
     (source / "train-0.parquet").write_bytes(good[:middle] + bytes(40) + good[middle + 40 :])
     assert "download it again" in said(lambda: build(source, out), source / "train-0.parquet")
-    made = {path.name.removeprefix("code_contests-train.array_record-") for path in out.glob("*train*")}
-    assert not (out / DONE).exists() and "00001-of-00002" not in made and "00001-of-00002.part" in made
+    shards = {path.name.removeprefix("code_contests-train.array_record-") for path in out.glob("*train*")}
+    assert not (out / DONE).exists() and "00001-of-00002" not in shards and "00001-of-00002.part" in shards
     with pytest.raises(ConfigError, match="was interrupted; go on"):
         read_plan(out)
-    (source / "train-0.parquet").write_bytes(good[:middle])  # of another size
+    (source / "train-0.parquet").write_bytes(good[:middle])  # with another size
     said(lambda: build(source, out), source / "train-0.parquet")
     (source / "train-0.parquet").write_bytes(good)
     assert build(source, out) == build(source, tmp_path / "fresh")
@@ -161,14 +161,14 @@ def test_any_flipped_bytes_are_read_over_or_one_line(tmp_path, kind):
 def test_counts_that_were_damaged_are_made_again(tmp_path):
     (tmp_path / "source").mkdir()
     write_parquet(tmp_path / "source" / "test.parquet", [row("a"), row("b")])
-    found = build(tmp_path / "source", tmp_path / "out")
+    counts = build(tmp_path / "source", tmp_path / "out")
     for path in (tmp_path / "out" / "counts").iterdir():
         path.write_text("{")
-    assert build(tmp_path / "source", tmp_path / "out") == found
+    assert build(tmp_path / "source", tmp_path / "out") == counts
 
 
 def test_every_reader_goes_through_here():
-    """Text is split into lines, and archives are opened, nowhere else where data is read."""
+    """No other module that reads data splits text into lines or opens archives."""
     package = Path(foreign.__file__).parents[1]
     readers = [*package.glob("data/**/*.py"), *package.glob("evaluation/*.py"), package / "judge.py"]
     for path in readers:

@@ -1,4 +1,4 @@
-"""LiveCodeBench's questions from files in its published form, made of problems of our own; then through the judge."""
+"""LiveCodeBench: our own problems in files of its published format, read and judged."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STARTER = "class Solution:\n    def addAll(self, numbers: List[int], start: int)
 
 
 def packed(tests):
-    """As code_generation_lite has private tests."""
+    """Private tests encoded as in code_generation_lite."""
     return base64.b64encode(zlib.compress(pickle.dumps(json.dumps(tests)))).decode()
 
 
@@ -82,12 +82,12 @@ def test_every_field(tmp_path):
 
 
 def test_without_private_tests_the_public_ones_decide_and_that_is_said_once(tmp_path):
-    told = []
+    lines = []
     bare = [row(name, "2024-01-01", stdin(("1\n", "1\n")), []) for name in "xy"]
     nothing = row("z", "2024-01-01", [], [])
-    problem, _ = load(written(tmp_path, [*bare, nothing]), tell=lambda missing: told.append(missing.line))
+    problem, _ = load(written(tmp_path, [*bare, nothing]), tell=lambda missing: lines.append(missing.line))
     assert problem.private_tests == () and problem.hidden_tests == problem.public_tests == (TestCase("1\n", "1\n"),)
-    assert told == [
+    assert lines == [
         "livecodebench: 2 problems; 2 without hidden tests: their public tests decide; 1 without any test left out"
     ]
     (only,) = load(written(tmp_path / "hidden", [row("x", "2024-01-01", [], stdin(("1\n", "1\n")))]))
@@ -95,10 +95,10 @@ def test_without_private_tests_the_public_ones_decide_and_that_is_said_once(tmp_
 
 
 def resaved(question, **changes):
-    """A row as `datasets` or pandas may write it again."""
-    found = question | {"private_test_cases": live_code_bench.private_tests(question["private_test_cases"])}
-    found |= {key: json.loads(question[key]) for key in ("public_test_cases", "metadata")}
-    return found | changes
+    """A row as `datasets` or pandas may save it."""
+    plain = question | {"private_test_cases": live_code_bench.private_tests(question["private_test_cases"])}
+    plain |= {key: json.loads(question[key]) for key in ("public_test_cases", "metadata")}
+    return plain | changes
 
 
 @pytest.mark.parametrize(
@@ -155,13 +155,13 @@ def test_what_the_model_is_told(tmp_path):
     ],
 )
 def test_dates_are_days_months_or_years_and_both_count(tmp_path, window, names):
-    folder = written(tmp_path / "below", [ADD, SUM, LATE]).parent  # a folder within --data serves
+    folder = written(tmp_path / "below", [ADD, SUM, LATE]).parent  # a subfolder of --data is searched
     assert [p.name for p in load(folder, **window)] == names
 
 
 def test_files_are_taken_in_the_order_of_their_numbers(tmp_path):
-    found = [row(str(i), "2024-01-01", stdin(("1\n", "1\n")), stdin(("2\n", "2\n"))) for i in range(1, 12)]
-    assert [p.name for p in load(written(tmp_path, *([r] for r in found)))] == [r["question_id"] for r in found]
+    rows = [row(str(i), "2024-01-01", stdin(("1\n", "1\n")), stdin(("2\n", "2\n"))) for i in range(1, 12)]
+    assert [p.name for p in load(written(tmp_path, *([r] for r in rows)))] == [r["question_id"] for r in rows]
 
 
 class Evil:
@@ -239,8 +239,8 @@ def test_wrong_usage_is_one_line(tmp_path):
 
 RIGHT = {
     "abc1_a": "a, b = map(int, input().split())\nprint(a + b)",
-    "3001": f"{STARTER}return sum(numbers) + start\n",  # List is the frame's
-    "abc2_a": "print(sum(map(int, sys.stdin.read().split())))",  # so is sys
+    "3001": f"{STARTER}return sum(numbers) + start\n",  # List is imported by the frame
+    "abc2_a": "print(sum(map(int, sys.stdin.read().split())))",  # and sys too
 }
 WRONG = {
     "abc1_a": "a, b = map(int, input().split())\nprint(abs(a + b) or 1)",  # wrong on a hidden test
@@ -256,14 +256,14 @@ def test_through_the_judge(tmp_path):
     samples = tmp_path / "samples.jsonl"
     samples.write_text("".join(json.dumps(line) + "\n" for line in lines))
     arguments = [f"--judge-only={samples}", "--benchmark=livecodebench", f"--data={folder}", "--turns=2"]
-    found = evaluate(parsed([*arguments, "--until=2024-10", f"--out={tmp_path / 'out'}"]))
-    made = [e for path in (tmp_path / "out" / "chunks").iterdir() for e in read_episodes(path)]
-    assert [(e.problem.name, len(e.turns), e.solved) for e in made] == [
+    results = evaluate(parsed([*arguments, "--until=2024-10", f"--out={tmp_path / 'out'}"]))
+    episodes = [e for path in (tmp_path / "out" / "chunks").iterdir() for e in read_episodes(path)]
+    assert [(e.problem.name, len(e.turns), e.solved) for e in episodes] == [
         ("abc1_a", 1, False), ("abc1_a", 1, True), ("3001", 2, True), ("3001", 1, True), ("abc2_a", 2, True),
         ("abc2_a", 1, True),
     ]  # fmt: skip
-    assert (found["problems"], found["infra"]) == (3, 0)
-    dialogue = made[2]
+    assert (results["problems"], results["infra"]) == (3, 0)
+    dialogue = episodes[2]
     assert dialogue.turns[0].verdict.status is Status.WRONG_ANSWER
     assert feedback_message(dialogue.problem, dialogue.turns[0].verdict) == (
         "Your code failed some test cases:\n\n- Failure: `Solution().addAll([1, 2], 3)`:\n`AssertionError: 4 != 6`"
@@ -285,8 +285,8 @@ def test_what_a_stack_trace_shows(tmp_path, program, last_lines):
     samples.write_text(json.dumps({"problem": "3001", "responses": [f"```python\n{program}\n```"]}))
     evaluate(parsed([f"--judge-only={samples}", "--benchmark=livecodebench", f"--data={folder}", "--turns=1",
                      f"--out={tmp_path / 'out'}"]))  # fmt: skip
-    [made] = read_episodes(tmp_path / "out" / "chunks" / "000000.jsonl.gz")
-    result = made.turns[0].verdict.public[0]
+    [episode] = read_episodes(tmp_path / "out" / "chunks" / "000000.jsonl.gz")
+    result = episode.turns[0].verdict.public[0]
     assert result.status is Status.RUNTIME_ERROR
     assert result.error.splitlines()[-len(last_lines) :] == last_lines
     assert live_code_bench.IMPORTS not in result.error

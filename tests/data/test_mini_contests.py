@@ -1,4 +1,4 @@
-"""MiniContests: pure, solvable, and open where it says so."""
+"""MiniContests: problems are pure functions, solvable, and ambiguous where they claim to be."""
 
 import dataclasses
 import itertools
@@ -54,7 +54,7 @@ def test_reference_solves_and_incorrect_solutions_fail(problems):
         for program in p.incorrect_solutions:
             if endless(program):
                 continue
-            # A slip that ends on the public tests may not end on a hidden one.
+            # A slip that terminates on the public tests may not terminate on a hidden one.
             results = [run_trusted(program, t.input, guard=True) for t in tests]
             assert any(r.error or not outputs_match(t.output, r.output) for r, t in zip(results, tests, strict=True))
 
@@ -74,7 +74,7 @@ def test_readings_agree_on_the_example_and_nowhere_on_the_other_public_tests(pro
             shown = [run_trusted(r, test.input).output for r in p.tags["readings"]]
             assert not any(outputs_match(x, y) for x, y in itertools.combinations(shown, 2))
         assert p.tags["readings"][p.tags["reading"]] == p.solutions[0]
-        # The statement is the same whichever reading holds: nothing in it tells.
+        # The statement is the same for every reading, so it doesn't reveal the correct one.
         assert set(p.tags["readings"]) - {p.solutions[0]} <= set(p.incorrect_solutions)
 
 
@@ -104,7 +104,7 @@ def test_normalise_sees_shape_only():
 
 
 def test_the_pool_agrees_with_the_trusted_runs(problems):
-    """The judge's 3.10 workers and the in-process runs that made the tests say the same."""
+    """The judge's workers (Python 3.10) agree with the in-process runs that made the tests."""
     limits = Limits(memory_bytes=256 << 20)
     with ExecutionPool(2, find_python()) as pool:
         for p in problems[:25]:
@@ -131,7 +131,7 @@ def test_all_ways_to_fail_are_there(problems):
 
 
 def brute_force_full(game, turns=3):
-    """The best 1@3 over all strategies, without memory of sub-results: a tree search written another way."""
+    """The best 1@3 over all strategies, by a tree search written independently and without caching."""
     count = len(game.solved)
 
     def play(possible, left):
@@ -162,9 +162,9 @@ def test_bounds_by_hand(problems):
 
 
 def test_each_step_of_feedback_is_worth_fifteen_points(problems):
-    found = bounds_lib.bounds(problems[:60])
-    assert found["pass_fail"] - found["no_feedback"] >= 15
-    assert found["full"] - found["pass_fail"] >= 15
+    percentages = bounds_lib.bounds(problems[:60])
+    assert percentages["pass_fail"] - percentages["no_feedback"] >= 15
+    assert percentages["full"] - percentages["pass_fail"] >= 15
 
 
 def test_structure_of_a_family_that_is_not_composed_is_never_held_out():
@@ -178,7 +178,7 @@ def test_structure_of_a_family_that_is_not_composed_is_never_held_out():
 
 
 def test_problems_are_the_same_in_every_process():
-    """Whatever the order of its sets: each family's problems, all their parts, under two hash seeds."""
+    """Each family's problems are fully equal under two hash seeds, which change the order of sets."""
     program = """
         import hashlib
         import numpy as np

@@ -1,4 +1,4 @@
-"""Problems that lack tests: what decides, what is shown, what is counted; in every place that judges."""
+"""Problems that lack tests: which tests decide, what is shown and counted, everywhere that problems are judged."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ WHOLE, GENERATED = Problem("whole", "w", ONE, TWO), Problem("generated", "g", ON
 NO_HIDDEN, NO_PUBLIC = Problem("no hidden", "h", ONE, ()), Problem("no public", "p", (), TWO)
 NONE = Problem("none", "n", (), ())
 PASSED, LIMIT = "public_passed", "turn_limit"
-# The programs of a dialogue's responses, and what becomes of it about each of the three: turns, solved, end.
+# Programs of a dialogue, and its expected (turns, solved, end) for each of the three problems.
 ENDS = {
     (RIGHT,): [(1, True, PASSED), (1, True, PASSED), (1, True, PASSED)],
     (WRONG, WRONG, RIGHT): [(3, True, PASSED), (3, True, PASSED), (1, False, PASSED)],
@@ -87,35 +87,35 @@ def test_verdicts(pool):
         submit_public(pool, RIGHT, NONE, LIMITS)
     for status in (Status.NO_CODE, Status.INFRA_ERROR, Status.SYNTAX_ERROR):
         assert not Verdict(status).public_passed and not Verdict(status).passed
-    assert not Verdict(Status.PASSED).passed  # nothing has decided
+    assert not Verdict(Status.PASSED).passed  # not judged on hidden tests
     assert not Verdict(Status.WRONG_ANSWER, (TestResult(Status.WRONG_ANSWER),)).public_passed
 
 
 def test_what_reading_says():
-    told: list[Missing] = []
-    assert those_with_tests("x", [WHOLE, GENERATED], told.append) == [WHOLE, GENERATED] and not told
-    assert those_with_tests("x", [WHOLE, NO_HIDDEN, NO_PUBLIC, NONE, NONE], told.append) == [
+    reports: list[Missing] = []
+    assert those_with_tests("x", [WHOLE, GENERATED], reports.append) == [WHOLE, GENERATED] and not reports
+    assert those_with_tests("x", [WHOLE, NO_HIDDEN, NO_PUBLIC, NONE, NONE], reports.append) == [
         WHOLE,
         NO_HIDDEN,
         NO_PUBLIC,
     ]
-    assert told == [Missing(
+    assert reports == [Missing(
         "x: 3 problems; 1 without hidden tests: their public tests decide; 1 without public tests: nothing can be fed"
         " back, and their first valid program is the last; 2 without any test left out",
         ("none", "none"),
     )]  # fmt: skip
     with pytest.raises(ConfigError, match="x: none of its 1 problems has a test"):
-        those_with_tests("x", [NONE], told.append)
+        those_with_tests("x", [NONE], reports.append)
 
 
 def test_feedback_from_more_tests_and_few_shot(tmp_path, pool):
     assert with_public(NO_HIDDEN, 5) == NO_HIDDEN
     shown = with_public(NO_PUBLIC, 5)
     assert shown.public_tests == TWO[:1] and shown.hidden_tests == TWO[1:]
-    made = judge_recorded(pool, [Recorded(NO_HIDDEN, (BROKEN, RIGHT))], LIMITS, max_turns=3)
-    write_episodes(tmp_path / "e.jsonl.gz", made)
-    assert read_episodes(tmp_path / "e.jsonl.gz") == made and made[0].solved
-    with pytest.raises(ConfigError, match="0 problems"):  # recorded ones have no tokens
+    episodes = judge_recorded(pool, [Recorded(NO_HIDDEN, (BROKEN, RIGHT))], LIMITS, max_turns=3)
+    write_episodes(tmp_path / "e.jsonl.gz", episodes)
+    assert read_episodes(tmp_path / "e.jsonl.gz") == episodes and episodes[0].solved
+    with pytest.raises(ConfigError, match="0 problems"):  # recorded episodes have no tokens
         choose(tmp_path / "e.jsonl.gz", 1, [])
 
 
@@ -146,7 +146,7 @@ def test_a_build_counts_them(built):
     assert counts["test"]["kept"] == 4 and counts["test"]["dropped"] == {"no tests": 1}
     facts = counts["test"]["facts"]
     assert (facts["no_hidden"], facts["no_public"]) == (1, 1)
-    # Training's own rule: it takes public and private tests (3.1).
+    # Training requires public and private tests (3.1).
     assert counts["train"]["dropped"] == {"no private tests": 2, "no public tests": 1, "no tests": 1}
     lines = {line[:42].strip(): line[42:].split() for line in table(counts).split("\n")}
     assert lines["without hidden tests: public ones decide"] == ["0", "1"]
@@ -161,26 +161,26 @@ def test_an_evaluation_says_so_and_scores_them(tmp_path, built, capsys):
     samples.write_text(
         "".join(json.dumps({"problem": n, "solution": p}) + "\n" for n in names for p in (right, "print(3)"))
     )
-    found = evaluate(parsed([f"--judge-only={samples}", "--benchmark=code_contests/test", f"--data={folder}",
+    results = evaluate(parsed([f"--judge-only={samples}", "--benchmark=code_contests/test", f"--data={folder}",
                              "--turns=1", f"--out={tmp_path / 'out'}"]))  # fmt: skip
-    # print(3) is right where only the public test decides, or a generated one with the same answer.
-    assert found["1@1"] == pytest.approx(100 * 6 / 8) and found["problems"] == 4
-    told = capsys.readouterr().err
-    assert told.startswith(
+    # print(3) is correct if only the public test decides, or a generated one with the same answer.
+    assert results["1@1"] == pytest.approx(100 * 6 / 8) and results["problems"] == 4
+    printed = capsys.readouterr().err
+    assert printed.startswith(
         "code_contests/test: 4 problems; 1 without hidden tests: their public tests decide; 1 without"
     )
-    assert found["evaluation"]["missing_tests"] in told
+    assert results["evaluation"]["missing_tests"] in printed
     problems = benchmarks.load("code_contests/test", folder)
     assert [p.name for p in problems] == names
     with ExecutionPool(1, find_python("3.10")) as pool:
-        made = judge_check.check(folder, "test", pool, {}, solutions=1, limits=LIMITS, ahead=2)
-    assert [p.reasons for p in made.problems] == [("passed",)] * 4
+        report = judge_check.check(folder, "test", pool, {}, solutions=1, limits=LIMITS, ahead=2)
+    assert [p.reasons for p in report.problems] == [("passed",)] * 4
 
 
 def test_training_never_gets_one(built, monkeypatch):
     source = sources.Source("code_contests", dir=str(built[1]))
     assert {p.name for p in sources.training_problems(source, "train", 0, 0, 4)} == {"whole"}
-    monkeypatch.setattr(sources.reader, "problem_at", lambda *_: NONE)  # of a folder that was built before
+    monkeypatch.setattr(sources.reader, "problem_at", lambda *_: NONE)  # for a folder built by an older version
     with pytest.raises(ConfigError, match="'none' of train has no test"):
         sources.training_problems(source, "train", 0, 0, 4)
 
@@ -195,8 +195,8 @@ def test_the_judge_command_runs_each_test_once(tmp_path, capsys):
             code = judge.main(
                 [str(tmp_path / "p.py"), f"--problem={tmp_path / name}.json", f"--tests={which}", "--workers=1"]
             )
-            told = capsys.readouterr()
+            streams = capsys.readouterr()
             if count is None:
-                assert code == judge.USAGE and told.err == f"error: {name}: no tests to run\n"
+                assert code == judge.USAGE and streams.err == f"error: {name}: no tests to run\n"
             else:
-                assert code == judge.PASSED and f"{count} of {count} tests passed" in told.out
+                assert code == judge.PASSED and f"{count} of {count} tests passed" in streams.out

@@ -1,4 +1,4 @@
-"""Feedback from more tests (B.3): which become public, and what is judged and shown then, by the real judge."""
+"""Feedback from more tests (B.3): which tests become public, and what is then judged and shown (real judge)."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ PROBLEM = Problem("double", "d", doubles(1), doubles(2, 1, 3), doubles(4, 5, 3))
         (0, (1,), (2, 1, 3), (4, 5, 3)),
         (1, (1,), (2, 1, 3), (4, 5, 3)),
         (2, (1, 2), (1, 3), (4, 5, 3)),
-        (3, (1, 2, 3), (1,), (4, 5, 3)),  # one that is public already isn't shown twice
+        (3, (1, 2, 3), (1,), (4, 5, 3)),  # a duplicate of a public test isn't shown again
         (5, (1, 2, 3, 4, 5), (1,), (3,)),
         (20, (1, 2, 3, 4, 5), (1,), (3,)),
     ],
 )
 def test_private_tests_come_first_and_each_once(count, public, private, generated):
-    found = with_public(PROBLEM, count)
-    assert found.public_tests == doubles(*public)
-    assert (found.private_tests, found.generated_tests) == (doubles(*private), doubles(*generated))
-    assert set(found.public_tests + found.hidden_tests) == set(PROBLEM.public_tests + PROBLEM.hidden_tests)
+    problem = with_public(PROBLEM, count)
+    assert problem.public_tests == doubles(*public)
+    assert (problem.private_tests, problem.generated_tests) == (doubles(*private), doubles(*generated))
+    assert set(problem.public_tests + problem.hidden_tests) == set(PROBLEM.public_tests + PROBLEM.hidden_tests)
 
 
 def test_one_test_stays_hidden():
@@ -46,7 +46,7 @@ def test_one_test_stays_hidden():
     assert with_public(Problem("p", "d", doubles(1), (), doubles(2)), 20) == Problem(
         "p", "d", doubles(1), (), doubles(2)
     )
-    plus = FunctionTest("f", ((1,), (2,)), (1, 2))  # thousands of calls in one test, which is no feedback
+    plus = FunctionTest("f", ((1,), (2,)), (1, 2))  # up to ten calls of a plus test
     human_eval = Problem("h", "d", (FunctionTest("f", ((1,),), (1,)),), (plus,), style="human_eval")
     assert with_public(human_eval, 20) == human_eval
 
@@ -61,19 +61,19 @@ def test_more_tests_end_choose_and_show(tmp_path):
 
     def judged(out, *flags):
         arguments = [f"--judge-only={path}", "--benchmark=mini_contests/valid", "--problems=1", f"--out={out}"]
-        found = evaluate(parsed([*arguments, *flags]))
+        results = evaluate(parsed([*arguments, *flags]))
         [episode] = [e for file in (out / "chunks").iterdir() for e in read_episodes(file)]
-        return found, episode
+        return results, episode
 
-    found, episode = judged(tmp_path / "plain")
-    assert len(episode.turns[0].verdict.public) == count and "feedback_tests" not in found["evaluation"]
-    found, episode = judged(tmp_path / "more", "--feedback-tests=5")
+    results, episode = judged(tmp_path / "plain")
+    assert len(episode.turns[0].verdict.public) == count and "feedback_tests" not in results["evaluation"]
+    results, episode = judged(tmp_path / "more", "--feedback-tests=5")
     assert [len(t.verdict.public) for t in episode.turns] == [5, 5, 5]
-    assert found["evaluation"]["made_public"] == 5 - count
+    assert results["evaluation"]["made_public"] == 5 - count
     message = feedback_message(episode.problem, episode.turns[0].verdict)
     assert episode.problem.public_tests[4] == problem.hidden_tests[4 - count]
     assert f"- input `{problem.hidden_tests[4 - count].input}` failed:" in message
-    assert f"from up to 5 tests a problem: {5 - count} hidden tests were made public" in text_of(found)
+    assert f"from up to 5 tests a problem: {5 - count} hidden tests were made public" in text_of(results)
     with pytest.raises(ConfigError, match="holds another evaluation"):
         judged(tmp_path / "plain", "--feedback-tests=5")
     with pytest.raises(ConfigError, match="--feedback-tests: 0 or more; it is -1"):

@@ -1,4 +1,4 @@
-"""Few-shot prompting (C.3): which dialogues are shown, their tokens, and the whole command with them in front."""
+"""Few-shot prompting (C.3): the selected dialogues, their tokens, and the whole command."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SAMPLING = SamplingConfig(temperature=1.0, top_p=1.0, top_k=0, stop_ids=CHAT.sto
 SETTINGS = RolloutSettings(SAMPLING, context=4000, limits=Limits(wall_s=10.0, memory_bytes=512 << 20))
 PROBLEMS = mini_contests.eval_split("test")[:8]
 WRONG = "```python\nprint('?')\n```"
-# Responses of each dialogue; a right one ends it. The last one's text goes on behind its code, and is cut by length.
+# Responses of each dialogue; a correct one ends it. The last response continues after its code and is cut by length.
 LENGTHS = (1, 2, 2, 3, 3, 2, 4, 2)
 
 
@@ -56,7 +56,7 @@ def episodes(pool):
 @pytest.fixture(scope="module")
 def saved(episodes, tmp_path_factory):
     path = tmp_path_factory.mktemp("shots") / "000003.jsonl.gz"
-    write_episodes(path, [*episodes, *episodes])  # a run meets its problems again
+    write_episodes(path, [*episodes, *episodes])  # a run repeats its problems
     return path
 
 
@@ -83,7 +83,7 @@ def test_two_and_three_responses_by_turns_and_no_evaluated_problem(saved, episod
 def test_files_that_hold_no_dialogues_are_one_line(tmp_path, saved, episodes):
     write_episodes(tmp_path / "evaluation" / "chunks" / "000000.jsonl.gz", episodes[:3])
     write_episodes(tmp_path / "evaluation" / "chunks" / "000001.jsonl.gz", episodes[3:])
-    assert names(choose(tmp_path / "evaluation", 3, [])) == of(1, 3, 2)  # an evaluation's folder serves as well
+    assert names(choose(tmp_path / "evaluation", 3, [])) == of(1, 3, 2)  # an evaluation's folder works too
     (tmp_path / "text.jsonl.gz").write_text("no")
     for path, message in (
         (tmp_path / "none", "give a file of episodes"),
@@ -98,7 +98,7 @@ def test_files_that_hold_no_dialogues_are_one_line(tmp_path, saved, episodes):
         opening(other, choose(saved, 1, []))
     judged = [dataclasses.replace(e, turns=tuple(dataclasses.replace(t, prompt_delta_ids=(), response_ids=())
               for t in e.turns)) for e in episodes]  # fmt: skip
-    write_episodes(tmp_path / "judged.jsonl.gz", judged)  # as --judge-only leaves them: without tokens
+    write_episodes(tmp_path / "judged.jsonl.gz", judged)  # as from --judge-only, without tokens
     with pytest.raises(ConfigError, match="0 problems"):
         choose(tmp_path / "judged.jsonl.gz", 1, [])
 
@@ -113,7 +113,7 @@ def test_the_dialogues_as_they_are_read(saved, episodes):
         right = f"```python\n{shot.problem.solutions[0]}\n```\n"
         for message, response in zip(messages, [*[WRONG] * (len(messages) - 1), right], strict=True):
             expected += f"<|user|>{message}<|end|><|assistant|>{response}<|end|>"
-        expected += "<|assistant|><|end|>"  # the empty message that stands between
+        expected += "<|assistant|><|end|>"  # the empty message between the dialogues
     assert text + "<|assistant|><|end|>" == expected
 
 
@@ -128,15 +128,15 @@ def test_tokens_are_those_of_the_dialogues_and_only_appended_to(pool, saved, epi
     front = opening(CHAT, shots)
     settings = dataclasses.replace(SETTINGS, opening=front)
     sampler = ScriptedSampler(CHAT, lambda index, turn: [WRONG, f"```python\n{PROBLEMS[0].solutions[0]}\n```"][turn])
-    [made] = collect(sampler, CHAT, pool, PROBLEMS[:1], seed=0, step=0, settings=settings)
-    assert made.solved and list(made.token_ids) == sampler.streams[0]
-    assert made.token_ids[: len(front)] == front
-    assert front[: len(shots[0].token_ids)] == shots[0].token_ids  # letter by letter as they were sampled
+    [episode] = collect(sampler, CHAT, pool, PROBLEMS[:1], seed=0, step=0, settings=settings)
+    assert episode.solved and list(episode.token_ids) == sampler.streams[0]
+    assert episode.token_ids[: len(front)] == front
+    assert front[: len(shots[0].token_ids)] == shots[0].token_ids  # as sampled, one token per character
     own = CHAT.user_turn(problem_prompt(PROBLEMS[0].description))
-    assert list(made.turns[0].prompt_delta_ids[-len(own) :]) == own
-    # Dialogues made with dialogues in front serve again: only their own part is taken.
-    assert opening(CHAT, [made]) == (*CHAT.first_prompt(problem_prompt(PROBLEMS[0].description)),
-                                     *made.token_ids[len(made.turns[0].prompt_delta_ids) :])  # fmt: skip
+    assert list(episode.turns[0].prompt_delta_ids[-len(own) :]) == own
+    # Dialogues that were themselves made with few-shot prompts can be shown: only their own part is used.
+    assert opening(CHAT, [episode]) == (*CHAT.first_prompt(problem_prompt(PROBLEMS[0].description)),
+                                     *episode.token_ids[len(episode.turns[0].prompt_delta_ids) :])  # fmt: skip
     with pytest.raises(ConfigError, match=rf"\({len(front)} of them few-shot dialogues\) leaves no room"):
         collect(sampler, CHAT, pool, PROBLEMS[:1], seed=0, step=0, settings=dataclasses.replace(settings, context=100))
 
@@ -162,12 +162,12 @@ def command(saved, out, *flags):
 
 
 def test_the_whole_command(tmp_path, saved, quick_compilation):
-    found = command(saved, tmp_path / "out")
-    assert found["evaluation"]["few_shot"] == of(2, 3)
+    results = command(saved, tmp_path / "out")
+    assert results["evaluation"]["few_shot"] == of(2, 3)
     front = opening(CHAT, choose(saved, 2, PROBLEMS[:2]))
-    made = [e for path in (tmp_path / "out" / "chunks").iterdir() for e in read_episodes(path)]
-    assert len(made) == 2 and all(e.token_ids[: len(front)] == front for e in made)
-    assert json.loads((tmp_path / "out" / "results.json").read_text()) == found
+    episodes = [e for path in (tmp_path / "out" / "chunks").iterdir() for e in read_episodes(path)]
+    assert len(episodes) == 2 and all(e.token_ids[: len(front)] == front for e in episodes)
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == results
     with pytest.raises(ConfigError, match="holds another evaluation: its few_shot is"):
         command(saved, tmp_path / "out", "--shots=1")
     with pytest.raises(ConfigError, match="--shots: 1 or more; it is 0"):

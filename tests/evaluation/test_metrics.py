@@ -1,4 +1,4 @@
-"""n@k's tables, what happens over turns, and chrF: against counts made by hand, formulas and sacreBLEU."""
+"""The n@k table, metrics over turns and chrF, against hand-made counts, formulas and sacreBLEU."""
 
 import math
 
@@ -13,7 +13,7 @@ from rlef_jax.types import Episode, Problem, Status, TestCase, TestResult, Turn,
 
 
 def episode(outcomes: str, *, name: str = "p", end: str = "public_passed") -> Episode:
-    """One letter a turn: f fails a public test, t is too slow for it, n has no code, h fails a hidden one, r is right.
+    """A letter per turn: f fails a public test, t is too slow for it, n has no code, h fails a hidden one, r is right.
 
     Turn i has i tokens; a response without code was cut by length.
     """
@@ -49,7 +49,7 @@ def test_submitting_all_that_is_drawn_is_the_unbiased_pass_at_k(data):
     public = data.draw(st.integers(correct, samples))
     unbiased = 1 - math.prod((samples - correct - i) / (samples - i) for i in range(k))  # Chen et al. (2021)
     assert n_at_k(samples, public, correct, n=k, k=k) == pytest.approx(unbiased, abs=1e-9)
-    # A perfect filter finds the right one wherever it was drawn.
+    # A perfect filter selects a correct one whenever one was drawn.
     assert n_at_k(samples, correct, correct, n=1, k=k) == pytest.approx(unbiased, abs=1e-9)
 
 
@@ -78,7 +78,7 @@ def test_the_table_by_hand():
     assert table["1@12"]["rollouts"] == 4 and table["1@12"]["problems"] == 1
     # Three first responses of four: r and h pass, drawn together in half of the draws.
     assert table["1@3"]["independent"] == pytest.approx(100 * (0.5 * 0.5 + 0.25 * 1 + 0.25 * 0))
-    assert table["1@12"]["independent"] is None  # there are no twelve of them
+    assert table["1@12"]["independent"] is None  # there are fewer than twelve
 
 
 def test_intervals_over_samples_and_over_problems():
@@ -107,29 +107,29 @@ PROGRAMS = [("a",), ("print(1)", "print(2)", "print(2)"), ("c",), (None, "print(
 
 def test_over_turns_by_hand():
     episodes = [episode("r"), episode("tfr"), episode("h"), episode("nff", end="turn_limit")]
-    found = over_turns(episodes, PROGRAMS)
-    assert found["solved_by_turn"] == pytest.approx([25.0, 25.0, 50.0])
-    assert found["responses"] == [4, 2, 2]
-    assert found["error_kinds"][0] == {"PASSED": 1, "TIME_LIMIT": 1, "WRONG_ANSWER": 1, "NO_CODE": 1}
-    assert found["transitions"] == [
+    metrics = over_turns(episodes, PROGRAMS)
+    assert metrics["solved_by_turn"] == pytest.approx([25.0, 25.0, 50.0])
+    assert metrics["responses"] == [4, 2, 2]
+    assert metrics["error_kinds"][0] == {"PASSED": 1, "TIME_LIMIT": 1, "WRONG_ANSWER": 1, "NO_CODE": 1}
+    assert metrics["transitions"] == [
         {"TIME_LIMIT": {"WRONG_ANSWER": 1}, "NO_CODE": {"WRONG_ANSWER": 1}},
         {"WRONG_ANSWER": {"PASSED": 1, "WRONG_ANSWER": 1}},
     ]
-    assert found["pairs"] == [1, 2]  # a response without code can't be compared
-    assert found["code_changed"] == pytest.approx([100 - 100 * chrf("print(2)", "print(1)"), 0.0])
-    assert found["response_tokens"][1] == {"mean": 2.0, "median": 2.0, "longest": 2.0, "cut": 0.0}
-    assert found["response_tokens"][0]["cut"] == 25.0
+    assert metrics["pairs"] == [1, 2]  # a response without code can't be compared
+    assert metrics["code_changed"] == pytest.approx([100 - 100 * chrf("print(2)", "print(1)"), 0.0])
+    assert metrics["response_tokens"][1] == {"mean": 2.0, "median": 2.0, "longest": 2.0, "cut": 0.0}
+    assert metrics["response_tokens"][0]["cut"] == 25.0
 
 
 def test_nobody_knows_of_first_responses_that_passed_and_went_on():
-    found = over_turns([episode("hhr", end="turn_limit")], [("a", "b", "c")])
-    assert found["solved_by_turn"] == [None, None, 100.0]
+    metrics = over_turns([episode("hhr", end="turn_limit")], [("a", "b", "c")])
+    assert metrics["solved_by_turn"] == [None, None, 100.0]
     assert n_at_k_table([episode("hhr", end="turn_limit")] * 3, [(1, 3)], turns=3)["1@3"]["independent"] is None
 
 
 def test_the_report_as_text():
-    found = whole_report(FOUR, PROGRAMS, [(1, 3), (1, 12)], turns=3, problem_resamplings=10)
-    text = text_report(found)
+    report = whole_report(FOUR, PROGRAMS, [(1, 3), (1, 12)], turns=3, problem_resamplings=10)
+    text = text_report(report)
     assert "    1@12    66.7" in text and "from turn 1 to turn 2" in text
     assert "1 problems, 4 rollouts, 0 broken by the judge" in text
     with pytest.raises(ValueError, match="none of 1 rollouts was judged"):

@@ -1,4 +1,4 @@
-"""Responses made elsewhere, through the real judge: each form, the turn machine, bad files; and the whole command."""
+"""Recorded responses with the real judge: each file format, the turn rules, bad files, and the whole command."""
 
 import json
 import subprocess
@@ -50,12 +50,12 @@ def test_every_form(tmp_path):
         {"problem": "inc", "solution": "inc = lambda x: x + 1"},
         {"problem": "inc", "responses": ["    return x\n```\nThat was it.", "```python\ndef inc(x): return 1\n```"]},
     ]
-    found = read_recorded(written(tmp_path / "s.jsonl", rows), [DOUBLE, INC])
-    assert [r.problem.name for r in found] == ["double", "inc", "inc", "inc"]  # the problems' order
-    assert found[0].programs == ("print(int(input()))", None, "print(2 * int(input()))")
-    assert found[1].programs == (START + "    return x + 1\n",)
-    assert found[2].programs == ("inc = lambda x: x + 1",)
-    assert found[3].programs == (START + "    return x\n", START + "\ndef inc(x): return 1")
+    rollouts = read_recorded(written(tmp_path / "s.jsonl", rows), [DOUBLE, INC])
+    assert [r.problem.name for r in rollouts] == ["double", "inc", "inc", "inc"]  # the problems' order
+    assert rollouts[0].programs == ("print(int(input()))", None, "print(2 * int(input()))")
+    assert rollouts[1].programs == (START + "    return x + 1\n",)
+    assert rollouts[2].programs == ("inc = lambda x: x + 1",)
+    assert rollouts[3].programs == (START + "    return x\n", START + "\ndef inc(x): return 1")
 
 
 @pytest.mark.parametrize(
@@ -97,23 +97,25 @@ def test_turns_end_as_sampled_ones_do(pool):
         of(DOUBLE, wrong, wrong, wrong, right),
         of(INC, START + "    return x", START + "    return x + 1"),
     ]
-    seen = []
+    progress = []
     limits = Limits(wall_s=10.0, memory_bytes=256 << 20)
-    episodes = judge_recorded(pool, rollouts, limits, max_turns=3, first_index=7, on_progress=lambda *a: seen.append(a))
+    episodes = judge_recorded(
+        pool, rollouts, limits, max_turns=3, first_index=7, on_progress=lambda *a: progress.append(a)
+    )
     assert [(len(e.turns), e.solved, e.end) for e in episodes] == [
-        (1, True, "public_passed"),  # what follows was never asked for
+        (1, True, "public_passed"),  # later responses aren't used
         (3, True, "public_passed"),
-        (1, False, "public_passed"),  # wrong on a hidden test, and nobody is told
+        (1, False, "public_passed"),  # fails a hidden test, without feedback
         (3, False, "turn_limit"),
         (2, True, "public_passed"),
     ]
-    assert [e.index for e in episodes] == [7, 8, 9, 10, 11] and seen[-1] == (5, 5)
+    assert [e.index for e in episodes] == [7, 8, 9, 10, 11] and progress[-1] == (5, 5)
     assert episodes[1].turns[1].verdict.status is Status.NO_CODE
-    assert len(episodes[2].turns[0].verdict.hidden) == 1  # the first failure stops them
+    assert len(episodes[2].turns[0].verdict.hidden) == 1  # they stop at the first failure
 
 
 def minis(tmp_path, name="samples.jsonl"):
-    """Recorded dialogues of the first problems of MiniContests' test split: right at once, repaired, or never."""
+    """Recorded dialogues of the first problems of MiniContests' test split: correct at once, repaired, or never."""
     fence = "```python\n{}\n```".format
     rows = []
     for i, p in enumerate(mini_contests.eval_split("valid")[:6]):
@@ -130,15 +132,15 @@ def judge(path, out, *flags):
 
 
 def test_contests_through_the_command(tmp_path):
-    found = judge(minis(tmp_path), tmp_path / "out", "--n-at-k=1@3,1@6,2@6")
-    assert found["1@1"] == pytest.approx(100 / 6) and found["1@3"] == pytest.approx(100 / 3)
-    assert found["n_at_k"]["1@6"]["percent"] == pytest.approx(100 * 2 / 3)
-    assert found["n_at_k"]["1@6"]["pass@6"] == pytest.approx(100 * 2 / 3)
-    assert found["evaluation"]["without_samples"] == 2 and found["left_out"] == 0
-    assert found["over_turns"]["responses"] == [12, 10, 8]
-    assert found["over_turns"]["transitions"][0] == {"WRONG_ANSWER": {"NO_CODE": 6, "PASSED": 2, "WRONG_ANSWER": 2}}
-    assert json.loads((tmp_path / "out" / "results.json").read_text()) == found
-    assert found == judge(minis(tmp_path), tmp_path / "out", "--n-at-k=1@3,1@6,2@6")  # read back: nothing is judged
+    results = judge(minis(tmp_path), tmp_path / "out", "--n-at-k=1@3,1@6,2@6")
+    assert results["1@1"] == pytest.approx(100 / 6) and results["1@3"] == pytest.approx(100 / 3)
+    assert results["n_at_k"]["1@6"]["percent"] == pytest.approx(100 * 2 / 3)
+    assert results["n_at_k"]["1@6"]["pass@6"] == pytest.approx(100 * 2 / 3)
+    assert results["evaluation"]["without_samples"] == 2 and results["left_out"] == 0
+    assert results["over_turns"]["responses"] == [12, 10, 8]
+    assert results["over_turns"]["transitions"][0] == {"WRONG_ANSWER": {"NO_CODE": 6, "PASSED": 2, "WRONG_ANSWER": 2}}
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == results
+    assert results == judge(minis(tmp_path), tmp_path / "out", "--n-at-k=1@3,1@6,2@6")  # from the saved rollouts
     with pytest.raises(ConfigError, match="holds another evaluation: its chunk is 256, asked for is 3"):
         judge(minis(tmp_path), tmp_path / "out", "--chunk=3")
 
@@ -167,8 +169,8 @@ def test_bad_arguments_are_one_line(tmp_path):
         with pytest.raises(ConfigError) as raised:
             judge(path, tmp_path / "o", *flags)
         assert message in str(raised.value) and len(str(raised.value).splitlines()) == 1
-    done = subprocess.run([sys.executable, "-m", "rlef_jax.evaluate"], capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.startswith("error: one of --workdir, --config and --judge-only")
+    process = subprocess.run([sys.executable, "-m", "rlef_jax.evaluate"], capture_output=True, text=True)
+    assert process.returncode == 2 and process.stderr.startswith("error: one of --workdir, --config and --judge-only")
 
 
 @pytest.mark.parametrize(
@@ -203,5 +205,5 @@ def test_every_canonical_solution_passes_and_no_prompt_does(pool, tmp_path, name
         path = written(tmp_path / f"{kind}.jsonl", rows)
         args = [f"--judge-only={path}", f"--benchmark={name}", f"--data={DATA}", f"--out={tmp_path / kind}"]
         args.append("--config.execution.wall_patience=10")  # a call of Mbpp/255 takes 8 s of the processor
-        found = evaluate(parsed(args))
-        assert (found["1@1"], found["infra"], found["problems"]) == (percent, 0, count)
+        results = evaluate(parsed(args))
+        assert (results["1@1"], results["infra"], results["problems"]) == (percent, 0, count)

@@ -1,4 +1,4 @@
-"""One pool of two workers for the whole session, and a short way to run a program in it."""
+"""A pool of two workers for the whole session, and a function to run a program in it."""
 
 import os
 
@@ -18,7 +18,7 @@ def interpreter():
 
 @pytest.fixture(scope="session")
 def pool(interpreter):
-    """At the best level there is, or the one that RLEF_TEST_LEVEL names."""
+    """At the best available level, or the one that RLEF_TEST_LEVEL names."""
     with ExecutionPool(2, interpreter, level=os.environ.get("RLEF_TEST_LEVEL", "")) as shared:
         yield shared
 

@@ -1,4 +1,4 @@
-"""Asserts that decide by themselves: on a program's results, in a process that never ran it, through the real judge."""
+"""Tests with a `check`: an assert decides on a program's results in a separate process (real judge)."""
 
 import concurrent.futures
 import time
@@ -15,14 +15,14 @@ LIMITS = Limits(wall_s=20.0, memory_bytes=256 << 20, output_bytes=64 << 20)
 
 @pytest.fixture
 def tests_of(pool):
-    """The tests that some asserts become, with a reference solution."""
+    """make(solution, assert, ...) -> the tests made of the asserts with a reference solution."""
 
-    def made(solution, *texts, setup="import math"):
-        found = finished([listed_tests(texts, solution, "f", setup)], runner_of(pool))[0]
-        assert len(found.tests) == len(texts) and found.left_out == 0
-        return found.tests
+    def make(solution, *texts, setup="import math"):
+        result = finished([listed_tests(texts, solution, "f", setup)], runner_of(pool))[0]
+        assert len(result.tests) == len(texts) and result.left_out == 0
+        return result.tests
 
-    return made
+    return make
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ CASES = [
     ("assert f(2) > 3 and f(1) == 1", "lambda x: 9 if x == 2 else 1", "lambda x: 9"),
     ("assert f(2) == 5 or f(3) == 9", "lambda x: {2: 5, 3: 0}[x]", "lambda x: 5 + x"),  # f(3) isn't always called
     ("assert f(2) is not None and not f(0)", "lambda x: x", "lambda x: None"),
-    ("assert f(f(2)) == 16", "lambda x: {2: 7, 7: 16}[x]", "lambda x: 4"),  # which call comes next is the program's
+    ("assert f(f(2)) == 16", "lambda x: {2: 7, 7: 16}[x]", "lambda x: 4"),  # the next call depends on the result
     ("assert f(f(2)) in range(10, 20)", "lambda x: x + 4", "lambda x: x"),
     ("assert sorted([f(2), f(-1)]) == [1, 4]", "lambda x: 5 - x * x", "lambda x: 4"),
     ("assert len(str(f(10))) == 3", "lambda x: 'abc'", "lambda x: 10"),
@@ -118,12 +118,11 @@ HANGS = "assert 2 ** f(3) > 1"
     "limits", [Limits(wall_s=1.0, memory_bytes=256 << 20), Limits(wall_s=20.0, memory_bytes=64 << 20)]
 )
 def test_a_result_that_makes_the_assert_endless_is_the_programs_failure(pool, tests_of, judge, limits):
-    before = pool.stats()["retries"]
+    retries = pool.stats()["retries"]
     (test,) = tests_of(SQUARE, HANGS)
-    began = time.monotonic()
     (result,) = judge("f = lambda x: 10 ** 10", test, limits=limits)
-    assert result.status in (Status.TIME_LIMIT, Status.MEMORY_LIMIT) and time.monotonic() - began < 15
-    assert judge(SQUARE, test)[0].status is Status.PASSED and pool.stats()["retries"] == before
+    assert result.status in (Status.TIME_LIMIT, Status.MEMORY_LIMIT)
+    assert judge(SQUARE, test)[0].status is Status.PASSED and pool.stats()["retries"] == retries
 
 
 EQUAL_TO_ALL = """
@@ -133,7 +132,7 @@ class E(BASE):
     __hash__ = None
 f = lambda x: E()
 """
-# Each is judged by `assert f(2) in (7391, 7392)`: what is expected never reaches a program's process.
+# Each is judged by `assert f(2) in (7391, 7392)`, whose numbers must never reach a program's process.
 FORGERIES = {
     "equal to all": EQUAL_TO_ALL.replace("BASE", "object"),
     "an int equal to all": EQUAL_TO_ALL.replace("BASE", "int"),

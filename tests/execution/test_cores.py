@@ -1,4 +1,4 @@
-"""How many workers there are: what affinity and the quotas of control groups leave, in v1, v2 and odd places."""
+"""The number of usable cores, from affinity and control group quotas (v1, v2, unusual mounts)."""
 
 import math
 import os
@@ -16,7 +16,7 @@ V1 = pathlib.Path("/sys/fs/cgroup/cpu")
 
 @pytest.fixture
 def process(tmp_path):
-    """process(cgroup, mounts, files) -> the folder of a process that is in these groups."""
+    """process(cgroup, mounts, files) -> a /proc folder of a process in these groups."""
 
     def make(cgroup, mounts, files):
         proc = tmp_path / "proc"
@@ -85,9 +85,9 @@ def test_a_real_quota():
     code = "from rlef_jax.execution.pool import auto_workers\nfrom rlef_jax.execution.cores import usable_cores\n"
     command = ["sh", "-c", f'echo $$ > {group}/cgroup.procs; exec "$0" -c "$1"', sys.executable]
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             [*command, f"{code}print(usable_cores(), auto_workers())"], capture_output=True, text=True
         )
     finally:
         group.rmdir()
-    assert done.stdout.split() == ["0.5", "1"], done.stderr
+    assert process.stdout.split() == ["0.5", "1"], process.stderr

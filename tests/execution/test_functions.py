@@ -42,7 +42,7 @@ plain = st.recursive(
 
 
 def same(a, b):
-    """Equal, and of the same types throughout (the order in a set's text is its own matter)."""
+    """Equal and of the same types throughout; the order of a set's text doesn't matter."""
     if type(a) is not type(b) or a != b:
         return False
     if isinstance(a, dict):
@@ -52,8 +52,8 @@ def same(a, b):
 
 @given(plain)
 def test_plain_data_arrives_as_it_was(value):
-    there = calls.decode(calls.encode(value, 1 << 20))
-    assert same(there, value)
+    decoded = calls.decode(calls.encode(value, 1 << 20))
+    assert same(decoded, value)
 
 
 @given(st.binary(max_size=60))
@@ -89,7 +89,7 @@ def test_many_rows_take_a_byte_for_a_string():
             calls.decode(data[:-cut])
 
 
-@given(st.lists(st.sampled_from([None, True, 1, 1.0, 0, False, -0.0, b"x", 2j]), min_size=calls.FEW))
+@given(st.lists(st.sampled_from([None, True, 1, 1.0, 0, False, -0.0, b"x", 2j]), min_size=calls.MIN_REPEATED))
 def test_few_values_over_and_over(items):
     data = calls.encode(items, 1 << 20)
     assert len(data) < len(items) * (1 if len(set(map(type, items))) > 1 else 9) + 200
@@ -122,7 +122,7 @@ def test_rows_that_would_take_more_memory_than_they_were_sent_in_are_refused():
 
 
 def test_a_string_is_sent_once_however_often_it_stands_there():
-    words = ["w" * 1000 + str(i) for i in range(300)]  # more than a byte can number
+    words = ["w" * 1000 + str(i) for i in range(300)]  # more than a byte can index
     value = [(word,) * 50 for word in words] + [words]
     data = calls.encode(value, 1 << 30)
     assert len(data) < 1001 * 300 + 2 * 51 * 400 + 20 * 301 and same(calls.decode(data), value)
@@ -181,7 +181,7 @@ LONG = {
 
 @pytest.mark.parametrize("name", LONG)
 def test_long_wrong_results_are_told_apart_without_a_diff(name):
-    """A tenth of the first ones took `unittest` 25 s: its time grows with the cube."""
+    """For a tenth of these values `unittest` takes 25 s, and its time grows with the cube of their length."""
     result, expected = LONG[name]
     text = compare(result, expected, FunctionTest("f", ((),), (expected,)), ())
     assert text.startswith("AssertionError: ") and len(text) < 10_000
@@ -239,7 +239,7 @@ def test_results_cannot_be_forged(pool, name):
 
 @pytest.mark.parametrize("level", [Level.FULL, Level.PROCESS])
 def test_long_claims_do_not_break_the_worker(interpreter, level):
-    """Longer than a program's memory may be: that ends as a failure of the program's, not of the judge."""
+    """They may need more than a program's memory: then the program fails, not the judge."""
     if isinstance(reason := trial(level, interpreter), str):
         pytest.skip(f"level {level} is not available here: {reason}")
     flood = "import os\nfor _ in range(200):\n    for fd in (1, 3): os.write(fd, b'V' * (1 << 20))\nos._exit(0)"
@@ -271,7 +271,7 @@ def test_long_claims_do_not_break_the_worker(interpreter, level):
         ((), [], {"compare": "plus"}, True),  # as the plus tests have it
         ((1,), [1], {"compare": "plus"}, False),
         (Fraction(10**17 + 1), 1e17, {"compare": "plus"}, True),
-        (Decimal("1.0000000001"), 1.0, {"compare": "plus"}, False),  # numpy subtracts no float from it
+        (Decimal("1.0000000001"), 1.0, {"compare": "plus"}, False),  # NumPy can't subtract a float from it
         ([range(10**9)] * 10**4, [[1.0]], {"compare": "plus", "atol": 0.1}, False),
         (range(1, 3), [1.0, 2.0], {"compare": "plus"}, True),
         (range(10**18), {1, 2}, {"compare": "set"}, False),
@@ -293,7 +293,7 @@ def test_comparisons(result, expected, how, right):
 
 
 def tasks(pool, name, step):
-    """Every `step`-th task (reading one takes as long as judging it)."""
+    """Every `step`-th task, since reading a task takes as long as judging it."""
     path = DATA / f"{name}-OriginFmt.jsonl.gz"
     if not path.is_file():
         pytest.skip(f"no {path}")
@@ -303,7 +303,7 @@ def tasks(pool, name, step):
 
 
 def mutants(task):
-    """Versions of the solution with one thing changed: constants, comparisons, arithmetic, at last the result."""
+    """Versions of the solution with one change: to a constant, a comparison, arithmetic, or finally the result."""
     tree = ast.parse(task.solutions[0])
     swaps = {ast.Lt: ast.GtE, ast.GtE: ast.Lt, ast.Gt: ast.LtE, ast.LtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq}
     swaps |= {
@@ -330,21 +330,21 @@ def mutants(task):
             node.value = old
 
 
-def check_references(pool, found):
-    """Reference solutions pass all their tests, within a user's limits; some version with one thing changed fails."""
+def check_references(pool, problems):
+    """Reference solutions pass all their tests within a user's limits, and some mutant of each fails."""
     wrong = {}
-    limits = {task.name: limits_for(task, Limits(wall_s=60.0)) for task in found}  # 10 s, but for a busy machine
+    limits = {task.name: limits_for(task, Limits(wall_s=60.0)) for task in problems}  # 10 s, but for a busy machine
     futures = {
         task.name: pool.run(task.solutions[0], [*task.public_tests, *task.hidden_tests], limits[task.name])
-        for task in found
+        for task in problems
     }
-    for task in found:
+    for task in problems:
         if any(r.status is not Status.PASSED for r in futures[task.name].result(300)):
             wrong[task.name] = [(r.status, r.error[-300:]) for r in futures[task.name].result()]
     assert not wrong
 
     def survives(task):
-        """Whether none of the first mutants fails. Some change nothing: each task needs but one that does."""
+        """Whether none of the first mutants fails. Some are equivalent, so one failing mutant per task is enough."""
         for mutant, _ in zip(mutants(task), range(12)):
             quick = dataclasses.replace(limits[task.name], wall_s=30.0)
             judged = pool.run(mutant, task.hidden_tests, quick, stop_at_first_failure=True).result(300)
@@ -353,7 +353,7 @@ def check_references(pool, found):
         return True
 
     with concurrent.futures.ThreadPoolExecutor(4) as threads:
-        survivors = [task.name for task, lives in zip(found, threads.map(survives, found)) if lives]
+        survivors = [task.name for task, lives in zip(problems, threads.map(survives, problems)) if lives]
     assert not survivors
 
 
@@ -366,9 +366,9 @@ def test_some_reference_solutions_pass_and_mutants_fail(pool, name):
 @pytest.mark.filterwarnings("ignore:invalid escape sequence:SyntaxWarning")  # in some of the solutions
 @pytest.mark.parametrize(("name", "count"), [("HumanEvalPlus", 164), ("MbppPlus", 378)])
 def test_all_reference_solutions_pass_and_mutants_fail(pool, name, count):
-    found = tasks(pool, name, 1)
-    assert len(found) == count
-    check_references(pool, found)
+    problems = tasks(pool, name, 1)
+    assert len(problems) == count
+    check_references(pool, problems)
 
 
 def test_every_stored_solution_that_is_known_to_pass_passes_its_public_tests(pool):
@@ -378,12 +378,12 @@ def test_every_stored_solution_that_is_known_to_pass_passes_its_public_tests(poo
     pytest.importorskip("pyarrow")
     from rlef_jax.data.problem_files import problems
 
-    known = json.loads((folder / "solution_check.json").read_text())
+    expected = json.loads((folder / "solution_check.json").read_text())
     stored = [
         p
         for path in sorted(folder.glob("*.parquet"))
         for p in problems(str(path), runner_of(pool))
-        if known.get(p.name) == "pass"
+        if expected.get(p.name) == "pass"
     ]
     assert len(stored) > 150
     futures = [(p, pool.run(p.solutions[0], p.public_tests, limits_for(p, Limits(wall_s=60.0)))) for p in stored]

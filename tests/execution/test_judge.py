@@ -1,4 +1,4 @@
-"""The matching rules of the paper's judge, case by case and against a second statement of them."""
+"""The matching rules of the paper's judge, by cases and against an independent implementation."""
 
 import math
 
@@ -33,7 +33,7 @@ DIFFERENT = [
     ("0.00001", "0"),  # the tolerance is strict
     ("nan 1", "nan 1.0"),  # not equal as lists, and nan is near nothing
     ("inf 1", "inf 1.0"),
-    ("1_0", "10"),  # what Python's float() takes and a C++ judge doesn't
+    ("1_0", "10"),  # Python's float() accepts these, a C++ judge doesn't
     ("١", "1"),
     ("0x10", "16"),
     ("+-5", "-5"),

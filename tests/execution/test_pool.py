@@ -56,7 +56,7 @@ def test_the_program_of_a_request_is_the_one_that_runs(run):
         ("", ""),
         ("print(2)", "2"),
     ]:
-        for _ in range(3):  # both workers have seen something else before
+        for _ in range(3):  # both workers have run another program before
             (result,) = run(program, ("", output or ""))
             assert result.status is (Status.SYNTAX_ERROR if output is None else Status.PASSED)
 
@@ -66,7 +66,7 @@ def test_a_killed_worker_changes_no_result(interpreter):
     with ExecutionPool(1, interpreter) as own:
         future = own.run(slow, TESTS, Limits(wall_s=70.0, memory_bytes=256 << 20))
         assert is_running("rlef-slow-1")
-        time.sleep(0.5)  # into the test that sleeps
+        time.sleep(0.5)  # during the test that sleeps
         for pid in own.worker_pids():
             os.kill(pid, signal.SIGKILL)
         results = future.result(timeout=60)
@@ -101,7 +101,7 @@ def test_an_interpreter_that_does_not_run_is_an_infrastructure_error(tmp_path):
 
 
 def test_close_leaves_no_process_or_thread_behind(interpreter):
-    before, threads = descendants(), threading.active_count()
+    old_threads, threads = descendants(), threading.active_count()
     own = ExecutionPool(2, interpreter)
     own.run("import os\nopen('x', 'w').close()\nos.fork()", TESTS, LIMITS).result(timeout=60)
     running = [own.run("import time; time.sleep(60)", TESTS, Limits(wall_s=70.0)) for _ in range(2)]
@@ -109,7 +109,7 @@ def test_close_leaves_no_process_or_thread_behind(interpreter):
     while not all(f.running() for f in running):
         time.sleep(0.01)
     time.sleep(0.2)
-    assert len(descendants() - before) >= 4  # workers and programs
+    assert len(descendants() - old_threads) >= 4  # workers and programs
     own.close()
     own.close()
     assert waiting.cancelled()
@@ -118,9 +118,9 @@ def test_close_leaves_no_process_or_thread_behind(interpreter):
     with pytest.raises(PoolClosedError):
         own.run(DOUBLE, TESTS, LIMITS)
     deadline = time.monotonic() + 5
-    while descendants() - before and time.monotonic() < deadline:
+    while descendants() - old_threads and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert not descendants() - before
+    assert not descendants() - old_threads
     assert threading.active_count() == threads
 
 

@@ -1,4 +1,4 @@
-"""What the pool promises beyond right results: back-pressure, fairness, cancellation, nothing left behind."""
+"""Guarantees of the pool besides correct results: back-pressure, fairness, cancellation, cleaning up."""
 
 import concurrent.futures
 import os
@@ -147,11 +147,11 @@ def test_nothing_is_left_when_the_pools_process_ends(number):
             assert p.stdout.readline() == "ready\n"
             assert wait_until(lambda: len(processes_called(name)) >= 2)
             family = tree([p.pid])
-            made = cgroups_of(p.pid)
+            cgroups = cgroups_of(p.pid)
             if isinstance(trial(Level.FULL, find_python("3.10")), str):
-                assert not made
+                assert not cgroups
             else:
-                assert made
+                assert cgroups
         finally:
             p.send_signal(number)
     assert wait_until(lambda: not processes_called(name), 10)
@@ -160,26 +160,26 @@ def test_nothing_is_left_when_the_pools_process_ends(number):
 
 
 def test_close_leaves_no_descriptor_and_no_cgroup(interpreter):
-    ExecutionPool(1, interpreter).close()  # what the first one loads and caches
-    before = len(os.listdir("/proc/self/fd"))
+    ExecutionPool(1, interpreter).close()  # after the first pool has loaded and cached everything
+    old_descriptors = len(os.listdir("/proc/self/fd"))
     with ExecutionPool(2, interpreter) as own:
         own.run(ECHO, cases(1), LIMITS).result(60)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) == old_descriptors
     assert not cgroups_of(os.getpid())
 
 
 def test_a_pool_sweeps_what_a_killed_janitor_could_not(interpreter):
-    if isinstance(found := trial(Level.FULL, interpreter), str):
-        pytest.skip(f"no cgroups here: {found}")
+    if isinstance(reason := trial(Level.FULL, interpreter), str):
+        pytest.skip(f"no cgroups here: {reason}")
     from rlef_jax.execution import cgroups
 
-    made = [
+    groups = [
         pathlib.Path(f).parent / "rlef-1-0-5" for f in cgroups.folders(5)
-    ]  # of process 1, but not of this one's start
-    for folder in made:
+    ]  # process 1 exists, but with another start time
+    for folder in groups:
         folder.mkdir()
     ExecutionPool(1, interpreter).close()
-    assert not any(folder.exists() for folder in made)
+    assert not any(folder.exists() for folder in groups)
 
 
 def test_a_level_can_be_required(interpreter):
@@ -200,9 +200,9 @@ def test_a_level_that_cannot_be_had_is_refused_with_the_reason():
         "ExecutionPool(1, find_python('3.10'), require='namespaces')"
     )
     command = [sys.executable, "-m", "tests.helpers.as_user", "65534", sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode != 0
-    assert "isolation 'namespaces' is not available: full: users other than one's own take root" in done.stderr
+    process = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert process.returncode != 0
+    assert "isolation 'namespaces' is not available: full: users other than one's own take root" in process.stderr
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
@@ -214,10 +214,10 @@ def test_training_does_not_start_without_the_level_that_its_config_requires():
     ]
     command = [sys.executable, "-m", "rlef_jax.train", *arguments]
     command = [sys.executable, "-m", "tests.helpers.as_user", "65534", *command]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
+    process = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 2 and "Traceback" not in process.stderr
     reason = "execution.require_isolation: isolation 'namespaces' is not available: full: users other than one's own"
-    assert reason in done.stderr
+    assert reason in process.stderr
 
 
 @pytest.mark.parametrize("level", list(Level))

@@ -1,4 +1,4 @@
-"""A program is what it would be in a file of its own: nothing that a reader, a benchmark or a judge adds changes it."""
+"""A program runs as in its own file: texts that readers, benchmarks or the judge add don't change it."""
 
 import json
 

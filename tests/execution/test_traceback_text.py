@@ -1,4 +1,4 @@
-"""Stack traces as the model reads them, golden texts, and the same under this Python and the judge's."""
+"""Stack traces for feedback: golden texts, equal under this Python and the judge's."""
 
 import textwrap
 

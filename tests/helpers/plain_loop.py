@@ -27,7 +27,7 @@ def main(workdir: Path, iterations: int) -> None:
         for step in range(iterations):
             sampler.set_weights(state.params["policy"], int(state.step))
             problems = training_problems(Source.of(config), config.data.train_split, config.seed, step, p.rollouts)
-            settings = rollout_settings(config, policy.chat, config.episode.feedback, evaluation=False)
+            settings = rollout_settings(config, policy.chat.stop_ids, config.episode.feedback, evaluation=False)
             episodes = collect(sampler, policy.chat, pool, problems, seed=config.seed, step=step, settings=settings)
             shape = dict(buckets=tuple(p.buckets), rows=p.microbatch_rows, max_turns=config.episode.max_turns)
             parts = split_updates(episodes, p.updates, seed=config.seed, step=step)

@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from typing import Any
 
 from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.sampling.request import Sample, SamplingConfig
@@ -39,6 +40,9 @@ class ScriptedSampler:
         self._script = script
         self._began = time.perf_counter()
         self._tokens = 0
+
+    def set_weights(self, params: Any, version: int) -> None:
+        """Nothing that it writes depends on weights."""
 
     def session(self, on_compile: Callable[[int, int], None] | None = None) -> ScriptedSampler:
         return self

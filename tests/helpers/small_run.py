@@ -129,4 +129,4 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 def leftovers(workdir: Path) -> list[str]:
     """What a run must not leave behind: half-written files."""
-    return [str(p) for p in workdir.rglob("*") if p.name.endswith((".part", ".partial")) or "checkpoint-tmp" in p.name]
+    return [str(p) for p in workdir.rglob("*") if p.name.endswith(".part") or "checkpoint-tmp" in p.name]

@@ -1,4 +1,4 @@
-"""n@k against enumeration, and the report against counts made by hand."""
+"""n@k against enumeration, and the summary against hand-made counts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rlef_jax.types import Episode, Problem, Status, TestCase, TestResult, Turn,
 
 
 def enumerated(samples: int, public: int, correct: int, n: int, k: int) -> float:
-    """n@k by walking through all draws of k and all choices of n among those that pass the public tests."""
+    """n@k by enumerating all draws of k and all choices of n among those that pass the public tests."""
     kinds = ["right"] * correct + ["passes"] * (public - correct) + ["fails"] * (samples - public)
     chances = []
     for draw in itertools.combinations(range(samples), k):
@@ -39,8 +39,8 @@ def test_n_at_k_is_the_enumeration(data):
 
 
 def test_n_at_k_by_hand():
-    assert n_at_k(10, 4, 3, n=1, k=1) == pytest.approx(0.3)  # 1@1 is the share of right samples
-    assert n_at_k(2, 2, 1, n=1, k=2) == pytest.approx(0.5)  # selection can't tell the two apart
+    assert n_at_k(10, 4, 3, n=1, k=1) == pytest.approx(0.3)  # 1@1 is the share of correct samples
+    assert n_at_k(2, 2, 1, n=1, k=2) == pytest.approx(0.5)  # the public tests can't distinguish the two
     assert n_at_k(2, 1, 1, n=1, k=2) == pytest.approx(1.0)  # the public tests can
     assert n_at_k(200, 100, 50, n=10, k=33) == pytest.approx(1 - 2**-10, abs=1e-3)
     assert mean_n_at_k([(2, 1, 1), (2, 0, 0)], 1, 2) == pytest.approx(0.5)
@@ -63,7 +63,7 @@ def test_impossible_counts_are_refused(counts):
 
 
 def episode(outcomes: str, end: str, *, name: str = "p", index: int = 0) -> Episode:
-    """One letter a turn: f = fails a public test, n = no code, h = passes public, fails hidden, r = right."""
+    """One letter per turn: f = fails a public test, n = no code, h = passes public, fails hidden, r = correct."""
 
     def verdict(letter: str) -> Verdict:
         if letter == "n":
@@ -133,9 +133,9 @@ def test_unfinished_or_unjudged_is_refused():
 def test_resamplings_that_miss_what_counts_give_no_interval():
     episodes = [episode("fr", "public_passed", name="z")]
     episodes += [episode("r", "public_passed", name=str(i)) for i in range(20)]
-    found = [summarise(episodes, bootstrap_samples=1, seed=seed) for seed in range(10)]
-    assert all(s["repaired_at_2"] == 100.0 for s in found)
-    intervals = [s["repaired_at_2_ci"] for s in found]
+    summaries = [summarise(episodes, bootstrap_samples=1, seed=seed) for seed in range(10)]
+    assert all(s["repaired_at_2"] == 100.0 for s in summaries)
+    intervals = [s["repaired_at_2_ci"] for s in summaries]
     assert None in intervals and [100.0, 100.0] in intervals
 
 
@@ -152,7 +152,7 @@ def test_an_infra_error_leaves_its_problem_out_of_n_at_k():
     rollouts = [episode("r", "public_passed", name="a"), broken]
     rollouts += [episode("fff", "turn_limit", name="b"), episode("r", "public_passed", name="b")]
     assert n_at_k_percent(rollouts, 1, 6, turns=3) == (pytest.approx(100.0), 1)  # a has one judged rollout of two
-    assert n_at_k_percent(rollouts, 1, 3, turns=3) == (pytest.approx(75.0), 0)  # of one: nobody is left out
+    assert n_at_k_percent(rollouts, 1, 3, turns=3) == (pytest.approx(75.0), 0)  # one rollout needed: none is left out
     assert n_at_k_percent([broken, *rollouts[2:]], 1, 3, turns=3)[1] == 1  # a has none at all
     with pytest.raises(ValueError, match="none of 1 problems has 2 judged rollouts"):
         n_at_k_percent(rollouts[:2], 1, 6, turns=3)

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlef_jax.model import attention
 from rlef_jax.model.attention import row_attention
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -28,13 +27,14 @@ def inputs(length):
 
 
 @pytest.mark.parametrize("kind", ["blocks", "dot_product"])
-@pytest.mark.parametrize("block", [4, 128])
-def test_values_and_gradients_are_those_of_the_formula(monkeypatch, kind, block):
-    monkeypatch.setattr(attention, "_QUERY_BLOCKS", (block, block))
-    arrays = inputs(11)
-    segments = np.ones((2, 11), np.int32)
+@pytest.mark.parametrize("length", [11, 77])
+def test_values_and_gradients_are_those_of_the_formula(kind, length):
+    """In one block of queries, and in three of which the last is short; segments span blocks."""
+    arrays = inputs(length)
+    segments = np.ones((2, length), np.int32)
     if kind == "blocks":
-        segments = np.array([[1] * 5 + [2] * 3 + [3] * 2 + [0], [1] * 9 + [0] * 2], np.int32)
+        of_eleven = np.array([[1] * 5 + [2] * 3 + [3] * 2 + [0], [1] * 9 + [0] * 2], np.int32)
+        segments = np.repeat(of_eleven, length // 11, axis=1)
     weights = jnp.asarray(np.random.default_rng(1).standard_normal(arrays[0].shape), jnp.float32)
     run = row_attention(jnp.asarray(segments), kind)
     results = []

@@ -17,7 +17,7 @@ from rlef_jax.model.hf_export import tensor_reader, write_model
 from rlef_jax.model.pretrained import HFFolder, load_pretrained
 from rlef_jax.model.transformer import ModelConfig
 from tests.helpers.hf_folder import write_folder
-from tests.model.test_gguf import write_gguf
+from tests.model.test_gguf_file import write_gguf
 from tests.parity import cases
 
 SMALL = ModelConfig(vocab_size=5, d_model=8, n_layers=1, n_heads=1, n_kv_heads=1, d_head=8, d_ff=8)

@@ -20,7 +20,7 @@ from rlef_jax.model.weights import save_params
 from rlef_jax.training.build import build_policy
 from tests.helpers.byte_bpe import TEMPLATES, write_tokenizer
 from tests.helpers.hf_folder import write_folder
-from tests.model.test_gguf import write_gguf
+from tests.model.test_gguf_file import write_gguf
 from tests.parity import cases
 
 UP = "model.layers.1.mlp.up_proj.weight"

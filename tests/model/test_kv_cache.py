@@ -7,6 +7,7 @@ import pytest
 from rlef_jax.model import kv_cache
 from rlef_jax.model.parameters import init_params
 from rlef_jax.model.transformer import ModelConfig, forward
+from tests.model.test_transformer import FirstApart
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -24,26 +25,27 @@ def full_of_garbage(capacity):
     return jax.tree.map(lambda a: np.full(a.shape, 9.0, np.float32), cache)
 
 
-@pytest.mark.parametrize("capacity", [15, SLOTS])
-def test_chunks_and_steps_equal_one_pass(params, capacity):
+@pytest.mark.parametrize("capacity, kind", [(15, ModelConfig), (SLOTS, ModelConfig), (15, FirstApart)])
+def test_chunks_and_steps_equal_one_pass(params, capacity, kind):
     """Rows of different lengths, prefilled in two chunks each by another order of rows; stale slots hold garbage."""
+    cfg = kind(**CFG.__dict__)
     tokens = np.random.default_rng(0).integers(0, 19, (ROWS, 20)).astype(np.int32)
     positions = np.broadcast_to(np.arange(20), (ROWS, 20))
-    expected = jax.jit(forward, static_argnums=1)(params, CFG, tokens, positions, np.ones_like(tokens))
+    expected = jax.jit(forward, static_argnums=1)(params, cfg, tokens, positions, np.ones_like(tokens))
     prefill = jax.jit(kv_cache.prefill, static_argnames=("cfg", "capacity"))
     decode_step, flush = jax.jit(kv_cache.decode_step, static_argnames="cfg"), jax.jit(kv_cache.flush)
-    apart, cache = kv_cache.unstack(params, CFG), full_of_garbage(SLOTS)
+    apart, cache = kv_cache.unstack(params, cfg), full_of_garbage(SLOTS)
     lengths = np.zeros(ROWS, np.int32)
     for counts, looked_at in [((5, 2, 3), 0), ((1, 4, 0), 5)]:
         order = np.array([2, 0, 1], np.int32)
         chunk = np.stack([np.pad(tokens[r, lengths[r] : lengths[r] + counts[r]], (0, 5 - counts[r])) for r in order])
-        cache = prefill(apart, CFG, cache, order, chunk, lengths[order], capacity=looked_at)
+        cache = prefill(apart, cfg, cache, order, chunk, lengths[order], capacity=looked_at)
         lengths = lengths + np.array(counts, np.int32)
     for _ in range(2):
         seen, tail = kv_cache.first_slots(cache, capacity), full_of_garbage(TAIL)
         for step in range(TAIL):
             at = lengths + step
-            hidden, tail = decode_step(apart, CFG, seen, tail, tokens[np.arange(ROWS), at], lengths, np.int32(step))
+            hidden, tail = decode_step(apart, cfg, seen, tail, tokens[np.arange(ROWS), at], lengths, np.int32(step))
             np.testing.assert_allclose(hidden, expected[np.arange(ROWS), at], atol=3e-4)
         cache, lengths = flush(cache, tail, lengths), lengths + TAIL
 

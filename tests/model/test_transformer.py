@@ -7,11 +7,19 @@ import pytest
 
 from rlef_jax.model.logp import token_logp
 from rlef_jax.model.parameters import init_params
-from rlef_jax.model.transformer import ModelConfig, forward, unembed
+from rlef_jax.model.transformer import LayerKind, ModelConfig, forward, unembed
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 CFG = ModelConfig(vocab_size=19, d_model=12, n_layers=2, n_heads=4, n_kv_heads=2, d_head=4, d_ff=20, rope_theta=50.0)
+
+
+class FirstApart(ModelConfig):
+    """The first layer's rotary embedding is another than the others'."""
+
+    @property
+    def layer_kinds(self):
+        return (LayerKind(self.rope_theta, None),) + (LayerKind(3.0, None),) * (self.n_layers - 1)
 
 
 jitted_forward = jax.jit(forward, static_argnums=1, static_argnames=("remat", "unroll"))
@@ -33,19 +41,20 @@ def reference_logits(params, cfg, tokens):
     def norm(x, scale):
         return x / np.sqrt((x**2).mean() + cfg.norm_eps) * scale
 
-    def rotate(x, position):
-        turned = (x[:half] + 1j * x[half:]) * np.exp(1j * position * cfg.rope_theta ** (-np.arange(half) / half))
+    def rotate(x, position, theta):
+        turned = (x[:half] + 1j * x[half:]) * np.exp(1j * position * theta ** (-np.arange(half) / half))
         return np.concatenate([turned.real, turned.imag])
 
     xs = [p["embed"][t] for t in tokens]
     for i in range(cfg.n_layers):
         layer = {name: a[i] for name, a in p["layers"].items()}
+        theta = cfg.layer_kinds[i].rope_theta
         normed = [norm(x, layer["attn_norm"]) for x in xs]
         for t in range(len(tokens)):
             for head in range(cfg.n_heads):
                 k, r = divmod(head, group)
-                query = rotate(normed[t] @ layer["qkv"][:, k, r], t)
-                keys = [rotate(normed[s] @ layer["qkv"][:, k, group], s) for s in range(t + 1)]
+                query = rotate(normed[t] @ layer["qkv"][:, k, r], t, theta)
+                keys = [rotate(normed[s] @ layer["qkv"][:, k, group], s, theta) for s in range(t + 1)]
                 scores = np.array([query @ key for key in keys]) / np.sqrt(cfg.d_head)
                 weights = np.exp(scores) / np.exp(scores).sum()
                 mixed = sum(w * (normed[s] @ layer["qkv"][:, k, group + 1]) for s, w in enumerate(weights))
@@ -73,6 +82,16 @@ def test_logits_are_the_references(tie):
     logits = unembed(params, cfg, run(params, cfg, tokens))
     expected = np.stack([reference_logits(params, cfg, row) for row in tokens])
     np.testing.assert_allclose(logits, expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("flags", [{}, {"unroll": False, "remat": "dots"}])
+def test_each_layer_is_of_its_own_kind(flags):
+    """As straight code, and as a scan of the first layer and one of the two others."""
+    cfg = FirstApart(**{**CFG.__dict__, "n_layers": 3})
+    params = sharp_params(cfg)
+    tokens = np.random.default_rng(5).integers(0, 19, (1, 9))
+    logits = unembed(params, cfg, run(params, cfg, tokens, **flags))
+    np.testing.assert_allclose(logits[0], reference_logits(params, cfg, tokens[0]), atol=5e-4)
 
 
 def test_token_logp_is_aligned_to_the_predicted_token():

@@ -1,4 +1,4 @@
-"""Reading compiled programs: a module written by hand, and one that XLA compiles."""
+"""Costs of compiled programs: of a hand-written module, and of one that XLA compiles."""
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +65,7 @@ def test_loops_count_as_often_as_they_run():
 
 
 def test_what_is_no_product_moves_its_arguments_and_results():
-    """Not the inside of a fusion, nor products and exchanges; of a stack that a loop fills, the slices."""
+    """Bodies of fusions, products and exchanges don't count; of a stack that a loop fills, only the slices."""
     x = jnp.ones((64, 32))
 
     def moved(function, *arguments):

@@ -1,4 +1,4 @@
-"""Run by test_critic_apart in a process with eight pretend devices: updates with policy and critic on one mesh or two.
+"""Run by test_update_critic_apart in a process with eight pretend devices: policy and critic on one mesh or on two.
 
 Argument: a folder for checkpoints. Prints one line of JSON.
 """

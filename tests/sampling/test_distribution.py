@@ -13,16 +13,18 @@ V = 7
 
 
 def reference_probs(logits, temperature, top_k, top_p):
-    """One row in float64, by sorting."""
+    """Probabilities of one row in float64, by sorting."""
     scaled = np.asarray(logits, np.float64) / temperature
     probs = np.exp(scaled - scaled.max())
     probs /= probs.sum()
     order = np.argsort(-probs, kind="stable")
-    kept = order[: top_k or V]
-    shares = np.cumsum(probs[kept]) / probs[kept].sum()
-    kept = kept[: next(i for i, share in enumerate(shares) if share >= top_p or i == len(kept) - 1) + 1]
+    kept_tokens = order[: top_k or V]
+    shares = np.cumsum(probs[kept_tokens]) / probs[kept_tokens].sum()
+    kept_tokens = kept_tokens[
+        : next(i for i, share in enumerate(shares) if share >= top_p or i == len(kept_tokens) - 1) + 1
+    ]
     out = np.zeros(V)
-    out[kept] = probs[kept]
+    out[kept_tokens] = probs[kept_tokens]
     return out / out.sum()
 
 
@@ -56,7 +58,7 @@ def test_temperature_zero_is_greedy_and_ties_are_kept():
 
 
 def test_each_row_has_settings_of_its_own():
-    """A row's weights are what it gets alone, and a row that cuts nothing gets the plain ones, bit for bit."""
+    """A row's weights equal those it gets alone; without top-k and top-p they equal the plain ones bit for bit."""
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(5, V)), jnp.float32) * 2
     temperature, top_k, top_p = jnp.array([1.0, 0.5, 0.0, 1.3, 1.0]), jnp.array([0, 2, 0, 0, 4]), jnp.ones(5) * 0.9
     top_p = top_p.at[0].set(1.0)
@@ -101,21 +103,21 @@ def test_draws_follow_the_distribution():
 
 
 def test_draws_follow_the_distribution_at_a_large_vocabulary():
-    """Chi-square of 400,000 draws at 49,152 tokens, those expected fewer than 20 times put together.
+    """Chi-square of 400,000 draws at 49,152 tokens; tokens expected fewer than 20 times are combined.
 
-    What a sum of squares over n classes may be at most: n + 4 sqrt(2 n), four standard deviations above its mean.
+    The bound for n classes is n + 4 sqrt(2 n), four standard deviations above the mean.
     """
     vocabulary, rows, repeats = 49152, 200, 2000
     logits = np.random.default_rng(0).normal(size=vocabulary) * 3.0
     probs = np.exp(logits - logits.max())
     probs /= probs.sum()
-    found = jnp.tile(weights(jnp.asarray(logits, jnp.float32)[None], jnp.ones(1)), (rows, 1))
-    draw = jax.jit(lambda key: inverse_cdf(found, jax.random.uniform(key, (rows,)))[0])
+    row_weights = jnp.tile(weights(jnp.asarray(logits, jnp.float32)[None], jnp.ones(1)), (rows, 1))
+    draw = jax.jit(lambda key: inverse_cdf(row_weights, jax.random.uniform(key, (rows,)))[0])
     keys = jax.random.split(jax.random.PRNGKey(1), repeats)
     counts = np.bincount(np.concatenate([np.asarray(draw(key)) for key in keys]), minlength=vocabulary)
     expected = rows * repeats * probs
     often = expected >= 20
-    seen = np.append(counts[often], counts[~often].sum())
+    observed = np.append(counts[often], counts[~often].sum())
     wanted = np.append(expected[often], expected[~often].sum())
     assert often.sum() > 1000
-    assert ((seen - wanted) ** 2 / wanted).sum() < len(seen) + 4 * np.sqrt(2 * len(seen))
+    assert ((observed - wanted) ** 2 / wanted).sum() < len(observed) + 4 * np.sqrt(2 * len(observed))

@@ -1,4 +1,4 @@
-"""Run by test_disjoint in a process with eight pretend devices: a run's episodes and weights, wherever its parts lie.
+"""Run by test_build_disjoint in a process with eight pretend devices: runs with their parts here and there.
 
 The trainer is on devices 0 to 3; sampler, reference and critic share its devices or have 4 to 7. One judge serves all
 runs. Argument: a folder for them. Prints one line of JSON.

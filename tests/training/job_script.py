@@ -1,4 +1,4 @@
-"""Run by test_local_job, once for each process of a job or alone: the gradients of a finished run's first update.
+"""Run by test_processes_local_job, in each process of a job or alone: the gradients of a run's first update.
 
 Usage: WORKDIR DATA OUTPUT. They are made from the run's own recorded rollouts, on `DATA` devices along the axis `data`.
 """

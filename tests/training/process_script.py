@@ -1,5 +1,6 @@
 """Run by test_processes, once for each process of a job: an update over all of them, and on the first one's device."""
 
+import dataclasses
 import json
 import os
 
@@ -7,12 +8,17 @@ import jax
 import numpy as np
 
 from rlef_jax import config as config_lib
+from rlef_jax.data.sources import training_problems
+from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.errors import ConfigError
 from rlef_jax.model.finite import check_params
 from rlef_jax.model.parameters import init_params
 from rlef_jax.model.sharding import make_mesh
-from rlef_jax.training.build import build_mesh, build_sampler_mesh
-from rlef_jax.training.processes import all_gather, find_job, is_first, join, on_this_process, share_of
+from rlef_jax.training.actor import LocalActor, RolloutRequest, shard_range
+from rlef_jax.training.build import build_mesh, build_pool, build_sampler_mesh, rollout_settings
+from rlef_jax.training.processes import all_gather, find_job, is_first, join, on_this_process
+from tests.helpers.scripted_sampler import ScriptedSampler
+from tests.helpers.tiny_tokenizer import tiny_tokenizer
 from tests.ppo import mesh_script
 from tests.ppo.conftest import random_episodes
 
@@ -35,6 +41,28 @@ def refusals():
     return said
 
 
+def random_feedback():
+    """Tokens of an iteration's episodes under random feedback, as one process makes them and as all of them do."""
+    config, chat = config_lib.load("configs/tiny.py"), ChatFormat(tiny_tokenizer())
+    settings = rollout_settings(config, chat.stop_ids, "random", evaluation=False)
+    settings = dataclasses.replace(settings, context=4096, max_failures=1, max_chars=40)
+
+    def find(request):
+        whole = training_problems("mini_contests", request.split, request.seed, request.step, request.count)
+        return whole[request.indexes.start : request.indexes.stop], whole
+
+    def made(indexes):
+        sampler = ScriptedSampler(chat, lambda index, turn: "```python\nprint('no')\n```")
+        actor = LocalActor(sampler, chat, pool, find)
+        actor.set_weights(None, 0)
+        request = RolloutRequest("train", 0, 1, count=6, indexes=indexes, settings=settings)
+        return [episode.token_ids for episode in actor.episodes(request).episodes]
+
+    with build_pool(config.execution) as pool:
+        parts = all_gather(made(shard_range(6, jax.process_index(), jax.process_count())))
+        return made(range(6)) if is_first() else None, [ids for part in parts for ids in part]
+
+
 def empty_update(learner, policy, batches):
     """(applied, step, the largest change of a weight) of an update in which nothing counts; and the next one's."""
     state = learner.init(jax.random.PRNGKey(0), policy)
@@ -53,13 +81,15 @@ def main():
     policy = init_params(jax.random.PRNGKey(1), mesh_script.CFG)
     episodes = random_episodes(13, vocab=16, seed=3)
     # As a run does: each process makes its share of the episodes, and all of them learn from all.
-    parts = all_gather([episodes[i] for i in share_of(len(episodes))])
+    own = shard_range(len(episodes), jax.process_index(), jax.process_count())
+    parts = all_gather([episodes[i] for i in own])
     together = [episode for part in parts for episode in part]
     mesh = make_mesh(data=2, fsdp=2)
     learner = mesh_script.make_learner(mesh)
     batches = mesh_script.prepared(learner, "packed", together, policy)
     found = mesh_script.outcome(learner, batches, policy)
     empty = empty_update(learner, policy, batches)
+    one, all_of_them = random_feedback()
     if is_first():
         alone = mesh_script.make_learner(make_mesh())
         expected = mesh_script.outcome(alone, mesh_script.prepared(alone, "whole", episodes, policy), policy)
@@ -67,6 +97,7 @@ def main():
             "processes": jax.process_count(),
             "shares": [len(part) for part in parts],
             "same_episodes": together == episodes,
+            "random_feedback": [one == all_of_them, len({tuple(ids) for ids in all_of_them})],
             "empty": empty,
             "refusals": refusals(),
             "devices": len({d.process_index for d in mesh.devices.flat}),

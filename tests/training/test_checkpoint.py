@@ -156,7 +156,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_last_good_one(tmp_path):
         [sys.executable, "-c", textwrap.dedent(program), str(tmp_path)], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 7, done.stderr
-    assert "could not be written" in done.stdout and "the last good one is 1" in done.stdout
+    assert "could not be written" in done.stdout and "the last good checkpoint is 1" in done.stdout
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.steps() == [1] and stored(checkpoints, 1) == {"good": True}
 

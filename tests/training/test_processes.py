@@ -77,6 +77,7 @@ def test_an_update_over_processes_equals_one_device(count):
     assert told["processes"] == told["devices"] == count
     assert sum(told["shares"]) == 13 and max(told["shares"]) - min(told["shares"]) <= 1
     assert told["same_episodes"]
+    assert told["random_feedback"] == [True, 6]
     keys = ["sampling.own_devices", "mesh.reference", "mesh.critic"]
     said = [f"config.{key}: not in a job of several processes, and this one has {count}" for key in keys for _ in "12"]
     assert [text.partition(": leave out")[0] for text in told["refusals"]] == said

@@ -1,8 +1,8 @@
-"""CodeContests (Li et al., 2022): built from its published files, then read at random.
+"""CodeContests (Li et al., 2022): built once from its published files, then read in random order.
 
     python -m rlef_jax.data.code_contests --source=FOLDER --output=FOLDER
 
 `release` reads the published forms, `examples` turns problems into records and back, `build` writes the shards,
-`reader` and `order` say which problem an episode gets, `judge_check` and `references` are about reference solutions.
-See docs/code_contests.md.
+`reader` and `order` select the problem of each episode, `judge_check` and `references` run the reference solutions to
+measure the judge's errors. See docs/code_contests.md.
 """

@@ -1,8 +1,8 @@
 """Builds CodeContests: python -m rlef_jax.data.code_contests --source=FOLDER --output=FOLDER
 
 SOURCE holds the release: the parquet files of deepmind/code_contests on Hugging Face (train-*.parquet, ...), or JSON
-lines of the ContestProblem proto (train.jsonl or .jsonl.gz, ...). Only some of the files will do: a split that
-isn't there isn't built. An interrupted build goes on where it stopped; one that is done prints its table again.
+lines of the ContestProblem proto (train.jsonl or .jsonl.gz, ...). Some of the files are enough: only their splits are
+built. The same command continues an interrupted build; for a finished one it prints the table again.
 
 Exit codes: 0 built, 1 it could not be written, 2 wrong usage or data, 75 stopped by Ctrl-C.
 """
@@ -21,7 +21,7 @@ from rlef_jax.progress import ProgressDisplay
 
 
 def main() -> None:
-    """Builds, and prints the table."""
+    """Builds the data set and prints the table of its counts."""
     parser = arguments.Parser(prog="python -m rlef_jax.data.code_contests", description=__doc__)
     parser.add_argument("--source", type=arguments.path, required=True, help="folder with the release")
     parser.add_argument(
@@ -39,13 +39,13 @@ def main() -> None:
             if getattr(args, name) < 0:
                 raise ConfigError(f"--{name}: 0 or more; it is {getattr(args, name)}")
         try:
-            found = build(
+            counts = build(
                 args.source, args.output, solutions=args.solutions, incorrect=args.incorrect,
                 report=lambda split, share: display.stage(f"{split} (%)", int(100 * share), 100),
             )  # fmt: skip
         except KeyboardInterrupt as error:
-            raise StoppedError("the same command goes on with the shards that lack") from error
-        display.message(table(found))
+            raise StoppedError("the same command goes on with the missing shards") from error
+        display.message(table(counts))
         display.message(f"{args.output}: built in {time.perf_counter() - began:.0f} s; set config.data.dir to it")
 
 

@@ -1,9 +1,9 @@
 """From the published files to a TFDS folder of ArrayRecord shards, without TensorFlow.
 
-TFDS's own writer needs TensorFlow for its shuffler once a split passes 1 GB, so the shards are written here, with its
-serializer, in the release's order (training shuffles what it reads: `order`). Each unit of the release becomes one
-shard, under the name of a .part until it is whole: a build that was interrupted goes on with the first shard that
-lacks, and ends with the same bytes.
+TFDS's own writer needs TensorFlow to shuffle a split larger than 1 GB. So shards are written here, with TFDS's
+serializer, in the release's order; training shuffles when it reads (`order`). Each unit of the release becomes one
+shard, named *.part until it is complete. An interrupted build continues with the first missing shard and ends with the
+same bytes.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from rlef_jax.data.code_contests import counts
 from rlef_jax.data.code_contests.examples import features, library, to_bytes
 from rlef_jax.data.code_contests.release import SPLITS, Unit, read, units
 from rlef_jax.errors import ConfigError
+from rlef_jax.files import replacing
 
 NAME = "code_contests"
-DONE = "dataset_info.json"  # TFDS's, written last
-PLAN = "build.json"  # what is built from what; at the end also its counts
-_COUNTS = "counts"  # folder of what each finished shard holds
+DONE = "dataset_info.json"  # TFDS's file, written last: it marks a finished build
+PLAN = "build.json"  # the sources and settings of the build; once finished also its counts
+_COUNTS = "counts"  # folder with the counts of each finished shard
 _FORMAT = 1
 
 type Report = Callable[[str, float], None]  # (split, share done)
@@ -33,33 +34,32 @@ type Report = Callable[[str, float], None]  # (split, share done)
 def build(
     source: Path, output: Path, *, solutions: int = 10, incorrect: int = 10, report: Report | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Builds the data set, or what is left of it. Returns each split's counts (see `counts`).
+    """Builds the data set, or the missing part of it. Returns {split: counts} (see `counts`).
 
     Args:
       source: a folder with the release.
       output: the data folder.
-      solutions, incorrect: Python 3 programs kept of a problem, at most.
-      report: called with a split's name and the share of it that is written.
+      solutions, incorrect: largest number of correct and incorrect Python 3 programs kept per problem.
+      report: called with a split's name and the fraction of it that is written.
 
-    Raises ConfigError where the source can't be read, or `output` holds something else; OSError where it can't be
-    written.
+    Raises ConfigError if the source can't be read or `output` holds something else, OSError if it can't be written.
     """
-    parts = units(source)
-    plan = _plan(parts, solutions, incorrect)
+    all_units = units(source)
+    plan = _plan(all_units, solutions, incorrect)
     _begin(output, plan)
-    found: dict[str, dict[str, Any]] = {}
-    for split in (s for s in SPLITS if any(unit.split == s for unit in parts)):
-        mine = [unit for unit in parts if unit.split == split]
+    splits: dict[str, dict[str, Any]] = {}
+    for split in (s for s in SPLITS if any(unit.split == s for unit in all_units)):
+        split_units = [unit for unit in all_units if unit.split == split]
         shards = []
-        for i, unit in enumerate(mine):
-            path = output / shard_name(split, i, len(mine))
-            tell = None if report is None else _scaled(report, split, i, len(mine))
-            shards.append(_shard(path, unit, solutions, incorrect, tell))
-        found[split] = _merged(shards)
+        for i, unit in enumerate(split_units):
+            path = output / shard_name(split, i, len(split_units))
+            report_shard = None if report is None else _scaled(report, split, i, len(split_units))
+            shards.append(_shard(path, unit, solutions, incorrect, report_shard))
+        splits[split] = _merged(shards)
         if report is not None:
             report(split, 1.0)
-    _finish(output, plan | {"splits": found})
-    return {split: held["counts"] for split, held in found.items()}
+    _finish(output, plan | {"splits": splits})
+    return {split: info["counts"] for split, info in splits.items()}
 
 
 def _scaled(report: Report, split: str, index: int, count: int) -> Callable[[float], None]:
@@ -67,7 +67,7 @@ def _scaled(report: Report, split: str, index: int, count: int) -> Callable[[flo
 
 
 def read_plan(folder: Path) -> dict[str, Any]:
-    """build.json of a finished build. Raises ConfigError, saying how to mend it, where there is none."""
+    """build.json of a finished build. Raises ConfigError if the build is missing, unfinished or damaged."""
     command = f"python -m rlef_jax.data.code_contests --source=FOLDER --output={folder}"
     if not (folder / PLAN).is_file():
         raise ConfigError(f"config.data.dir: no CodeContests in {str(folder)!r}; build it: {command}")
@@ -82,30 +82,30 @@ def read_plan(folder: Path) -> dict[str, Any]:
     raise ConfigError(f"config.data.dir: {folder} was built in another format; build it anew: {command}")
 
 
-def _plan(parts: Sequence[Unit], solutions: int, incorrect: int) -> dict[str, Any]:
+def _plan(all_units: Sequence[Unit], solutions: int, incorrect: int) -> dict[str, Any]:
     return {
         "format": _FORMAT,
         "solutions": solutions,
         "incorrect": incorrect,
-        "source": [[u.split, u.path.name, u.first, u.size] for u in parts],
+        "source": [[u.split, u.path.name, u.first, u.size] for u in all_units],
     }
 
 
 def _begin(output: Path, plan: dict[str, Any]) -> None:
-    """Raises ConfigError where the folder holds another build, or other files."""
+    """Prepares the output folder. Raises ConfigError if it holds another build or other files."""
     path = output / PLAN
     if path.is_file():
         try:
-            known = json.loads(path.read_text(encoding="utf-8"))
-            differ = [key for key in plan if known.get(key) != plan[key]]
+            old_plan = json.loads(path.read_text(encoding="utf-8"))
+            changed = [key for key in plan if old_plan.get(key) != plan[key]]
         except (ValueError, AttributeError, RecursionError) as error:
             raise ConfigError(f"{path} is not what a build wrote ({error}): delete {output} and build again") from error
-        if differ == ["source"] and not (output / DONE).is_file():
-            _forget(output, known["source"], plan["source"])
+        if changed == ["source"] and not (output / DONE).is_file():
+            _remove_changed_shards(output, old_plan["source"], plan["source"])
             _write(path, plan)
-        elif differ:
+        elif changed:
             raise ConfigError(
-                f"--output: {output} holds a build of another {differ[0]}: give another folder, or delete that one"
+                f"--output: {output} holds a build of another {changed[0]}: give another folder, or delete that one"
             )
         return
     if output.is_dir() and any(other.name != f"{PLAN}.part" for other in output.iterdir()):
@@ -114,9 +114,11 @@ def _begin(output: Path, plan: dict[str, Any]) -> None:
     _write(path, plan)
 
 
-def _forget(output: Path, before: Sequence[Any], now: Sequence[Any]) -> None:
-    """Removes the shards of an unfinished build whose source has changed since: a file was downloaded again."""
-    old, new = ({split: [unit for unit in units if unit[0] == split] for split in SPLITS} for units in (before, now))
+def _remove_changed_shards(output: Path, old_source: Sequence[Any], new_source: Sequence[Any]) -> None:
+    """Removes shards of an unfinished build whose source file has changed, such as one downloaded again."""
+    old, new = (
+        {split: [unit for unit in units if unit[0] == split] for split in SPLITS} for units in (old_source, new_source)
+    )
     for split in SPLITS:
         for i, unit in enumerate(old[split]):
             if len(old[split]) != len(new[split]) or unit != new[split][i]:
@@ -131,18 +133,18 @@ def shard_name(split: str, index: int, count: int) -> str:
 def _shard(
     path: Path, unit: Unit, solutions: int, incorrect: int, report: Callable[[float], None] | None
 ) -> dict[str, Any]:
-    """Writes a shard, if it isn't there; what it holds."""
-    counted = path.parent / _COUNTS / f"{path.name}.json"
+    """Writes a shard unless it exists. Returns its counts and positions."""
+    counts_path = path.parent / _COUNTS / f"{path.name}.json"
     if path.is_file():
-        with contextlib.suppress(OSError, ValueError):  # counts that are gone, or damaged: the shard is made again
-            return json.loads(counted.read_text(encoding="utf-8"))
-    (path.parent / DONE).unlink(missing_ok=True)  # of a build whose shard was deleted
+        with contextlib.suppress(OSError, ValueError):  # missing or damaged counts: write the shard again
+            return json.loads(counts_path.read_text(encoding="utf-8"))
+    (path.parent / DONE).unlink(missing_ok=True)  # of a finished build whose shard was deleted
     part = path.with_name(path.name + ".part")
-    held = _write_shard(part, unit, solutions, incorrect, report)
-    counted.parent.mkdir(exist_ok=True)
-    _write(counted, held)
-    os.replace(part, path)  # last: a shard under its own name is whole, and counted
-    return held
+    info = _write_shard(part, unit, solutions, incorrect, report)
+    counts_path.parent.mkdir(exist_ok=True)
+    _write(counts_path, info)
+    os.replace(part, path)  # last: a shard under its final name is complete and has counts
+    return info
 
 
 def _write_shard(
@@ -152,7 +154,7 @@ def _write_shard(
     total: dict[str, Any] = {"read": 0, "kept": 0}
     several: list[int] = []
     files: list[int] = []
-    writer = module.ArrayRecordWriter(str(path), "group_size:1")  # as TFDS: each record can be read by itself
+    writer = module.ArrayRecordWriter(str(path), "group_size:1")  # as TFDS does: each record can be read alone
     try:
         for problem, share in read(unit, solutions=solutions, incorrect=incorrect):
             total["read"] += 1
@@ -178,15 +180,15 @@ def _write_shard(
 
 
 def _merged(shards: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A split's counts, and the positions in it of problems that rules may leave out."""
+    """A split's counts, and its positions of the problems that exclusion rules select."""
     total: dict[str, Any] = {"read": 0, "kept": 0}
-    places: dict[str, list[int]] = {"several_answers": [], "files": []}
+    by_rule: dict[str, list[int]] = {"several_answers": [], "files": []}
     for shard in shards:
-        for kind, found in places.items():
-            found += [total["kept"] + place for place in shard[kind]]
+        for kind, positions in by_rule.items():
+            positions += [total["kept"] + place for place in shard[kind]]
         total = counts.added(total, shard["counts"])
     lengths = [shard["counts"]["kept"] for shard in shards]
-    return {"counts": total, "places": places, "shard_lengths": lengths}
+    return {"counts": total, "places": by_rule, "shard_lengths": lengths}
 
 
 def _finish(output: Path, plan: dict[str, Any]) -> None:
@@ -195,20 +197,20 @@ def _finish(output: Path, plan: dict[str, Any]) -> None:
         return
     tfds = library("tensorflow_datasets")
     _write(output / PLAN, plan)
-    # In a folder of its own first: these are several files, and the one that says "done" must come last.
+    # First into a separate folder: of these files, the one that marks a finished build must appear last.
     staging = output / "metadata.part"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
     infos = []
-    for split, held in plan["splits"].items():
-        lengths = held["shard_lengths"]
+    for split, info in plan["splits"].items():
+        lengths = info["shard_lengths"]
         template = tfds.core.ShardedFileTemplate(
             data_dir=output, dataset_name=NAME, split=split, filetype_suffix="array_record"
         )
         infos.append(tfds.core.SplitInfo(
-            name=split, shard_lengths=lengths, num_bytes=held["counts"].get("bytes", 0), filename_template=template
+            name=split, shard_lengths=lengths, num_bytes=info["counts"].get("bytes", 0), filename_template=template
         ))  # fmt: skip
-        for i in range(len(lengths)):  # TFDS looks at file names
+        for i in range(len(lengths)):  # TFDS checks that the shards' files exist
             (staging / shard_name(split, i, len(lengths))).touch()
     tfds.folder_dataset.write_metadata(
         data_dir=staging, features=features(), split_infos=infos, check_data=False,
@@ -222,9 +224,7 @@ def _finish(output: Path, plan: dict[str, Any]) -> None:
 
 
 def _write(path: Path, value: Any) -> None:
-    part = path.with_name(path.name + ".part")
-    with open(part, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
+    with replacing(path) as file:
+        file.write(json.dumps(value, indent=1).encode("utf-8"))
         file.flush()
         os.fsync(file.fileno())
-    os.replace(part, path)

@@ -1,4 +1,4 @@
-"""What a build counts, and the table that it ends with."""
+"""The counts of a build and the table that shows them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 from rlef_jax.types import Problem
 
-# Phrases by which a statement says that more than one output is right. The data has no flag for it, and its judge
-# compares with one expected output. The heuristic reads English only: it misses statements that say it otherwise, and
-# takes some that name an order or a choice that the tests then don't depend on.
+# Phrases of statements that accept more than one output. The data has no flag for this, and its judge compares with one
+# expected output. The heuristic knows English only. It misses statements in other words, and matches some whose tests
+# don't depend on the order or choice that they mention.
 _ANSWERS = r"(?:answers?|solutions?|outputs?|ways?|options?|results?|variants?|orders?|arrays?|strings?|sequences?)"
 _SEVERAL = re.compile(
     rf"(?:several|multiple|many|more than one|other)\s+(?:\w+\s+){{0,2}}{_ANSWERS}"
@@ -23,12 +23,12 @@ _SEVERAL = re.compile(
 
 
 def several_answers(description: str) -> bool:
-    """Whether the statement says that several outputs are right (a heuristic: see above)."""
+    """Whether the statement accepts several outputs (a heuristic: see above)."""
     return _SEVERAL.search(description) is not None
 
 
 def reason_to_drop(problem: Problem, split: str) -> str:
-    """Why training does without the problem (3.1); "" where it doesn't. Other splits keep all that can be judged."""
+    """Why the problem is left out, else "". Training needs public and private tests (3.1), other splits any test."""
     if not problem.tests:
         return "no tests"
     if split != "train":
@@ -38,7 +38,7 @@ def reason_to_drop(problem: Problem, split: str) -> str:
     return "" if problem.private_tests else "no private tests"
 
 
-# Facts about a problem that are counted, each with its line in the table.
+# Counted properties of a problem, each with its label in the table.
 _FACTS = {
     "no_time_limit": "without a time limit",
     "no_memory_limit": "without a memory limit",
@@ -53,7 +53,7 @@ _TESTS = ("public", "private", "generated")
 
 
 def count(problem: Problem, size: int) -> dict[str, Any]:
-    """The counts of one problem that is kept; `size` of its record in bytes."""
+    """The counts of one kept problem; `size` is its record's size in bytes."""
     tags = problem.tags
     facts = {
         "no_time_limit": problem.time_limit_s is None,
@@ -77,7 +77,7 @@ def count(problem: Problem, size: int) -> dict[str, Any]:
 
 
 def added(total: Mapping[str, Any], one: Mapping[str, Any]) -> dict[str, Any]:
-    """Two counts together: sums, but for the largest record and the most tests."""
+    """Two counts combined: the maximum of "largest" and "most_tests", the sum of all else."""
     result = dict(total)
     for key, value in one.items():
         if isinstance(value, Mapping):
@@ -100,11 +100,11 @@ def table(counts: Mapping[str, Mapping[str, Any]]) -> str:
         ("problems kept", [f"{c.get('kept', 0):,}" for c in counts.values()]),
         *((f"{kind} tests a problem", [_mean(c, kind) for c in counts.values()]) for kind in _TESTS),
         ("most tests of a problem", [f"{c.get('most_tests', 0):,}" for c in counts.values()]),
-        *((said, [f"{c.get('facts', {}).get(fact, 0):,}" for c in counts.values()]) for fact, said in _FACTS.items()),
+        *((label, [f"{c.get('facts', {}).get(fact, 0):,}" for c in counts.values()]) for fact, label in _FACTS.items()),
         ("MB serialised", [f"{c.get('bytes', 0) / 1e6:,.1f}" for c in counts.values()]),
         ("largest problem, MB", [f"{c.get('largest', 0) / 1e6:,.2f}" for c in counts.values()]),
     ]
-    return "\n".join(f"{said:<42}" + "".join(f"{cell:>12}" for cell in cells) for said, cells in rows)
+    return "\n".join(f"{label:<42}" + "".join(f"{cell:>12}" for cell in cells) for label, cells in rows)
 
 
 def _mean(counts: Mapping[str, Any], kind: str) -> str:

@@ -1,4 +1,4 @@
-"""A problem as a record of TFDS: the features, from a `Problem` to bytes, and from what TFDS reads back to a `Problem`.
+"""TFDS records of problems: the features, `Problem` to bytes, and a TFDS example back to a `Problem`.
 
 TFDS has no optional features: a time limit (nanoseconds) or memory limit of 0 stands for none. Text comes back as
 bytes.
@@ -21,7 +21,7 @@ _INTEGERS = ("cf_rating", "cf_contest_id")
 
 
 def library(name: str) -> Any:
-    """A module of TFDS or ArrayRecord. Raises ConfigError where it isn't installed."""
+    """Imports a module of TFDS or ArrayRecord. Raises ConfigError if it isn't installed."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -47,7 +47,7 @@ def _serializer() -> Any:
 
 
 def to_bytes(problem: Problem) -> bytes:
-    """The record. The tags must be those of `release`."""
+    """The serialised record. The problem must have the tags that `release` gives."""
     tags = problem.tags
     example: dict[str, Any] = {kind: _pairs(getattr(problem, kind)) for kind in _TESTS}
     example |= {name: _texts(getattr(problem, name)) for name in ("solutions", "incorrect_solutions")}
@@ -57,8 +57,8 @@ def to_bytes(problem: Problem) -> bytes:
     example["is_description_translated"] = tags["is_description_translated"]
     example["time_limit_ns"] = round((problem.time_limit_s or 0) * 1e9)
     example["memory_limit_bytes"] = problem.memory_limit_bytes or 0
-    # `features().encode_example` would be the same, three times slower on thousands of tests.
-    # Deterministic: a message's map has no order of its own, and differs from process to process.
+    # `features().encode_example` gives the same, three times slower with thousands of tests.
+    # deterministic: the order of a protobuf map otherwise differs between processes.
     return _serializer().get_tf_example(example).SerializeToString(deterministic=True)
 
 
@@ -68,12 +68,12 @@ def _pairs(tests: Sequence[TestCase]) -> dict[str, Any]:
 
 def _texts(texts: Sequence[str]) -> Any:
     numpy = library("numpy")
-    # Objects: an array of fixed-length bytes drops zeros at the end of a text.
+    # dtype object: an array of fixed-length bytes would drop trailing zeros of a text.
     return numpy.array([text.encode() for text in texts], dtype=object)
 
 
 def from_example(example: Mapping[str, Any], identity: str) -> Problem:
-    """The problem of what a TFDS data source gives. `identity` becomes its tag "id"."""
+    """The problem of an example from a TFDS data source. `identity` becomes its tag "id"."""
 
     def tests(kind: str) -> tuple[TestCase, ...]:
         entry = example[kind]

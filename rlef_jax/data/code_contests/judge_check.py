@@ -1,9 +1,9 @@
 """Runs reference solutions on their own tests: python -m rlef_jax.data.code_contests.judge_check --data=FOLDER
 
-How often the judge fails a program that is known to be right, and why: several answers are right and the data has one;
-the limits; Python 2 under a Python 3 label; files instead of standard input; a crash. Writes judge_check_SPLIT.json to
-the data folder, for config.data.exclude=("references_fail",) and for evaluation to print beside its scores.
-Interrupted, the same command goes on where it stopped.
+Measures how often the judge fails a program that is known to be correct, and why: the data has one of several right
+answers, the limits, Python 2 code labelled Python 3, files instead of standard input, a crash. Writes
+judge_check_SPLIT.json to the data folder. config.data.exclude=("references_fail",) reads it, and evaluation prints it
+beside its scores. The same command continues an interrupted check.
 
 Exit codes: 0 done, 1 it could not be written, 2 wrong usage or data, 75 stopped by Ctrl-C or SIGTERM.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import collections
 import json
-import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -30,6 +29,7 @@ from rlef_jax.execution.interpreter import InterpreterNotFoundError, find_python
 from rlef_jax.execution.isolation import IsolationError
 from rlef_jax.execution.pool import ExecutionPool, auto_workers
 from rlef_jax.execution.verdict import limits_for
+from rlef_jax.files import write_json
 from rlef_jax.progress import ProgressDisplay
 from rlef_jax.types import Limits, Problem, TestResult
 
@@ -45,44 +45,42 @@ def check(
     ahead: int,
     report: Callable[[int, int], None] | None = None,
 ) -> references.Report:
-    """Runs what hasn't been run yet, and writes the report.
+    """Runs the problems that haven't been run yet and writes the report.
 
     Args:
-      judged_with: what the results depend on; results kept under other values are dropped.
-      solutions: of a problem, at most.
-      limits: where the problem has none of its own.
-      ahead: problems that are in the pool at a time.
-      report: called with (problems done, all).
+      judged_with: the settings that results depend on; stored results with other settings are dropped.
+      solutions: largest number of solutions run per problem.
+      limits: for problems without limits of their own.
+      ahead: problems in the pool at a time.
+      report: called with (problems done, all problems).
 
-    Raises ConfigError where the data can't be read.
+    Raises ConfigError if the data can't be read.
     """
     problems = open_split(str(folder), split)
     journal = references.report_path(folder, split).with_suffix(".part.jsonl")
     header = {"judged_with": judged_with, "data": read_plan(folder)["source"], "problems": len(problems)}
-    known = _read_journal(journal, header)
-    with open(journal, "w", encoding="utf-8") as file:  # again, without a half line at its end
-        for line in (header, *([p.name, list(p.reasons)] for p in known)):
+    resumed = _read_journal(journal, header)
+    with open(journal, "w", encoding="utf-8") as file:  # rewritten without an incomplete last line
+        for line in (header, *([p.name, list(p.reasons)] for p in resumed)):
             file.write(json.dumps(line) + "\n")
-        found = list(known)
-        todo = (problems[i] for i in range(len(known), len(problems)))
+        checks = list(resumed)
+        todo = (problems[i] for i in range(len(resumed), len(problems)))
         for checked in _run(todo, pool, solutions, limits, ahead):
             file.write(json.dumps([checked.name, list(checked.reasons)]) + "\n")
             file.flush()
-            found.append(checked)
+            checks.append(checked)
             if report is not None:
-                report(len(found), len(problems))
-    made = references.Report(split, judged_with, tuple(found))
-    part = journal.with_suffix(".whole")
-    part.write_text(json.dumps(references.to_json(made), indent=1) + "\n")
-    os.replace(part, references.report_path(folder, split))
+                report(len(checks), len(problems))
+    result = references.Report(split, judged_with, tuple(checks))
+    write_json(references.report_path(folder, split), references.to_json(result))
     journal.unlink()
-    return made
+    return result
 
 
 def _run(
     problems: Iterator[Problem], pool: ExecutionPool, solutions: int, limits: Limits, ahead: int
 ) -> Iterator[Checked]:
-    """The problems' results in their order, `ahead` of them at work."""
+    """The problems' results, in order; up to `ahead` problems run at a time."""
     waiting: collections.deque[tuple[Problem, list[Future[tuple[TestResult, ...]]]]] = collections.deque()
 
     def take() -> Checked:
@@ -101,32 +99,32 @@ def _run(
 
 
 def _read_journal(path: Path, header: dict[str, Any]) -> list[Checked]:
-    """What an interrupted check has done; nothing if it was made of other data, or judged otherwise."""
+    """The results of an interrupted check; [] if its data or settings differ."""
     if not path.is_file():
         return []
     first, *rest = path.read_text(encoding="utf-8").split("\n")
-    found = []
+    checks = []
     try:
         if json.loads(first) != header:
             return []
-        for line in rest[:-1]:  # what follows the last line's end is empty, or half a line
+        for line in rest[:-1]:  # the text after the last newline is empty or an incomplete line
             name, reasons = json.loads(line)
-            found.append(Checked(name, tuple(reasons)))
+            checks.append(Checked(name, tuple(reasons)))
     except (ValueError, TypeError):
-        pass  # from there on it is run again
-    return found
+        pass  # problems from this line on are run again
+    return checks
 
 
 def table(report: references.Report) -> str:
-    """The report's counts for people."""
-    found = references.counts(report)
+    """The report's counts as a text table."""
+    totals = references.counts(report)
     lines = [f"{'':<24}{'problems':>10}{'solutions':>11}"]
     lines.append(
-        f"{'with a reference':<24}{found['problems'] - found['without_reference']:>10}{found['solutions']:>11}"
+        f"{'with a reference':<24}{totals['problems'] - totals['without_reference']:>10}{totals['solutions']:>11}"
     )
-    lines.append(f"{'none passes / failing':<24}{found['problems_failing']:>10}{found['solutions_failing']:>11}")
+    lines.append(f"{'none passes / failing':<24}{totals['problems_failing']:>10}{totals['solutions_failing']:>11}")
     for why in references.REASONS:
-        both = found["problems_failing_why"].get(why, 0), found["solutions_failing_why"].get(why, 0)
+        both = totals["problems_failing_why"].get(why, 0), totals["solutions_failing_why"].get(why, 0)
         if any(both):
             lines.append(f"  {why:<22}{both[0]:>10}{both[1]:>11}")
     return "\n".join(lines)
@@ -171,11 +169,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             }  # fmt: skip
             with ExecutionPool(workers, interpreter) as pool:
                 for split in [args.split] if args.split else splits:
-                    made = check(
+                    result = check(
                         args.data, split, pool, judged_with, solutions=args.solutions, limits=limits,
                         ahead=4 * workers, report=lambda done, total: display.stage("references", done, total),
                     )  # fmt: skip
-                    display.message(f"{split}\n{table(made)}\n{references.error_rate_line(args.data, split)}")
+                    display.message(f"{split}\n{table(result)}\n{references.error_rate_line(args.data, split)}")
         except KeyboardInterrupt as error:
             raise StoppedError("the same command goes on from there") from error
         except (InterpreterNotFoundError, IsolationError) as error:

@@ -1,7 +1,7 @@
-"""What became of the reference solutions on their own tests: the judge's own error rate.
+"""Results of the reference solutions on their problems' own tests: the judge's error rate.
 
-`judge_check` writes one report a split, judge_check_SPLIT.json in the data folder; `error_rate_line` sums it up for
-whoever prints a score.
+`judge_check` writes one report per split, judge_check_SPLIT.json in the data folder. `error_rate_line` summarises it
+in one line, which is printed beside scores.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _PYTHON2 = ("name 'raw_input'", "name 'xrange'", "name 'unicode'", "name 'reduce
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """A problem's references, run: `reasons` has PASSED or one of REASONS for each. Empty: it has none."""
+    """A problem's checked references: `reasons` has PASSED or one of REASONS per reference, () if it has none."""
 
     name: str
     reasons: tuple[str, ...]
 
     @property
     def fails(self) -> bool:
-        """Whether it has references and none passes: then nothing that the judge says of it is worth much."""
+        """Whether it has references and none passes, so that verdicts on this problem are unreliable."""
         return PASSED not in self.reasons and any(reason != "judge" for reason in self.reasons)
 
     @property
@@ -46,7 +46,7 @@ class Checked:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """A split's problems in its order, and how they were judged."""
+    """A split's checked problems in order, and the settings they were judged with."""
 
     split: str
     judged_with: Mapping[str, Any]
@@ -61,7 +61,7 @@ def reason(problem: Problem, results: Sequence[TestResult]) -> str:
     if failed.status is Status.INFRA_ERROR:
         return "judge"
     if failed.status is Status.SYNTAX_ERROR or any(name in failed.error for name in _PYTHON2):
-        return "python 2"  # labelled Python 3, and isn't
+        return "python 2"  # labelled Python 3 by mistake
     if problem.tags["input_file"] or problem.tags["output_file"]:
         return "files"
     if failed.status in _LIMITS:
@@ -72,12 +72,12 @@ def reason(problem: Problem, results: Sequence[TestResult]) -> str:
 
 
 def report_path(folder: Path, split: str) -> Path:
-    """Where a split's report lies."""
+    """The path of a split's report."""
     return folder / f"judge_check_{split}.json"
 
 
 def to_json(report: Report) -> dict[str, Any]:
-    """The report as it is written, with its counts in front for people."""
+    """The report as JSON; the counts, for human readers, come first."""
     return {
         "split": report.split,
         "judged_with": dict(report.judged_with),
@@ -87,14 +87,14 @@ def to_json(report: Report) -> dict[str, Any]:
 
 
 def read_report(folder: Path, split: str) -> Report | None:
-    """A split's report; None where there is none. Raises ConfigError where it can't be read."""
+    """A split's report; None if there is none. Raises ConfigError if it can't be read."""
     path = report_path(folder, split)
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        problems = tuple(Checked(name, tuple(reasons)) for name, reasons in found["problems"])
-        return Report(found["split"], found["judged_with"], problems)
+        content = json.loads(path.read_text(encoding="utf-8"))
+        problems = tuple(Checked(name, tuple(reasons)) for name, reasons in content["problems"])
+        return Report(content["split"], content["judged_with"], problems)
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{path} is no report of judge_check ({error!r}): delete it and run the check again"
@@ -102,7 +102,7 @@ def read_report(folder: Path, split: str) -> Report | None:
 
 
 def counts(report: Report) -> dict[str, Any]:
-    """Problems and solutions, how many fail, and why."""
+    """The numbers of problems and solutions, how many fail, and why."""
     outcomes = collections.Counter(problem.outcome for problem in report.problems)
     each = collections.Counter(reason for problem in report.problems for reason in problem.reasons)
     failing = sum(problem.fails for problem in report.problems)
@@ -118,18 +118,19 @@ def counts(report: Report) -> dict[str, Any]:
 
 
 def error_rate_line(folder: Path, split: str) -> str:
-    """One line to print beside every score on a split: how often the judge fails solutions known to be right."""
+    """One line to print beside scores on a split: how often the judge fails solutions known to be correct."""
     report = read_report(folder, split)
     if report is None:
         return (
             f"judge's own errors on {split}: not measured; do python -m rlef_jax.data.code_contests.judge_check"
             f" --data={folder} --split={split}"
         )
-    found = counts(report)
-    have = found["problems"] - found["without_reference"]
-    why = ", ".join(f"{count} {reason}" for reason, count in found["problems_failing_why"].items())
-    share = 100 * found["problems_failing"] / max(have, 1)
+    totals = counts(report)
+    count = totals["problems"] - totals["without_reference"]
+    why = ", ".join(f"{number} {reason}" for reason, number in totals["problems_failing_why"].items())
+    failing = totals["problems_failing"]
+    share = 100 * failing / max(count, 1)
     return (
-        f"judge's own errors on {split}: no reference solution passes on {found['problems_failing']} of {have} problems"
-        f" ({share:.1f} %{': ' + why if why else ''}); {found['without_reference']} have none"
+        f"judge's own errors on {split}: no reference solution passes on {failing} of {count} problems"
+        f" ({share:.1f} %{': ' + why if why else ''}); {totals['without_reference']} have none"
     )

@@ -1,8 +1,8 @@
-"""CodeContests as it is published, row by row: the parquet release, and JSON lines of the `ContestProblem` proto.
+"""Reads the published CodeContests row by row: the parquet release, or JSON lines of the `ContestProblem` proto.
 
-Both forms become `types.Problem`, and give equal ones. Of the solutions only those in Python 3 are kept. What has no
-field of its own goes to `Problem.tags`: source, difficulty, cf_tags, cf_rating, cf_contest_id, cf_index, input_file,
-output_file, is_description_translated.
+Both give equal `types.Problem`s. Only solutions in Python 3 are kept. Columns without a field in `Problem` go to
+`Problem.tags`: source, difficulty, cf_tags, cf_rating, cf_contest_id, cf_index, input_file, output_file,
+is_description_translated.
 
 Layout and numbering: https://github.com/google-deepmind/code_contests (contest_problem.proto), and the dataset card of
 deepmind/code_contests on Hugging Face.
@@ -32,15 +32,15 @@ _DIFFICULTIES = {name: i for i, name in enumerate((*_WORDS, *"ABCDEFGHIJK"))} | 
     letter: 19 + i
     for i, letter in enumerate("LMNOPQRSTUV")  # 18 is skipped in the proto
 }
-_BATCH_ROWS = 8  # of a row group that are held at a time: a row with all its solutions may have 100 MB
-_RANGE_BYTES = 256 << 20  # of a file of JSON lines, per unit
+_BATCH_ROWS = 8  # rows held in memory at a time: a row with all its solutions may have 100 MB
+RANGE_BYTES = 256 << 20  # size of a unit of a JSON lines file
 
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
     """A part of the release that is read, and written as a shard, in one go.
 
-    `first` is a parquet file's row group, or the first byte of a range of lines; `size` its share of the file in bytes.
+    `first` is a row group of a parquet file, or the first byte of a range of lines; `size` is the unit's size in bytes.
     """
 
     split: str
@@ -52,21 +52,21 @@ class Unit:
 def units(folder: Path) -> list[Unit]:
     """The parts of a folder's release, split by split and in the order of file names.
 
-    A file belongs to the split whose name is a word of its own. Raises ConfigError where there is nothing to read, or
-    both forms lie side by side.
+    A file belongs to the split whose name is a word of the file's name. Raises ConfigError if the folder has no such
+    file, or has both formats.
     """
     if not folder.is_dir():
         raise ConfigError(f"--source: no folder {str(folder)!r}")
     files = sorted(path for path in folder.iterdir() if path.name.endswith((".parquet", ".jsonl", ".jsonl.gz")))
-    of_split = {path: named for path in files if (named := _split_of(path.name))}
+    of_split = {path: split for path in files if (split := _split_of(path.name))}
     if not of_split:
         raise ConfigError(
             f"--source: {folder} has no file of CodeContests, such as train-00000-of-00039.parquet or train.jsonl"
         )
     if len({path.suffix == ".parquet" for path in of_split}) > 1:
         raise ConfigError(f"--source: {folder} has parquet files and JSON lines: give a folder with one of the two")
-    found = [unit for path, split in of_split.items() for unit in _parts(split, path)]
-    return sorted(found, key=lambda unit: SPLITS.index(unit.split))  # stable: files stay in their order
+    parts = [unit for path, split in of_split.items() for unit in _parts(split, path)]
+    return sorted(parts, key=lambda unit: SPLITS.index(unit.split))  # stable: files stay in their order
 
 
 def _split_of(name: str) -> str:
@@ -80,15 +80,15 @@ def _parts(split: str, path: Path) -> list[Unit]:
         groups = _opened(path).metadata.num_row_groups
         return [Unit(split, path, group, size // groups) for group in range(groups)]
     if foreign.is_gzipped(path):
-        return [Unit(split, path, 0, size)]  # can't be entered in the middle
-    starts = range(0, max(size, 1), _RANGE_BYTES)
-    return [Unit(split, path, start, min(_RANGE_BYTES, size - start)) for start in starts]
+        return [Unit(split, path, 0, size)]  # reading can't start in the middle of gzip
+    starts = range(0, max(size, 1), RANGE_BYTES)
+    return [Unit(split, path, start, min(RANGE_BYTES, size - start)) for start in starts]
 
 
 def read(unit: Unit, *, solutions: int, incorrect: int) -> Iterator[tuple[Problem, float]]:
-    """A unit's problems, each with the share of the unit that has been read.
+    """A unit's problems, each with the fraction of the unit read so far.
 
-    Args: solutions, incorrect: how many right and wrong programs to keep of a problem, at most, the first ones.
+    Args: solutions, incorrect: numbers of correct and incorrect programs to keep per problem (the first ones).
 
     Raises ConfigError for rows of another layout.
     """
@@ -105,9 +105,9 @@ def read(unit: Unit, *, solutions: int, incorrect: int) -> Iterator[tuple[Proble
 
 
 def parquet_problems(path: Path, group: int | None = None) -> Iterator[tuple[Problem, float]]:
-    """The problems of a parquet file, or of one of its row groups, with the share of rows read.
+    """The problems of a parquet file, or of one of its row groups, with the fraction of rows read so far.
 
-    Holds a few rows at a time. Raises ConfigError where it isn't a file of this release, or pyarrow isn't installed.
+    Holds a few rows at a time. Raises ConfigError if it isn't a file of this release, or pyarrow isn't installed.
     """
     file = _opened(path)
     groups = list(range(file.metadata.num_row_groups)) if group is None else [group]
@@ -120,10 +120,10 @@ def parquet_problems(path: Path, group: int | None = None) -> Iterator[tuple[Pro
     while True:
         with foreign.naming(path, f"row {done + 1} or after it"):
             batch = next(batches, None)
-            found = [] if batch is None else batch.to_pylist()
+            batch_rows = [] if batch is None else batch.to_pylist()
         if batch is None:
             return
-        for row in found:
+        for row in batch_rows:
             done += 1
             with foreign.naming(path, f"row {done}"):
                 problem = _from_row(row)
@@ -138,7 +138,7 @@ def _opened(path: Path) -> Any:
         raise ConfigError(f"{path}: parquet files take pyarrow: pip install 'rlef-jax[data]' ({error})") from error
     foreign.check(path)
     try:
-        # A buffer: pages are read as they are needed, or a column's whole chunk (all solutions) would be held.
+        # With a buffer, pages are read when needed; without, a column's whole chunk (all solutions) is held in memory.
         return pq.ParquetFile(path, buffer_size=1 << 20)
     except (pa.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
         raise ConfigError(f"{path}: not a parquet file ({foreign.cause(error)}): {foreign.AGAIN}") from error
@@ -170,8 +170,11 @@ def _from_row(row: Mapping[str, Any]) -> Problem:
 
 
 def parquet_difficulty(number: int, cf_index: str) -> str:
-    """The name of a difficulty. From 18 on, readers of the release disagree: its letters start there, or, as in the
-    proto, at 19. A Codeforces problem's own index (`cf_index`) is that letter, so it decides; without it the proto."""
+    """The name of a difficulty number.
+
+    Letters from L on start at 19 in the proto, but at 18 in some rows of the release. A Codeforces problem's `cf_index`
+    begins with that letter, so it decides; without it the proto's numbering holds.
+    """
     names = {value: name for name, value in _DIFFICULTIES.items()}
     if number >= 18 and cf_index and names.get(number + 1) == cf_index[0]:
         return cf_index[0]
@@ -179,7 +182,7 @@ def parquet_difficulty(number: int, cf_index: str) -> str:
 
 
 def time_limit_s(nanoseconds: int) -> float | None:
-    """Seconds; 0 stands for no limit."""
+    """Seconds; None for 0, which means no limit."""
     return nanoseconds / 1e9 if nanoseconds else None
 
 
@@ -218,16 +221,15 @@ def _problem(
 
 
 def _lines(unit: Unit) -> Iterator[tuple[Problem, float]]:
-    """The problems whose line begins in the unit."""
+    """The problems whose line begins in the unit, with the fraction of it read so far."""
     path, end = unit.path, None if foreign.is_gzipped(unit.path) else unit.first + unit.size
     with foreign.opened(path) as file:
         at = unit.first
         if unit.first:
             with foreign.naming(path):
                 file.seek(unit.first - 1)
-                at += (
-                    len(file.readline()) - 1
-                )  # the rest of the line that begins before the unit, which may be all of it
+                # Skip the rest of a line that begins before the unit; it may extend past the unit's end.
+                at += len(file.readline()) - 1
         while end is None or at < end:
             place = f"{path}: byte {at}"
             with foreign.naming(path, f"byte {at}"):
@@ -246,8 +248,10 @@ def _lines(unit: Unit) -> Iterator[tuple[Problem, float]]:
 
 
 def from_proto(message: Mapping[str, Any]) -> Problem:
-    """A problem from protobuf's JSON mapping of a `ContestProblem`: names in either spelling, enums as names or
-    numbers, 64-bit integers as strings, durations as "1.5s", absent fields at their defaults.
+    """A problem from protobuf's JSON mapping of a `ContestProblem`.
+
+    Field names may be in camelCase or snake_case, enums are names or numbers, 64-bit integers strings, durations text
+    such as "1.5s"; absent fields have their defaults.
 
     Raises ValueError, KeyError, TypeError or AttributeError for anything else.
     """
@@ -288,7 +292,7 @@ def _text(message: Mapping[str, Any], name: str) -> str:
 
 
 def _enum(value: Any, numbers: Mapping[str, int]) -> str:
-    """The name of an enum's value, given as its name or number; an absent one is 0."""
+    """The name of an enum's value, given as name or number; None means 0."""
     if isinstance(value, str):
         if value not in numbers:
             raise ValueError(f"{value!r} is none of {', '.join(numbers)}")

@@ -1,11 +1,11 @@
-"""MiniContests: the embedded default, a seeded generator of contest problems in the form of CodeContests.
+"""MiniContests: the built-in default data, a seeded generator of contest problems in the form of CodeContests.
 
     problem_at("train", seed, index)   a pure function
     eval_split("test_500")             the fixed problems of a split
 
-A statement of most problems leaves open how the output is meant, with five or six readings; the public tests beyond
-its example show which one holds. See `readings.py`, and `bounds.py` for what a player can reach with and without
-the feedback.
+Most statements are ambiguous about the output: they have five or six readings, and only the public tests after the
+example show which reading is correct. See `readings.py`, and `bounds.py` for the best possible scores with and without
+feedback.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from rlef_jax.types import Problem
 
 EVAL_SIZES = {"valid": 117, "test": 165, "test_500": 500, "held_out_families": 100}
 SPLITS = ("train", *EVAL_SIZES)
-# Which split a statement belongs to, by its hash modulo 20: no statement is in two splits.
+# A statement's split, by its hash modulo 20, so that no statement is in two splits.
 _BUCKETS = {"train": range(11), "valid": range(11, 14), "test": range(14, 17), "test_500": range(17, 20)}
 _EVAL_SEED = 2025
-_HELD_OUT_SHARE = 0.25  # of test_500: programs whose shape no training problem has
+_HELD_OUT_SHARE = 0.25  # part of test_500 whose programs have a shape that no training problem has
 
 
 def problem_at(split: str, seed: int, index: int, only: Sequence[str] = ()) -> Problem:
-    """The `index`-th problem of a split's endless stream: the same in every process.
+    """The `index`-th problem of a split's endless stream, the same in every process.
 
-    Args: only: families that problems may come from; none stands for all of the split's.
+    Args: only: families that problems may come from; empty means all of the split's.
 
     Raises:
       ValueError: for an unknown split, or families that the split doesn't have.
@@ -60,7 +60,7 @@ def problem_at(split: str, seed: int, index: int, only: Sequence[str] = ()) -> P
 
 @functools.lru_cache(maxsize=8)
 def eval_split(split: str) -> tuple[Problem, ...]:
-    """All problems of a fixed split, each statement once."""
+    """All problems of a fixed split, each statement once. Raises ValueError for another split."""
     if split not in EVAL_SIZES:
         raise ValueError(f"unknown split {split!r} of mini_contests: fixed ones are {', '.join(EVAL_SIZES)}")
     problems: dict[str, Problem] = {}

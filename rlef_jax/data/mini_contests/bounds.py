@@ -1,13 +1,13 @@
-"""What the best player can reach with and without feedback: exact enumeration over the readings.
+"""The best possible scores with and without feedback, by exact enumeration over the readings.
 
     python -m rlef_jax.data.mini_contests.bounds --split=test_500
 
-The player knows all but which reading of a statement is the right one (each as likely as the others), and answers with
-one of the readings' programs: no program is right under two readings, since telling tests give each another output.
+The player knows everything except which reading of a statement is correct (all are equally likely). Each response is
+the program of one reading. No program is correct for two readings, since some tests have a different output for each.
 
-    no_feedback  three responses, nothing is shown, no early stop; the last one is judged
-    pass_fail    passing the public tests ends the episode; otherwise only that it failed is known
-    full         the same, and the feedback text is shown
+    no_feedback  three responses without feedback or early stop; the last one is judged
+    pass_fail    passing the public tests ends the episode; otherwise the player knows only that it failed
+    full         as pass_fail, but the player also sees the feedback text
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MAX_TURNS = 3
 
 @dataclasses.dataclass(frozen=True)
 class Game:
-    """A problem as a game: entry [right][answer] for each right reading and each reading answered with."""
+    """A problem as a game: entries [right][answer], for each correct reading and each reading given as the answer."""
 
     public: tuple[tuple[bool, ...], ...]  # passes the public tests
     solved: tuple[tuple[bool, ...], ...]  # passes all tests
@@ -39,7 +39,7 @@ class Game:
 
 
 def game_of(problem: Problem) -> Game:
-    """Plays every reading against every other on the problem's own test inputs."""
+    """Runs every reading's program against every correct reading on the problem's test inputs."""
     programs = problem.tags["readings"]
     tests = stdin_tests(problem.public_tests + problem.hidden_tests)
     outputs = [[run_trusted(p, t.input).output for p in programs] for t in tests]
@@ -50,7 +50,7 @@ def game_of(problem: Problem) -> Game:
         public.append(tuple(all(p[:shown]) for p in passes))
         solved.append(tuple(all(p) for p in passes))
         public_tests = tuple(TestCase(t.input, outputs[i][right]) for i, t in enumerate(tests[:shown]))
-        asked = dataclasses.replace(problem, public_tests=public_tests)
+        variant = dataclasses.replace(problem, public_tests=public_tests)
         texts = []
         for answer, passed in enumerate(passes):
             results = tuple(
@@ -58,24 +58,24 @@ def game_of(problem: Problem) -> Game:
                 for i, ok in enumerate(passed[:shown])
             )
             failed = not all(passed[:shown])
-            texts.append(feedback_message(asked, Verdict(Status.WRONG_ANSWER, results)) if failed else "")
+            texts.append(feedback_message(variant, Verdict(Status.WRONG_ANSWER, results)) if failed else "")
         message.append(tuple(texts))
     return Game(tuple(public), tuple(solved), tuple(message))
 
 
 def best_without_feedback(game: Game) -> float:
-    """The chance of the best single answer: earlier responses change nothing."""
+    """The probability that the best single answer is correct: without feedback, earlier responses don't matter."""
     count = len(game.solved)
     return max(sum(game.solved[right][answer] for right in range(count)) for answer in range(count)) / count
 
 
 def best_with_stops(game: Game, *, shown: bool, turns: int = MAX_TURNS) -> float:
-    """The chance of the best adaptive player. `shown`: it reads the messages; else only that it failed."""
+    """The probability that the best adaptive player succeeds. `shown`: it sees the messages, else only pass or fail."""
     count = len(game.solved)
 
     @functools.cache
     def value(possible: frozenset[int], left: int) -> int:
-        """Readings among `possible` that the best player still solves in `left` responses."""
+        """The number of readings among `possible` that the best player solves with `left` more responses."""
         best = 0
         for answer in range(count):
             solved = sum(game.solved[r][answer] for r in possible if left == 1 or game.public[r][answer])
@@ -92,7 +92,7 @@ def best_with_stops(game: Game, *, shown: bool, turns: int = MAX_TURNS) -> float
 
 
 def bounds(problems: Sequence[Problem]) -> dict[str, float]:
-    """The three bounds on 1@3 in percent, and the share of problems that leave a reading open."""
+    """The three bounds on 1@3 and the share of ambiguous problems ("open"), in percent."""
     games = [game_of(p) for p in problems]
     scale = 100.0 / len(games)
     return {
@@ -108,10 +108,10 @@ def main() -> None:
     parser = arguments.Parser(description=__doc__)
     parser.add_argument("--split", default="test_500", choices=sorted(EVAL_SIZES))
     with errors_as_lines():
-        found = bounds(eval_split(parser.parse_args().split))
-        for name, percent in found.items():
+        percentages = bounds(eval_split(parser.parse_args().split))
+        for name, percent in percentages.items():
             print(f"{name:<12} {percent:6.2f} %")
-        print(json.dumps(found))
+        print(json.dumps(percentages))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""From a draft and a reading to a `Problem`: statement, tests that tell the readings apart, wrong solutions."""
+"""Builds a `Problem` from a draft and a reading: statement, tests that distinguish the readings, wrong solutions."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from rlef_jax.execution.judge import outputs_match
 from rlef_jax.types import Problem, TestCase
 
 FAMILIES: tuple[Family, ...] = LIST_FAMILIES + VALUE_FAMILIES
-TIME_LIMIT_S = 0.5  # honest programs need a hundredth of it; those that hit it run for ever
-OPEN_SHARE = 0.86  # of the problems whose output can be read in several ways
-_PUBLIC_CHARS = 34  # longer public tests would not leave room for three turns in 256 tokens
+TIME_LIMIT_S = 0.5  # correct programs need a hundredth of it; only endless ones reach it
+OPEN_SHARE = 0.86  # share of ambiguous statements among problems whose output has several readings
+_PUBLIC_CHARS = 34  # with longer public tests, three turns wouldn't fit in 256 tokens
 _ATTEMPTS = 40
 
-# Slips that turn a right program into a wrong one. The first that applies at a random place is taken.
+# (old, new) edits that make a correct program wrong; `slip` tries them in random order.
 _SLIPS = (
     (" > ", " >= "), (" < ", " <= "), (" == ", " != "), (" + ", " - "), (" - ", " + "), ("max(", "min("),
     ("min(", "max("), ("[0]", "[-1]"), ("[-1]", "[0]"), (" % ", " // "), (" // ", " % "), (" * ", " + "),
@@ -36,7 +36,7 @@ _MEMORY = ("m = [0] * 10 ** 10",)
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """A draft with its reading: everything about a problem but its tests."""
+    """A draft with its reading: a problem without its tests."""
 
     family: Family
     draft: Draft
@@ -45,18 +45,18 @@ class Spec:
     is_open: bool
 
     def program(self, reading: int, body: tuple[str, ...] | None = None) -> str:
-        """The program that takes the output in the `reading`-th way."""
+        """The program that prints the output by the `reading`-th reading."""
         lines = self.draft.layout.read + (self.draft.body if body is None else body)
         return "\n".join(lines + self.question.readings[reading].code)
 
     @property
     def programs(self) -> tuple[str, ...]:
-        """One program per reading; the statement leaves open which is right only if `is_open`."""
+        """One program per reading. If not `is_open`, the statement says which reading is correct."""
         return tuple(self.program(i) for i in range(len(self.question.readings)))
 
 
 def normalise(program: str) -> str:
-    """The program's syntax tree with names and constants taken out."""
+    """The program's syntax tree as text, without its names and constants."""
     tree = ast.parse(program)
     for node in ast.walk(tree):
         if isinstance(node, ast.Name):
@@ -75,7 +75,7 @@ def stable_hash(text: str) -> int:
 
 
 def structure_held_out(spec: Spec) -> bool:
-    """Whether no training problem has a program of this shape (its way of printing apart)."""
+    """Whether no training problem has a program of this shape; the lines that print are ignored."""
     if not spec.family.composed:
         return False
     return _shape_held_out(re.sub(r"\d+", "1", "\n".join(spec.draft.layout.read + spec.draft.body)))
@@ -87,7 +87,7 @@ def _shape_held_out(code: str) -> bool:
 
 
 def draw_spec(rng: Rng, families: Sequence[Family]) -> Spec:
-    """A family by weight, a draft of it, a question, a reading (uniform), open or stated."""
+    """Draws a family by weight, a draft, a question, a reading (uniformly), and whether the statement is ambiguous."""
     weights = [f.weight for f in families]
     family = families[int(rng.choice(len(families), p=[w / sum(weights) for w in weights]))]
     draft = family.draw(rng)
@@ -99,10 +99,10 @@ def draw_spec(rng: Rng, families: Sequence[Family]) -> Spec:
 
 
 def describe(spec: Spec, example: TestCase) -> str:
-    """The statement."""
-    said = "" if spec.is_open else spec.question.readings[spec.reading].words
+    """The statement's text."""
+    stated = "" if spec.is_open else spec.question.readings[spec.reading].words
     return (
-        f"{spec.draft.task}\n\nInput\n\n{spec.draft.layout.words}\n\nOutput\n\n{spec.question.text.format(said)}"
+        f"{spec.draft.task}\n\nInput\n\n{spec.draft.layout.words}\n\nOutput\n\n{spec.question.text.format(stated)}"
         f"\n\nExample\n\nInput\n\n{example.input}\n\nOutput\n\n{example.output}"
     )
 
@@ -118,7 +118,7 @@ class _Tester:
         self.right = spec.reading if spec.is_open else 0
 
     def outputs(self, size: int) -> tuple[str, list[str]] | None:
-        """An input and each reading's output on it; None where one of them fails or the text is too long."""
+        """(input, each reading's output on it); None if a reading fails or a text is too long."""
         text = self.spec.draft.layout.render(self.spec.draft.make_input(self.rng, size))
         results = run_readings(self.prefix, self.tails, text)
         if any(r.error for r in results) or (size < 2 and len(text) > _PUBLIC_CHARS):
@@ -127,7 +127,7 @@ class _Tester:
         return None if size < 2 and max(map(len, outputs)) > _PUBLIC_CHARS else (text, outputs)
 
     def find(self, sizes: Sequence[int], accept: Callable[[list[str]], bool], taken: set[str]) -> TestCase | None:
-        """A test with an input not taken yet whose outputs satisfy `accept`."""
+        """A test whose input isn't in `taken` and whose outputs satisfy `accept`; None after too many attempts."""
         for attempt in range(_ATTEMPTS):
             drawn = self.outputs(sizes[attempt % len(sizes)])
             if drawn is None or drawn[0] in taken or not accept(drawn[1]):
@@ -148,16 +148,16 @@ def _all_differ(outputs: list[str]) -> bool:
 
 
 def slip(spec: Spec, rng: Rng, tests: Sequence[TestCase], reading: int) -> str | None:
-    """A program with one slip in its computation that fails a public test; None where no slip shows."""
+    """A program with one slip in its computation that fails a public test; None if there is no such slip."""
     body = "\n".join(spec.draft.body)
     for i in rng.permutation(len(_SLIPS)):
         old, new = _SLIPS[i]
         if old not in body:
             continue
         program = spec.program(reading, tuple(body.replace(old, new, 1).split("\n")))
-        if "list(set(s))" in program:  # letters in the order of their hashes, which differ from process to process
+        if "list(set(s))" in program:  # the order of a set of str differs between processes
             continue
-        guard = "while" in program or ".append" in program  # only these can have become endless
+        guard = "while" in program or ".append" in program  # only these can have become endless by a slip
         results = [run_trusted(program, t.input, guard=guard) for t in tests]
         if any("Endless" in r.error for r in results):
             continue
@@ -172,12 +172,12 @@ def _fails(program: str, test: TestCase) -> bool:
 
 
 def _wrong_layout(spec: Spec) -> str:
-    """Reads the input as a single number: an exception on most layouts."""
+    """A program that reads the input as a single number, which raises on most layouts."""
     return "\n".join(("n = int(input())", "a = [n]") + spec.draft.body + spec.question.readings[spec.reading].code)
 
 
 def _incorrect(spec: Spec, rng: Rng, tests: Sequence[TestCase]) -> tuple[str, ...]:
-    """The other readings' programs, two with slips, one that breaks in another way."""
+    """Wrong programs: those of the other readings, up to two with slips, and one that crashes or never ends."""
     others = [p for i, p in enumerate(spec.programs) if i != spec.reading] if spec.is_open else []
     slips = [s for s in (slip(spec, rng, tests, spec.reading) for _ in range(2)) if s]
     broken = pick(rng, ("layout", "layout", "forever", "memory"))
@@ -190,10 +190,10 @@ def _incorrect(spec: Spec, rng: Rng, tests: Sequence[TestCase]) -> tuple[str, ..
 
 
 def build_problem(spec: Spec, rng: Rng, accept_description: Callable[[str], bool]) -> Problem | None:
-    """The problem of a spec, or None where its tests can't be made or its statement isn't accepted.
+    """The problem of a spec; None if its tests can't be generated or its statement isn't accepted.
 
-    The example is a case on which all readings agree, if the statement leaves the reading open; two more public
-    tests, and at least two hidden ones, give each reading a different answer.
+    If the statement is ambiguous, all readings agree on the example. On two more public tests and at least two hidden
+    ones, each reading has a different output.
     """
     tester, taken = _Tester(spec, rng), set[str]()
     example = tester.find((0, 1), _all_equal, taken) if spec.is_open else tester.find((1,), _all_differ, taken)

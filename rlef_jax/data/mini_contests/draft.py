@@ -1,8 +1,8 @@
-"""What a family of problems hands to the builder: words, code and a generator of inputs.
+"""Drafts of problems, which families pass to the builder: words, code and a generator of inputs.
 
 A draft is a problem without its reading: the statement's task, the lines that read the input and compute the
-answer, and the *kind* of that answer. The kind names the variable that the code leaves behind and, with it, the
-readings that are possible for the output (`readings.py`).
+answer, and the *kind* of that answer. The kind says in which variable the code leaves the answer and which readings of
+the output are possible (`readings.py`).
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 Rng = np.random.Generator
-# (rng, size) -> the values of the input; size 0 asks for a degenerate one, 1 for a small one, 2 for a larger one.
+# (rng, size) -> the values of an input; size is 0 for a degenerate one, 1 for a small one, 2 for a larger one.
 MakeInput = Callable[[Rng, int], Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How an input is laid out: in words, as the code that reads it, as text."""
+    """An input's format: described in words, read by code, rendered as text."""
 
     words: str
     read: tuple[str, ...]
@@ -29,7 +29,7 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class Draft:
-    """A problem but for its reading. `structure` names the program's shape, `constants` what varies inside it."""
+    """A problem without its reading. `structure` identifies the program's shape, `constants` are the values in it."""
 
     task: str
     layout: Layout
@@ -42,7 +42,7 @@ class Draft:
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """A kind of algorithm: `draw` makes a draft. `composed` families may hold single structures out of train."""
+    """A kind of algorithm: `draw` makes a draft. Some structures of `composed` families never occur in training."""
 
     name: str
     draw: Callable[[Rng], Draft]
@@ -102,7 +102,7 @@ QUERIES = Layout(
 
 
 def list_layout(rng: Rng) -> Layout:
-    """One of the layouts of a list, the common ones more often."""
+    """A random layout of a list, the common ones more often."""
     return LIST_LAYOUTS[int(rng.choice(4, p=(0.35, 0.35, 0.15, 0.15)))]
 
 

@@ -17,7 +17,7 @@ VOCAB_SIZE, PHRASES, PROBLEMS, SEED = 1088, 670, 2000, 7
 
 
 class _Texts:
-    """Stands where a chat format does, and keeps the texts."""
+    """Collects texts in place of a chat format (`dialogues.ChatLike`)."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []

@@ -1,11 +1,11 @@
-"""The readings of an output: what a statement can leave open, and how each reading is said and programmed.
+"""The readings of an output: the ways to understand an ambiguous statement, in words and as code.
 
-A *kind* is what the computation leaves behind (a list `v`, a number or nothing `r`, positions `p`, ...). For each
-kind there are one or more things a statement may leave open, each with five or six readings. A statement either
-says which one holds (`words`) or leaves it out; then the example shows a case where all readings agree, and only a
-failed test tells them apart. No program can satisfy two readings at once, since on such a test their outputs differ.
+A *kind* is the type of the computed answer (a list `v`, a number or nothing `r`, positions `p`, ...). For each kind
+there are one or more questions that a statement may leave open, each with five or six readings. A statement either
+says which reading is correct (`words`) or doesn't; then all readings agree on the example, and only a failed test
+shows the correct one. No program can satisfy two readings, since their outputs differ on such a test.
 
-Letter case is not among them: the judge of CodeContests compares without it.
+No reading is about letter case, which the judge of CodeContests ignores.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """One way to understand the output: `words` say it, `code` prints it."""
+    """One way to understand the output: `words` for the statement, and `code` that prints it."""
 
     words: str
     code: tuple[str, ...]
@@ -23,7 +23,7 @@ class Reading:
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """Something that a statement may leave open, with its readings. `surface`: seen in the expected output as such."""
+    """A question that a statement may leave open. `surface`: the expected output shows the answer directly."""
 
     name: str
     text: str

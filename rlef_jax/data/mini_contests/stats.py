@@ -1,6 +1,6 @@
 """Counts of MiniContests: python -m rlef_jax.data.mini_contests.stats --problems=20000
 
-Distinct training problems and programs, families, what is left open, and how the fixed splits relate to training.
+Distinct training problems and programs, families, ambiguous questions, and the overlap of fixed splits with training.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from rlef_jax.types import Problem
 
 
 def program_shapes(problems: Sequence[Problem]) -> set[str]:
-    """The problems' reference programs with names and constants normalised away."""
+    """The problems' reference programs without names and constants (`build.normalise`)."""
     return {normalise(p.solutions[0]) for p in problems}
 
 
 def statistics(train: Sequence[Problem]) -> dict[str, object]:
-    """The numbers; `train` is a sample of training problems."""
-    seen, statements = program_shapes(train), {p.description for p in train}
-    found: dict[str, object] = {
+    """Counts for a sample of training problems and for each fixed split."""
+    train_shapes, statements = program_shapes(train), {p.description for p in train}
+    counts: dict[str, object] = {
         "train_sampled": len(train),
         "train_distinct": len({(p.description, p.public_tests, p.hidden_tests) for p in train}),
         "train_statements": len(statements),
-        "train_program_shapes": len(seen),
+        "train_program_shapes": len(train_shapes),
         "train_families": len({p.tags["family"] for p in train}),
         "open_share": sum(p.tags["open"] for p in train) / len(train),
         "readings": dict(collections.Counter(len(p.tags["readings"]) for p in train if p.tags["open"])),
@@ -38,14 +38,14 @@ def statistics(train: Sequence[Problem]) -> dict[str, object]:
     }
     for split in EVAL_SIZES:
         problems = eval_split(split)
-        new = [p for p in problems if normalise(p.solutions[0]) not in seen]
-        found[split] = {
+        new = [p for p in problems if normalise(p.solutions[0]) not in train_shapes]
+        counts[split] = {
             "problems": len(problems),
             "statements_in_train": sum(p.description in statements for p in problems),
             "families": len({p.tags["family"] for p in problems}),
             "new_program_shape_share": len(new) / len(problems),
         }
-    return found
+    return counts
 
 
 def main() -> None:

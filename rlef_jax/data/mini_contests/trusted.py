@@ -1,6 +1,6 @@
-"""Runs our own generated programs in this process: thousands a second, for making tests and dialogues.
+"""Runs our own generated programs in this process, thousands per second, to make tests and dialogues.
 
-Never for a model's programs: those go to the sandboxed pool (`rlef_jax.execution`).
+Never use it for a model's programs: those run in the sandboxed pool (`rlef_jax.execution`).
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ def _compiled(program: str) -> CodeType:
 
 
 def run_trusted(program: str, text: str, *, guard: bool = False) -> TrustedResult:
-    """Runs `program` with `text` as standard input. It may use no more than `input` and `print` of the outside.
+    """Runs `program` with `text` as standard input. Of input and output it may use only `input` and `print`.
 
     Args:
-      guard: stop programs that may be endless, with an `Endless` exception (slows them twentyfold).
+      guard: stop endless programs with an `Endless` exception (makes programs 20 times slower).
     """
     return run_readings(program, ("",), text, guard=guard)[0]
 
 
 def run_readings(prefix: str, tails: tuple[str, ...], text: str, *, guard: bool = False) -> list[TrustedResult]:
-    """Runs programs that share all but their last lines: `prefix` once, then each of `tails` from there."""
+    """Runs programs that differ in their last lines only: `prefix` once, then each of `tails` with its variables."""
     lines = iter(text.split("\n"))
     printed: list[str] = []
 
@@ -63,7 +63,7 @@ def run_readings(prefix: str, tails: tuple[str, ...], text: str, *, guard: bool 
             printed.clear()
         return results
     except Exception as error:
-        sys.settrace(None)  # or the count would go on in the function that is called here
+        sys.settrace(None)  # otherwise the lines of format_exception would count too
         return [TrustedResult("".join(printed), format_exception(error, prefix))] * len(tails)
     finally:
         sys.settrace(None)
@@ -74,7 +74,7 @@ _MAX_LINES = 2000
 
 
 class Endless(Exception):
-    """Raised inside a program that has executed more lines than any of ours needs."""
+    """Raised inside a program that has executed more lines than any correct program of ours needs."""
 
 
 def _line_counter() -> Any:

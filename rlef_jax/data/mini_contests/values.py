@@ -49,8 +49,8 @@ _REDUCES = (
 
 def _reduce(rng: Rng) -> Draft:
     words, test, k, name = condition(rng)
-    what, code = pick(rng, _REDUCES)
-    return Draft(f"Of the numbers that {words}, {what}.", d.list_layout(rng),
+    task, code = pick(rng, _REDUCES)
+    return Draft(f"Of the numbers that {words}, {task}.", d.list_layout(rng),
                  (f"c = [x for x in a if {test}]", f"r = {code}"), "number", d.numbers(shortest=4),
                  f"{name}|{code}", (k,))  # fmt: skip
 

@@ -1,8 +1,8 @@
-"""The tiny model's tokenizer: SentencePiece trained on MiniContests, with its recurring phrases as single symbols.
+"""The tiny model's tokenizer: SentencePiece trained on MiniContests, with its frequent phrases as single symbols.
 
-A phrase is what stands between the parts that vary (digits, data, quoted constants). With the few hundred commonest
-ones as symbols, a dialogue of three turns fits 256 tokens. What varies is spelled in characters, so that a separator
-in an expected output and in a program is the same token.
+A phrase is the text between parts that vary (digits, data, quoted constants). With several hundred phrases as symbols,
+a dialogue of three turns fits in 256 tokens. The varying parts are spelled in characters, so that a separator is the
+same token in an expected output and in a program.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rlef_jax.dialog.tokenizer import BOS, CONTROL_SYMBOLS
 
 _SPACE_MARK = "\u2581"
 
-# Places between phrases: around digits and line ends, inside quotes and backticks, between a statement's clauses.
+# Boundaries of phrases: around digits and line ends, inside quotes and backticks, between a statement's clauses.
 _BOUNDARY = re.compile(
     r"""(?<=\d)|(?=\d)|(?<=\n)(?!\n)|(?<=[(\s,f]")|(?="[\s.),:\]])|(?<=`)(?!`|python)|(?<!`)(?=`[^`])"""
     r"""|(?<=\sthat\s)|(?<=,\s)|(?=\sand\s)|(?=\sfor\sx\sin)|(?<=\sif\s)|(?<=\{l\})|(?=\{r\})|(?=\swith\s)|(?=\sor\s)"""
@@ -28,7 +28,7 @@ _BOUNDARY = re.compile(
 
 
 def _quoted(kind: str) -> list[str]:
-    """The quoted constants in the programs of a kind of output: words and formats that readings differ in."""
+    """The quoted constants in the programs of an output kind: the words and formats in which its readings differ."""
     return [word for q in QUESTIONS[kind] for r in q.readings for word in re.findall(r'"([^"]+)"', "".join(r.code))]
 
 
@@ -62,15 +62,15 @@ WRAPPERS = (
 
 
 def phrases(texts: Iterable[str], count: int, least: int = 3) -> list[str]:
-    """The commonest phrases of `texts` with at least `least` characters, by the characters that each saves."""
-    seen: collections.Counter[str] = collections.Counter()
+    """The `count` phrases of `texts` (at least `least` characters each) that save the most characters as symbols."""
+    counts: collections.Counter[str] = collections.Counter()
     for text in texts:
         for part in _BOUNDARY.split(text):
             if len(part) >= least and not part.isdigit():
-                seen[part] += 1
-    ranked = sorted(seen, key=lambda p: (-seen[p] * (len(p) - 1), p))
-    # Without letters beyond those of the inputs' words it is data, which is to be spelled.
-    return [p for p in ranked if seen[p] > 3 and re.search(r"[d-zA-Z=\[\]{}]", p)][:count]
+                counts[part] += 1
+    ranked = sorted(counts, key=lambda p: (-counts[p] * (len(p) - 1), p))
+    # Input words use only the letters a, b, c: text without other letters is data, which is to be spelled.
+    return [p for p in ranked if counts[p] > 3 and re.search(r"[d-zA-Z=\[\]{}]", p)][:count]
 
 
 def train_tokenizer(texts: list[str], vocab_size: int, phrase_count: int) -> bytes:

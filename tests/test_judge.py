@@ -1,4 +1,4 @@
-"""`python -m rlef_jax.judge`: tables, JSON, exit codes, and what it says of wrong usage."""
+"""`python -m rlef_jax.judge`: tables, JSON, exit codes, and messages for wrong usage."""
 
 import json
 

@@ -25,8 +25,8 @@ ASKED = [
 ]
 
 
-def without(found, *names):
-    return {k: v for k, v in found.items() if k not in names}
+def without(results, *names):
+    return {k: v for k, v in results.items() if k not in names}
 
 
 def tokens(folder: Path):
@@ -43,18 +43,18 @@ def test_killed_and_started_again(tmp_path):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    there = len(list(first.parent.glob("*.gz")))
-    assert 2 <= there < 6 and not (tmp_path / "killed" / RESULTS).exists()
+    existing = len(list(first.parent.glob("*.gz")))
+    assert 2 <= existing < 6 and not (tmp_path / "killed" / RESULTS).exists()
     stamps = {path.name: path.stat().st_mtime_ns for path in first.parent.glob("*.gz")}
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
+    resumed = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
     assert all((first.parent / name).stat().st_mtime_ns == stamp for name, stamp in stamps.items())  # not made again
-    found = json.loads(done.stdout)
-    assert found["rollouts"] == 12 and "1@6" in done.stderr and not leftovers(tmp_path)
-    command[-1] = f"--out={tmp_path / 'never'}"  # in a process of its own too: compiled as they were
+    results = json.loads(resumed.stdout)
+    assert results["rollouts"] == 12 and "1@6" in resumed.stderr and not leftovers(tmp_path)
+    command[-1] = f"--out={tmp_path / 'never'}"  # also in another process, with programs compiled in the same way
     alone = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
     never = json.loads(alone.stdout)
-    assert without(found, "folder") == without(never, "folder")
+    assert without(results, "folder") == without(never, "folder")
     assert tokens(tmp_path / "killed") == tokens(tmp_path / "never")
     command[-2:] = [f"--out={tmp_path / 'whole'}"]
     whole = json.loads(subprocess.run(command, env=environment(), capture_output=True, timeout=300).stdout)
@@ -74,28 +74,28 @@ HUMAN_EVAL = {
 def test_function_problems_from_prompt_to_score(tmp_path, quick_compilation, feedback):
     rows = [{k: v.replace("{}", str(i)) for k, v in HUMAN_EVAL.items()} for i in range(2)]
     (tmp_path / "HumanEval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = evaluate(parsed(["--config=configs/tiny.py", "--benchmark=human_eval", f"--data={tmp_path}", *CONFIG,
+    results = evaluate(parsed(["--config=configs/tiny.py", "--benchmark=human_eval", f"--data={tmp_path}", *CONFIG,
                              "--config.episode.context=640", "--config.ppo.buckets=(640,)",
                              f"--feedback={feedback}", f"--out={tmp_path / 'out'}"]))  # fmt: skip
-    assert found["problems"] == 2 and found["1@3"] == 0.0
+    assert results["problems"] == 2 and results["1@3"] == 0.0
     episodes = [e for path in (tmp_path / "out" / "chunks").iterdir() for e in read_episodes(path)]
     assert [len(e.turns) for e in episodes] == [3, 3]
     assert episodes[0].problem.start == rows[0]["prompt"]
 
 
 @pytest.mark.parametrize(
-    "rows, flags, told",
+    "rows, flags, message",
     [
         (2, ["--problems=1"], "--problems: must be 2 or more with eval.random_feedback"),
         (1, [], "'HumanEval/0' has none beside it that has public tests"),
     ],
 )
-def test_random_feedback_of_one_problem_is_refused_before_anything_is_loaded(tmp_path, rows, flags, told):
+def test_random_feedback_of_one_problem_is_refused_before_anything_is_loaded(tmp_path, rows, flags, message):
     lines = [json.dumps({k: v.replace("{}", str(i)) for k, v in HUMAN_EVAL.items()}) + "\n" for i in range(rows)]
     (tmp_path / "HumanEval.jsonl").write_text("".join(lines))
     nothing = "--config.model.init=nowhere.npz"  # weights that can't be loaded
-    asked = ["--config=configs/tiny.py", "--benchmark=human_eval", f"--data={tmp_path}", nothing, *flags]
-    with pytest.raises(ConfigError, match=told):
-        evaluate(parsed([*asked, "--feedback=random", f"--out={tmp_path / 'out'}"]))
+    built = ["--config=configs/tiny.py", "--benchmark=human_eval", f"--data={tmp_path}", nothing, *flags]
+    with pytest.raises(ConfigError, match=message):
+        evaluate(parsed([*built, "--feedback=random", f"--out={tmp_path / 'out'}"]))
     with pytest.raises(ConfigError, match=r"model\.init: no file nowhere\.npz"):
-        evaluate(parsed([*asked, f"--out={tmp_path / 'out'}"]))
+        evaluate(parsed([*built, f"--out={tmp_path / 'out'}"]))

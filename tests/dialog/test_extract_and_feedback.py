@@ -1,4 +1,4 @@
-"""Prompts and feedback byte for byte, and the program found in a response."""
+"""Prompts and feedback byte for byte, and the program extracted from a response."""
 
 from __future__ import annotations
 
@@ -87,10 +87,10 @@ def test_no_feedback_starts_at_the_request():
 
 def test_hidden_results_never_show():
     plain = problem(TestCase("1", "2"))
-    seen = verdict(TestResult(Status.WRONG_ANSWER, stdout="3"))
+    text = verdict(TestResult(Status.WRONG_ANSWER, stdout="3"))
     hidden = (TestResult(Status.WRONG_ANSWER, stdout="SECRET"),)
-    message = feedback_message(plain, dataclasses.replace(seen, hidden=hidden))
-    assert message == feedback_message(plain, seen)
+    message = feedback_message(plain, dataclasses.replace(text, hidden=hidden))
+    assert message == feedback_message(plain, text)
     assert "HIDDEN" not in message and "SECRET" not in message
 
 

@@ -38,28 +38,28 @@ def pool():
 
 @pytest.fixture
 def read(pool):
-    """What a reader returns, its runs made in the judge."""
+    """Runs a reader to its end, with its runs in the judge, and returns its value."""
     return lambda reading: finished([reading], runner_of(pool))[0]
 
 
 def test_asserts_become_tests(read):
-    found = read(asserts.check_tests(CHECK, SOLUTION, "f"))
-    first, second, third, fourth, loop = found.tests
+    result = read(asserts.check_tests(CHECK, SOLUTION, "f"))
+    first, second, third, fourth, loop = result.tests
     assert (first, second, third) == (
         FunctionTest("f", ((1,),), ([1],), text="assert f(1) == [1]"),
         FunctionTest(
             "f", ((1,),), ([1.0],), text="assert f(1) == [1.0]"
-        ),  # what it says counts, not what the reference does
+        ),  # the assert's expected value counts, not the reference's result
         FunctionTest("f", ((0,),), (False,), compare="truth", text="assert not f(0)"),
     )
     assert isinstance(second.expected[0][0], float)
     assert (fourth.text, fourth.calls, fourth.expected) == ("assert tuple(f(5)) == (2,)", ((5,),), ())
     assert loop.text == "for _ in range(100):\n    x = random.randint(3, 9)\n    assert f(x) == [2]"
-    # The reference calls itself: only the loop's own calls are recorded, and all of them.
+    # The reference is recursive: exactly the loop's own calls are recorded.
     assert len(loop.calls) == 100 and all(3 <= x <= 9 for (x,) in loop.calls) and len(set(loop.calls)) > 3
-    assert all("shown to nobody" not in text for test in found.tests for text in (test.text, *test.check))
-    assert found.left_out == 0
-    assert read(asserts.check_tests(CHECK, SOLUTION, "f")) == found  # random inputs from a fixed seed
+    assert all("shown to nobody" not in text for test in result.tests for text in (test.text, *test.check))
+    assert result.left_out == 0
+    assert read(asserts.check_tests(CHECK, SOLUTION, "f")) == result  # random inputs from a fixed seed
 
 
 def test_a_reference_that_fails_its_own_asserts(read):
@@ -70,13 +70,13 @@ def test_a_reference_that_fails_its_own_asserts(read):
 def test_listed_asserts_become_tests(read):
     listed = ["assert f(1) == [1] ", "assert math.isclose(f(2)[0], 2, rel_tol=0.1)", "assert f(1) + f(2)", "assert (",
               "assert len([1]) == 1", "assert f(0, ) == [] and not f(-1)"]  # fmt: skip
-    found = read(asserts.listed_tests(listed, SOLUTION, "f", "import math"))
-    assert [t.text for t in found.tests] == [listed[0].strip(), listed[1], listed[2], listed[5]]
-    assert [t.calls for t in found.tests[1:]] == [((2,),), ((1,), (2,)), ((0,), (-1,))]
-    assert found.tests[1].check[:2] == (SOLUTION, "import math")
-    late = "from __future__ import annotations\nimport math"  # each source is one of its own
+    result = read(asserts.listed_tests(listed, SOLUTION, "f", "import math"))
+    assert [t.text for t in result.tests] == [listed[0].strip(), listed[1], listed[2], listed[5]]
+    assert [t.calls for t in result.tests[1:]] == [((2,),), ((1,), (2,)), ((0,), (-1,))]
+    assert result.tests[1].check[:2] == (SOLUTION, "import math")
+    late = "from __future__ import annotations\nimport math"  # each source is separate
     assert len(read(asserts.listed_tests(listed[1:2], SOLUTION, "f", late)).tests) == 1
-    assert found.left_out == 1  # the one that doesn't parse; one that doesn't call the function is no test of it
+    assert result.left_out == 1  # the one that doesn't parse; one that doesn't call the function isn't counted
 
 
 OBJECTS = "class Pair:\n    pass\ndef f(x):\n    x.append(1) if type(x) is list else None\n    return x or Pair()\n"
@@ -85,17 +85,17 @@ OBJECTS = "class Pair:\n    pass\ndef f(x):\n    x.append(1) if type(x) is list 
 @pytest.mark.parametrize(
     "text",
     [
-        "assert f(Pair()) is not None",  # an object of a class of the program's own goes in
-        "assert isinstance(f(0), Pair)",  # or comes out
-        "x = []\nf(x)\nassert x == [1]",  # what the function does to its arguments
+        "assert f(Pair()) is not None",  # an argument is an object of the program's own class
+        "assert isinstance(f(0), Pair)",  # or the result is
+        "x = []\nf(x)\nassert x == [1]",  # it checks how the function changed its argument
         "try:\n    f(1, 2)\n    assert False\nexcept TypeError:\n    assert f(1)",
         "assert eval(f('1 + 1')) == 2",
         "import pytest\nassert f(1) == pytest.approx(1)",
     ],
 )
 def test_asserts_that_results_alone_cannot_decide_are_left_out_and_counted(read, text):
-    found = read(asserts.listed_tests([text, "assert f(1) == 1"], OBJECTS, "f"))
-    assert [t.text for t in found.tests] == ["assert f(1) == 1"] and found.left_out == 1
+    result = read(asserts.listed_tests([text, "assert f(1) == 1"], OBJECTS, "f"))
+    assert [t.text for t in result.tests] == ["assert f(1) == 1"] and result.left_out == 1
 
 
 def test_literals_are_read_and_not_run():
@@ -164,7 +164,7 @@ def test_published_files_are_read(loaded):
     assert first.public_tests[0].text == "assert has_close_elements([1.0, 2.0, 3.9, 4.0, 5.0, 2.2], 0.3) == True"
     root = loaded("human_eval_plus", 33)[32]
     assert {t.compare for t in root.hidden_tests} == {"root"}
-    (loop,) = root.public_tests  # any root that the published loop takes: its polynomials are drawn in it
+    (loop,) = root.public_tests  # any root is accepted, as in the published loop, which draws the polynomials
     assert len(loop.calls) == 100 and "assert math.fabs(poly(coeffs, solution)) < 1e-4" in loop.text
     (first, *_) = loaded("mbpp_plus", 2)
     assert first.name == "Mbpp/2" and len(first.public_tests) == 3 and first.hidden_tests[0].compare == "set"
@@ -179,11 +179,11 @@ def test_whole_sets_that_are_read_quickly(loaded):
     assert {name: len(tests[0].calls) for name, tests in loops.items() if tests} == {
         "HumanEval/32": 100, "HumanEval/38": 100, "HumanEval/44": 6, "HumanEval/50": 100, "HumanEval/53": 100,
     }  # fmt: skip
-    told = []
-    mbpp = loaded("mbpp", tell=lambda missing: told.append((missing.line, missing.left_out)))
-    assert len(mbpp) == 499 and "Mbpp/367" not in {p.name for p in mbpp}  # it calls with objects of its own class
+    reports = []
+    mbpp = loaded("mbpp", tell=lambda missing: reports.append((missing.line, missing.left_out)))
+    assert len(mbpp) == 499 and "Mbpp/367" not in {p.name for p in mbpp}  # its arguments are objects of its own class
     line = "mbpp: 499 problems; 1 without any test left out; 3 asserts left out, which can't be judged on results alone"
-    assert told == [(line, ("Mbpp/367",))]
+    assert reports == [(line, ("Mbpp/367",))]
     assert len(loaded("mbpp_sanitized")) == 257
 
 

@@ -1,4 +1,4 @@
-"""Which clock decides: the wall's alone, as in the paper, or a busy machine's victims are given their time."""
+"""Time limits: by wall clock alone, as in the paper, or with `wall_patience` for busy machines."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from rlef_jax.execution.results import JudgeOptions, judged
 from rlef_jax.execution.supervisor import Outcome
 from rlef_jax.types import Limits, Status, TestCase
 
-SLEEP = "import time\ntime.sleep({})\nprint(1)\n"  # like a program that the machine doesn't let run
+SLEEP = "import time\ntime.sleep({})\nprint(1)\n"  # like a program on a busy machine
 SPIN = "import time\nwhile time.process_time() < {}:\n    pass\nprint(1)\n"
 
 
@@ -28,10 +28,10 @@ def test_patience_is_for_those_who_did_not_run(pool, program, patience, status):
     [result] = pool.run(program, [TestCase("", "1")], limits).result()
     assert result.status is status
     if status is Status.TIME_LIMIT:
-        # Who makes no use of the processor is given up after a second of that: patience is for those who may not run.
+        # A test that is idle for a second is ended: the patience is for tests that wait for the processor.
         assert result.wall_s < min(limits.longest_s, limits.wall_s + 2) + 1
     if "process_time" in program:
-        assert result.cpu_s < 0.3 + 0.5  # an endless loop is not waited for any longer than without patience
+        assert result.cpu_s < 0.3 + 0.5  # an endless loop takes no longer than without patience
 
 
 def test_a_program_that_ended_late_before_it_was_killed_is_late():
@@ -49,10 +49,10 @@ def test_a_program_that_ended_late_before_it_was_killed_is_late():
 
 
 def test_many_programs_on_little_of_a_processor_all_have_their_time(interpreter):
-    """Twelve programs at a time on a fortieth of a core each: a test ends late and passes."""
+    """Twelve programs at a time with a fortieth of a core each: tests end late and pass."""
     program = "import time\nt = time.process_time()\nwhile time.process_time() - t < 0.05: pass\nprint(1)"
     with ExecutionPool(24, interpreter) as pool:
         futures = [pool.run(program, [TestCase("", "1")], Limits(wall_s=0.1, wall_patience=50.0)) for _ in range(72)]
         results = [future.result(120)[0] for future in futures]
     assert {r.status for r in results} == {Status.PASSED}
-    assert max(r.wall_s for r in results) > 0.1  # or nothing was tried
+    assert max(r.wall_s for r in results) > 0.1  # else nothing was tested

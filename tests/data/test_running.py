@@ -1,4 +1,4 @@
-"""Reference solutions run in the judge: whatever one does is one line with its task, and nothing of it is ours."""
+"""Reference solutions run in the judge: each failure is one line with the task, and doesn't affect this process."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_whatever_a_reference_does_is_one_line(tmp_path, pool, monkeypatch, body
 
 def test_so_it_is_where_an_assert_calls_it_and_where_one_is_wrong(tmp_path, pool):
     near = "def check(candidate):\n    assert abs(candidate(1)) < 1\n"
-    for number, (body, said) in enumerate({
+    for number, (body, message) in enumerate({
         "    return n.x\n": "its reference solution fails: AttributeError: 'int' object has no attribute 'x'",
         "    return 1\n": "its reference solution fails its own asserts: zero(1) returned 1",
         "    import os\n    os._exit(3)\n": "its reference solution fails: Exited with code 3",
@@ -81,7 +81,7 @@ def test_so_it_is_where_an_assert_calls_it_and_where_one_is_wrong(tmp_path, pool
         folder = written(tmp_path / str(number), body, base=near)
         with pytest.raises(ConfigError) as raised:
             benchmarks.load("human_eval", folder, runner=runner_of(pool))
-        assert f"HumanEval/0: {said}" in str(raised.value)
+        assert f"HumanEval/0: {message}" in str(raised.value)
 
 
 def test_the_commands_say_it_in_a_line(tmp_path, capsys):
@@ -99,24 +99,24 @@ def test_the_commands_say_it_in_a_line(tmp_path, capsys):
 
 
 def test_references_run_elsewhere_and_many_at_a_time(tmp_path, pool):
-    """In another process than ours, under the judge's Python, while other tasks are read."""
+    """They run in another process, under the judge's Python, while other tasks are read."""
     folder = tmp_path / "data"
     for i in range(12):
         written(
             folder, f"    import os, sys\n    return [os.getpid(), sys.version_info[:2], {i}]\n", name=f"HumanEval/{i}"
         )
-    found = benchmarks.load("human_eval_plus", folder, runner=runner_of(pool))
-    results = [result for p in found for t in p.hidden_tests for result in t.expected]
+    problems = benchmarks.load("human_eval_plus", folder, runner=runner_of(pool))
+    results = [result for p in problems for t in p.hidden_tests for result in t.expected]
     assert [r[2] for r in results] == [i for i in range(12) for _ in range(2)]
     assert all(pid != os.getpid() and version == (3, 10) for pid, version, _ in results)
 
 
 def test_readers_go_on_with_what_their_runs_returned():
-    """One that asks twice, one that asks for nothing, one for several runs at a time."""
-    asked = []
+    """One reader yields twice, one never, one several runs at a time."""
+    programs = []
 
     def runner(run):
-        asked.append(run.entry_point)
+        programs.append(run.entry_point)
         return [run.entry_point.upper()]
 
     class Future(list):
@@ -129,8 +129,8 @@ def test_readers_go_on_with_what_their_runs_returned():
             got.append((yield [Run("", name, ()) for name in names]))
         return got
 
-    found = finished([reading("a", "b"), reading(), reading("cd")], lambda run: Future(runner(run)))
-    assert found == [[["A"], ["B"]], [], [["C", "D"]]] and asked == ["a", "c", "d", "b"]
+    returned = finished([reading("a", "b"), reading(), reading("cd")], lambda run: Future(runner(run)))
+    assert returned == [[["A"], ["B"]], [], [["C", "D"]]] and programs == ["a", "c", "d", "b"]
 
 
 def test_inputs_that_are_no_literals_are_one_line(tmp_path, pool):

@@ -1,6 +1,6 @@
-"""Run by test_plan: plans of the tiny model, each with one thing doubled, in a process with eight pretend devices.
+"""Run by test_plan: plans of the tiny model, each with one thing doubled, in a process with eight virtual devices.
 
-Of those, only the programs that are compared are compiled.
+Only the programs that are compared are compiled.
 """
 
 import json
@@ -11,7 +11,7 @@ from rlef_jax import plan
 from rlef_jax.command_line import parse
 
 
-def made(devices, *extra, names):
+def planned(devices, *extra, names):
     """A plan with the programs of these names."""
     words = ["--config=configs/tiny.py", f"--devices={devices}", *extra]
     args = parse(plan.parser(), [*SMALL, *words])
@@ -19,16 +19,16 @@ def made(devices, *extra, names):
     return plan.make_plan(config, args, names)
 
 
-def numbers(made):
-    """What a plan says, for each token or in all."""
-    gradients = made.programs["gradients"]
+def numbers(run_plan):
+    """A plan's numbers, per token or in total."""
+    gradients = run_plan.programs["gradients"]
     return {
         "flops": gradients.work.flops,
         "moved": gradients.work.bytes,
-        "optimizer_moves": made.programs["apply"].work.bytes,
-        "weights": made.memory()["weights"],
-        "optimizer": made.memory()["optimizer"],
-        "temporary": made.memory()["activations and other temporary memory"],
+        "optimizer_moves": run_plan.programs["apply"].work.bytes,
+        "weights": run_plan.memory()["weights"],
+        "optimizer": run_plan.memory()["optimizer"],
+        "temporary": run_plan.memory()["activations and other temporary memory"],
         "sent": {"+".join(c.axes) + " " + c.kind: c.bytes for c in gradients.work.collectives},
     }
 
@@ -45,9 +45,9 @@ def main():
         "devices": (8, *base),
         "fsdp": (4, *base, "--config.mesh.fsdp=4"),
     }
-    whole = made(4, *base, names=plan.PROGRAMS)
-    told = {name: numbers(made(*words, names=("gradients", "apply"))) for name, words in doubled.items()}
-    print(json.dumps(told | {"base": numbers(whole), "table": plan.report.table(whole)}))
+    whole = planned(4, *base, names=plan.PROGRAMS)
+    by_case = {name: numbers(planned(*words, names=("gradients", "apply"))) for name, words in doubled.items()}
+    print(json.dumps(by_case | {"base": numbers(whole), "table": plan.report.table(whole)}))
 
 
 main()

@@ -1,4 +1,4 @@
-"""Plans: what a doubling of length, batch or devices does to each number."""
+"""Plans: the effect of doubling length, batch or devices on each number."""
 
 import json
 import pathlib
@@ -9,18 +9,18 @@ import pytest
 
 pytestmark = pytest.mark.long
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
 def plans():
     script = pathlib.Path(__file__).with_name("plan_script.py")
     environment = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=900, cwd=ROOT
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    assert process.returncode == 0, process.stderr[-3000:]
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def test_twice_the_rows_are_twice_the_work(plans):
@@ -50,7 +50,7 @@ def test_twice_the_devices_share_rows_along_data_and_weights_along_fsdp(plans):
 
 
 def test_weights_travel_and_activations_do_not(plans):
-    """Along fsdp weights are gathered; what rows there are must make no difference to what is sent."""
+    """Along fsdp, weights are gathered, so the bytes sent mustn't depend on the number of rows."""
     base, rows = plans["base"]["sent"], plans["rows"]["sent"]
     assert sum(rows.values()) < 1.1 * sum(base.values())
     assert base["fsdp all-gather"] > 0

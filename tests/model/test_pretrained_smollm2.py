@@ -1,6 +1,6 @@
 """SmolLM2-135M-Instruct, float32, against `transformers` on torch: logits, greedy continuations, chat-template ids.
 
-The expected values are golden files, or made on the spot (`make parity`); see test_parity_families.py.
+The expected values are golden files, or made on the spot (`make parity`); see test_pretrained_families.py.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import gguf
 import jax
 import numpy as np
@@ -72,8 +70,9 @@ def write_gguf(path, config, *, kinds=None, leave_out=(), **fields):
         else:
             writer.add_tensor(gguf_name(name), gguf.quants.quantize(tensor, kind), raw_dtype=kind)
     if cfg.rope_scaling is not None:
-        plain = rope_frequencies(dataclasses.replace(cfg, rope_scaling=None))
-        writer.add_tensor("rope_freqs.weight", (plain / rope_frequencies(cfg)).astype(np.float32))
+        plain = rope_frequencies(cfg.layer_kinds[0]._replace(rope_scaling=None), cfg.d_head)
+        scaled = rope_frequencies(cfg.layer_kinds[0], cfg.d_head)
+        writer.add_tensor("rope_freqs.weight", (plain / scaled).astype(np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -1,4 +1,4 @@
-"""Published models' tokenizers and chat formats: their ids are the template's wherever the template only appends."""
+"""Published models' tokenizers and chat formats: ids equal the template's wherever the template only appends."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ BOS = {"bos_token": "<|begin_of_text|>"}
 FRAGMENTS = st.sampled_from([*MARKS, *WORDS, " ", "\n\n", "12", "é", "\u2581", "Ġ", "\x00", "print("])
 
 
-def template_ids(template, messages, **given):
-    return TOKENIZER.whole.encode(render(template, messages, BOS, **given), add_special_tokens=False).ids
+def template_ids(template, messages, **variables):
+    return TOKENIZER.whole.encode(render(template, messages, BOS, **variables), add_special_tokens=False).ids
 
 
 def prompts(chat, messages, *, closed=True):
-    """All ids before each response."""
+    """For each response, all ids before it."""
     *system, first = messages[: 1 + (messages[0]["role"] == "system")]
     ids = chat.first_prompt(first["content"], "".join(m["content"] for m in system))
     yield list(ids)
@@ -75,7 +75,7 @@ def test_qwen_3_without_thinking():
 
 
 def test_where_templates_do_not_append_ours_does():
-    """Qwen 3 drops earlier thinking, Llama trims a response: a sampled response stays as it was."""
+    """Qwen 3 drops earlier thinking and Llama trims responses; we keep sampled responses unchanged."""
     messages = cases.conversation("Hi", "<think>\nwell\n</think>\n\nyes", "Again")
     sampled = [TOKENIZER.special_id("<think>"), *TOKENIZER.encode("\nwell\n"), TOKENIZER.special_id("</think>")]
     chat = ChatFormat(TOKENIZER, STYLES["chatml"])

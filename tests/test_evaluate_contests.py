@@ -1,4 +1,4 @@
-"""The command on CodeContests: where the problems come from, and what is said of the judge beside a score."""
+"""The command on CodeContests: the source of the problems, and the judge's error rate beside a score."""
 
 import json
 
@@ -22,7 +22,7 @@ RIGHT = "print(sum(map(int, input().split())))"
 def folder(tmp_path):
     wrong = {"solutions": {"language": [3], "solution": ["print(0)"]}}
     (tmp_path / "source").mkdir()
-    slow = {"time_limit": {"seconds": 20, "nanos": 0}}  # enough on a busy machine
+    slow = {"time_limit": {"seconds": 20, "nanos": 0}}  # enough even on a busy machine
     write_parquet(tmp_path / "source" / "test.parquet", [row("good", **slow), row("bad", **wrong, **slow)])
     build(tmp_path / "source", tmp_path / "built")
     return tmp_path / "built"
@@ -37,15 +37,17 @@ def judged(tmp_path, folder, *flags):
 
 
 def test_the_judges_own_errors_stand_beside_the_score(tmp_path, folder):
-    found = judged(tmp_path, folder)
-    assert (found["1@1"], found["problems"], found["infra"]) == (100.0, 2, 0)
-    assert "not measured; do python -m rlef_jax.data.code_contests.judge_check" in text_of(found)
+    results = judged(tmp_path, folder)
+    assert (results["1@1"], results["problems"], results["infra"]) == (100.0, 2, 0)
+    assert "not measured; do python -m rlef_jax.data.code_contests.judge_check" in text_of(results)
     with ExecutionPool(1, find_python("3.10")) as pool:
         judge_check.check(folder, "test", pool, {}, solutions=3, limits=Limits(), ahead=2)
-    again = judged(tmp_path, folder)  # the rollouts that are there; only what is said of the judge changes
-    assert again["1@1"] == 100.0
-    assert "no reference solution passes on 1 of 2 problems (50.0 %: 1 wrong answer); 0 have none" in text_of(again)
-    assert json.loads((tmp_path / "out" / "results.json").read_text())["judge"] == again["judge"]
+    with_check = judged(tmp_path, folder)  # uses the saved rollouts; only the line about the judge changes
+    assert with_check["1@1"] == 100.0
+    assert "no reference solution passes on 1 of 2 problems (50.0 %: 1 wrong answer); 0 have none" in text_of(
+        with_check
+    )
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["judge"] == with_check["judge"]
 
 
 def test_an_evaluation_goes_on_under_the_same_python_only(tmp_path, folder):

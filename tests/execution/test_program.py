@@ -1,4 +1,4 @@
-"""What becomes of programs: every status, the interpreter's own manners, and hostile ones."""
+"""Outcomes of programs: every status, the interpreter's behaviour, and some hostile programs."""
 
 import dataclasses
 
@@ -44,10 +44,10 @@ STATUSES = [
 
 @pytest.mark.parametrize(("program", "status"), [s[1:] for s in STATUSES], ids=[s[0] for s in STATUSES])
 def test_status(run, program, status):
-    wall_s = FAST.wall_s if status is Status.TIME_LIMIT else 30.0  # a busy machine must not turn one into the other
+    wall_s = FAST.wall_s if status is Status.TIME_LIMIT else 30.0  # must also hold on a busy machine
     (result,) = run(program, ("4\n", "7\n"), limits=dataclasses.replace(FAST, wall_s=wall_s))
     assert result.status is status, result
-    (after,) = run("print(7)", ("4\n", "7\n"))  # and the worker is as good as new
+    (after,) = run("print(7)", ("4\n", "7\n"))  # and the worker still works
     assert after.status is Status.PASSED
 
 

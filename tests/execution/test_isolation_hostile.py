@@ -1,7 +1,7 @@
 """Programs that attack the judge: as root at the best level of isolation here, and as an ordinary user.
 
-Each is tried on a worker of its own pool, and the host is looked at after it: the verdict in time, the next program's
-verdict right, canary files and listeners untouched, no process left. `tests/helpers/hostile_programs.py` has them.
+Each runs in a pool of its own. Then the test checks that its verdict came in time, that the next program's verdict is
+correct, and that canary files, listeners and processes are as before. See `tests/helpers/hostile_programs.py`.
 """
 
 import json
@@ -38,20 +38,20 @@ def test_does_no_harm(place, name):
 
 
 def run_suite(level, uid):
-    """The whole suite in a process of its own, as user `uid`: what was wrong, by program."""
+    """Runs the whole suite in a process of user `uid`. Returns {program: problems}."""
     command = [sys.executable, "-m", "tests.helpers.hostile_run", level]
     if uid:
         command = [sys.executable, "-m", "tests.helpers.as_user", str(uid), *command]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
+    process = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert process.returncode == 0, process.stderr[-3000:]
+    return json.loads(process.stdout)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_does_no_harm_as_an_ordinary_user():
     wrong = run_suite("", NOBODY)
     assert set(wrong) == set(NAMES)
-    assert not {name: what for name, what in wrong.items() if what}
+    assert not {name: case for name, case in wrong.items() if case}
 
 
 LOWER = [("namespaces", 0), ("user", 0), ("process", 0), ("user", NOBODY), ("process", NOBODY)]
@@ -68,17 +68,17 @@ def skip_unless_available(level):
 @pytest.mark.parametrize(("level", "uid"), LOWER)
 def test_does_no_harm_at_lower_levels(level, uid):
     skip_unless_available(level)
-    assert not {name: what for name, what in run_suite(level, uid).items() if what}
+    assert not {name: case for name, case in run_suite(level, uid).items() if case}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("level", "uid"), LOWER)
 def test_honest_programs_run_at_lower_levels(level, uid):
-    """All of test_programs.py, at that level and as that user."""
+    """Runs test_program.py at that level and as that user."""
     skip_unless_available(level)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/execution/test_programs.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/execution/test_program.py"]
     if uid:
         command = [sys.executable, "-m", "tests.helpers.as_user", str(uid), *command]
     environment = os.environ | {"RLEF_TEST_LEVEL": level}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
-    assert done.returncode == 0, done.stdout[-3000:]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+    assert process.returncode == 0, process.stdout[-3000:]

@@ -1,4 +1,4 @@
-"""Results that equal plain data without being any (Decimal, Fraction, dict views, ...), and hostile bytes of them."""
+"""Results of standard library types that may equal plain data (Decimal, dict views, ...), and hostile encodings."""
 
 import collections
 import itertools
@@ -171,7 +171,7 @@ READ = {
     "ranges in ranges": b"L" + size(1000) + calls.encode(range(10**15), 1000) * 1000,
     "a long integer": calls.encode(1 << 80_000_000, 1 << 30),
 }
-LONG = calls.encode(1 << 80_000_000, 1 << 30)  # it takes minutes as a decimal number
+LONG = calls.encode(1 << 80_000_000, 1 << 30)  # comparing it as a Decimal takes minutes
 REFUSED = {
     "a fraction of millions of digits": b"WFU" + size(2) + LONG + LONG,
     "keys that share a hash": b"E" + size(40_000) + collide(40_000),

@@ -1,4 +1,4 @@
-"""Text that UTF-8 can't hold, in tests, statements and names: left out, or refused by name, where problems are read."""
+"""Text that UTF-8 can't encode, in tests, statements and names: left out or refused by name when problems are read."""
 
 from __future__ import annotations
 
@@ -29,17 +29,19 @@ def test_well_formed(text, want):
 
 
 def test_such_tests_are_left_out_and_counted():
-    told: list[Missing] = []
+    reports: list[Missing] = []
     function = FunctionTest("f", ((HALF,),), (HALF,), text=f"assert f('{HALF}')")
     bad = Problem(f"n{HALF}", f"d{HALF}", (INPUT, WHOLE), (OUTPUT,), (WHOLE, INPUT), start=HALF, shown_tests=(HALF,))
     problems = [Problem("whole", "w", (WHOLE,), (WHOLE,)), bad, Problem("f", "f", (function,), ())]
-    whole, found, kept = those_with_tests("x", [*problems, Problem("none", "n", (INPUT,), (OUTPUT,))], told.append)
-    assert whole == problems[0] and found == Problem("n�", "d�", (WHOLE,), (), (WHOLE,), start="�", shown_tests=("�",))
-    assert is_encodable(function) and kept.public_tests[0].calls == ((HALF,),)  # any str can be passed
-    assert kept.public_tests[0].text == "assert f('�')"
-    assert told[0].left_out == ("none",)
-    assert "1 without any test left out; 5 tests left out, whose text UTF-8 can't hold" in told[0].line
-    assert encodable(found) == found
+    whole, mended, untouched = those_with_tests(
+        "x", [*problems, Problem("none", "n", (INPUT,), (OUTPUT,))], reports.append
+    )
+    assert whole == problems[0] and mended == Problem("n�", "d�", (WHOLE,), (), (WHOLE,), start="�", shown_tests=("�",))
+    assert is_encodable(function) and untouched.public_tests[0].calls == ((HALF,),)  # any str can be passed
+    assert untouched.public_tests[0].text == "assert f('�')"
+    assert reports[0].left_out == ("none",)
+    assert "1 without any test left out; 5 tests left out, whose text UTF-8 can't hold" in reports[0].line
+    assert encodable(mended) == mended
 
 
 @pytest.mark.parametrize("test", [INPUT, OUTPUT], ids=["input", "output"])

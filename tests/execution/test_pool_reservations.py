@@ -1,4 +1,4 @@
-"""Memory that is touched counts; what is only reserved does not. Pools of processes find the cores they may use."""
+"""Memory counts when touched, not when only reserved. Pools of processes see the cores that they may use."""
 
 import dataclasses
 
@@ -70,7 +70,7 @@ def test_pools_of_processes(pool, program):
 
 
 def test_a_pool_is_no_larger_than_its_limits(pool):
-    """On a host of many cores, a pool of as many processes as there are cores must fit the limit of processes."""
+    """On a host with many cores, a pool with a process per core must stay within the limit of processes."""
     if pool.level is not Level.FULL:
         pytest.skip("a program is a single process where no cgroup counts memory")
     limits = Limits(wall_s=60.0, processes=5)

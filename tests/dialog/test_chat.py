@@ -1,4 +1,4 @@
-"""The tokenizer loses nothing and no text spells a special token; the chat format only appends."""
+"""The tokenizer is lossless, no text produces a special token, and the chat format only appends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dialogues about function problems: the paper's templates as they are published, and programs out of responses."""
+"""Dialogues about function problems: the paper's templates byte for byte, and programs extracted from responses."""
 
 import base64
 
@@ -9,7 +9,7 @@ from rlef_jax.dialog.feedback import feedback_message
 from rlef_jax.dialog.prompts import first_message
 from rlef_jax.types import FunctionTest, Problem, Status, TestResult, Verdict
 
-# The listings of C.4 and C.5, byte for byte, as the paper's page carries them.
+# The listings of C.4 and C.5, byte for byte.
 TEMPLATES = {
     "human_eval": (
         "V3JpdGUgYSBzb2x1dGlvbiB0byB0aGUgZm9sbG93aW5nIHByb2JsZW0gYW5kIG1ha2Ugc3VyZSB0aGF0IGl0IHBhc3NlcyB0aGUgdGVzdHM6"
@@ -47,8 +47,8 @@ def result(status, error=""):
 def test_the_papers_words(style):
     prompt, feedback = (base64.b64decode(text).decode() for text in TEMPLATES[style])
     assert first_message(problem(style)) == prompt
-    said = "${assertion_error}" if style == "human_eval" else "${error}"
-    results = [result("WRONG_ANSWER", said), result("RUNTIME_ERROR", "${stacktrace}"), result("TIME_LIMIT"),
+    message = "${assertion_error}" if style == "human_eval" else "${error}"
+    results = [result("WRONG_ANSWER", message), result("RUNTIME_ERROR", "${stacktrace}"), result("TIME_LIMIT"),
                result("PASSED")]  # fmt: skip
     assert feedback_message(problem(style, ["${test}"] * 4), verdict(*results)) == feedback
 
@@ -83,12 +83,12 @@ BODY = "    return x\n"
     [
         (BODY, START + BODY),
         (BODY + "\nprint(f(1))\n", START + BODY + "\nprint(f(1))\n"),
-        (BODY + "```\nThis returns x.", START + BODY),  # a fence that nobody opened is closed
+        (BODY + "```\nThis returns x.", START + BODY),  # closes a fence that was never opened
         (BODY + "\nThis returns x, which is right.", START + BODY + "\n"),
         (BODY + "```\nUse it so:\n```python\nprint(f(1))\n```", START + BODY),
-        ("```python\ndef f(x):\n    return x\n```", START + "\ndef f(x):\n    return x"),  # begun anew
+        ("```python\ndef f(x):\n    return x\n```", START + "\ndef f(x):\n    return x"),  # starts again
         ("Here it is:\n```python\n    return x\n```\n", START + "\n    return x"),
-        ("    return (x\n", START + "    return (x\n"),  # judged as it stands: a syntax error
+        ("    return (x\n", START + "    return (x\n"),  # judged unchanged: a syntax error
         ("    y = x +\n    return x\n", START + "    y = x +\n    return x\n"),  # no line is cut out of a body
         (" \n", None),
         ("", None),
