@@ -40,8 +40,8 @@ from rlef_jax.model.transformer import ModelConfig
 from rlef_jax.model.value import init_value_head
 from rlef_jax.model.weights import load_params, save_params
 from rlef_jax.planning.programs import Program, update_programs
-from rlef_jax.ppo.losses import LossSettings
 from rlef_jax.ppo.pack import empty_arrays
+from rlef_jax.ppo.settings import LossSettings, OptimizerSettings
 from rlef_jax.ppo.update import ForwardSettings, Learner, make_optimizer, prepare_iteration
 from rlef_jax.types import TokenBatch
 
@@ -128,7 +128,8 @@ def serve_ours(name: str, folder: Path) -> None:
     """The worker of our side: a step for each line on stdin."""
     case = (CASES | DOUBLED)[name]
     learner = Learner(
-        case.model, make_optimizer(case.model, 1e-4, warmup_steps=1), loss=LossSettings(), separate_critic=False,
+        case.model, make_optimizer(case.model, OptimizerSettings(1e-4, warmup_steps=1)), loss=LossSettings(),
+        separate_critic=False,
         how=ForwardSettings(**case.how),
     )  # fmt: skip
     policy = load_params(folder / "weights.npz", case.model)
@@ -256,7 +257,7 @@ def programs_of(case: Case) -> dict[str, Program]:
     """The compiled programs of the case's update."""
     learner = Learner(
         case.model,
-        make_optimizer(case.model, 1e-4, warmup_steps=1),
+        make_optimizer(case.model, OptimizerSettings(1e-4, warmup_steps=1)),
         separate_critic=False,
         how=ForwardSettings(**case.how),
     )

@@ -28,7 +28,7 @@ from rlef_jax.model.parameters import abstract_params
 from rlef_jax.model.pretrained import check_tensors, open_weights
 from rlef_jax.model.weights import resolve
 from rlef_jax.paths import local_text
-from rlef_jax.training.build import describe_policy, with_model_shape
+from rlef_jax.training.build import build_policy, describe_policy, with_model_shape
 from rlef_jax.training.workdir import saved_policy
 
 _DTYPES = {"same": "", "float32": "F32", "bfloat16": "BF16"}
@@ -43,7 +43,8 @@ def export_run(workdir: Path, output: Path, *, checkpoint: str = "last", dtype: 
     config = with_model_shape(config_lib.load_saved(workdir))
     cfg, chat, weights = describe_policy(config)
     here = SingleDeviceSharding(jax.devices()[0])
-    params = saved_policy(workdir, checkpoint, abstract_params(cfg, config.model.param_dtype, here))
+    like = abstract_params(cfg, config.model.param_dtype, here)
+    params = saved_policy(workdir, checkpoint, like, lambda: build_policy(config).params)
     _make_empty(output)
     read = tensor_reader(params, cfg)
     write_model(output, cfg, read, like=weights, origin=lambda _: f"{workdir}, {checkpoint}", dtype=_DTYPES[dtype])

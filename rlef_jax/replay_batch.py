@@ -7,7 +7,6 @@ batch, the log-probabilities and values of a micro-batch, or the gradient of one
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import jax
@@ -41,7 +40,7 @@ def replay(workdir: Path, update: int | None = None) -> str:
     learner = build_learner(config, policy.cfg)
     state = learner.init(jax.random.PRNGKey(config.seed), policy.params)
     params, microbatches, metrics = load_bad_update(workdir, number, state.params)
-    state = dataclasses.replace(state, params=jax.device_put(params, learner.param_shardings))
+    state = state.with_params(jax.device_put(params, learner.param_shardings))
     told = ", ".join(f"{k} {metrics[k]}" for k in ("loss", "grad_norm", "action_tokens", "turns"))
     return "\n".join([f"update {number} of {workdir}; then: {told}", *describe(learner, state, microbatches)])
 

@@ -34,7 +34,7 @@ from rlef_jax.errors import StoppedError
 from rlef_jax.execution.pool import ExecutionPool
 from rlef_jax.model.transformer import Params
 from rlef_jax.model.weights import save_params
-from rlef_jax.ppo.update import TrainState
+from rlef_jax.ppo.train_state import TrainState, combine
 from rlef_jax.progress import ProgressDisplay
 from rlef_jax.training.actor import LocalActor, RolloutRequest, shard_range
 from rlef_jax.training.build import (
@@ -186,10 +186,10 @@ def _scores(evaluate: Evaluator, prefix: str, params: Params, version: int) -> d
 
 def _chosen(checkpoints: Checkpoints, state: TrainState, progress: Progress) -> tuple[Params, int]:
     """The best policy by validation [A.1], the last one where nothing was validated; and its iteration."""
-    last: Params = state.params["policy"]
     if progress.best_iteration is None or progress.best_iteration == progress.iteration:
-        return last, progress.iteration
-    return checkpoints.restore(progress.best_iteration, {"policy": last})["policy"], progress.best_iteration
+        return state.params["policy"], progress.iteration
+    best = checkpoints.restore(progress.best_iteration, {"policy": state.trainable["policy"]})
+    return combine(best, {"policy": state.frozen["policy"]})["policy"], progress.best_iteration
 
 
 def main() -> None:

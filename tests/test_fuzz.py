@@ -28,10 +28,9 @@ from rlef_jax import show_episode
 from rlef_jax.data.sources import check_splits
 from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.errors import ConfigError, RunError
-from rlef_jax.training.build import rollout_settings
+from rlef_jax.training.build import ppo_settings, rollout_settings
 from rlef_jax.training.checkpoint import Checkpoints
 from rlef_jax.training.episode_io import episodes_path, read_episodes, write_episodes
-from rlef_jax.training.loop import PpoSettings
 from rlef_jax.training.metrics_writer import MetricsWriter, read_metrics
 from rlef_jax.training.workdir import CHECKPOINTS, Progress, items_of, open_workdir, resume
 from rlef_jax.types import Episode, Problem, Status, TestCase, TestResult, Turn, Verdict
@@ -79,7 +78,7 @@ def test_any_values_load_or_are_refused_by_name(overrides):
         assert not isinstance(value, float) or math.isfinite(value)
     for evaluation in (False, True):
         rollout_settings(config, CHAT.stop_ids, config.episode.feedback, evaluation=evaluation)
-    PpoSettings.of(config)
+    ppo_settings(config)
     with contextlib.suppress(ConfigError):
         check_splits(config.data.name, train=config.data.train_split, evaluated={"eval.split": config.eval.split})
 

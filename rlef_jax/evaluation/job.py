@@ -83,7 +83,8 @@ def sampled(
     policy = build_policy(config)
     params = policy.params
     if workdir is not None and checkpoint is not None:
-        params = saved_policy(workdir, checkpoint, policy.params, (config.model.compute_dtype,))
+        first = policy.params
+        params = saved_policy(workdir, checkpoint, first, lambda: first, (config.model.compute_dtype,))
     settings = rollout_settings(config, policy.chat.stop_ids, feedback, evaluation=True)
     settings = dataclasses.replace(settings, opening=opening(policy.chat, shots, settings.system_prompt))
     about = {

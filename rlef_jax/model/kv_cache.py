@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from rlef_jax.model import transformer
 from rlef_jax.model.attention import Attention
 from rlef_jax.model.parameters import Parameter, describe
-from rlef_jax.model.transformer import LayerKind, ModelConfig, OutputsFirst, Params
+from rlef_jax.model.transformer import LayerKind, ModelConfig, OutputMajor, Params
 
 Pair = tuple[jax.Array, jax.Array]
 # Keys and values [B, K, S, H], and which of the S may be seen: bool, broadcastable to [B, K, Q, C, S].
@@ -53,8 +53,8 @@ def init_cache(cfg: ModelConfig, rows: int, capacity: int, dtype: Any = jnp.floa
 def unstack(params: Params, cfg: ModelConfig) -> Params:
     """The same parameters with a tuple of layers in place of the stack, and their matrices with outputs first."""
 
-    def turned(p: Parameter, array: jax.Array) -> jax.Array | OutputsFirst:
-        return OutputsFirst(jnp.moveaxis(array, range(p.inputs), range(-p.inputs, 0))) if p.inputs else array
+    def turned(p: Parameter, array: jax.Array) -> jax.Array | OutputMajor:
+        return OutputMajor(jnp.moveaxis(array, range(p.inputs), range(-p.inputs, 0))) if p.inputs else array
 
     layers = describe(cfg)["layers"]
     return {
@@ -97,7 +97,7 @@ def flush(cache: KVCache, tail: KVCache, lengths: jax.Array) -> KVCache:
     return write(cache, tail.layers, jnp.arange(lengths.shape[0]), lengths)
 
 
-# Up to so many queries of a group XLA's CPU backend takes less time for one after the other (docs/benchmarks.md).
+# Up to so many queries of a group XLA's CPU backend takes less time for one after the other (docs/lab/sampler.md).
 _FEW_QUERIES = 4
 
 

@@ -150,13 +150,13 @@ def apply_rope(x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 
 @flax.struct.dataclass
-class OutputsFirst:
+class OutputMajor:
     """A weight [*I, *O] kept as its transpose `array` [*O, *I]: what decoding multiplies by (`kv_cache.unstack`)."""
 
     array: jax.Array
 
 
-# Up to so many rows a product takes XLA's CPU backend less time with the matrix in front (docs/benchmarks.md).
+# Up to so many rows a product takes XLA's CPU backend less time with the matrix in front (docs/lab/sampler.md).
 _FEW_ROWS = 64
 
 
@@ -178,7 +178,7 @@ def _times_transposed(x: jax.Array, matrix: jax.Array, dtype: Any) -> jax.Array:
     return jax.lax.platform_dependent(x, matrix, cpu=matrix_left, default=matrix_right)
 
 
-def project(x: jax.Array, weights: jax.Array | OutputsFirst, bias: jax.Array | None = None) -> jax.Array:
+def project(x: jax.Array, weights: jax.Array | OutputMajor, bias: jax.Array | None = None) -> jax.Array:
     """x [B, T, *I] times weights [*I, ...], plus bias [...] -> [B, T, ...], as one plain matrix product.
 
     XLA's CPU backend takes up to twice as long over the same product written on the unflattened arrays.
@@ -186,7 +186,7 @@ def project(x: jax.Array, weights: jax.Array | OutputsFirst, bias: jax.Array | N
     b, t, *inputs = x.shape
     flat = x.reshape(b * t, -1)
     width = flat.shape[1]
-    if isinstance(weights, OutputsFirst):
+    if isinstance(weights, OutputMajor):
         outputs = weights.array.shape[: -len(inputs)]
         flat = _times_transposed(flat, weights.array.astype(x.dtype).reshape(-1, width), x.dtype)
     else:

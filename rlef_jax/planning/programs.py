@@ -17,7 +17,7 @@ from rlef_jax.model.sharding import AXES, make_mesh, param_shardings
 from rlef_jax.model.transformer import ModelConfig, Params
 from rlef_jax.planning.hlo import Work, read_work
 from rlef_jax.ppo.pack import empty_arrays
-from rlef_jax.ppo.train_state import first_params, init_state
+from rlef_jax.ppo.train_state import first_params, init_state, partition
 from rlef_jax.ppo.update import Learner
 from rlef_jax.types import TokenBatch
 
@@ -65,7 +65,7 @@ def state_shapes(learner: Learner, dtype: Any) -> Any:
 
     def make(policy: Params) -> Any:
         params = first_params(jax.random.PRNGKey(0), policy, cfg, learner.separate_critic)
-        return init_state(params, learner.optimizer.init)
+        return init_state(*partition(params, learner.trainable), learner.optimizer.init)
 
     return jax.eval_shape(make, abstract_params(cfg, dtype))
 

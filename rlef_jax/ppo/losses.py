@@ -17,43 +17,12 @@ The paper's form squares the ratio where it is below 1, even if pi_b = pi_old.
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 
-IMPORTANCE = ("paper", "decoupled", "none")
-IMPORTANCE_MODES = ("cap", "mask")
+from rlef_jax.ppo.settings import LossSettings
+
 TRUNCATED_FROM = 1e-3  # of log(pi / pi_b): see `truncated` above; the loss itself cuts from 0
-
-
-@dataclasses.dataclass(frozen=True)
-class LossSettings:
-    """Constants of the losses.
-
-    Attributes:
-      clip_eps: eps of the policy's clip range.
-      value_clip: alpha, how far the value may move from V_old before its error is clipped.
-      value_coef: weight of the value loss beside the policy loss.
-      importance: "paper", "decoupled" or "none".
-      importance_cap: c of "decoupled".
-      importance_mode: what "decoupled" does above c: "cap" the weight at c, or "mask" the token (weight 0).
-    """
-
-    clip_eps: float = 0.2
-    value_clip: float = 0.2
-    value_coef: float = 1.0
-    importance: str = "paper"
-    importance_cap: float = 5.0
-    importance_mode: str = "cap"
-
-    def __post_init__(self) -> None:
-        if self.importance not in IMPORTANCE:
-            raise ValueError(f"ppo.importance is {self.importance!r}; it must be one of {', '.join(IMPORTANCE)}")
-        if self.importance_mode not in IMPORTANCE_MODES:
-            raise ValueError(
-                f"ppo.importance_mode is {self.importance_mode!r}; it must be one of {', '.join(IMPORTANCE_MODES)}"
-            )
 
 
 def policy_loss(

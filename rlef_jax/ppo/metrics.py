@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from jax.typing import ArrayLike
 
+from rlef_jax.ppo import values
 from rlef_jax.ppo.returns import turn_means
 from rlef_jax.reward import has_weight, turn_rewards
 from rlef_jax.types import Episode, Status, TokenBatch
@@ -37,11 +38,12 @@ def iteration_metrics(batches: Sequence[TokenBatch]) -> dict[str, float]:
     """
     if not batches:
         return {}
-    token_mask = _flat([np.asarray(b.action_mask) * np.asarray(b.weight)[:, None] for b in batches]) > 0
-    turn_mask = _flat([np.asarray(b.turn_mask) * np.asarray(b.weight)[:, None] for b in batches]) > 0
+    token_mask = _flat([values.token_mask(b) for b in batches]) > 0
+    value_mask = _flat([values.mask(b) for b in batches]) > 0
+    turn_mask = _flat([b.turn_mask * b.weight[:, None] for b in batches]) > 0
     old, ref = _flat([b.old_logp for b in batches])[token_mask], _flat([b.ref_logp for b in batches])[token_mask]
     gap = np.abs(_flat([b.behavior_logp for b in batches])[token_mask] - old)
-    returns, values = _flat([b.returns for b in batches]), _flat([b.old_values for b in batches])
+    returns, predicted = _flat([b.returns for b in batches]), _flat([b.old_values for b in batches])
     kl = [turn_means(b.old_logp - b.ref_logp, b.action_mask, b.turn_index, b.turn_mask.shape[1]) for b in batches]
     weights = np.concatenate([b.weight for b in batches])
     rewards = sum(float(((b.turn_rewards * b.turn_mask).sum(1) * b.weight).sum()) for b in batches)
@@ -61,10 +63,10 @@ def iteration_metrics(batches: Sequence[TokenBatch]) -> dict[str, float]:
         "kl_to_ref_token": _mean(old - ref),
         "mismatch_mean": _mean(gap),
         "mismatch_max": float(gap.max()),
-        "explained_variance": explained_variance(returns, values, turn_mask),
+        "explained_variance": explained_variance(returns, predicted, value_mask),
         "entropy": _mean(-old),
-        "return_mean": _mean(returns[turn_mask]),
-        "advantage_std": float((returns - values)[turn_mask].std()),
+        "return_mean": _mean(returns[value_mask]),
+        "advantage_std": float((returns - predicted)[value_mask].std()),
         "reward_mean": rewards / episodes,
     }
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from rlef_jax.model.logp import LOGIT_TOKENS, token_logp
 from rlef_jax.model.sharding import Layout
 from rlef_jax.model.transformer import ModelConfig, Params, forward
 from rlef_jax.model.value import values as read_values
-from rlef_jax.ppo.losses import LossSettings, policy_loss, value_loss
+from rlef_jax.ppo import values
+from rlef_jax.ppo.losses import policy_loss, value_loss
+from rlef_jax.ppo.settings import LossSettings
 from rlef_jax.types import TokenBatch
 
 
@@ -61,7 +61,7 @@ def scores(params: dict[str, Any], cfg: ModelConfig, batch: TokenBatch, how: For
     if "critic" in params:
         critic = params["critic"]
         seen = _hidden(critic["trunk"], cfg, batch, how) if "trunk" in critic else hidden
-        found["values"] = read_values(critic["head"], seen, batch.turn_positions)
+        found["values"] = read_values(critic["head"], seen, values.positions(batch))
     return found
 
 
@@ -93,7 +93,7 @@ def objective(
     Args:
       params: `TrainState.params`, or one of its parts.
       batch: filled by `prepare_iteration`.
-      denominators: {"tokens", "turns"}: action tokens and turns of the *whole update*, float scalars. With them the
+      denominators: `values.count` of the *whole update*, float scalars. With them the
         shares of any split into micro-batches add up to the same loss and gradients.
       cfg, loss, how: the model's sizes, the loss constants and how to run the model.
     """
@@ -101,23 +101,16 @@ def objective(
     terms: list[jax.Array] = []
     sums: dict[str, jax.Array] = {}
     if "logp" in found:
-        mask = batch.action_mask * batch.weight[:, None]
+        mask = values.token_mask(batch)
         policy, token_sums = policy_loss(
             found["logp"], batch.old_logp, batch.behavior_logp, batch.advantages, mask, loss
         )
-        terms.append(policy / denominators["tokens"])
+        terms.append(policy / denominators[values.TOKENS])
         sums |= {"policy": policy, **token_sums}
     if "values" in found:
-        mask = batch.turn_mask * batch.weight[:, None]
+        mask = values.mask(batch)
         value, turn_sums = value_loss(found["values"], batch.old_values, batch.returns, mask, loss)
-        terms.append(loss.value_coef * value / denominators["turns"])
+        terms.append(loss.value_coef * value / denominators[values.VALUES])
         sums |= {"value": value, **turn_sums}
     total = sum(terms[1:], terms[0])
     return total, {"loss": total, **sums}
-
-
-def count_denominators(microbatches: Sequence[TokenBatch]) -> dict[str, np.float32]:
-    """Action tokens and turns of an update over all of its micro-batches, rows of weight 0 left out."""
-    tokens = sum(float((np.asarray(b.action_mask).sum(1) * np.asarray(b.weight)).sum()) for b in microbatches)
-    turns = sum(float((np.asarray(b.turn_mask).sum(1) * np.asarray(b.weight)).sum()) for b in microbatches)
-    return {"tokens": np.float32(tokens), "turns": np.float32(turns)}

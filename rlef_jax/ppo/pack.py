@@ -54,7 +54,7 @@ def pack(
     if rows < 1 or row_episodes < 1 or not buckets:
         raise ValueError(f"need a row, an episode in it and a bucket: {rows=}, {row_episodes=}, {buckets=}")
     batches, index = [], []
-    for bucket, members in _layout(episodes, sorted(set(buckets)), rows, row_episodes):
+    for bucket, members in _rows_by_bucket(episodes, sorted(set(buckets)), rows, row_episodes):
         for first in range(0, len(members), rows):
             chosen = members[first : first + rows]
             arrays = empty_arrays(rows, bucket, max_turns * row_episodes)
@@ -92,7 +92,7 @@ def empty_arrays(rows: int, length: int, turns: int) -> dict[str, Any]:
 type _Rows = list[tuple[int, ...]]  # which episodes each row holds, by position
 
 
-def _layout(
+def _rows_by_bucket(
     episodes: Sequence[Episode], buckets: list[int], rows: int, row_episodes: int
 ) -> list[tuple[int, list[tuple[int, ...]]]]:
     """Which rows go to which bucket, buckets ascending: the fewest token slots, at a tie one episode a row."""
@@ -103,10 +103,10 @@ def _layout(
                 f"episode {number} has {length} tokens but the largest bucket holds {buckets[-1]}: add a larger "
                 "bucket to ppo.buckets or lower episode.context"
             )
-    layouts = [_assign([(n,) for n in range(len(lengths))], lengths, buckets, rows)]
+    candidates = [_assign([(n,) for n in range(len(lengths))], lengths, buckets, rows)]
     if row_episodes > 1:
-        layouts.append(_assign(_shared(episodes, lengths, buckets[-1], row_episodes), lengths, buckets, rows))
-    return min(layouts, key=lambda layout: sum(bucket * rows * -(-len(held) // rows) for bucket, held in layout))
+        candidates.append(_assign(_shared(episodes, lengths, buckets[-1], row_episodes), lengths, buckets, rows))
+    return min(candidates, key=lambda c: sum(bucket * rows * -(-len(held) // rows) for bucket, held in c))
 
 
 def _shared(episodes: Sequence[Episode], lengths: list[int], capacity: int, most: int) -> _Rows:

@@ -16,12 +16,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rlef_jax.model.sharding import ROWS, place, shardings
 from rlef_jax.model.transformer import ModelConfig
-from rlef_jax.ppo.losses import LossSettings
+from rlef_jax.ppo import values
 from rlef_jax.ppo.objective import ForwardSettings, objective, scores
-from rlef_jax.ppo.train_state import TrainState, describe_params, init_state, part
+from rlef_jax.ppo.settings import LossSettings
+from rlef_jax.ppo.train_state import IsTrainable, TrainState, combine, describe_params, init_state, part, partition
 from rlef_jax.types import TokenBatch
 
-# Gradients of a side's parameters and its metric sums.
+# Gradients of what a side trains and its metric sums.
 type Share = tuple[dict[str, Any], dict[str, jax.Array]]
 
 
@@ -43,6 +44,7 @@ class Side:
         loss: LossSettings,
         how: ForwardSettings,
         max_grad_norm: float,
+        trainable: IsTrainable,
     ) -> None:
         self.names, self.mesh, self.model_cfg = names, mesh, model_cfg
         self.optimizer = optax.with_extra_args_support(optimizer)
@@ -51,35 +53,43 @@ class Side:
         self.rows = NamedSharding(mesh, ROWS)
         self.stacked_rows = NamedSharding(mesh, PartitionSpec(None, *ROWS))
         self.param_shardings = part(shardings(mesh, describe_params(model_cfg, separate_critic)), names)
+        self.trainable = trainable
+        self.trainable_shardings, self.frozen_shardings = partition(self.param_shardings, trainable)
         self._compile()
 
     def _compile(self) -> None:
         one, params = self.replicated, self.param_shardings
+        trainable, frozen = self.trainable_shardings, self.frozen_shardings
         # Whole on every device, so that every process can read them.
         self._score = jax.jit(self._score_fn, in_shardings=(params, self.rows), out_shardings=one)
         self._gradients = jax.jit(
-            self._gradients_fn, in_shardings=(params, self.stacked_rows, one), out_shardings=(params, one)
+            self._gradients_fn,
+            in_shardings=(trainable, frozen, self.stacked_rows, one),
+            out_shardings=(trainable, one),
         )
-        self._add = jax.jit(
-            _sum, in_shardings=((params, one), (params, one)), out_shardings=(params, one), donate_argnums=(0,)
-        )
-        self._square = jax.jit(_squared_norm, in_shardings=(params,), out_shardings=one)
+        share = (trainable, one)
+        self._add = jax.jit(_sum, in_shardings=(share, share), out_shardings=share, donate_argnums=(0,))
+        self._square = jax.jit(_squared_norm, in_shardings=(trainable,), out_shardings=one)
         self._apply: Any = None  # compiled once the optimizer state's structure is known
 
     def _applied(self, where: Any) -> Any:
-        """The jitted optimizer step on a state that lies `where` its shardings say."""
+        """The jitted optimizer step on a state without its frozen part that lies `where` its shardings say."""
+        where = dataclasses.replace(where, frozen={})
         return jax.jit(
             self._apply_fn,
-            in_shardings=(where, self.param_shardings, self.replicated),
+            in_shardings=(where, self.trainable_shardings, self.replicated),
             out_shardings=(where, self.replicated),
             donate_argnums=(0,),
         )
 
     def init(self, params: dict[str, Any]) -> TrainState:
-        """This side's part of a new TrainState, on its mesh."""
-        params = place(part(params, self.names), self.param_shardings)
-        where = self.state_shardings(jax.eval_shape(lambda: init_state(params, self.optimizer.init)))
-        state = init_state(params, jax.jit(self.optimizer.init, out_shardings=where.opt_state))
+        """This side's part of a new TrainState, on its mesh. What is trained is copied: the update donates it, and the
+        caller's weights (the reference policy) live on."""
+        trainable, frozen = partition(part(params, self.names), self.trainable)
+        trainable = place(jax.tree.map(jnp.copy, trainable), self.trainable_shardings)
+        frozen = place(frozen, self.frozen_shardings)
+        where = self.state_shardings(jax.eval_shape(lambda: init_state(trainable, frozen, self.optimizer.init)))
+        state = init_state(trainable, frozen, jax.jit(self.optimizer.init, out_shardings=where.opt_state))
         return dataclasses.replace(state, step=place(state.step, self.replicated))
 
     def state_shardings(self, state: TrainState) -> Any:
@@ -89,11 +99,11 @@ class Side:
             self.optimizer,
             lambda _, sharding: sharding,
             part(state.opt_state, self.names),
-            self.param_shardings,
+            self.trainable_shardings,
             transform_non_params=lambda _: self.replicated,
         )
         step: Any = self.replicated
-        return TrainState(params=self.param_shardings, opt_state=moments, step=step)
+        return TrainState(self.trainable_shardings, self.frozen_shardings, moments, step)
 
     def lowered(self, state: TrainState, microbatches: TokenBatch) -> dict[str, Any]:
         """An update's programs before they are compiled, from shapes alone.
@@ -109,11 +119,11 @@ class Side:
         state = jax.tree.map(
             lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), part(state, self.names), where
         )
-        counts = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in ("tokens", "turns")}
+        counts = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in values.METRICS}
         one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), microbatches)
         return {
-            "gradients": self._gradients.lower(state.params, microbatches, counts),
-            "apply": self._applied(where).lower(state, state.params, ()),
+            "gradients": self._gradients.lower(state.trainable, state.frozen, microbatches, counts),
+            "apply": self._applied(where).lower(dataclasses.replace(state, frozen={}), state.trainable, ()),
             "score": self._score.lower(state.params, one),
         }
 
@@ -125,7 +135,8 @@ class Side:
         self, total: Share | None, params: dict[str, Any], stacked: TokenBatch, denominators: dict[str, jax.Array]
     ) -> Share:
         """`total`, which is donated, and the share of micro-batches [M, B, ...]; `denominators` lie on this mesh."""
-        share = self._gradients(part(params, self.names), place(stacked, self.stacked_rows), denominators)
+        trainable, frozen = partition(part(params, self.names), self.trainable)
+        share = self._gradients(trainable, frozen, place(stacked, self.stacked_rows), denominators)
         return share if total is None else self._add(total, share)
 
     def square(self, grads: dict[str, Any]) -> jax.Array:
@@ -147,24 +158,28 @@ class Side:
         """(this side's next state, (global norm, whether the gradient was applied)).
 
         Args:
-          state: `own`'s; donated.
+          state: `own`'s; what is trained of it, and its moments, are donated.
           grads: this side's gradients.
           squares: the squared norms of all sides' gradients, in one order for all: they must come to the same decision.
             () where this side has all of them.
         """
         if self._apply is None:
             self._apply = self._applied(self.state_shardings(state))
-        return self._apply(state, grads, jax.device_put(squares, self.replicated))
+        bare = dataclasses.replace(state, frozen={})
+        after, told = self._apply(bare, grads, jax.device_put(squares, self.replicated))
+        return dataclasses.replace(after, frozen=state.frozen), told
 
     def _score_fn(self, params: dict[str, Any], batch: TokenBatch) -> dict[str, jax.Array]:
         return scores(params, self.model_cfg, batch, self.how)
 
-    def _gradients_fn(self, params: Any, stacked: TokenBatch, denominators: Any) -> Share:
+    def _gradients_fn(self, trainable: Any, frozen: Any, stacked: TokenBatch, denominators: Any) -> Share:
         """Gradients and metric sums of micro-batches [M, B, ...], one after the other."""
 
+        def loss(trainable: Any, batch: TokenBatch) -> Any:
+            return objective(combine(trainable, frozen), batch, denominators, self.model_cfg, self.loss, self.how)
+
         def share(batch: TokenBatch) -> Share:
-            derivative = jax.grad(objective, has_aux=True)
-            return derivative(params, batch, denominators, self.model_cfg, self.loss, self.how)
+            return jax.grad(loss, has_aux=True)(trainable, batch)
 
         first, rest = jax.tree.map(lambda a: a[0], stacked), jax.tree.map(lambda a: a[1:], stacked)
         # The first share is the sum's start: a single micro-batch needs no second set of gradients.
@@ -178,11 +193,11 @@ class Side:
     ) -> tuple[TrainState, tuple[jax.Array, jax.Array]]:
         norm = jnp.sqrt(sum(squares[1:], squares[0])) if squares else optax.tree.norm(grads)
         good = norm <= self.max_grad_norm if self.max_grad_norm < float("inf") else jnp.isfinite(norm)
-        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params, norm=norm)
-        after = (optax.apply_updates(state.params, updates), opt_state)
-        before = (state.params, state.opt_state)
-        params, opt_state = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, before)
-        return TrainState(params, opt_state, state.step + 1), (norm, good)
+        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.trainable, norm=norm)
+        after = (optax.apply_updates(state.trainable, updates), opt_state)
+        before = (state.trainable, state.opt_state)
+        trainable, opt_state = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, before)
+        return TrainState(trainable, state.frozen, opt_state, state.step + 1), (norm, good)
 
 
 def _sum(a: Share, b: Share) -> Share:

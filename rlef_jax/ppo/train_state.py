@@ -1,7 +1,12 @@
-"""What an update carries from one step to the next: parameters, optimizer state, step count."""
+"""What an update carries from one step to the next: parameters, optimizer state, step count.
+
+Parameters are in two trees, those that are trained and those that are not. Gradients, moments, donated buffers and
+checkpoints are of the first alone; scores are of both, combined.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,6 +19,7 @@ import optax
 from rlef_jax.model.parameters import describe, leaf_at
 from rlef_jax.model.transformer import ModelConfig, Params
 from rlef_jax.model.value import describe_value_head, init_value_head
+from rlef_jax.ppo.settings import OptimizerSettings
 
 
 @flax.struct.dataclass
@@ -21,12 +27,60 @@ class TrainState:
     """The trainer's state, a pytree.
 
     `params` is {"policy": Params, "critic": {"head": {"w", "b"}} or {"trunk": Params, "head": ...}}: a critic without
-    a trunk reads the policy's hidden states. `step` (int32 scalar) counts updates.
+    a trunk reads the policy's hidden states. `trainable` and `frozen` are what `partition` makes of it. `step` (int32
+    scalar) counts updates.
     """
 
-    params: dict[str, Any]
+    trainable: dict[str, Any]
+    frozen: dict[str, Any]
     opt_state: optax.OptState
     step: jax.Array
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """All parameters."""
+        return combine(self.trainable, self.frozen)
+
+    def with_params(self, params: dict[str, Any]) -> TrainState:
+        """The state with other parameters of the same structure, of which the same ones are trained."""
+        trainable, frozen = partition(params, lambda path: _holds(self.trainable, path))
+        return dataclasses.replace(self, trainable=trainable, frozen=frozen)
+
+
+# Whether the parameter at a path ("policy", "layers", "qkv") is trained.
+type IsTrainable = Callable[[tuple[str, ...]], bool]
+
+
+def partition(params: Any, trainable: IsTrainable, path: tuple[str, ...] = ()) -> tuple[Any, Any]:
+    """(what is trained, what isn't) of a tree of dicts: each without the other's leaves, and below the first level
+    without dicts that would be empty."""
+    kept: dict[str, Any] = {}
+    rest: dict[str, Any] = {}
+    for name, node in params.items():
+        if isinstance(node, dict):
+            parts = partition(node, trainable, (*path, name))
+            for target, part_of_node in zip((kept, rest), parts, strict=True):
+                if part_of_node or not path:
+                    target[name] = part_of_node
+        else:
+            (kept if trainable((*path, name)) else rest)[name] = node
+    return kept, rest
+
+
+def combine(trainable: Any, frozen: Any) -> Any:
+    """The tree that `partition` took apart."""
+    whole = dict(trainable)
+    for name, node in frozen.items():
+        whole[name] = combine(whole.get(name, {}), node) if isinstance(node, dict) else node
+    return whole
+
+
+def _holds(tree: Any, path: Sequence[str]) -> bool:
+    for name in path:
+        if name not in tree:
+            return False
+        tree = tree[name]
+    return True
 
 
 def part(tree: Any, names: Sequence[str]) -> Any:
@@ -71,6 +125,12 @@ def describe_params(cfg: ModelConfig, separate_critic: bool) -> dict[str, Any]:
     return {"policy": policy, "critic": critic}
 
 
+def trained_by_default(cfg: ModelConfig) -> IsTrainable:
+    """What `Parameter.trainable` says of each parameter of `TrainState.params`."""
+    described = describe_params(cfg, separate_critic=True)
+    return lambda path: leaf_at(described, path).trainable
+
+
 def _decayed(cfg: ModelConfig, params: dict[str, Any]) -> dict[str, Any]:
     """Which of the parameters, all of `TrainState.params` or some parts, weight decay acts on: a tree of bools."""
     described = describe_params(cfg, separate_critic=True)
@@ -81,25 +141,20 @@ def _decayed(cfg: ModelConfig, params: dict[str, Any]) -> dict[str, Any]:
     return jax.tree_util.tree_map_with_path(of, params)
 
 
-def make_optimizer(
-    cfg: ModelConfig,
-    learning_rate: float,
-    warmup_steps: int = 50,
-    weight_decay: float = 0.1,
-    clip_norm: float = 0.0,
-    b1: float = 0.9,
-    b2: float = 0.999,
-) -> optax.GradientTransformation:
+def make_optimizer(cfg: ModelConfig, settings: OptimizerSettings) -> optax.GradientTransformation:
     """AdamW with linear warm-up (A.1) and, where clip_norm > 0, clipping of the global gradient norm.
 
     One learning rate for policy and critic. Weight decay acts on every parameter of the model `cfg` but those that
     `Parameter.decayed` leaves out, QKV biases (ours: the paper names no exceptions, and its models have none).
     """
     adamw = optax.adamw(
-        warmup_schedule(learning_rate, warmup_steps), b1=b1, b2=b2, weight_decay=weight_decay,
+        warmup_schedule(settings.learning_rate, settings.warmup_steps),
+        b1=settings.adam_b1,
+        b2=settings.adam_b2,
+        weight_decay=settings.weight_decay,
         mask=functools.partial(_decayed, cfg),
-    )  # fmt: skip
-    return optax.chain(clip_by_norm(clip_norm), adamw) if clip_norm > 0 else adamw
+    )
+    return optax.chain(clip_by_norm(settings.clip_norm), adamw) if settings.clip_norm > 0 else adamw
 
 
 def clip_by_norm(limit: float) -> optax.GradientTransformationExtraArgs:
@@ -117,14 +172,17 @@ def first_params(
 ) -> dict[str, Any]:
     """`TrainState.params` at step 0: the policy as given, the critic's trunk (if it has its own) from the same weights.
 
-    Every array is a copy: the update donates its buffers, and the caller's weights (the reference policy) live on.
+    No array of the policy is copied.
     """
     critic: dict[str, Any] = {"head": init_value_head(key, model_cfg)}
     if separate_critic:
-        critic["trunk"] = jax.tree.map(jnp.copy, policy_params)
-    return {"policy": jax.tree.map(jnp.copy, policy_params), "critic": critic}
+        critic["trunk"] = policy_params
+    return {"policy": policy_params, "critic": critic}
 
 
-def init_state(params: dict[str, Any], init_moments: Callable[[Any], optax.OptState]) -> TrainState:
+def init_state(
+    trainable: dict[str, Any], frozen: dict[str, Any], init_moments: Callable[[Any], optax.OptState]
+) -> TrainState:
     """A state at step 0; `init_moments` is the optimizer's `init`."""
-    return TrainState(params=params, opt_state=init_moments(params), step=jnp.zeros((), jnp.int32))
+    step = jnp.zeros((), jnp.int32)
+    return TrainState(trainable=trainable, frozen=frozen, opt_state=init_moments(trainable), step=step)

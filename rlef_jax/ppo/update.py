@@ -17,12 +17,20 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rlef_jax.model.sharding import ROWS, make_mesh, param_shardings, place
 from rlef_jax.model.transformer import ModelConfig, Params
-from rlef_jax.ppo import returns as turn_returns
-from rlef_jax.ppo.losses import LossSettings
+from rlef_jax.ppo import values
 from rlef_jax.ppo.metrics import iteration_metrics
-from rlef_jax.ppo.objective import ForwardSettings, count_denominators, policy_logp
+from rlef_jax.ppo.objective import ForwardSettings, policy_logp
+from rlef_jax.ppo.settings import LossSettings, TargetSettings
 from rlef_jax.ppo.side import Share, Side
-from rlef_jax.ppo.train_state import TrainState, first_params, make_optimizer, merged
+from rlef_jax.ppo.targets import Scores, compute_targets
+from rlef_jax.ppo.train_state import (
+    IsTrainable,
+    TrainState,
+    first_params,
+    make_optimizer,
+    merged,
+    trained_by_default,
+)
 from rlef_jax.types import Episode, TokenBatch
 
 __all__ = ["ForwardSettings", "Learner", "TrainState", "make_optimizer", "prepare_iteration", "split_updates"]
@@ -49,8 +57,10 @@ class Learner:
         reference_mesh: Mesh | None = None,
         how: ForwardSettings | None = None,
         max_grad_norm: float = 0.0,
+        trainable: IsTrainable | None = None,
     ) -> None:
-        """`critic_mesh` and `reference_mesh` are where critic and reference policy lie, by default `mesh`.
+        """`critic_mesh` and `reference_mesh` are where critic and reference policy lie, by default `mesh`; `trainable`
+        says which parameters of `TrainState.params` are trained, by default what their `Parameter` says.
 
         With a `critic_mesh` of its own an `optimizer` that needs the global norm must take it as the extra argument
         `norm`, as `clip_by_norm` does.
@@ -61,6 +71,7 @@ class Learner:
         self.model_cfg, self.optimizer, self.separate_critic = model_cfg, optimizer, separate_critic
         self.mesh = make_mesh() if mesh is None else mesh
         how = how or ForwardSettings()
+        self.trainable = trainable or trained_by_default(model_cfg)
         meshes = {"policy": self.mesh, "critic": critic_mesh or self.mesh}
         if meshes["critic"] != self.mesh:
             _check_apart(self.mesh, meshes["critic"], separate_critic)
@@ -68,7 +79,7 @@ class Learner:
         self.sides = [
             Side(
                 names, where, model_cfg, optimizer, separate_critic=separate_critic, loss=loss or LossSettings(),
-                how=how, max_grad_norm=max_grad_norm if max_grad_norm > 0 else float("inf"),
+                how=how, max_grad_norm=max_grad_norm if max_grad_norm > 0 else float("inf"), trainable=self.trainable,
             )
             for where, names in alike.items()
         ]  # fmt: skip
@@ -89,7 +100,10 @@ class Learner:
         )
 
     def init(self, key: jax.Array, policy_params: Params) -> TrainState:
-        """A new TrainState on its meshes from a copy of `policy_params`; `key` draws the value head."""
+        """A new TrainState on its meshes from `policy_params`, with copies of what is trained of them.
+
+        `key` draws the value head.
+        """
         params = first_params(key, policy_params, self.model_cfg, self.separate_critic)
         return merged([side.init(params) for side in self.sides])
 
@@ -121,10 +135,10 @@ class Learner:
           truncated_share, value_clip_fraction, value_mse, grad_norm, applied (0.0 where it was not), action_tokens,
           turns). Of an update without a token that counts only the last three: the others are means over nothing.
         """
-        counts = count_denominators(microbatches)
-        if not counts["tokens"]:
+        counts = values.count(microbatches)
+        if not counts[values.TOKENS]:
             state = dataclasses.replace(state, step=state.step + 1)
-            return state, {"applied": 0.0, "action_tokens": 0.0, "turns": float(counts["turns"])}
+            return state, {"applied": 0.0, **values.metrics(counts)}
         shares = self._accumulated(state.params, microbatches, counts)
         all_grads = [grads for grads, _ in shares]
         # A side with all of the gradients takes their norm as it applies them; several need each other's.
@@ -138,9 +152,12 @@ class Learner:
         return merged([after for after, _ in applied]), _readable(sums, jax.device_get(applied[0][1]), counts)
 
     def gradients(self, params: dict[str, Any], microbatches: Sequence[TokenBatch]) -> dict[str, Any]:
-        """The gradients that `update` would hand to the optimizer. Raises ValueError where no token counts."""
-        counts = count_denominators(microbatches)
-        if not counts["tokens"]:
+        """The gradients, of what is trained of all `params`, that `update` would hand to the optimizer.
+
+        Raises ValueError where no token counts.
+        """
+        counts = values.count(microbatches)
+        if not counts[values.TOKENS]:
             raise ValueError("an update needs a token that counts")
         return merged([grads for grads, _ in self._accumulated(params, microbatches, counts)])
 
@@ -181,21 +198,20 @@ def _readable(
 ) -> dict[str, float]:
     """Each side's sums over the update -> the metrics that people read."""
     sums = {name: value for side in sides for name, value in side.items()}
-    tokens, turns = float(counts["tokens"]), float(counts["turns"])
+    tokens, valued = float(counts[values.TOKENS]), float(counts[values.VALUES])
     return {
         "loss": sum(float(side["loss"]) for side in sides),
         "policy_loss": float(sums["policy"]) / tokens,
-        "value_loss": float(sums["value"]) / turns,
+        "value_loss": float(sums["value"]) / valued,
         "clip_fraction": float(sums["clipped"]) / tokens,
         "approx_kl": float(sums["approx_kl"]) / tokens,
         "ratio_mean": float(sums["ratio"]) / tokens,
         "truncated_share": float(sums["truncated"]) / tokens,
-        "value_clip_fraction": float(sums["value_clipped"]) / turns,
-        "value_mse": float(sums["value_error"]) / turns,
+        "value_clip_fraction": float(sums["value_clipped"]) / valued,
+        "value_mse": float(sums["value_error"]) / valued,
         "grad_norm": float(norm_and_applied[0]),
         "applied": float(norm_and_applied[1]),
-        "action_tokens": tokens,
-        "turns": turns,
+        **values.metrics(counts),
     }
 
 
@@ -217,19 +233,16 @@ def prepare_iteration(
     params: dict[str, Any],
     ref_params: Params,
     updates: Sequence[Sequence[TokenBatch]],
-    *,
-    kl_beta: float = 0.05,
-    normalize_advantages: bool = True,
+    settings: TargetSettings | None = None,
 ) -> tuple[list[list[TokenBatch]], dict[str, float]]:
-    """Fix what stays fixed for the iteration: old and reference log-probabilities, old values, returns, advantages.
+    """Scores an iteration's batches and fixes what stays fixed for it, see `compute_targets`.
 
     Args:
       learner: scores the batches.
       params: `TrainState.params` at the iteration's start.
       ref_params: weights of the reference policy rho (from `Learner.place_policy`).
       updates: packed micro-batches of each update.
-      kl_beta: weight of the KL penalty in the reward.
-      normalize_advantages: over the valid turns of all updates together.
+      settings: of the targets; None is the paper's.
 
     Returns:
       (the same batches, filled; `iteration_metrics` of them).
@@ -237,27 +250,7 @@ def prepare_iteration(
     flat = [batch for microbatches in updates for batch in microbatches]
     # All device work is started before the first result is read.
     pending = [(learner.score(params, batch), learner.ref_logp(ref_params, batch)) for batch in flat]
-    filled, raw, masks = [], [], []
-    for batch, ((old_logp, old_values), ref_logp) in zip(flat, jax.device_get(pending), strict=True):
-        mask = np.asarray(batch.turn_mask) * np.asarray(batch.weight)[:, None]
-        turns = mask.shape[1]
-        kl = turn_returns.turn_means(old_logp - ref_logp, batch.action_mask, batch.turn_index, turns)
-        rewards = turn_returns.penalised_rewards(batch.turn_rewards, kl, kl_beta, mask)
-        episode = turn_returns.episode_of_turn(batch.segment_ids, batch.turn_positions)
-        to_go = turn_returns.returns_to_go(rewards, episode)
-        filled.append(_with(batch, old_logp=old_logp, ref_logp=ref_logp, old_values=old_values, returns=to_go * mask))
-        raw.append((to_go - old_values) * mask)
-        masks.append(mask)
-    scaled = turn_returns.normalized(raw, masks) if normalize_advantages else raw
-    filled = [
-        _with(b, advantages=turn_returns.to_tokens(a, b.turn_index, b.action_mask))
-        for b, a in zip(filled, scaled, strict=True)
-    ]
+    scores = [Scores(logp, predicted, ref_logp) for (logp, predicted), ref_logp in jax.device_get(pending)]
+    filled = compute_targets(flat, scores, settings or TargetSettings())
     remaining = iter(filled)
     return [[next(remaining) for _ in microbatches] for microbatches in updates], iteration_metrics(filled)
-
-
-def _with(batch: TokenBatch, **arrays: Any) -> TokenBatch:
-    """The batch with some of its float fields replaced, as float32."""
-    fields: dict[str, Any] = {name: np.asarray(a, np.float32) for name, a in arrays.items()}
-    return dataclasses.replace(batch, **fields)

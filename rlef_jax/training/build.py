@@ -27,7 +27,7 @@ from rlef_jax.model.pretrained import Weights, load_pretrained, open_weights
 from rlef_jax.model.sharding import make_mesh, param_shardings
 from rlef_jax.model.transformer import ModelConfig, Params
 from rlef_jax.model.weights import SHAPE_KEYS, load_params, model_config, resolve
-from rlef_jax.ppo.losses import LossSettings
+from rlef_jax.ppo.settings import LossSettings, OptimizerSettings, PackSettings, PpoSettings, TargetSettings
 from rlef_jax.ppo.update import ForwardSettings, Learner, make_optimizer
 from rlef_jax.sampling.programs import Programs, Shapes
 from rlef_jax.sampling.request import SamplingConfig
@@ -263,23 +263,28 @@ def rollout_settings(
     )
 
 
+def ppo_settings(config: ConfigDict) -> PpoSettings:
+    """PPO's settings, of the sections `ppo`, `reward` and `episode`."""
+    p = config.ppo
+    given = {"invalid_penalty": config.reward.invalid_penalty, "max_turns": config.episode.max_turns}
+    given |= {name: tuple(value) if name == "buckets" else value for name, value in p.items()}
+
+    def made[T](kind: type[T], **parts: Any) -> T:
+        names = {field.name for field in dataclasses.fields(kind)} - parts.keys()  # type: ignore[arg-type]
+        return kind(**{name: given[name] for name in names}, **parts)
+
+    return made(
+        PpoSettings, packing=made(PackSettings), targets=made(TargetSettings), loss=made(LossSettings),
+        optimizer=made(OptimizerSettings),
+    )  # fmt: skip
+
+
 def build_learner(config: ConfigDict, cfg: ModelConfig) -> Learner:
     """The update's compiled functions, on meshes of the configured shape.
 
     Raises ConfigError where the devices don't match the mesh, or the mesh doesn't divide the model.
     """
-    p, m = config.ppo, config.model
-    optimizer = make_optimizer(
-        cfg, p.learning_rate, p.warmup_steps, p.weight_decay, p.clip_norm, b1=p.adam_b1, b2=p.adam_b2
-    )
-    loss = LossSettings(
-        clip_eps=p.clip_eps,
-        value_clip=p.value_clip,
-        value_coef=p.value_coef,
-        importance=p.importance,
-        importance_cap=p.importance_cap,
-        importance_mode=p.importance_mode,
-    )
+    p, m = ppo_settings(config), config.model
     how: dict[str, Any] = dict(
         compute_dtype=jnp.dtype(m.compute_dtype), remat=m.remat, unroll=m.unroll, attention=m.attention,
         logit_tokens=m.logit_tokens,
@@ -287,7 +292,7 @@ def build_learner(config: ConfigDict, cfg: ModelConfig) -> Learner:
     mesh = build_mesh(config)
     mesh_shardings(mesh, cfg)  # whether it divides the model
     return Learner(
-        cfg, optimizer, loss=loss, separate_critic=p.separate_critic, mesh=mesh, how=ForwardSettings(**how),
-        max_grad_norm=p.max_grad_norm, critic_mesh=build_critic_mesh(config),
+        cfg, make_optimizer(cfg, p.optimizer), loss=p.loss, separate_critic=p.separate_critic, mesh=mesh,
+        how=ForwardSettings(**how), max_grad_norm=p.max_grad_norm, critic_mesh=build_critic_mesh(config),
         reference_mesh=build_sampler_mesh(config) if config.mesh.reference == "sampler" else None,
     )  # fmt: skip

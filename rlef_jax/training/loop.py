@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +11,6 @@ from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from rlef_jax.data.sources import Source, training_problems
 from rlef_jax.dialog.chat import ChatFormat
@@ -20,7 +18,9 @@ from rlef_jax.dialog.extract import ends_in_example
 from rlef_jax.model.transformer import Params
 from rlef_jax.ppo.metrics import episode_metrics
 from rlef_jax.ppo.pack import pack
+from rlef_jax.ppo.settings import PackSettings, PpoSettings
 from rlef_jax.ppo.update import Learner, TrainState, prepare_iteration, split_updates
+from rlef_jax.ppo.values import METRICS
 from rlef_jax.progress import ProgressDisplay
 from rlef_jax.training.actor import RolloutRequest, Rollouts
 from rlef_jax.training.interrupt import serve_parent
@@ -73,41 +73,9 @@ class ProblemFeed:
         self._pool.shutdown(cancel_futures=True)
 
 
-@dataclasses.dataclass(frozen=True)
-class PpoSettings:
-    """Shape of an iteration's updates (config section `ppo`)."""
-
-    updates: int
-    microbatch_rows: int
-    buckets: tuple[int, ...]
-    row_episodes: int
-    kl_beta: float
-    normalize_advantages: bool
-    invalid_penalty: float
-    max_turns: int
-
-    @classmethod
-    def of(cls, config: ConfigDict) -> PpoSettings:
-        p = config.ppo
-        return cls(
-            updates=p.updates,
-            microbatch_rows=p.microbatch_rows,
-            buckets=tuple(p.buckets),
-            row_episodes=p.row_episodes,
-            kl_beta=p.kl_beta,
-            normalize_advantages=p.normalize_advantages,
-            invalid_penalty=config.reward.invalid_penalty,
-            max_turns=config.episode.max_turns,
-        )
-
-
 # Called with the state after an update whose gradient was bad (its weights are as before), the update's number within
 # the iteration, its micro-batches and metrics. It may raise to end the run.
 type OnBadUpdate = Callable[[TrainState, int, Sequence[TokenBatch], dict[str, float]], None]
-
-
-# An update's own denominators. `iteration_metrics` gives the iteration's totals under these names.
-_UPDATE_COUNTS = ("action_tokens", "turns")
 
 
 def learn(
@@ -132,12 +100,9 @@ def learn(
     metrics = staleness_metrics(episodes, version=int(state.step), updates=ppo.updates)
     with watch.part("pack"):
         parts = split_updates(episodes, ppo.updates, seed=seed, step=rollouts.step)
-        batches = [packed(part, ppo) for part in parts]
+        batches = [packed(part, ppo.packing) for part in parts]
     with watch.part("score"):
-        batches, scores = prepare_iteration(
-            learner, state.params, reference, batches, kl_beta=ppo.kl_beta,
-            normalize_advantages=ppo.normalize_advantages,
-        )  # fmt: skip
+        batches, scores = prepare_iteration(learner, state.params, reference, batches, ppo.targets)
     steps: list[dict[str, float]] = []
     with watch.part("update"):
         for number, microbatches in enumerate(batches):
@@ -147,11 +112,11 @@ def learn(
                 on_bad_update(state, number, microbatches, update_metrics)
             steps.append(update_metrics)
         display.stage("updates", len(batches), len(batches))
-    averaged = dict.fromkeys(name for s in steps for name in s if name not in _UPDATE_COUNTS)
+    averaged = dict.fromkeys(name for s in steps for name in s if name not in METRICS.values())  # those are totals
     metrics |= scores | {name: float(np.mean([s[name] for s in steps if name in s])) for name in averaged}
     applied = [bool(s["applied"]) for s in steps]
     metrics["skipped_updates"] = float(applied.count(False))
-    metrics |= episode_metrics(episodes, invalid_penalty=ppo.invalid_penalty)
+    metrics |= episode_metrics(episodes, invalid_penalty=ppo.packing.invalid_penalty)
     return state, metrics, applied
 
 
@@ -218,15 +183,15 @@ def time_metrics(rollouts: Rollouts, watch: Stopwatch, *, synchronous: bool) -> 
     }
 
 
-def packed(episodes: Sequence[Episode], ppo: PpoSettings) -> list[TokenBatch]:
+def packed(episodes: Sequence[Episode], settings: PackSettings) -> list[TokenBatch]:
     """An update's micro-batches, not filled yet."""
     return pack(
         episodes,
-        buckets=ppo.buckets,
-        rows=ppo.microbatch_rows,
-        max_turns=ppo.max_turns,
-        row_episodes=ppo.row_episodes,
-        invalid_penalty=ppo.invalid_penalty,
+        buckets=settings.buckets,
+        rows=settings.microbatch_rows,
+        max_turns=settings.max_turns,
+        row_episodes=settings.row_episodes,
+        invalid_penalty=settings.invalid_penalty,
     )[0]
 
 

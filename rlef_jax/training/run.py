@@ -19,12 +19,12 @@ from rlef_jax.progress import ProgressDisplay
 from rlef_jax.training import episode_io
 from rlef_jax.training.actor import Actor, ActorThread, RolloutRequest, Rollouts
 from rlef_jax.training.bad_update import save_bad_update
+from rlef_jax.training.build import ppo_settings
 from rlef_jax.training.checkpoint import Checkpoints
 from rlef_jax.training.evaluator import VALID_SEED, Evaluator, UnjudgedError
 from rlef_jax.training.inputs import Inputs
 from rlef_jax.training.interrupt import StopRequest
 from rlef_jax.training.loop import (
-    PpoSettings,
     Stopwatch,
     learn,
     pool_metrics,
@@ -34,7 +34,7 @@ from rlef_jax.training.loop import (
 )
 from rlef_jax.training.metrics_writer import MetricsWriter
 from rlef_jax.training.processes import all_gather, broadcast_from_first, on_this_process
-from rlef_jax.training.workdir import Progress, items_of
+from rlef_jax.training.workdir import FROZEN, Progress, frozen_names, items_of
 from rlef_jax.types import TokenBatch
 
 
@@ -96,7 +96,7 @@ class Run:
             parts = all_gather(rollouts.episodes)
             rollouts = dataclasses.replace(rollouts, episodes=[episode for part in parts for episode in part])
         state, metrics, applied = learn(
-            state, self.reference, rollouts, self.learner, seed=self.config.seed, ppo=PpoSettings.of(self.config),
+            state, self.reference, rollouts, self.learner, seed=self.config.seed, ppo=ppo_settings(self.config),
             watch=watch, display=self.display, on_bad_update=self._on_bad_update,
         )  # fmt: skip
         metrics |= response_metrics(rollouts.episodes, self.chat)
@@ -169,6 +169,7 @@ class Run:
         if progress.iteration and progress.iteration not in self.checkpoints.steps():
             inputs = {name: list(facts) for name, facts in self.inputs.items()}
             metadata = {**dataclasses.asdict(progress), "seed": self.config.seed, "inputs": inputs}
+            metadata[FROZEN] = frozen_names(state)
             self.checkpoints.save(progress.iteration, items_of(state), metadata, score=score)
 
     def _ended_early(self, progress: Progress) -> bool:

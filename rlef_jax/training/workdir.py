@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from rlef_jax import config as config_lib
 from rlef_jax.errors import ConfigError, RunError
 from rlef_jax.model.finite import check_params
 from rlef_jax.model.transformer import Params
-from rlef_jax.ppo.update import TrainState
+from rlef_jax.ppo.train_state import TrainState, combine, partition
 from rlef_jax.training import episode_io
 from rlef_jax.training.checkpoint import Checkpoints, DamagedCheckpointError
 from rlef_jax.training.metrics_writer import read_metrics
@@ -96,19 +97,31 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
+FROZEN = "frozen"
+"""Where a checkpoint's metadata says what it leaves out."""
+
+
+def frozen_names(state: TrainState) -> list[str]:
+    """Names of the parameters that a checkpoint leaves out: "policy/layers/qkv"."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state.frozen)
+    return ["/".join(step.key for step in path) for path, _ in leaves]
+
+
 def items_of(state: TrainState) -> dict[str, Any]:
-    """What a checkpoint holds: the policy by itself, so that an evaluation needs to read nothing else, and the rest."""
+    """What a checkpoint holds of what is trained: the policy by itself, so that an evaluation needs to read nothing
+    else, and the rest. What is frozen is where the run's first weights are."""
+    critic = state.trainable["critic"]
     return {
-        "policy": state.params["policy"],
-        "learner": {"critic": state.params["critic"], "opt_state": state.opt_state, "step": state.step},
+        "policy": state.trainable["policy"],
+        "learner": {"critic": critic, "opt_state": state.opt_state, "step": state.step},
     }
 
 
-def state_of(items: Mapping[str, Any]) -> TrainState:
-    """The state that `items_of` took apart."""
+def state_of(items: Mapping[str, Any], frozen: dict[str, Any]) -> TrainState:
+    """The state that `items_of` took apart, with what it has that isn't trained."""
     learner = items["learner"]
-    params = {"policy": items["policy"], "critic": learner["critic"]}
-    return TrainState(params=params, opt_state=learner["opt_state"], step=learner["step"])
+    trainable = {"policy": items["policy"], "critic": learner["critic"]}
+    return TrainState(trainable, frozen, opt_state=learner["opt_state"], step=learner["step"])
 
 
 def resume(
@@ -167,7 +180,7 @@ def _newest(
                 )
             items = checkpoints.restore(step, items_of(fresh))
             check_params(f"checkpoint {step} in {checkpoints.folder}", items)
-            state = state_of(items)
+            state = state_of(items, fresh.frozen)
             # A checkpoint of an earlier version lacks what is new since, which has its default then.
             names = [field.name for field in dataclasses.fields(Progress)]
             progress = Progress(**{name: told[name] for name in names if name in told})
@@ -204,10 +217,13 @@ def drop_scores(workdir: Path) -> None:
             path.unlink()
 
 
-def saved_policy(workdir: Path, name: str, like: Params, cast_to: Sequence[Any] = ()) -> Params:
+def saved_policy(
+    workdir: Path, name: str, like: Params, first: Callable[[], Params], cast_to: Sequence[Any] = ()
+) -> Params:
     """The policy of a checkpoint, "best", "last" or an iteration, as `like` has it; it will be cast to `cast_to`.
 
-    Raises ConfigError for none, or for one that isn't finite in these dtypes.
+    `first` gives the weights that the run started from; it is asked where some of them were frozen. Raises ConfigError
+    for no such checkpoint, or for one that isn't finite in these dtypes.
     """
     if not (workdir / CHECKPOINTS).is_dir():
         raise ConfigError(f"--workdir: {workdir} has no checkpoints yet")
@@ -221,6 +237,10 @@ def saved_policy(workdir: Path, name: str, like: Params, cast_to: Sequence[Any] 
         chosen = {"best": best, "last": known[-1]}.get(name, int(name) if name.isdecimal() else None)
         if chosen not in known:
             raise ConfigError(f"--checkpoint={name}: give best, last or one of {', '.join(map(str, known))}")
-        policy = checkpoints.restore(chosen, {"policy": like})
+        left_out = checkpoints.metadata(chosen).get(FROZEN, ())
+        trainable, _ = partition({"policy": like}, lambda path: "/".join(path) not in left_out)
+        policy = checkpoints.restore(chosen, trainable)
         check_params(f"checkpoint {chosen} in {checkpoints.folder}", policy, cast_to)
-        return policy["policy"]
+        if not left_out:
+            return policy["policy"]
+        return combine(policy, partition({"policy": first()}, lambda path: "/".join(path) not in left_out)[1])["policy"]

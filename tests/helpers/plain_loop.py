@@ -9,6 +9,7 @@ from rlef_jax import config as config_lib
 from rlef_jax.data.sources import Source, training_problems
 from rlef_jax.model.weights import save_params
 from rlef_jax.ppo.pack import pack
+from rlef_jax.ppo.settings import TargetSettings
 from rlef_jax.ppo.update import prepare_iteration, split_updates
 from rlef_jax.training.build import build_learner, build_policy, build_pool, build_samplers, rollout_settings
 from rlef_jax.training.rollout import collect
@@ -31,7 +32,7 @@ def main(workdir: Path, iterations: int) -> None:
             shape = dict(buckets=tuple(p.buckets), rows=p.microbatch_rows, max_turns=config.episode.max_turns)
             parts = split_updates(episodes, p.updates, seed=config.seed, step=step)
             packed = [pack(part, invalid_penalty=config.reward.invalid_penalty, **shape)[0] for part in parts]
-            batches, _ = prepare_iteration(learner, state.params, reference, packed, kl_beta=p.kl_beta)
+            batches, _ = prepare_iteration(learner, state.params, reference, packed, TargetSettings(kl_beta=p.kl_beta))
             for microbatches in batches:
                 state, _ = learner.update(state, microbatches)
     workdir.mkdir()

@@ -139,7 +139,7 @@ def restored(policy, microbatches, clip, folder):
             learner = make_learner(target, clip)
             fresh = learner.init(KEY, policy)
             with Checkpoints(folder / source) as checkpoints:
-                found = state_of(checkpoints.restore(1, items_of(fresh)))
+                found = state_of(checkpoints.restore(1, items_of(fresh)), fresh.frozen)
             pairs = zip(jax.tree.leaves(fresh), jax.tree.leaves(found), strict=True)
             told[f"{source} to {target}"] = {
                 "gap": gap(saved, found),

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlef_jax.ppo.losses import LossSettings, policy_loss, value_loss
+from rlef_jax.ppo.losses import policy_loss, value_loss
+from rlef_jax.ppo.settings import LossSettings
 
 SETTINGS = [
     LossSettings(),

@@ -10,9 +10,9 @@ import pytest
 
 from rlef_jax.model.logp import token_logp
 from rlef_jax.model.parameters import init_params
-from rlef_jax.ppo.losses import LossSettings
 from rlef_jax.ppo.objective import ForwardSettings, objective
 from rlef_jax.ppo.pack import pack
+from rlef_jax.ppo.settings import LossSettings, OptimizerSettings, TargetSettings
 from rlef_jax.ppo.update import Learner, make_optimizer, prepare_iteration, split_updates
 from tests.helpers.eight_devices import told_by
 
@@ -49,7 +49,7 @@ def policy(tiny_model):
 
 def prepared(learner, params, policy, episodes, rows, buckets=(20,), row_episodes=1, **options):
     batches, _ = pack(episodes, buckets=buckets, rows=rows, max_turns=3, row_episodes=row_episodes)
-    [filled], metrics = prepare_iteration(learner, params, moved(policy, seed=5), [batches], **options)
+    [filled], metrics = prepare_iteration(learner, params, moved(policy, seed=5), [batches], TargetSettings(**options))
     return filled, metrics
 
 
@@ -73,7 +73,7 @@ def test_packing_and_splitting_change_nothing(learners, policy, make_episodes, s
     for name, (rows, buckets, row_episodes) in SPLITS.items():
         filled, scores = prepared(learner, params, policy, episodes, rows, buckets, row_episodes)
         gradients = learner.gradients(moved(params), filled)
-        state, metrics = learner.update(learner.init(key, policy).replace(params=moved(params)), filled)
+        state, metrics = learner.update(learner.init(key, policy).with_params(moved(params)), filled)
         shapes = {"padding_share", "rows"}  # these alone tell of the layout
         told = metrics | {k: v for k, v in scores.items() if k not in shapes}
         results[name] = (jax.device_get(gradients), jax.device_get(state.params), told)
@@ -216,7 +216,11 @@ def test_any_mesh_equals_one_device(which, count):
 
 @pytest.fixture(scope="module")
 def adamw(tiny_model):
-    return Learner(tiny_model, make_optimizer(tiny_model, 1e-2, warmup_steps=3, weight_decay=0.5), separate_critic=True)
+    return Learner(
+        tiny_model,
+        make_optimizer(tiny_model, OptimizerSettings(1e-2, warmup_steps=3, weight_decay=0.5)),
+        separate_critic=True,
+    )
 
 
 def broken(episodes):

@@ -8,6 +8,7 @@ import pytest
 from rlef_jax.model.parameters import init_params
 from rlef_jax.model.transformer import ModelConfig, forward, unembed
 from rlef_jax.ppo.pack import pack
+from rlef_jax.ppo.settings import OptimizerSettings, TargetSettings
 from rlef_jax.ppo.update import Learner, make_optimizer, prepare_iteration, split_updates
 from rlef_jax.types import Status
 
@@ -24,7 +25,9 @@ def next_logp(policy, tokens):
 
 @pytest.mark.parametrize("separate", [True, False])
 def test_the_paid_arm_is_learned(make_episode, separate):
-    learner = Learner(CFG, make_optimizer(CFG, 3e-2, warmup_steps=1, weight_decay=0.0), separate_critic=separate)
+    learner = Learner(
+        CFG, make_optimizer(CFG, OptimizerSettings(3e-2, warmup_steps=1, weight_decay=0.0)), separate_critic=separate
+    )
     policy = init_params(jax.random.PRNGKey(3), CFG)
     state, reference = learner.init(jax.random.PRNGKey(4), policy), learner.place_policy(policy)
     rng, prompt = np.random.default_rng(0), jnp.array([[PROMPT]])
@@ -44,7 +47,7 @@ def test_the_paid_arm_is_learned(make_episode, separate):
         parts = [
             pack(part, buckets=(4,), rows=8, max_turns=1)[0] for part in split_updates(episodes, 2, seed=0, step=step)
         ]
-        filled, metrics = prepare_iteration(learner, state.params, reference, parts, kl_beta=0.01)
+        filled, metrics = prepare_iteration(learner, state.params, reference, parts, TargetSettings(kl_beta=0.01))
         assert metrics["mismatch_max"] < 1e-4
         for microbatches in filled:
             state, _ = learner.update(state, microbatches)

@@ -8,6 +8,7 @@ from rlef_jax.errors import ConfigError
 from rlef_jax.model.parameters import init_params
 from rlef_jax.model.transformer import ModelConfig
 from rlef_jax.ppo.pack import pack
+from rlef_jax.ppo.settings import OptimizerSettings
 from rlef_jax.ppo.update import Learner, make_optimizer, prepare_iteration
 from rlef_jax.training.bad_update import describe, load_bad_update, save_bad_update, saved_updates
 from tests.ppo.conftest import random_episodes
@@ -16,7 +17,9 @@ CFG = ModelConfig(vocab_size=11, d_model=8, n_layers=1, n_heads=2, n_kv_heads=1,
 
 
 def make(**kwargs):
-    learner = Learner(CFG, make_optimizer(CFG, 1e-2, warmup_steps=1), separate_critic=False, **kwargs)
+    learner = Learner(
+        CFG, make_optimizer(CFG, OptimizerSettings(1e-2, warmup_steps=1)), separate_critic=False, **kwargs
+    )
     policy = init_params(jax.random.PRNGKey(0), CFG)
     state, reference = learner.init(jax.random.PRNGKey(1), policy), learner.place_policy(policy)
     batches = pack(random_episodes(6), buckets=(20,), rows=4, max_turns=3)[0]

@@ -7,14 +7,14 @@ import pytest
 
 from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.ppo.metrics import episode_metrics, iteration_metrics
-from rlef_jax.ppo.objective import count_denominators
 from rlef_jax.ppo.pack import pack
+from rlef_jax.ppo.settings import PackSettings, PpoSettings
 from rlef_jax.ppo.update import split_updates
+from rlef_jax.ppo.values import count
 from rlef_jax.progress import ProgressDisplay
 from rlef_jax.sampling.session import SamplerStats
 from rlef_jax.training.actor import Rollouts
 from rlef_jax.training.loop import (
-    PpoSettings,
     Stopwatch,
     learn,
     pool_metrics,
@@ -27,7 +27,7 @@ from rlef_jax.types import Episode, Problem, Status, TestCase, TestResult, Turn,
 from tests.helpers.tiny_tokenizer import tiny_tokenizer
 
 CASE = TestCase("1", "1")
-PPO = PpoSettings(2, 4, (16,), 1, kl_beta=0.05, normalize_advantages=True, invalid_penalty=-0.2, max_turns=3)
+PPO = PpoSettings(updates=2, packing=PackSettings(microbatch_rows=4, buckets=(16,)))
 OF_UPDATE = {"loss": 1.0, "action_tokens": 7.0, "turns": 5.0, "applied": 1.0}
 
 
@@ -80,7 +80,7 @@ class Counting(Learner):
     losses = iter((1.0, 3.0) * 9)
 
     def update(self, state, microbatches):
-        tokens = float(count_denominators(microbatches)["tokens"])
+        tokens = float(count(microbatches)["tokens"])
         if not tokens:
             return state, {"applied": 0.0, "action_tokens": 0.0, "turns": 0.0}
         return state, OF_UPDATE | {"loss": next(self.losses), "action_tokens": tokens}

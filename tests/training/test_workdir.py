@@ -11,7 +11,7 @@ import pytest
 
 from rlef_jax import config as config_lib
 from rlef_jax.errors import ConfigError, RunError
-from rlef_jax.ppo.train_state import TrainState
+from rlef_jax.ppo.train_state import init_state
 from rlef_jax.training.checkpoint import Checkpoints, content_hash
 from rlef_jax.training.episode_io import episodes_path, saved_steps, write_episodes
 from rlef_jax.training.metrics_writer import MetricsWriter
@@ -23,7 +23,7 @@ def make_state(fill, width=3):
         "policy": {"w": jnp.full((width, 2), fill, jnp.float32)},
         "critic": {"head": {"w": jnp.full((2,), fill), "b": jnp.float32(0)}},
     }
-    return TrainState(params=params, opt_state=optax.adamw(1e-3).init(params), step=jnp.int32(int(fill)))
+    return init_state(params, {"policy": {}, "critic": {}}, optax.adamw(1e-3).init).replace(step=jnp.int32(int(fill)))
 
 
 FRESH = make_state(0.0)
