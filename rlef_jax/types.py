@@ -259,6 +259,6 @@ class TokenBatch:
     turn_positions: jax.Array  # [B, N] int32
     turn_mask: jax.Array  # [B, N] float32
     turn_rewards: jax.Array  # [B, N] float32, r_t without the KL term
-    returns: jax.Array  # [B, N] float32, G_t
+    returns: jax.Array  # [B, N] float32, G_t, one for each value (`ppo/values.py`)
     old_values: jax.Array  # [B, N] float32
     weight: jax.Array  # [B] float32, 0 for rows that must not count (infra errors, padding rows)

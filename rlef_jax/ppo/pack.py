@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from rlef_jax.ppo import values
 from rlef_jax.reward import has_weight, turn_rewards
 from rlef_jax.types import Episode, TokenBatch
 
@@ -69,7 +70,7 @@ def pack(
 
 def empty_arrays(rows: int, length: int, turns: int) -> dict[str, Any]:
     """The fields of a TokenBatch that holds nothing but padding: `[rows, length]`, `[rows, turns]` and `[rows]`."""
-    tokens, per_turn = (rows, length), (rows, turns)
+    tokens, per_turn, per_value = (rows, length), (rows, turns), values.shape(rows, length, turns)
     return {
         "tokens": np.zeros(tokens, np.int32),
         "positions": np.zeros(tokens, np.int32),
@@ -83,8 +84,8 @@ def empty_arrays(rows: int, length: int, turns: int) -> dict[str, Any]:
         "turn_positions": np.zeros(per_turn, np.int32),
         "turn_mask": np.zeros(per_turn, np.float32),
         "turn_rewards": np.zeros(per_turn, np.float32),
-        "returns": np.zeros(per_turn, np.float32),
-        "old_values": np.zeros(per_turn, np.float32),
+        "returns": np.zeros(per_value, np.float32),
+        "old_values": np.zeros(per_value, np.float32),
         "weight": np.zeros((rows,), np.float32),
     }
 

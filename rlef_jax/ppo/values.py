@@ -1,7 +1,7 @@
 """Where values lie and what an update counts: here alone it is said that a value belongs to a turn.
 
 `old_values` and `returns` have an entry for each value, [B, N]; the value of a turn is read at the last token of its
-prompt. Values of another kind (each token's) are other functions here, with fields of their shape in `pack`.
+prompt. Values of another kind, such as one for each token, are other functions here and nothing else.
 """
 
 from __future__ import annotations
@@ -17,6 +17,11 @@ from rlef_jax.types import TokenBatch
 # What losses are divided by, counted over a whole update, and the metrics that tell of it.
 TOKENS, VALUES = "tokens", "turns"
 METRICS = {TOKENS: "action_tokens", VALUES: "turns"}
+
+
+def shape(rows: int, length: int, turns: int) -> tuple[int, int]:
+    """[B, N] for rows of so many tokens and turns."""
+    return rows, turns
 
 
 def positions(batch: TokenBatch) -> Any:
