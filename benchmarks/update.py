@@ -130,7 +130,7 @@ def serve_ours(name: str, folder: Path) -> None:
     learner = Learner(
         case.model, make_optimizer(case.model, OptimizerSettings(1e-4, warmup_steps=1)), loss=LossSettings(),
         separate_critic=False,
-        how=ForwardSettings(**case.how),
+        forward_settings=ForwardSettings(**case.how),
     )  # fmt: skip
     policy = load_params(folder / "weights.npz", case.model)
     state = learner.init(jax.random.PRNGKey(1), policy)
@@ -259,7 +259,7 @@ def programs_of(case: Case) -> dict[str, Program]:
         case.model,
         make_optimizer(case.model, OptimizerSettings(1e-4, warmup_steps=1)),
         separate_critic=False,
-        how=ForwardSettings(**case.how),
+        forward_settings=ForwardSettings(**case.how),
     )
     return update_programs(
         learner, jnp.float32, microbatches=case.rows // case.microbatch_rows, rows=case.microbatch_rows,

@@ -55,7 +55,7 @@ def test_asynchronous_tokens_are_never_too_old(tmp_path):
         age = step - min(versions) / OVERRIDES["ppo.updates"]
         assert age <= 1 and age == record["staleness_max"]
         assert record["infra_episodes"] == 0 and len(episodes) == OVERRIDES["ppo.rollouts"]
-        assert {"idle/learner", "idle/actor", "truncated_share"} <= set(record)
+        assert {"idle/learner", "idle/actor", "truncated_fraction"} <= set(record)
         ages.append(age)
     assert ages[0] == 0 and max(ages) > 0
 

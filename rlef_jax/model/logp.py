@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rlef_jax.model.transformer import Layout, ModelConfig, Params, output_weights
+from rlef_jax.model.transformer import ComputeSharding, ModelConfig, Params, output_weights
 
 LOGIT_TOKENS = 1024
 """Tokens whose logits exist at a time, where no chunk is given."""
@@ -33,7 +33,7 @@ def token_logp(
     wanted: jax.Array | None = None,
     *,
     chunk: int = 0,
-    layout: Layout | None = None,
+    sharding: ComputeSharding | None = None,
 ) -> jax.Array:
     """Log-probability of each token given those before it: float32 [B, T], aligned to the *predicted* token.
 
@@ -46,14 +46,14 @@ def token_logp(
       tokens: int32 [B, T].
       wanted: [B, T], above 0 where the result is needed (elsewhere it is 0). By default everywhere.
       chunk: positions of a row whose logits exist at a time; 0 for `LOGIT_TOKENS` over all rows.
-      layout: on a mesh of several devices, where things lie.
+      sharding: on a mesh of several devices, where things lie.
     """
     rows, length = tokens.shape
     wanted = jnp.ones(tokens.shape, bool) if wanted is None else wanted > 0
     chunk = min(chunk or max(LOGIT_TOKENS // rows, 1), max(length - 1, 1))
     weights = output_weights(params, cfg).astype(hidden.dtype)
-    if layout is not None:
-        weights = layout.all_gather("embed" if cfg.tie_embeddings else "unembed", weights, hidden.dtype)
+    if sharding is not None:
+        weights = sharding.all_gather("embed" if cfg.tie_embeddings else "unembed", weights, hidden.dtype)
     logp = _chunked(chunk, weights, hidden[:, :-1], tokens[:, 1:], wanted[:, 1:])
     return jnp.pad(logp, ((0, 0), (1, 0)))
 

@@ -68,7 +68,7 @@ def _spec(parameter: Parameter) -> PartitionSpec:
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class MeshSharding:
     """Where intermediate results of a forward pass lie: rows stay split over `data` and `fsdp`, and weights, split over
     `fsdp` where they are kept, are gathered where they are used.
 

@@ -26,7 +26,7 @@ from rlef_jax.model.families import family_of
 Params = dict[str, Any]
 
 
-class Layout(Protocol):
+class ComputeSharding(Protocol):
     """Where intermediate results lie on a mesh: see `model/sharding.py`."""
 
     def rows(self, x: jax.Array) -> jax.Array: ...
@@ -242,7 +242,7 @@ def run_model(
     dtype: Any,
     unroll: bool = True,
     remat: str = "none",
-    layout: Layout | None = None,
+    sharding: ComputeSharding | None = None,
 ) -> tuple[jax.Array, tuple[Any, ...]]:
     """All layers, one after the other: (hidden states [B, T, D] after the final norm, what each attention keeps).
 
@@ -252,23 +252,23 @@ def run_model(
       attend: (a layer's kind, its entry of `memory`) -> its attention, see `block`.
       memory: what each layer's attention is given, such as its part of a cache; None for nothing.
       dtype: that is computed in.
-      unroll, remat, layout: see `forward`. A scan takes no memory and keeps nothing.
+      unroll, remat, sharding: see `forward`. A scan takes no memory and keeps nothing.
     """
     kinds = cfg.layer_kinds
     ropes = {kind: rope_tables(kind, cfg.d_head, positions) for kind in dict.fromkeys(kinds)}
 
     def runner(kind: LayerKind) -> Callable[[jax.Array, Params, Any], tuple[jax.Array, Any]]:
         def run(x: jax.Array, layer: Params, own: Any) -> tuple[jax.Array, Any]:
-            if layout is not None:
-                layer = layout.all_gather("layers", layer, dtype)
-                x = layout.rows(x)
+            if sharding is not None:
+                layer = sharding.all_gather("layers", layer, dtype)
+                x = sharding.rows(x)
             return block(layer, cfg, x, ropes[kind], attend(kind, own))
 
         return run if remat == "none" else jax.checkpoint(run, policy=REMAT[remat])
 
     run = {kind: runner(kind) for kind in ropes}
-    if layout is not None:
-        params = {**params, "embed": layout.all_gather("embed", params["embed"], dtype)}
+    if sharding is not None:
+        params = {**params, "embed": sharding.all_gather("embed", params["embed"], dtype)}
     x = embed(params, tokens, dtype)
     kept: list[Any] = []
     if unroll:
@@ -282,7 +282,7 @@ def run_model(
                 return run(x, layer, None)
 
             x, _ = jax.lax.scan(scanned, x, stretch)
-    x = x if layout is None else layout.rows(x)
+    x = x if sharding is None else sharding.rows(x)
     return rms_norm(x, params["final_norm"], cfg.norm_eps), tuple(kept)
 
 
@@ -306,7 +306,7 @@ def forward(
     remat: str = "none",
     unroll: bool = True,
     attention: str = "blocks",
-    layout: Layout | None = None,
+    sharding: ComputeSharding | None = None,
 ) -> jax.Array:
     """Hidden states [B, T, D] after the final norm, in compute_dtype.
 
@@ -316,7 +316,7 @@ def forward(
       remat: what is computed again in the backward pass, a name in `REMAT`.
       unroll: one copy of the layer per layer (faster for small models) or a scan (compiles faster for deep ones).
       attention: which one, see `row_attention`.
-      layout: on a mesh of several devices, where things lie.
+      sharding: on a mesh of several devices, where things lie.
     Raises ValueError where T is over `cfg.max_positions`.
     """
     length = tokens.shape[1]
@@ -325,7 +325,7 @@ def forward(
     attend = row_attention(segment_ids, attention)
     hidden, _ = run_model(
         params, cfg, tokens, positions, lambda kind, _: attend,
-        dtype=compute_dtype, unroll=unroll, remat=remat, layout=layout,
+        dtype=compute_dtype, unroll=unroll, remat=remat, sharding=sharding,
     )  # fmt: skip
     return hidden
 

@@ -81,22 +81,22 @@ def update_programs(
     action_share: float,
     names: Collection[str] = UPDATE_PROGRAMS,
 ) -> dict[str, Program]:
-    """The programs of one update with these `names` (see `Side.lowered`), on micro-batches of `rows` rows of `length`
-    tokens.
+    """The programs of one update with these `names` (see `MeshTrainer.lowered`), on micro-batches of `rows` rows of
+    `length` tokens.
 
     Policy and critic must share a mesh. `action_share` is the fraction of sampled tokens.
     """
-    [side] = learner.sides
+    [trainer] = learner.trainers
     batch = shape_of(TokenBatch(**empty_arrays(rows, length, turns)))
     stacked = jax.tree.map(lambda a: jax.ShapeDtypeStruct((microbatches, *a.shape), a.dtype), batch)
-    mesh_shape = tuple(side.mesh.shape[axis] for axis in AXES)
+    mesh_shape = tuple(trainer.mesh.shape[axis] for axis in AXES)
     # Only the loop over chunks of logits has no fixed trip count.
-    chunk = max(side.how.logit_tokens * side.how.row_shards // rows, 1)
+    chunk = max(trainer.forward_settings.logit_tokens * trainer.forward_settings.row_shards // rows, 1)
     trips = -(-int(length * action_share) // chunk)
-    lowered = side.lowered(state_shapes(learner, dtype), stacked)
+    lowered = trainer.lowered(state_shapes(learner, dtype), stacked)
     dtypes = {"apply": dtype}  # the optimizer computes in the weights' dtype
     return {
-        name: compiled(program, mesh_shape, dtypes.get(name, side.how.compute_dtype), trips)
+        name: compiled(program, mesh_shape, dtypes.get(name, trainer.forward_settings.compute_dtype), trips)
         for name, program in lowered.items()
         if name in names
     }

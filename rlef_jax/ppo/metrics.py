@@ -34,7 +34,7 @@ def iteration_metrics(batches: Sequence[TokenBatch]) -> dict[str, float]:
       entropy: estimated by the mean of -log pi_old over sampled tokens.
       return_mean, advantage_std (before normalization), reward_mean (r_t summed over an episode).
       action_tokens, turns, episodes, rows: totals of the iteration, of what counts.
-      padding_share: of all token slots, what packing wastes.
+      padding_fraction: of all token slots, what packing wastes.
     """
     if not batches:
         return {}
@@ -54,7 +54,7 @@ def iteration_metrics(batches: Sequence[TokenBatch]) -> dict[str, float]:
         "turns": float(turn_mask.sum()),
         "episodes": episodes,
         "rows": float((weights > 0).sum()),
-        "padding_share": 1.0 - used / float(sum(b.tokens.size for b in batches)),
+        "padding_fraction": 1.0 - used / float(sum(b.tokens.size for b in batches)),
     }
     if not token_mask.any():
         return totals
@@ -80,8 +80,8 @@ def episode_metrics(episodes: Sequence[Episode], *, invalid_penalty: float = -0.
       solved_turn1, solved: share of episodes whose first / last response passed all tests.
       reward: mean over episodes of the sum of r_t.
       turns_per_episode, response_tokens (per response), episode_tokens: means.
-      cut_share: responses that ended by length.
-      valid_share: responses with code that parses.
+      cut_fraction: responses that ended by length.
+      valid_fraction: responses with code that parses.
       infra_episodes: how many episodes have weight zero.
       turnK/STATUS for each turn K and status met there: share of the episodes that reached turn K.
     """
@@ -95,8 +95,8 @@ def episode_metrics(episodes: Sequence[Episode], *, invalid_penalty: float = -0.
         "turns_per_episode": [len(e.turns) for e in good],
         "response_tokens": [len(t.response_ids) for t in turns],
         "episode_tokens": [len(e.token_ids) for e in good],
-        "cut_share": [t.finish_reason == "length" for t in turns],
-        "valid_share": [v.valid for v in verdicts],
+        "cut_fraction": [t.finish_reason == "length" for t in turns],
+        "valid_fraction": [v.valid for v in verdicts],
     }
     metrics = {name: _mean(numbers) for name, numbers in over.items() if numbers}
     metrics["infra_episodes"] = float(len(episodes) - len(good))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from rlef_jax.model.logp import LOGIT_TOKENS, token_logp
-from rlef_jax.model.sharding import Layout
+from rlef_jax.model.sharding import MeshSharding
 from rlef_jax.model.transformer import ModelConfig, Params, forward
 from rlef_jax.model.value import values as read_values
 from rlef_jax.ppo import values
@@ -34,20 +34,22 @@ class ForwardSettings:
     attention: str = "blocks"
     logit_tokens: int = LOGIT_TOKENS
     row_shards: int = 1
-    layout: Layout | None = None
+    sharding: MeshSharding | None = None
 
     def on_mesh(self, mesh: Mesh, cfg: ModelConfig) -> ForwardSettings:
         """The same on `mesh`."""
         shards = mesh.shape["data"] * mesh.shape["fsdp"]
-        return dataclasses.replace(self, row_shards=shards, layout=Layout(mesh, cfg) if mesh.size > 1 else None)
+        return dataclasses.replace(self, row_shards=shards, sharding=MeshSharding(mesh, cfg) if mesh.size > 1 else None)
 
 
-def policy_logp(params: Params, cfg: ModelConfig, batch: TokenBatch, how: ForwardSettings) -> jax.Array:
+def policy_logp(params: Params, cfg: ModelConfig, batch: TokenBatch, settings: ForwardSettings) -> jax.Array:
     """Log-probabilities [B, T], float32, of sampled tokens under a policy's weights; 0 for others."""
-    return _logp(params, cfg, _hidden(params, cfg, batch, how), batch, how)
+    return _logp(params, cfg, _hidden(params, cfg, batch, settings), batch, settings)
 
 
-def scores(params: dict[str, Any], cfg: ModelConfig, batch: TokenBatch, how: ForwardSettings) -> dict[str, jax.Array]:
+def scores(
+    params: dict[str, Any], cfg: ModelConfig, batch: TokenBatch, settings: ForwardSettings
+) -> dict[str, jax.Array]:
     """What policy and critic say of a batch, whichever of the two `params` hold.
 
     {"logp": [B, T] of sampled tokens, 0 for others; "values": [B, N] of turns}, float32. A critic without a trunk needs
@@ -56,25 +58,28 @@ def scores(params: dict[str, Any], cfg: ModelConfig, batch: TokenBatch, how: For
     found: dict[str, jax.Array] = {}
     hidden: Any = None
     if "policy" in params:
-        hidden = _hidden(params["policy"], cfg, batch, how)
-        found["logp"] = _logp(params["policy"], cfg, hidden, batch, how)
+        hidden = _hidden(params["policy"], cfg, batch, settings)
+        found["logp"] = _logp(params["policy"], cfg, hidden, batch, settings)
     if "critic" in params:
         critic = params["critic"]
-        seen = _hidden(critic["trunk"], cfg, batch, how) if "trunk" in critic else hidden
+        seen = _hidden(critic["trunk"], cfg, batch, settings) if "trunk" in critic else hidden
         found["values"] = read_values(critic["head"], seen, values.positions(batch))
     return found
 
 
-def _hidden(params: Params, cfg: ModelConfig, batch: TokenBatch, how: ForwardSettings) -> jax.Array:
+def _hidden(params: Params, cfg: ModelConfig, batch: TokenBatch, settings: ForwardSettings) -> jax.Array:
     return forward(
         params, cfg, batch.tokens, batch.positions, batch.segment_ids,
-        compute_dtype=how.compute_dtype, remat=how.remat, unroll=how.unroll, attention=how.attention, layout=how.layout,
+        compute_dtype=settings.compute_dtype, remat=settings.remat, unroll=settings.unroll,
+        attention=settings.attention, sharding=settings.sharding,
     )  # fmt: skip
 
 
-def _logp(params: Params, cfg: ModelConfig, hidden: jax.Array, batch: TokenBatch, how: ForwardSettings) -> jax.Array:
-    chunk = max(how.logit_tokens * how.row_shards // batch.tokens.shape[0], 1)
-    return token_logp(params, cfg, hidden, batch.tokens, batch.action_mask, chunk=chunk, layout=how.layout)
+def _logp(
+    params: Params, cfg: ModelConfig, hidden: jax.Array, batch: TokenBatch, settings: ForwardSettings
+) -> jax.Array:
+    chunk = max(settings.logit_tokens * settings.row_shards // batch.tokens.shape[0], 1)
+    return token_logp(params, cfg, hidden, batch.tokens, batch.action_mask, chunk=chunk, sharding=settings.sharding)
 
 
 def objective(
@@ -83,7 +88,7 @@ def objective(
     denominators: dict[str, jax.Array],
     cfg: ModelConfig,
     loss: LossSettings,
-    how: ForwardSettings,
+    settings: ForwardSettings,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """A micro-batch's share of the update's loss, and the sums that make up its metrics.
 
@@ -95,9 +100,9 @@ def objective(
       batch: filled by `prepare_iteration`.
       denominators: `values.count` of the *whole update*, float scalars. With them the
         shares of any split into micro-batches add up to the same loss and gradients.
-      cfg, loss, how: the model's sizes, the loss constants and how to run the model.
+      cfg, loss, settings: the model's sizes, the loss constants and how to run the model.
     """
-    found = scores(params, cfg, batch, how)
+    found = scores(params, cfg, batch, settings)
     terms: list[jax.Array] = []
     sums: dict[str, jax.Array] = {}
     if "logp" in found:

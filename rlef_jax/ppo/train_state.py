@@ -83,7 +83,7 @@ def _holds(tree: Any, path: Sequence[str]) -> bool:
     return True
 
 
-def part(tree: Any, names: Sequence[str]) -> Any:
+def select_parts(tree: Any, names: Sequence[str]) -> Any:
     """The parts `names`, of "policy" and "critic", of a TrainState or of anything made of trees like its `params`.
 
     Leaves outside of such trees (counts) are every part's.
@@ -91,7 +91,7 @@ def part(tree: Any, names: Sequence[str]) -> Any:
     return jax.tree.map(lambda node: {n: node[n] for n in names} if _parted(node) else node, tree, is_leaf=_parted)
 
 
-def merged(parts: Sequence[Any]) -> Any:
+def merge_parts(parts: Sequence[Any]) -> Any:
     """The whole of which these are the parts; what every part has is taken from the first."""
 
     def both(first: Any, *others: Any) -> Any:

@@ -18,17 +18,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rlef_jax.model.sharding import ROWS, make_mesh, param_shardings, place
 from rlef_jax.model.transformer import ModelConfig, Params
 from rlef_jax.ppo import values
+from rlef_jax.ppo.mesh_trainer import GradientsAndSums, MeshTrainer
 from rlef_jax.ppo.metrics import iteration_metrics
 from rlef_jax.ppo.objective import ForwardSettings, policy_logp
 from rlef_jax.ppo.settings import LossSettings, TargetSettings
-from rlef_jax.ppo.side import Share, Side
 from rlef_jax.ppo.targets import Scores, compute_targets
 from rlef_jax.ppo.train_state import (
     IsTrainable,
     TrainState,
     first_params,
     make_optimizer,
-    merged,
+    merge_parts,
     trained_by_default,
 )
 from rlef_jax.types import Episode, TokenBatch
@@ -41,8 +41,8 @@ class Learner:
 
     Parameters lie on the mesh by the model's sharding rules, rows of a batch over its `data` and `fsdp` axes, so
     `rows` of a batch must be a multiple of their product. The critic may have a mesh of its own; both then work at the
-    same time (see `Side`). A gradient whose global norm, over both, isn't finite or is over `max_grad_norm` (0: no
-    limit) is not applied.
+    same time (see `MeshTrainer`). A gradient whose global norm, over both, isn't finite or is over `max_grad_norm` (0:
+    no limit) is not applied.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Learner:
         mesh: Mesh | None = None,
         critic_mesh: Mesh | None = None,
         reference_mesh: Mesh | None = None,
-        how: ForwardSettings | None = None,
+        forward_settings: ForwardSettings | None = None,
         max_grad_norm: float = 0.0,
         trainable: IsTrainable | None = None,
     ) -> None:
@@ -70,28 +70,29 @@ class Learner:
         """
         self.model_cfg, self.optimizer, self.separate_critic = model_cfg, optimizer, separate_critic
         self.mesh = make_mesh() if mesh is None else mesh
-        how = how or ForwardSettings()
+        forward_settings = forward_settings or ForwardSettings()
         self.trainable = trainable or trained_by_default(model_cfg)
         meshes = {"policy": self.mesh, "critic": critic_mesh or self.mesh}
         if meshes["critic"] != self.mesh:
             _check_apart(self.mesh, meshes["critic"], separate_critic)
         alike = {where: tuple(name for name in meshes if meshes[name] == where) for where in meshes.values()}
-        self.sides = [
-            Side(
+        self.trainers = [
+            MeshTrainer(
                 names, where, model_cfg, optimizer, separate_critic=separate_critic, loss=loss or LossSettings(),
-                how=how, max_grad_norm=max_grad_norm if max_grad_norm > 0 else float("inf"), trainable=self.trainable,
+                forward_settings=forward_settings, trainable=self.trainable,
+                max_grad_norm=max_grad_norm if max_grad_norm > 0 else float("inf"),
             )
             for where, names in alike.items()
         ]  # fmt: skip
-        self.param_shardings = merged([side.param_shardings for side in self.sides])
-        self._place_reference(reference_mesh or self.mesh, how)
+        self.param_shardings = merge_parts([trainer.param_shardings for trainer in self.trainers])
+        self._place_reference(reference_mesh or self.mesh, forward_settings)
 
-    def _place_reference(self, mesh: Mesh, how: ForwardSettings) -> None:
+    def _place_reference(self, mesh: Mesh, forward_settings: ForwardSettings) -> None:
         self.reference_shardings, self.reference_rows = param_shardings(mesh, self.model_cfg), NamedSharding(mesh, ROWS)
-        how = how.on_mesh(mesh, self.model_cfg)
+        forward_settings = forward_settings.on_mesh(mesh, self.model_cfg)
 
         def ref_logp(params: Params, batch: TokenBatch) -> jax.Array:
-            return policy_logp(params, self.model_cfg, batch, how)
+            return policy_logp(params, self.model_cfg, batch, forward_settings)
 
         self._ref = jax.jit(
             ref_logp,
@@ -105,7 +106,7 @@ class Learner:
         `key` draws the value head.
         """
         params = first_params(key, policy_params, self.model_cfg, self.separate_critic)
-        return merged([side.init(params) for side in self.sides])
+        return merge_parts([trainer.init(params) for trainer in self.trainers])
 
     def place_policy(self, policy_params: Params) -> Params:
         """A copy of policy-shaped weights on the reference's mesh, to serve as the reference policy."""
@@ -113,7 +114,7 @@ class Learner:
 
     def score(self, params: dict[str, Any], batch: TokenBatch) -> tuple[jax.Array, jax.Array]:
         """(log-probabilities [B, T], 0 on tokens that weren't sampled; values [B, N]) under `TrainState.params`."""
-        found = {name: array for side in self.sides for name, array in side.score(params, batch).items()}
+        found = {name: array for trainer in self.trainers for name, array in trainer.score(params, batch).items()}
         return found["logp"], found["values"]
 
     def ref_logp(self, ref_params: Params, batch: TokenBatch) -> jax.Array:
@@ -132,7 +133,7 @@ class Learner:
 
         Returns:
           (the next state, metrics: loss, policy_loss, value_loss, clip_fraction, approx_kl, ratio_mean,
-          truncated_share, value_clip_fraction, value_mse, grad_norm, applied (0.0 where it was not), action_tokens,
+          truncated_fraction, value_clip_fraction, value_mse, grad_norm, applied (0.0 where it was not), action_tokens,
           turns). Of an update without a token that counts only the last three: the others are means over nothing.
         """
         counts = values.count(microbatches)
@@ -141,15 +142,17 @@ class Learner:
             return state, {"applied": 0.0, **values.metrics(counts)}
         shares = self._accumulated(state.params, microbatches, counts)
         all_grads = [grads for grads, _ in shares]
-        # A side with all of the gradients takes their norm as it applies them; several need each other's.
-        several = len(self.sides) > 1
-        squares = tuple(side.square(grads) for side, grads in zip(self.sides, all_grads)) if several else ()
-        # Taken before the first side donates what all have.
-        owned = [side.own(state) for side in self.sides]
-        applied = [side.apply(own, grads, squares) for side, own, grads in zip(self.sides, owned, all_grads)]
+        # A trainer with all of the gradients takes their norm as it applies them; several need each other's.
+        several = len(self.trainers) > 1
+        squares = (
+            tuple(trainer.squared_norm(grads) for trainer, grads in zip(self.trainers, all_grads)) if several else ()
+        )
+        # Taken before the first trainer donates what all have.
+        owned = [trainer.own_state(state) for trainer in self.trainers]
+        applied = [trainer.apply(own, grads, squares) for trainer, own, grads in zip(self.trainers, owned, all_grads)]
         # All device work is started before the first result is read.
         sums = jax.device_get([sums for _, sums in shares])
-        return merged([after for after, _ in applied]), _readable(sums, jax.device_get(applied[0][1]), counts)
+        return merge_parts([after for after, _ in applied]), _readable(sums, jax.device_get(applied[0][1]), counts)
 
     def gradients(self, params: dict[str, Any], microbatches: Sequence[TokenBatch]) -> dict[str, Any]:
         """The gradients, of what is trained of all `params`, that `update` would hand to the optimizer.
@@ -159,17 +162,18 @@ class Learner:
         counts = values.count(microbatches)
         if not counts[values.TOKENS]:
             raise ValueError("an update needs a token that counts")
-        return merged([grads for grads, _ in self._accumulated(params, microbatches, counts)])
+        return merge_parts([grads for grads, _ in self._accumulated(params, microbatches, counts)])
 
     def _accumulated(
         self, params: dict[str, Any], microbatches: Sequence[TokenBatch], counts: dict[str, np.float32]
-    ) -> list[Share]:
-        """Each side's gradients and metric sums added up over the micro-batches; `counts` are the denominators."""
-        on_meshes = [place(counts, side.replicated) for side in self.sides]
-        totals: list[Any] = [None for _ in self.sides]
+    ) -> list[GradientsAndSums]:
+        """Each trainer's gradients and metric sums added up over the micro-batches; `counts` are the denominators."""
+        on_meshes = [place(counts, trainer.replicated) for trainer in self.trainers]
+        totals: list[Any] = [None for _ in self.trainers]
         for group in _equal_groups(microbatches):
             totals = [
-                side.added(total, params, group, here) for side, total, here in zip(self.sides, totals, on_meshes)
+                trainer.accumulate(total, params, group, here)
+                for trainer, total, here in zip(self.trainers, totals, on_meshes)
             ]
         return totals
 
@@ -194,19 +198,19 @@ def _equal_groups(microbatches: Sequence[TokenBatch]) -> Iterator[TokenBatch]:
 
 
 def _readable(
-    sides: Sequence[dict[str, Any]], norm_and_applied: tuple[Any, Any], counts: dict[str, np.float32]
+    trainers: Sequence[dict[str, Any]], norm_and_applied: tuple[Any, Any], counts: dict[str, np.float32]
 ) -> dict[str, float]:
-    """Each side's sums over the update -> the metrics that people read."""
-    sums = {name: value for side in sides for name, value in side.items()}
+    """Each trainer's sums over the update -> the metrics that people read."""
+    sums = {name: value for trainer in trainers for name, value in trainer.items()}
     tokens, valued = float(counts[values.TOKENS]), float(counts[values.VALUES])
     return {
-        "loss": sum(float(side["loss"]) for side in sides),
+        "loss": sum(float(trainer["loss"]) for trainer in trainers),
         "policy_loss": float(sums["policy"]) / tokens,
         "value_loss": float(sums["value"]) / valued,
         "clip_fraction": float(sums["clipped"]) / tokens,
         "approx_kl": float(sums["approx_kl"]) / tokens,
         "ratio_mean": float(sums["ratio"]) / tokens,
-        "truncated_share": float(sums["truncated"]) / tokens,
+        "truncated_fraction": float(sums["truncated"]) / tokens,
         "value_clip_fraction": float(sums["value_clipped"]) / valued,
         "value_mse": float(sums["value_error"]) / valued,
         "grad_norm": float(norm_and_applied[0]),

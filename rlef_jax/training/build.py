@@ -285,7 +285,7 @@ def build_learner(config: ConfigDict, cfg: ModelConfig) -> Learner:
     Raises ConfigError where the devices don't match the mesh, or the mesh doesn't divide the model.
     """
     p, m = ppo_settings(config), config.model
-    how: dict[str, Any] = dict(
+    forward: dict[str, Any] = dict(
         compute_dtype=jnp.dtype(m.compute_dtype), remat=m.remat, unroll=m.unroll, attention=m.attention,
         logit_tokens=m.logit_tokens,
     )  # fmt: skip
@@ -293,6 +293,7 @@ def build_learner(config: ConfigDict, cfg: ModelConfig) -> Learner:
     mesh_shardings(mesh, cfg)  # whether it divides the model
     return Learner(
         cfg, make_optimizer(cfg, p.optimizer), loss=p.loss, separate_critic=p.separate_critic, mesh=mesh,
-        how=ForwardSettings(**how), max_grad_norm=p.max_grad_norm, critic_mesh=build_critic_mesh(config),
+        forward_settings=ForwardSettings(**forward), max_grad_norm=p.max_grad_norm,
+        critic_mesh=build_critic_mesh(config),
         reference_mesh=build_sampler_mesh(config) if config.mesh.reference == "sampler" else None,
     )  # fmt: skip

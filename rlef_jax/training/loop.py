@@ -150,9 +150,9 @@ def staleness_metrics(episodes: Sequence[Episode], *, version: int, updates: int
 
 
 def response_metrics(episodes: Sequence[Episode], chat: ChatFormat) -> dict[str, float]:
-    """`example_share`: responses whose last code block, which is the program, only shows how another one is used."""
+    """`example_fraction`: responses whose last code block, which is the program, only shows how another one is used."""
     examples = [ends_in_example(chat.response_text(turn.response_ids)) for e in episodes for turn in e.turns]
-    return {"example_share": float(np.mean(examples))} if examples else {}
+    return {"example_fraction": float(np.mean(examples))} if examples else {}
 
 
 def time_metrics(rollouts: Rollouts, watch: Stopwatch, *, synchronous: bool) -> dict[str, float]:

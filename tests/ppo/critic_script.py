@@ -43,9 +43,9 @@ def make_learner(name, clip=0.0, max_grad_norm=0.0):
     """With plain SGD, or with `clip` by AdamW with all of its state, whose first steps don't follow the signs of
     near-zero gradients. Each is compiled once."""
     adam = optax.chain(clip_by_norm(clip), optax.adamw(warmup_schedule(1.0, 2), eps=1.0))
-    how = ForwardSettings(unroll=False, remat="dots", logit_tokens=32)
+    forward_settings = ForwardSettings(unroll=False, remat="dots", logit_tokens=32)
     optimizer = adam if clip else optax.sgd(0.1)
-    return Learner(CFG, optimizer, how=how, max_grad_norm=max_grad_norm, **meshes(name))
+    return Learner(CFG, optimizer, forward_settings=forward_settings, max_grad_norm=max_grad_norm, **meshes(name))
 
 
 def updated(learner, policy, microbatches):

@@ -41,8 +41,8 @@ def shapes(which):
 
 def make_learner(mesh):
     """With a scan over the layers, as deep models run, and chunks of the logits."""
-    how = ForwardSettings(unroll=False, remat="dots", logit_tokens=32)
-    return Learner(CFG, optax.sgd(0.1), separate_critic=True, mesh=mesh, how=how)
+    forward_settings = ForwardSettings(unroll=False, remat="dots", logit_tokens=32)
+    return Learner(CFG, optax.sgd(0.1), separate_critic=True, mesh=mesh, forward_settings=forward_settings)
 
 
 def first_state(learner, policy):
@@ -85,7 +85,7 @@ def main(which):
         found = outcome(learner, filled[layout], policy)
         gaps[f"{shape} {layout}"] = [gap(a, b) for a, b in zip(expected, found, strict=True)]
         tokens = filled[layout][0].tokens
-        placed = jax.device_put(tokens, learner.sides[0].rows)
+        placed = jax.device_put(tokens, learner.trainers[0].rows)
         rows_per_device[str(shape)] = placed.addressable_shards[0].data.shape[0] / len(tokens)
     print(
         json.dumps(

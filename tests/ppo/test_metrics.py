@@ -43,7 +43,7 @@ def test_iteration_metrics_leave_rows_of_weight_zero_out(make_batch):
     assert metrics["return_mean"] == pytest.approx(0.9)
     assert metrics["reward_mean"] == pytest.approx(0.8)
     assert (metrics["action_tokens"], metrics["turns"], metrics["rows"]) == (3, 2, 1)
-    assert metrics["padding_share"] == 0.0
+    assert metrics["padding_fraction"] == 0.0
 
 
 def test_episode_metrics(make_episode):
@@ -60,7 +60,7 @@ def test_episode_metrics(make_episode):
     assert metrics["reward"] == pytest.approx((1 + 1 - 1.2) / 3)
     assert metrics["turns_per_episode"] == 2.0
     assert metrics["response_tokens"] == pytest.approx(7 / 6)
-    assert metrics["valid_share"] == pytest.approx(5 / 6)
+    assert metrics["valid_fraction"] == pytest.approx(5 / 6)
     assert metrics["infra_episodes"] == 1
     assert metrics["turn1/NO_CODE"] == pytest.approx(1 / 3)
     assert metrics["turn2/WRONG_ANSWER"] == 0.5
@@ -75,5 +75,5 @@ def test_a_mean_over_nothing_is_left_out(make_episode, make_batch):
     assert episode_metrics(broken) == {"infra_episodes": 3.0}
     batches, _ = pack(broken, buckets=(8,), rows=4, max_turns=3)
     totals = {"action_tokens": 0.0, "turns": 0.0, "episodes": 0.0, "rows": 0.0}
-    assert iteration_metrics(batches) == totals | {"padding_share": 1 - 9 / 32}
-    assert iteration_metrics([make_batch(2, 4, 2)]) == totals | {"padding_share": 1.0}
+    assert iteration_metrics(batches) == totals | {"padding_fraction": 1 - 9 / 32}
+    assert iteration_metrics([make_batch(2, 4, 2)]) == totals | {"padding_fraction": 1.0}

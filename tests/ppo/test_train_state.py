@@ -41,7 +41,7 @@ def test_the_description_is_the_tree_of_the_parameters(tiny_model, separate):
 
 @pytest.mark.parametrize("names", [("policy", "critic"), ("policy",), ("critic",)])
 def test_decay_leaves_qkv_biases_alone(tiny_model, names):
-    """Without a gradient a step only decays: of the whole of the parameters, or of one side's part."""
+    """Without a gradient a step only decays: of the whole of the parameters, or of one part."""
     cfg = dataclasses.replace(tiny_model, qkv_bias=True)
     params = first_params(jax.random.PRNGKey(1), init_params(jax.random.PRNGKey(0), cfg), cfg, True)
     params = jax.tree.map(jnp.ones_like, {name: params[name] for name in names})

@@ -74,13 +74,13 @@ def test_packing_and_splitting_change_nothing(learners, policy, make_episodes, s
         filled, scores = prepared(learner, params, policy, episodes, rows, buckets, row_episodes)
         gradients = learner.gradients(moved(params), filled)
         state, metrics = learner.update(learner.init(key, policy).with_params(moved(params)), filled)
-        shapes = {"padding_share", "rows"}  # these alone tell of the layout
+        shapes = {"padding_fraction", "rows"}  # these alone tell of the layout
         told = metrics | {k: v for k, v in scores.items() if k not in shapes}
         results[name] = (jax.device_get(gradients), jax.device_get(state.params), told)
     assert max(int(b.segment_ids.max()) for b in prepared(learner, params, policy, episodes, 6, (40,), 4)[0]) > 1
     gradients, after, metrics = results["whole"]
     assert max(float(np.abs(x).max()) for x in jax.tree.leaves(gradients)) > 1e-2
-    assert metrics["clip_fraction"] > 0 and metrics["truncated_share"] > 0
+    assert metrics["clip_fraction"] > 0 and metrics["truncated_fraction"] > 0
     for name, found in results.items():
         leaves_close(gradients, found[0])
         leaves_close(after, found[1])
@@ -97,7 +97,7 @@ def test_infra_rows_and_padding_change_nothing(learners, policy, make_episodes):
     for chosen in (episodes, good):
         filled, metrics = prepared(learner, params, policy, chosen, 12)
         gradients = learner.gradients(moved(params), filled)
-        outcomes.append((gradients, {k: v for k, v in metrics.items() if k != "padding_share"}))
+        outcomes.append((gradients, {k: v for k, v in metrics.items() if k != "padding_fraction"}))
     leaves_close(outcomes[0][0], outcomes[1][0])
     for name, value in outcomes[1][1].items():
         np.testing.assert_allclose(value, outcomes[0][1][name], atol=1e-5, rtol=1e-5, err_msg=name)

@@ -29,10 +29,10 @@ def whole_compilation():
 def temporary(vocabulary=1, rows=1, length=1):
     """Bytes beside weights, batch and gradients, of a model and batch so many times as large."""
     cfg = dataclasses.replace(CFG, vocab_size=vocabulary * CFG.vocab_size)
-    learner = Learner(cfg, optax.sgd(0.1), separate_critic=False, how=ForwardSettings(logit_tokens=64))
+    learner = Learner(cfg, optax.sgd(0.1), separate_critic=False, forward_settings=ForwardSettings(logit_tokens=64))
     one = shape_of(TokenBatch(**empty_arrays(rows * ROWS, length * LENGTH, 3)))
     stacked = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape), a.dtype), one)
-    lowered = learner.sides[0].lowered(state_shapes(learner, jnp.float32), stacked)
+    lowered = learner.trainers[0].lowered(state_shapes(learner, jnp.float32), stacked)
     return lowered["gradients"].compile().memory_analysis().temp_size_in_bytes
 
 

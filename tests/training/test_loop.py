@@ -158,5 +158,5 @@ def test_responses_that_end_in_an_example_are_counted():
     problem = Problem("p", "Add.", (CASE,), (CASE,))
     turns = tuple(Turn((), tuple(tokenizer.encode(text)), (), (), "stop") for text in texts)
     episodes = [Episode(problem, 0, 0, 0, turns), Episode(problem, 0, 0, 1, turns[1:])]
-    assert response_metrics(episodes, ChatFormat(tokenizer)) == {"example_share": pytest.approx(1 / 3)}
+    assert response_metrics(episodes, ChatFormat(tokenizer)) == {"example_fraction": pytest.approx(1 / 3)}
     assert response_metrics([], ChatFormat(tokenizer)) == {}

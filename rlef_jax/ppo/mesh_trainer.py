@@ -1,7 +1,7 @@
-"""A side of the update: one mesh, the part of the parameters that lies there, and the programs that train it.
+"""The update on one mesh: the part of the parameters that lies there, and the programs that train it.
 
-A program can't span two meshes. Where policy and critic share one, a side holds both and each step is a single program;
-where they don't, each is a side of its own, with its own term of the objective.
+A program can't span two meshes. Where policy and critic share one, a trainer holds both and each step is a single
+program; where they don't, each has a trainer of its own, with its own term of the objective.
 """
 
 from __future__ import annotations
@@ -19,18 +19,26 @@ from rlef_jax.model.transformer import ModelConfig
 from rlef_jax.ppo import values
 from rlef_jax.ppo.objective import ForwardSettings, objective, scores
 from rlef_jax.ppo.settings import LossSettings
-from rlef_jax.ppo.train_state import IsTrainable, TrainState, combine, describe_params, init_state, part, partition
+from rlef_jax.ppo.train_state import (
+    IsTrainable,
+    TrainState,
+    combine,
+    describe_params,
+    init_state,
+    partition,
+    select_parts,
+)
 from rlef_jax.types import TokenBatch
 
-# Gradients of what a side trains and its metric sums.
-type Share = tuple[dict[str, Any], dict[str, jax.Array]]
+# Gradients of what a trainer trains and its metric sums.
+type GradientsAndSums = tuple[dict[str, Any], dict[str, jax.Array]]
 
 
-class Side:
+class MeshTrainer:
     """The jitted functions of the parts `names` of the parameters on `mesh`. It owns no weights.
 
     What it is given may be the whole of it, parameters or state: it takes its own part. Nothing here waits for a
-    device, so that what several sides are asked for runs at the same time.
+    device, so that what several trainers are asked for runs at the same time.
     """
 
     def __init__(
@@ -42,17 +50,21 @@ class Side:
         *,
         separate_critic: bool,
         loss: LossSettings,
-        how: ForwardSettings,
+        forward_settings: ForwardSettings,
         max_grad_norm: float,
         trainable: IsTrainable,
     ) -> None:
         self.names, self.mesh, self.model_cfg = names, mesh, model_cfg
         self.optimizer = optax.with_extra_args_support(optimizer)
-        self.loss, self.how, self.max_grad_norm = loss, how.on_mesh(mesh, model_cfg), max_grad_norm
+        self.loss, self.forward_settings, self.max_grad_norm = (
+            loss,
+            forward_settings.on_mesh(mesh, model_cfg),
+            max_grad_norm,
+        )
         self.replicated = NamedSharding(mesh, PartitionSpec())
         self.rows = NamedSharding(mesh, ROWS)
         self.stacked_rows = NamedSharding(mesh, PartitionSpec(None, *ROWS))
-        self.param_shardings = part(shardings(mesh, describe_params(model_cfg, separate_critic)), names)
+        self.param_shardings = select_parts(shardings(mesh, describe_params(model_cfg, separate_critic)), names)
         self.trainable = trainable
         self.trainable_shardings, self.frozen_shardings = partition(self.param_shardings, trainable)
         self._compile()
@@ -83,9 +95,11 @@ class Side:
         )
 
     def init(self, params: dict[str, Any]) -> TrainState:
-        """This side's part of a new TrainState, on its mesh. What is trained is copied: the update donates it, and the
-        caller's weights (the reference policy) live on."""
-        trainable, frozen = partition(part(params, self.names), self.trainable)
+        """This trainer's part of a new TrainState, on its mesh.
+
+        What is trained is copied: the update donates it, and the caller's weights (the reference policy) live on.
+        """
+        trainable, frozen = partition(select_parts(params, self.names), self.trainable)
         trainable = place(jax.tree.map(jnp.copy, trainable), self.trainable_shardings)
         frozen = place(frozen, self.frozen_shardings)
         where = self.state_shardings(jax.eval_shape(lambda: init_state(trainable, frozen, self.optimizer.init)))
@@ -93,12 +107,14 @@ class Side:
         return dataclasses.replace(state, step=place(state.step, self.replicated))
 
     def state_shardings(self, state: TrainState) -> Any:
-        """A TrainState of shardings for this side's part of a state: the optimizer's moments lie where their parameters
-        do, the rest everywhere."""
+        """A TrainState of shardings for this trainer's part of a state.
+
+        The optimizer's moments lie where their parameters do, the rest everywhere.
+        """
         moments = optax.tree_map_params(
             self.optimizer,
             lambda _, sharding: sharding,
-            part(state.opt_state, self.names),
+            select_parts(state.opt_state, self.names),
             self.trainable_shardings,
             transform_non_params=lambda _: self.replicated,
         )
@@ -117,7 +133,7 @@ class Side:
         """
         where = self.state_shardings(state)
         state = jax.tree.map(
-            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), part(state, self.names), where
+            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), select_parts(state, self.names), where
         )
         counts = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in values.METRICS}
         one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), microbatches)
@@ -128,40 +144,44 @@ class Side:
         }
 
     def score(self, params: dict[str, Any], batch: TokenBatch) -> dict[str, jax.Array]:
-        """`objective.scores` of this side's parameters."""
-        return self._score(part(params, self.names), place(batch, self.rows))
+        """`objective.scores` of this trainer's parameters."""
+        return self._score(select_parts(params, self.names), place(batch, self.rows))
 
-    def added(
-        self, total: Share | None, params: dict[str, Any], stacked: TokenBatch, denominators: dict[str, jax.Array]
-    ) -> Share:
+    def accumulate(
+        self,
+        total: GradientsAndSums | None,
+        params: dict[str, Any],
+        stacked: TokenBatch,
+        denominators: dict[str, jax.Array],
+    ) -> GradientsAndSums:
         """`total`, which is donated, and the share of micro-batches [M, B, ...]; `denominators` lie on this mesh."""
-        trainable, frozen = partition(part(params, self.names), self.trainable)
+        trainable, frozen = partition(select_parts(params, self.names), self.trainable)
         share = self._gradients(trainable, frozen, place(stacked, self.stacked_rows), denominators)
         return share if total is None else self._add(total, share)
 
-    def square(self, grads: dict[str, Any]) -> jax.Array:
-        """The squared norm of this side's gradients, a scalar on its mesh."""
+    def squared_norm(self, grads: dict[str, Any]) -> jax.Array:
+        """The squared norm of this trainer's gradients, a scalar on its mesh."""
         return self._square(grads)
 
-    def own(self, state: TrainState) -> TrainState:
-        """This side's part of a state, whose counts lie with the first side, on its mesh."""
+    def own_state(self, state: TrainState) -> TrainState:
+        """This trainer's part of a state, whose counts lie with the first trainer, on its mesh."""
 
         def here(leaf: jax.Array) -> jax.Array:
             away = leaf.sharding.device_set != self.replicated.device_set
             return jax.device_put(leaf, self.replicated) if away else leaf
 
-        return jax.tree.map(here, part(state, self.names))
+        return jax.tree.map(here, select_parts(state, self.names))
 
     def apply(
         self, state: TrainState, grads: dict[str, Any], squares: tuple[jax.Array, ...]
     ) -> tuple[TrainState, tuple[jax.Array, jax.Array]]:
-        """(this side's next state, (global norm, whether the gradient was applied)).
+        """(this trainer's next state, (global norm, whether the gradient was applied)).
 
         Args:
-          state: `own`'s; what is trained of it, and its moments, are donated.
-          grads: this side's gradients.
-          squares: the squared norms of all sides' gradients, in one order for all: they must come to the same decision.
-            () where this side has all of them.
+          state: `own_state`'s; what is trained of it, and its moments, are donated.
+          grads: this trainer's gradients.
+          squares: the squared norms of all trainers' gradients, in one order for all: they must come to the same
+            decision. () where this trainer has all of them.
         """
         if self._apply is None:
             self._apply = self._applied(self.state_shardings(state))
@@ -170,15 +190,17 @@ class Side:
         return dataclasses.replace(after, frozen=state.frozen), told
 
     def _score_fn(self, params: dict[str, Any], batch: TokenBatch) -> dict[str, jax.Array]:
-        return scores(params, self.model_cfg, batch, self.how)
+        return scores(params, self.model_cfg, batch, self.forward_settings)
 
-    def _gradients_fn(self, trainable: Any, frozen: Any, stacked: TokenBatch, denominators: Any) -> Share:
+    def _gradients_fn(self, trainable: Any, frozen: Any, stacked: TokenBatch, denominators: Any) -> GradientsAndSums:
         """Gradients and metric sums of micro-batches [M, B, ...], one after the other."""
 
         def loss(trainable: Any, batch: TokenBatch) -> Any:
-            return objective(combine(trainable, frozen), batch, denominators, self.model_cfg, self.loss, self.how)
+            return objective(
+                combine(trainable, frozen), batch, denominators, self.model_cfg, self.loss, self.forward_settings
+            )
 
-        def share(batch: TokenBatch) -> Share:
+        def share(batch: TokenBatch) -> GradientsAndSums:
             return jax.grad(loss, has_aux=True)(trainable, batch)
 
         first, rest = jax.tree.map(lambda a: a[0], stacked), jax.tree.map(lambda a: a[1:], stacked)
@@ -200,7 +222,7 @@ class Side:
         return TrainState(trainable, state.frozen, opt_state, state.step + 1), (norm, good)
 
 
-def _sum(a: Share, b: Share) -> Share:
+def _sum(a: GradientsAndSums, b: GradientsAndSums) -> GradientsAndSums:
     return jax.tree.map(jnp.add, a, b)
 
 
