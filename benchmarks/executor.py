@@ -28,9 +28,10 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 
+from rlef_jax.execution.cores import auto_workers
 from rlef_jax.execution.interpreter import Interpreter, find_python
 from rlef_jax.execution.judge import outputs_match
-from rlef_jax.execution.pool import ExecutionPool, auto_workers
+from rlef_jax.execution.pool import ExecutionPool
 from rlef_jax.types import Limits, Status, TestCase
 
 LIMITS = Limits(wall_s=10.0)

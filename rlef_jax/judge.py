@@ -30,10 +30,10 @@ from rlef_jax.data.problem_files import ProblemFileError, find_problem
 from rlef_jax.data.running import runner_of
 from rlef_jax.errors import ConfigError
 from rlef_jax.execution import kernel
-from rlef_jax.execution.cores import usable_cores
+from rlef_jax.execution.cores import auto_workers, usable_cores
 from rlef_jax.execution.interpreter import find_python
 from rlef_jax.execution.isolation import LEVELS, IsolationError
-from rlef_jax.execution.pool import ExecutionPool, auto_workers
+from rlef_jax.execution.pool import ExecutionPool
 from rlef_jax.execution.results import JudgeOptions
 from rlef_jax.execution.verdict import limits_for
 from rlef_jax.execution.worker_factory import trial

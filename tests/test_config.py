@@ -17,6 +17,7 @@ from rlef_jax.errors import ConfigError
 from rlef_jax.model.parameters import count_params
 from rlef_jax.model.transformer import ModelConfig
 from rlef_jax.model.weights import model_config
+from rlef_jax.ppo.settings import LossSettings, OptimizerSettings, PackSettings, PpoSettings, TargetSettings
 
 REPOSITORY = Path(__file__).parent.parent
 ALL = [
@@ -275,8 +276,15 @@ def test_keys_read_tells_reading_from_writing():
     assert "mesh.data" not in found and "ppo.dialogues" not in found
 
 
+def is_load(node):
+    return isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+
+
 def test_every_key_is_read_somewhere():
     sources = [p for p in (REPOSITORY / "rlef_jax").rglob("*.py") if p.name not in ("config.py", "config_checks.py")]
     read = set().union(*(keys_read(p.read_text()) for p in sources))
     read |= {f"model.{field.name}" for field in dataclasses.fields(ModelConfig)}  # by `weights.model_config`
+    loaded = {node.attr for p in sources for node in ast.walk(ast.parse(p.read_text())) if is_load(node)}
+    for kind in (PpoSettings, PackSettings, TargetSettings, LossSettings, OptimizerSettings):  # by `build.ppo_settings`
+        read |= {f"ppo.{field.name}" for field in dataclasses.fields(kind) if field.name in loaded}
     assert [key for key in config.leaf_keys(base_config()) if key not in read] == []

@@ -23,6 +23,12 @@ def whole_cores(proc: Path = _PROC) -> int:
     return max(1, math.floor(usable_cores(proc) + 0.01))  # quotas are rounded to microseconds
 
 
+def auto_workers() -> int:
+    """The default number of workers: leaves a quarter of the usable cores, at least one, to JAX."""
+    cores = whole_cores()
+    return max(1, cores - max(1, cores // 4))
+
+
 def cpu_quota(proc: Path = _PROC) -> float:
     """The smallest quota, in cores, of a process's control groups (v1 or v2); infinite without any.
 

@@ -18,7 +18,6 @@ from typing import Any
 
 from rlef_jax.execution import checks
 from rlef_jax.execution import worker as protocol
-from rlef_jax.execution.cores import whole_cores
 from rlef_jax.execution.functions import input_bytes
 from rlef_jax.execution.interpreter import Interpreter
 from rlef_jax.execution.isolation import Level
@@ -385,12 +384,6 @@ class ExecutionPool:
         if worker is not None:
             worker.kill()
             self._factory.dispose(worker)
-
-
-def auto_workers() -> int:
-    """The default number of workers: leaves a quarter of the usable cores, at least one, to JAX."""
-    cores = whole_cores()
-    return max(1, cores - max(1, cores // 4))
 
 
 def _chunk(tests: Sequence[Test], start: int) -> int:

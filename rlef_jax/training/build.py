@@ -17,10 +17,10 @@ from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.dialog.load import load_chat
 from rlef_jax.dialog.prompts import problem_prompt
 from rlef_jax.errors import ConfigError
-from rlef_jax.execution.cores import whole_cores
+from rlef_jax.execution.cores import auto_workers, whole_cores
 from rlef_jax.execution.interpreter import find_python
 from rlef_jax.execution.isolation import IsolationError
-from rlef_jax.execution.pool import ExecutionPool, auto_workers
+from rlef_jax.execution.pool import ExecutionPool
 from rlef_jax.execution.results import JudgeOptions
 from rlef_jax.model.parameters import init_params
 from rlef_jax.model.pretrained import Weights, load_pretrained, open_weights

@@ -8,8 +8,7 @@ import sys
 
 import pytest
 
-from rlef_jax.execution.cores import cpu_quota, usable_cores
-from rlef_jax.execution.pool import auto_workers
+from rlef_jax.execution.cores import auto_workers, cpu_quota, usable_cores
 
 V1 = pathlib.Path("/sys/fs/cgroup/cpu")
 
@@ -82,7 +81,7 @@ def test_a_real_quota():
         (group / "cpu.cfs_quota_us").write_text("50000")
     except OSError as error:
         pytest.skip(f"no group with a quota can be made here: {error}")
-    code = "from rlef_jax.execution.pool import auto_workers\nfrom rlef_jax.execution.cores import usable_cores\n"
+    code = "from rlef_jax.execution.cores import auto_workers\nfrom rlef_jax.execution.cores import usable_cores\n"
     command = ["sh", "-c", f'echo $$ > {group}/cgroup.procs; exec "$0" -c "$1"', sys.executable]
     try:
         process = subprocess.run(

@@ -10,9 +10,10 @@ import threading
 
 import pytest
 
+from rlef_jax.execution.cores import auto_workers
 from rlef_jax.execution.interpreter import find_python
 from rlef_jax.execution.isolation import IsolationError, Level
-from rlef_jax.execution.pool import ExecutionPool, auto_workers
+from rlef_jax.execution.pool import ExecutionPool
 from rlef_jax.execution.worker_factory import trial
 from rlef_jax.types import Limits, Status, TestCase
 from tests.helpers.host import call_itself, is_running, processes_called, tree, wait_until

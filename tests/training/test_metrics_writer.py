@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import threading
 
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ def test_json_lines_and_tensorboard_hold_the_same(tmp_path):
     with MetricsWriter(tmp_path) as writer:
         for step in range(3):
             writer.write(step, {"reward": step / 4, "time": {"total": np.float32(2.5)}, "kl": jnp.float32(0.5)})
-    # TensorBoard writes from a thread: once closed, all is written and the thread is gone.
+    # No thread writes: what a thread can't write the run would hear of too late.
     assert set(threading.enumerate()) == threads
     records = read_metrics(tmp_path)
     assert values(records, "reward") == [(0, 0.0), (1, 0.25), (2, 0.5)]
@@ -122,3 +123,10 @@ def test_a_stream_that_is_no_terminal_gets_plain_lines():
     heading, rows = header_line(), [iteration_line(s, METRICS) for s in range(3)]
     assert lines == [heading, rows[0], rows[1], heading, rows[2]]
     assert "\x1b" not in stream.getvalue()
+
+
+def test_a_folder_whose_name_is_not_utf8(tmp_path):
+    folder = tmp_path / os.fsdecode(b"run\xff")
+    with MetricsWriter(folder) as writer:
+        writer.write(0, {"a": 1.0})
+    assert values(read_metrics(folder), "a") == [(0, 1.0)] and len(list((folder / "tensorboard").iterdir())) == 1

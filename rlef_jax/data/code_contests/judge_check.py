@@ -25,9 +25,10 @@ from rlef_jax.data.code_contests.build import read_plan
 from rlef_jax.data.code_contests.reader import open_split
 from rlef_jax.data.code_contests.references import Checked
 from rlef_jax.errors import ConfigError, StoppedError
+from rlef_jax.execution.cores import auto_workers
 from rlef_jax.execution.interpreter import InterpreterNotFoundError, find_python
 from rlef_jax.execution.isolation import IsolationError
-from rlef_jax.execution.pool import ExecutionPool, auto_workers
+from rlef_jax.execution.pool import ExecutionPool
 from rlef_jax.execution.verdict import limits_for
 from rlef_jax.files import write_json
 from rlef_jax.progress import ProgressDisplay
