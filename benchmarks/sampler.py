@@ -155,7 +155,7 @@ def against_torch(
     sampler = build(sizes, shapes, workers)
     asked = [(p, new) for p in prompts(rows, prompt, sizes["vocab_size"])]
     torch.seconds(sizes, rows, prompt, 2)  # warm
-    run_requests(sampler, [(p, shapes.steps) for p, _ in asked])
+    run_requests(sampler, [(p, shapes.decode_steps) for p, _ in asked])
     ours, baseline = [], []
     for _ in range(repeats):
         ours.append(run_requests(sampler, asked)[0])
