@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -162,6 +163,7 @@ class Checkpoints:
     def __enter__(self) -> Self:
         self._hook_before = sys.unraisablehook
         sys.unraisablehook = _without_late_callbacks(sys.unraisablehook)
+        logging.getLogger("asyncio").addFilter(_not_a_later_failure)
         return self
 
     def __exit__(
@@ -169,6 +171,7 @@ class Checkpoints:
     ) -> None:
         if kind is None or not issubclass(kind, RunError):  # after one, callbacks come until the process ends
             sys.unraisablehook = self._hook_before
+            logging.getLogger("asyncio").removeFilter(_not_a_later_failure)
         # After an error, the one that closing meets is what came of it, or less than it.
         with contextlib.suppress(RunError) if kind is not None else contextlib.nullcontext():
             try:
@@ -211,6 +214,15 @@ def _without_late_callbacks(hook: Callable[..., Any]) -> Callable[..., Any]:
             hook(unraisable)
 
     return quiet
+
+
+def _not_a_later_failure(record: logging.LogRecord) -> bool:
+    """Whether a record of asyncio's log is worth a line.
+
+    Orbax waits for its writes together and raises the first error. asyncio would print those of the other writes, each
+    with its traceback, whenever their futures are collected.
+    """
+    return "exception was never retrieved" not in record.getMessage()
 
 
 def _own(leaf: jax.Array) -> jax.Array:

@@ -1,5 +1,6 @@
 """Checkpoints come back exactly, keep the newest, and survive a kill halfway through a save."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -193,3 +194,16 @@ def test_a_kill_while_saving_leaves_the_last_good_one(tmp_path):
         assert stored(checkpoints, 1) == {"good": True}
         save(checkpoints, 2, {"w": jnp.full((64,), 2.0)}, {})
         np.testing.assert_array_equal(restore(checkpoints, 2, {"w": jnp.zeros((64,))})["w"], np.full(64, 2.0))
+
+
+def test_later_failures_of_a_save_are_silent_and_other_errors_are_not(tmp_path, caplog):
+    def log_both():
+        for said in ("Task exception was never retrieved", "something else"):
+            logging.getLogger("asyncio").error("%s\nfuture: ...", said)
+        told = [record.getMessage().partition("\n")[0] for record in caplog.records]
+        caplog.clear()
+        return told
+
+    with Checkpoints(tmp_path / "checkpoints"):
+        assert log_both() == ["something else"]
+    assert log_both() == ["Task exception was never retrieved", "something else"]

@@ -24,7 +24,7 @@ def test_json_lines_and_tensorboard_hold_the_same(tmp_path):
         for step in range(3):
             writer.write(step, {"reward": step / 4, "time": {"total": np.float32(2.5)}, "kl": jnp.float32(0.5)})
     # No thread writes: what a thread can't write the run would hear of too late.
-    assert set(threading.enumerate()) == threads
+    assert set(threading.enumerate()) <= threads  # those of earlier tests may end meanwhile
     records = read_metrics(tmp_path)
     assert values(records, "reward") == [(0, 0.0), (1, 0.25), (2, 0.5)]
     assert values(records, "time/total") == [(s, 2.5) for s in range(3)]
