@@ -1,4 +1,4 @@
-"""Byte-level BPE tokenizers of published models: a Hugging Face `tokenizer.json`, or the vocabulary in a GGUF file."""
+"""Byte-level BPE tokenizers of published models, out of a Hugging Face `tokenizer.json`."""
 
 from __future__ import annotations
 
@@ -6,18 +6,11 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer
 
 from rlef_jax.errors import ConfigError
 
-# Split patterns of llama.cpp's named pre-tokenizers, from the tokenizer.json of the models that use them.
-_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
-_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_LLAMA3_SPLIT = rf"{_WORDS}|\p{{N}}{{1,3}}|{_REST}"
-_QWEN2_SPLIT = rf"{_WORDS}|\p{{N}}|{_REST}"
-_CONTROL, _USER_DEFINED = 3, 4  # GGUF's token types
 # Added tokens that mark structure rather than text: <|im_end|>, <think>, and names with an underscore such as
 # <tool_call> (HTML elements have none). The second pattern (<s>, [INST]) applies only to tokens flagged as special.
 _MARK = re.compile(r"<[|｜].+[|｜]>|</?think>|</?[a-z]+(_[a-z]+)+>")
@@ -109,46 +102,3 @@ def from_folder(folder: Path) -> FastTokenizer:
         return FastTokenizer(Tokenizer.from_file(str(path)))
     except Exception as error:  # the library raises Exception itself
         raise ConfigError(f"{path}: {error}") from error
-
-
-def from_gguf(fields: Any, path: Path) -> FastTokenizer:
-    """The tokenizer in a GGUF file's metadata. Raises ConfigError for a kind that isn't supported.
-
-    Args: fields: `fields(key, default)` gives a value (`GGUFFile.field`). path: for errors.
-    """
-    kind, split = fields("tokenizer.ggml.model"), fields("tokenizer.ggml.pre")
-    splits = _splits()
-    if kind != "gpt2" or split not in splits:
-        raise ConfigError(
-            f"{path}: its tokenizer is {kind}/{split}; supported are gpt2/ with {', '.join(splits)}: "
-            "set config.model.tokenizer to a folder with tokenizer.json"
-        )
-    tokens, types = fields("tokenizer.ggml.tokens"), fields("tokenizer.ggml.token_type")
-    merges = [tuple(merge.split(" ")) for merge in fields("tokenizer.ggml.merges")]
-    bpe = models.BPE({token: i for i, token in enumerate(tokens)}, merges, ignore_merges=split == "llama-bpe")
-    whole = Tokenizer(bpe)
-    whole.pre_tokenizer, whole.normalizer = splits[split]
-    whole.decoder = decoders.ByteLevel()
-    whole.add_special_tokens([AddedToken(t, normalized=False) for t, k in zip(tokens, types) if k == _CONTROL])
-    whole.add_tokens([AddedToken(t, normalized=False) for t, k in zip(tokens, types) if k == _USER_DEFINED])
-    try:
-        return FastTokenizer(whole)
-    except ValueError as error:
-        raise ConfigError(f"{path}: {error}") from error
-
-
-def _splits() -> dict[str, tuple[Any, Any]]:
-    """{llama.cpp's name: (pre-tokenizer, normalizer)}."""
-
-    def split(pattern: str) -> Any:
-        parts = [
-            pre_tokenizers.Split(Regex(pattern), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-        return pre_tokenizers.Sequence(parts)
-
-    return {
-        "smollm": (pre_tokenizers.ByteLevel(add_prefix_space=False), None),
-        "llama-bpe": (split(_LLAMA3_SPLIT), None),
-        "qwen2": (split(_QWEN2_SPLIT), normalizers.NFC()),
-    }

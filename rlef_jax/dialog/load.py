@@ -10,6 +10,7 @@ from typing import Any
 from rlef_jax.dialog import fast_tokenizer
 from rlef_jax.dialog.chat import ChatFormat, ChatStyle
 from rlef_jax.dialog.fast_tokenizer import FastTokenizer
+from rlef_jax.dialog.gguf_vocabulary import from_gguf
 from rlef_jax.dialog.styles import STYLES, style_named, style_of
 from rlef_jax.dialog.tokenizer import Tokenizer
 from rlef_jax.errors import ConfigError
@@ -38,7 +39,7 @@ def load_chat(tokenizer: str, style: str = "") -> ChatFormat:
     loaded: Any
     if path.suffix == ".gguf":
         file = open_gguf(resolve(tokenizer, "", KEY))
-        loaded, (template, special) = fast_tokenizer.from_gguf(file.field, path), gguf_template(file)
+        loaded, (template, special) = from_gguf(file.field, path), gguf_template(file)
         stops = _stops(loaded, [file.field(f"tokenizer.ggml.{name}_token_id") for name in _GGUF_STOPS], path)
     elif path.is_dir() or path.name == "tokenizer.json":
         folder = path if path.is_dir() else path.parent

@@ -10,13 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 
-from rlef_jax.dialog import fast_tokenizer
 from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.dialog.fast_tokenizer import FastTokenizer
 from rlef_jax.dialog.load import load_chat
 from rlef_jax.dialog.styles import DATE, STYLES, render, style_of
 from rlef_jax.errors import ConfigError
-from tests.helpers.byte_bpe import MARKS, QWEN3, SPLIT, TEMPLATES, WORDS, byte_bpe, write_tokenizer
+from tests.helpers.byte_bpe import MARKS, QWEN3, TEMPLATES, WORDS, byte_bpe, write_tokenizer
 from tests.parity import cases
 
 TOKENIZER = FastTokenizer(byte_bpe())
@@ -118,28 +117,6 @@ def test_shown_decoded_and_stopped():
     assert chat.response_text(ids) == "é"
     assert TOKENIZER.show(ids) == f"é<|eot_id|><no token {TOKENIZER.vocab_size + 3}>"
     assert TOKENIZER.decode(TOKENIZER.encode("a\ud800b")) == "a?b"
-
-
-@pytest.mark.parametrize("split, name", [(SPLIT, "llama-bpe"), (SPLIT.replace(r"\p{N}{1,3}", r"\p{N}"), "qwen2")])
-def test_a_gguf_files_vocabulary_is_the_folders(split, name, tmp_path):
-    state = json.loads(byte_bpe().to_str())
-    state["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = split
-    (tmp_path / "tokenizer.json").write_text(json.dumps(state))
-    folder = fast_tokenizer.from_folder(tmp_path)
-    tokens = sorted(vocab := folder.whole.get_vocab(), key=vocab.get)
-    fields = {
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": name,
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": [3 if t in MARKS else 4 if t in WORDS else 1 for t in tokens],
-        "tokenizer.ggml.merges": [" ".join(merge) for merge in state["model"]["merges"]],
-    }
-    ours = fast_tokenizer.from_gguf(fields.get, tmp_path)
-    for text in ("I'll take 1234 of\n\n   them, 'ok'\t?", *MARKS, *(m["content"] for m in cases.CONVERSATIONS[3])):
-        assert ours.encode(text) == folder.encode(text)
-        assert ours.whole.encode(text).ids == folder.whole.encode(text).ids
-    with pytest.raises(ConfigError, match=r"its tokenizer is gpt2/other; supported are gpt2/ with smollm, llama-bpe"):
-        fast_tokenizer.from_gguf((fields | {"tokenizer.ggml.pre": "other"}).get, tmp_path)
 
 
 @pytest.mark.parametrize(
