@@ -1,24 +1,38 @@
 """Messages to tokens, append-only: a later message never changes the tokens before it.
 
-A format is data (`ChatStyle`): special tokens around roles and texts. In the tiny model's
+A format is data (`ChatStyle`): special tokens and texts around messages. In the tiny model's
 
     <s> [<|system|> system <|end|>] <|user|> problem <|end|> <|assistant|> response <|end|>
                                     <|user|> feedback <|end|> <|assistant|> response <|end|> ...
 
 the model writes `response <|end|>`; everything else is a prompt. A response that was cut by length lacks its <|end|>:
-the next prompt then begins with it, so it isn't an action. Text that a format adds after the end of a response
-(ChatML's newline) belongs to the next prompt.
+the next prompt then begins with it, so it isn't an action. What a template writes after the end of a response (ChatML's
+newline) belongs to the next prompt too. The formats of published models come from their own templates
+(`dialog/derive.py`).
 
-Text between two special tokens is encoded as one string, as in a rendered template. So the ids equal those of the
-rendering wherever the template itself only appends. docs/models.md lists the templates that don't.
+Text between two special tokens is encoded as one string, as in a rendered template.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
+
+from rlef_jax.errors import ConfigError
+
+
+class Mark(str):
+    """The spelling of a special token; plain `str` pieces are text."""
+
+
+class Slot(str):
+    """The place of a message's text in a `ChatStyle`, by its name."""
+
+
+SYSTEM, USER = Slot("system"), Slot("user")
+
+Pieces = tuple[str, ...]  # of Mark, Slot and text
 
 
 class TextTokenizer(Protocol):
@@ -27,7 +41,13 @@ class TextTokenizer(Protocol):
     vocab_size: int
 
     def encode(self, text: str) -> list[int]:
-        """Ids without special tokens: text that spells one is encoded as ordinary characters."""
+        """Ids of text inside a prompt. None is special: text that spells one is encoded as ordinary characters."""
+
+    def encode_pieces(self, pieces: Sequence[str], *, opening: bool = False) -> list[int]:
+        """Ids of special tokens (`Mark`) and texts; `opening`: a sequence begins with them.
+
+        Raises ValueError for a mark that the tokenizer hasn't got.
+        """
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; special tokens are left out."""
@@ -39,8 +59,16 @@ class TextTokenizer(Protocol):
         """The id of a special token. Raises ValueError if there is none with this spelling."""
 
 
-class Mark(str):
-    """The spelling of a special token; plain `str` pieces are text."""
+TRIMS: dict[str, Callable[[str], str]] = {
+    "": lambda text: text,
+    "strip": str.strip,
+    "lstrip": str.lstrip,
+    "rstrip": str.rstrip,
+    "strip newlines": lambda text: text.strip("\n"),
+    "lstrip newlines": lambda text: text.lstrip("\n"),
+    "rstrip newlines": lambda text: text.rstrip("\n"),
+}
+"""What templates do to white space at the ends of messages, by name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,82 +76,68 @@ class ChatStyle:
     """A chat format: the special tokens and texts around messages.
 
     Attributes:
-      marks: every special token that occurs in the other strings.
-      opening: precedes a message's text; {role} is system, user or assistant.
-      end: the special token after a message's text.
-      head: opens the conversation.
-      gap: text after `end`.
-      answer: text that opens each response; part of the prompt.
-      system: the default system message; "" for none.
-      system_head: text before every system message.
-      trim: whether white space at both ends of a message is removed.
-      stops: further special tokens that end a response, if the vocabulary has them.
+      first: turn 1's prompt, with the slot `USER`.
+      first_with_system: the same with the slot `SYSTEM`; None where the format has no system message.
+      end: the special token that ends a response.
+      next: what follows `end`, up to the next response, with the slot `USER`.
+      another: what follows the `end` of a dialogue's last response, up to the first response of another dialogue, with
+        an empty assistant message between the two (C.3) and the slot `USER`; None where the format allows none.
+      before, after: text that stands before and after each response. The model writes it, or doesn't.
+      trims: what is done to white space around messages, a name of `TRIMS` by role.
     """
 
-    marks: tuple[str, ...]
-    opening: str
-    end: str
-    head: str = ""
-    gap: str = ""
-    answer: str = ""
-    system: str = ""
-    system_head: str = ""
-    trim: bool = False
-    stops: tuple[str, ...] = ()
+    first: Pieces
+    first_with_system: Pieces | None
+    end: Mark
+    next: Pieces
+    another: Pieces | None
+    before: str = ""
+    after: str = ""
+    trims: tuple[tuple[str, str], ...] = ()
 
-    def first(self, user: str, system: str = "", start: str = "") -> list[str]:
-        """Marks and texts of turn 1's prompt."""
-        system_text = self.system_head + (self.trimmed(system) or self.system)
-        system_message = self._message("system", system_text) if system_text else []
-        return _merge_texts([*self._split(self.head), *system_message, *self.user_turn(user, start)])
+    def trimmed(self, role: str, text: str) -> str:
+        """A message's text as the format writes it; `role` is system, user or assistant."""
+        return TRIMS[dict(self.trims).get(role, "")](text)
 
-    def next(self, user: str, *, closed: bool, start: str = "") -> list[str]:
-        """Marks and texts between a response and the next one; `closed`: the response already ended with `end`."""
-        end = [] if closed else [Mark(self.end)]
-        return _merge_texts([*end, self.gap, *self.user_turn(user, start)])
+    def fill(self, pieces: Pieces, *, user: str = "", system: str = "", start: str = "") -> list[str]:
+        """Marks and texts, with messages in their slots; `start` comes last. Texts side by side are one."""
+        texts = {SYSTEM: self.trimmed("system", system), USER: self.trimmed("user", user)}
+        return merge_texts([*(texts[piece] if isinstance(piece, Slot) else piece for piece in pieces), start])
 
-    def another(self, user: str, start: str = "") -> list[str]:
-        """Marks and texts between the last response of a dialogue and the first of another one.
-
-        An empty assistant message separates the two dialogues (C.3).
-        """
-        empty = self._message("assistant", "")
-        return _merge_texts([self.gap, *empty, *self.user_turn(user, start)])
-
-    def user_turn(self, user: str, start: str = "") -> list[str]:
-        """Marks and texts of a user message and of the opening of the response."""
-        return _merge_texts([*self._message("user", user), *self._answer(start)])
-
-    def trimmed(self, text: str) -> str:
-        """A message's text, without outer white space if the format trims it."""
-        return text.strip() if self.trim else text
-
-    def _message(self, role: str, text: str) -> list[str]:
-        # `first` has already trimmed the system message, before it prepended `system_head`.
-        content = text if role == "system" else self.trimmed(text)
-        return [*self._split(self.opening.format(role=role)), content, Mark(self.end), self.gap]
-
-    def _answer(self, start: str) -> list[str]:
-        return [*self._split(self.opening.format(role="assistant") + self.answer), start]
-
-    def _split(self, words: str) -> list[str]:
-        parts = re.split("(" + "|".join(map(re.escape, self.marks)) + ")", words)
-        return [Mark(part) if part in self.marks else part for part in parts]
+    @property
+    def turn(self) -> Pieces:
+        """What every prompt ends with, as far as it begins with a mark: the end of `first` and `next` that are equal"""
+        pairs = zip(reversed(self.first), reversed(self.next), strict=False)
+        same = 0
+        for one, other in pairs:
+            if (type(one), one) != (type(other), other):
+                break
+            same += 1
+        tail = self.first[len(self.first) - same :]
+        marks = [i for i, piece in enumerate(tail) if isinstance(piece, Mark)]
+        return tail[marks[0] :] if marks else ()
 
 
-def _merge_texts(pieces: Sequence[str]) -> list[str]:
+def merge_texts(pieces: Sequence[str]) -> list[str]:
     """Concatenates neighbouring texts and drops empty ones."""
     joined: list[str] = []
     for piece in pieces:
-        if joined and not isinstance(piece, Mark) and not isinstance(joined[-1], Mark):
+        if isinstance(piece, Mark | Slot):
+            joined.append(piece)
+        elif joined and not isinstance(joined[-1], Mark | Slot):
             joined[-1] += piece
         elif piece:
             joined.append(piece)
     return joined
 
 
+_TINY_TURN = (Mark("<|user|>"), USER, Mark("<|end|>"), Mark("<|assistant|>"))
 TINY = ChatStyle(
-    marks=("<s>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"), opening="<|{role}|>", end="<|end|>", head="<s>"
+    first=(Mark("<s>"), *_TINY_TURN),
+    first_with_system=(Mark("<s>"), Mark("<|system|>"), SYSTEM, Mark("<|end|>"), *_TINY_TURN),
+    end=Mark("<|end|>"),
+    next=_TINY_TURN,
+    another=(Mark("<|assistant|>"), Mark("<|end|>"), *_TINY_TURN),
 )
 
 
@@ -131,57 +145,76 @@ TINY = ChatStyle(
 class ChatFormat:
     """A chat format with a tokenizer. Raises ValueError if the tokenizer lacks one of the format's marks.
 
-    `more_stops` are further ids that end a response, from a model's files.
+    Attributes:
+      more_stops: further ids that end a response, from a model's files.
+      notes: where the model's template isn't append-only, what happens instead (`derive.NOTES`).
+      check_system: raises ConfigError for a system message that the model's template writes in another way.
     """
 
     tokenizer: TextTokenizer
     style: ChatStyle = TINY
     more_stops: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
+    check_system: Callable[[str], None] | None = None
 
     def __post_init__(self) -> None:
-        for mark in self.style.marks:
-            self.tokenizer.special_id(mark)
+        style = self.style
+        for pieces in (style.first, style.first_with_system or (), style.next, style.another or (), (style.end,)):
+            for mark in pieces:
+                if isinstance(mark, Mark):
+                    self.tokenizer.special_id(mark)
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """Tokens that end a response; the first is the format's own."""
-        ids = [self.tokenizer.special_id(self.style.end)]
-        for mark in self.style.stops:
-            try:
-                ids.append(self.tokenizer.special_id(mark))
-            except ValueError:  # not in this vocabulary
-                continue
-        return tuple(dict.fromkeys((*ids, *self.more_stops)))
+        return tuple(dict.fromkeys((self.tokenizer.special_id(self.style.end), *self.more_stops)))
 
     def first_prompt(self, user: str, system: str = "", *, start: str = "") -> list[int]:
         """Tokens of turn 1's prompt. An empty `system` means the format's default system message, if any.
 
-        The prompt ends with the text `start`, which the sampled response continues.
+        The prompt ends with the text `start`, which the sampled response continues. Raises ConfigError for a system
+        message that the format has no place for.
         """
-        return self._ids(self.style.first(user, system, start))
+        pieces = self.style.first
+        if system:
+            if self.style.first_with_system is None:
+                raise ConfigError(
+                    "config.episode.system_prompt: the model's chat template takes no system message: leave it empty"
+                )
+            pieces = self.style.first_with_system
+            if self.check_system is not None:
+                self.check_system(system)
+        return self.tokenizer.encode_pieces(self.style.fill(pieces, user=user, system=system, start=start), opening=True)
 
     def next_prompt(self, user: str, *, closed: bool, start: str = "") -> list[int]:
         """Tokens appended after a response; `closed` says whether the response ended with a stop id."""
-        return self._ids(self.style.next(user, closed=closed, start=start))
+        end = () if closed else (self.style.after, self.style.end)
+        return self._ids((*end, *self.style.next), user, start)
 
     def another_prompt(self, user: str, *, start: str = "") -> list[int]:
-        """Tokens between a dialogue's last response (with its stop id) and another dialogue's first response."""
-        return self._ids(self.style.another(user, start))
+        """Tokens between a dialogue's last response (with its stop id) and another dialogue's first response.
+
+        Raises ConfigError where the format allows no empty message between the two.
+        """
+        if self.style.another is None:
+            raise ConfigError(
+                "--few-shot: the model's chat template refuses two assistant messages in a row, and an empty one"
+                " separates the dialogues (C.3): this model can't be shown any"
+            )
+        return self._ids(self.style.another, user, start)
 
     def user_turn(self, user: str, *, start: str = "") -> list[int]:
         """The tokens with which every prompt with this user message ends."""
-        return self._ids(self.style.user_turn(user, start))
+        return self._ids(self.style.turn, user, start)
 
     def response(self, text: str) -> list[int]:
         """Tokens of a response that wasn't sampled (supervised data), including its stop id."""
-        return [*self.tokenizer.encode(self.style.trimmed(text)), self.stop_ids[0]]
+        words = self.style.before + self.style.trimmed("assistant", text) + self.style.after
+        return self.tokenizer.encode_pieces(merge_texts([words, self.style.end]))
 
     def response_text(self, ids: Sequence[int]) -> str:
         """Text of a sampled response, without its stop token."""
         return self.tokenizer.decode(ids)
 
-    def _ids(self, pieces: Sequence[str]) -> list[int]:
-        ids: list[int] = []
-        for piece in pieces:
-            ids += [self.tokenizer.special_id(piece)] if isinstance(piece, Mark) else self.tokenizer.encode(piece)
-        return ids
+    def _ids(self, pieces: Pieces, user: str, start: str) -> list[int]:
+        return self.tokenizer.encode_pieces(self.style.fill(pieces, user=user, start=start))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import sentencepiece
 
+from rlef_jax.dialog.chat import Mark
 from rlef_jax.errors import ConfigError
 
 BOS = "<s>"
@@ -52,6 +53,13 @@ class Tokenizer:
         for part in rest:
             first += self._space_mark_ids + part
         return first
+
+    def encode_pieces(self, pieces: Sequence[str], *, opening: bool = False) -> list[int]:
+        """Ids of special tokens (`Mark`) and texts. Raises ValueError for a mark that isn't there."""
+        del opening
+        return [
+            i for piece in pieces for i in ([self.special_id(piece)] if isinstance(piece, Mark) else self.encode(piece))
+        ]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, without special tokens. Bytes that are not UTF-8 become U+FFFD."""

@@ -1,0 +1,85 @@
+"""Tries a derived chat format on texts: that it writes what the template writes, in the ids that the tokenizer makes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rlef_jax.dialog.chat import ChatFormat, ChatStyle
+from rlef_jax.dialog.template import Template, TemplateError, user_says
+from rlef_jax.errors import ConfigError
+
+_SYSTEM = "Be brief."
+
+
+def attempts(marks: Sequence[str]) -> list[str]:
+    """Texts that a template or tokenizer may trip over."""
+    some = "".join([*marks[:4], *marks[-4:]])
+    return [
+        " \n\tblanks at both ends \n\n", f"{some} in {some} a text", f"{some}", "", "word " * 500,
+        "naïve café — 東京 🙂 \u2028", "```python\nfor i in range(3):\n    print(i)\n```\n", "{{ x }} {% if %} 'a' \"b\" \\n",
+    ]  # fmt: skip
+
+
+def prove(template: Template, chat: ChatFormat, whole: Any, marks: Sequence[str]) -> None:
+    """Raises ConfigError, in one line, for a text that comes out otherwise than in the template's rendering.
+
+    Args:
+      template, chat: a template and the format derived from it.
+      whole: the model's tokenizer (`tokenizers.Tokenizer`).
+      marks: the spellings of its special tokens.
+    """
+    systems = ["", _SYSTEM] if chat.style.first_with_system is not None else [""]
+    for text in attempts(marks):
+        for system in systems:
+            _try(template, chat, whole, text, system, spells=any(mark in text for mark in marks))
+
+
+def _try(template: Template, chat: ChatFormat, whole: Any, text: str, system: str, *, spells: bool) -> None:
+    style = chat.style
+    first = style.first if not system else style.first_with_system or ()
+    opening = _joined(style.fill(first, user=text, system=system))
+    between = style.after + style.end + _joined(style.fill(style.next, user=text))
+    try:
+        rendered = template.render(user_says(text, system=system))
+        longer = template.render(user_says("a", "b", text, system="" if "system" in chat.notes else system))
+        after_odd = template.render(user_says("a", text, "b"))
+    except TemplateError as error:
+        raise _refused(template, f"it can't be rendered with {_shown(text)}: {error}") from error
+    if rendered != opening:
+        raise _refused(template, f"its first turn is another with the message {_shown(text)}")
+    if not longer.endswith("b" + between):
+        raise _refused(template, f"the text between turns is another with the message {_shown(text)}")
+    if not after_odd.endswith(style.after + style.end + _joined(style.fill(style.next, user="b"))):
+        raise _refused(template, f"what follows the response {_shown(text)} is another text than after others")
+    if not spells:  # what text spells is encoded otherwise, on purpose
+        same = whole.encode(opening, add_special_tokens=False).ids == chat.first_prompt(text, system)
+        if not (same and whole.encode(between, add_special_tokens=False).ids == chat.next_prompt(text, closed=False)):
+            raise _refused(template, f"the tokenizer makes other ids of {_shown(text)} in its rendering than of its pieces")
+
+
+def check_system(template: Template, style: ChatStyle, system: str) -> None:
+    """Raises ConfigError for a system message to which the template does more than to write it."""
+    try:
+        rendered = template.render(user_says("a", system=system))
+    except TemplateError as error:
+        raise ConfigError(f"config.episode.system_prompt: {template.source}: the chat template: {error}") from error
+    if rendered != _joined(style.fill(style.first_with_system or (), user="a", system=system)):
+        raise ConfigError(
+            f"config.episode.system_prompt: {template.source}: the chat template takes it for more than text (a switch"
+            " such as /no_think): say it in config.model.chat_options"
+        )
+
+
+def _joined(pieces: Sequence[str]) -> str:
+    return "".join(pieces)
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) < 40 else text[:40] + "...")
+
+
+def _refused(template: Template, rule: str) -> ConfigError:
+    return ConfigError(f"{template.source}: its chat template can't be used: {rule}")
+
+
