@@ -147,7 +147,8 @@ def _model() -> dict[str, Any]:
         qk_norm=False,  # Qwen 3
         family="",  # what its files are called, a name in model/families.py; "" = by qkv_bias and qk_norm
         tokenizer="package:tokenizer",  # package:NAME or a path: .model, Hugging Face folder, tokenizer.json, .gguf
-        chat="",  # chat format, one of dialog/styles.py; "" = the one of the tokenizer's chat template
+        chat="",  # a file of a chat template (.jinja); "" = the tokenizer's own
+        chat_options="",  # what the template is given, as JSON: '{"enable_thinking": false}'
         init="package:warm_start",  # first weights: package:NAME, .npz, Hugging Face folder or .gguf; "" = random
         param_dtype="float32",  # master weights
         compute_dtype="float32",

@@ -1,4 +1,4 @@
-"""The `transformers` package, imported where a model's folder is read: it takes seconds, which a tiny run doesn't pay."""
+"""The `transformers` package, imported where a model's folder is read: that takes seconds."""
 
 from __future__ import annotations
 

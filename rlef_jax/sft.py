@@ -27,6 +27,7 @@ from rlef_jax import command_line
 from rlef_jax import config as config_lib
 from rlef_jax.data.dialogues import Dialogue, dialogues
 from rlef_jax.dialog.chat import ChatFormat
+from rlef_jax.dialog.derive import note_lines
 from rlef_jax.dialog.load import load_chat
 from rlef_jax.errors import ConfigError, RunError
 from rlef_jax.model.parameters import decayed
@@ -59,7 +60,9 @@ def batches(written: list[Dialogue], batch_rows: int, rng: np.random.Generator) 
     return [made[i] for i in rng.permutation(len(made))]
 
 
-def _chunk(tokenizer: tuple[str, str], seed: int, chunk: int, settings: dict[str, Any], batch_rows: int) -> list[Batch]:
+def _chunk(
+    tokenizer: tuple[str, str, str], seed: int, chunk: int, settings: dict[str, Any], batch_rows: int
+) -> list[Batch]:
     """One chunk's batches; runs in the process beside."""
     chat = _chat(*tokenizer)
     written = dialogues(seed, chunk, chat, problems=CHUNK_PROBLEMS, per_problem=PER_PROBLEM, **settings)
@@ -67,12 +70,12 @@ def _chunk(tokenizer: tuple[str, str], seed: int, chunk: int, settings: dict[str
 
 
 @functools.cache
-def _chat(tokenizer: str, style: str) -> ChatFormat:
-    return load_chat(tokenizer, style)
+def _chat(tokenizer: str, template: str, options: str) -> ChatFormat:
+    return load_chat(tokenizer, template, options)
 
 
 def stream(
-    tokenizer: tuple[str, str], seed: int, chunks: int, settings: dict[str, Any], batch_rows: int, ahead: int = 6
+    tokenizer: tuple[str, str, str], seed: int, chunks: int, settings: dict[str, Any], batch_rows: int, ahead: int = 6
 ) -> Iterator[Batch]:
     """All batches in order; the next chunks are made while one is trained on. `tokenizer`: see `load_chat`."""
     context = multiprocessing.get_context("spawn")
@@ -197,10 +200,12 @@ def train(config: ConfigDict, workdir: Path) -> None:
     optimizer = make_optimizer(cfg, sft, steps)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(f"{count:,} parameters, vocabulary {cfg.vocab_size}, {steps} steps of {sft.batch_rows} dialogues", flush=True)
+    for line in note_lines(chat.notes):
+        print(line, flush=True)
     opt_state, step_fn = optimizer.init(params), make_step(cfg, optimizer)
     probe = ReadingProbe(cfg, chat, config.seed + 1, settings)
     started, tokens, losses = time.perf_counter(), 0, []
-    tokenizer = (config.model.tokenizer, config.model.chat)
+    tokenizer = (config.model.tokenizer, config.model.chat, config.model.chat_options)
     with open(workdir / "metrics.jsonl", "w") as log:
         for step, batch in enumerate(stream(tokenizer, config.seed, chunks, settings, sft.batch_rows), 1):
             if batch["mask"][:, 1:].any():  # without a counted token the gradient is zero, and weights would decay

@@ -12,7 +12,7 @@ from pathlib import Path
 from rlef_jax import arguments, config
 from rlef_jax.analysis.saved import evaluation_path, saved_evaluations
 from rlef_jax.command_line import errors_as_lines
-from rlef_jax.dialog.load import load_chat
+from rlef_jax.dialog.load import load_tokenizer
 from rlef_jax.errors import ConfigError
 from rlef_jax.reward import has_weight, turn_rewards
 from rlef_jax.training.episode_io import episodes_path, read_episodes, saved_steps
@@ -154,7 +154,7 @@ def main() -> None:
         args = parser.parse_args()
         episode = find_episode(args.workdir, args.index, args.step, args.evaluation)
         saved = config.load_saved(args.workdir)
-        tokenizer = load_chat(saved.model.tokenizer, saved.model.chat).tokenizer
+        tokenizer = load_tokenizer(saved.model.tokenizer)
         print(format_episode(episode, tokenizer.show, invalid_penalty=saved.reward.invalid_penalty))
 
 

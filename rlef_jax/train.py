@@ -30,6 +30,7 @@ from rlef_jax.data.sources import (
     split_bounds,
     training_problems,
 )
+from rlef_jax.dialog.derive import note_lines
 from rlef_jax.errors import StoppedError
 from rlef_jax.execution.pool import ExecutionPool
 from rlef_jax.model.transformer import Params
@@ -104,7 +105,8 @@ def train(
         stop = stack.enter_context(StopRequest())
         checkpoints = stack.enter_context(Checkpoints(workdir / CHECKPOINTS, keep=config.train.keep_checkpoints))
         stack.enter_context(checkpoints.told_in_errors())
-        display.message(_size(first))
+        for line in (_size(first), *note_lines(chat.notes)):
+            display.message(line)
         state, progress = resume(
             workdir, checkpoints,
             fresh=learner.init(jax.random.PRNGKey(config.seed), first),

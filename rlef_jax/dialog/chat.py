@@ -16,6 +16,7 @@ Text between two special tokens is encoded as one string, as in a rendered templ
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -104,19 +105,6 @@ class ChatStyle:
         texts = {SYSTEM: self.trimmed("system", system), USER: self.trimmed("user", user)}
         return merge_texts([*(texts[piece] if isinstance(piece, Slot) else piece for piece in pieces), start])
 
-    @property
-    def turn(self) -> Pieces:
-        """What every prompt ends with, as far as it begins with a mark: the end of `first` and `next` that are equal"""
-        pairs = zip(reversed(self.first), reversed(self.next), strict=False)
-        same = 0
-        for one, other in pairs:
-            if (type(one), one) != (type(other), other):
-                break
-            same += 1
-        tail = self.first[len(self.first) - same :]
-        marks = [i for i, piece in enumerate(tail) if isinstance(piece, Mark)]
-        return tail[marks[0] :] if marks else ()
-
 
 def merge_texts(pieces: Sequence[str]) -> list[str]:
     """Concatenates neighbouring texts and drops empty ones."""
@@ -184,7 +172,8 @@ class ChatFormat:
             pieces = self.style.first_with_system
             if self.check_system is not None:
                 self.check_system(system)
-        return self.tokenizer.encode_pieces(self.style.fill(pieces, user=user, system=system, start=start), opening=True)
+        filled = self.style.fill(pieces, user=user, system=system, start=start)
+        return self.tokenizer.encode_pieces(filled, opening=True)
 
     def next_prompt(self, user: str, *, closed: bool, start: str = "") -> list[int]:
         """Tokens appended after a response; `closed` says whether the response ended with a stop id."""
@@ -204,8 +193,11 @@ class ChatFormat:
         return self._ids(self.style.another, user, start)
 
     def user_turn(self, user: str, *, start: str = "") -> list[int]:
-        """The tokens with which every prompt with this user message ends."""
-        return self._ids(self.style.turn, user, start)
+        """The tokens with which every prompt with this user message ends, in turn 1 and later."""
+        prompts = self.first_prompt(user, start=start), self.next_prompt(user, closed=True, start=start)
+        pairs = zip(*map(reversed, prompts), strict=False)
+        same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+        return prompts[0][len(prompts[0]) - same :]
 
     def response(self, text: str) -> list[int]:
         """Tokens of a response that wasn't sampled (supervised data), including its stop id."""

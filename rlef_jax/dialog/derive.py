@@ -30,9 +30,15 @@ NOTES = {
 }
 """What happens where a template isn't append-only, by name; docs/models.md names models."""
 
+
+def note_lines(notes: Sequence[str]) -> list[str]:
+    """Lines that say so at the start of a run."""
+    return [f"chat template: {NOTES[name]} (docs/models.md)" for name in notes]
+
+
 # Placeholders: private characters, so that no template and no tokenizer's special token has them.
 _S, _U1, _R1, _U2, _R2, _U3 = (f"\ue000{name}\ue001" for name in ("s", "u1", "r1", "u2", "r2", "u3"))
-_BLANKS = (" \n\t", "\n \n")
+_BLANKS = ("\n \t", " \t\n")
 
 
 class _RefusedError(Exception):

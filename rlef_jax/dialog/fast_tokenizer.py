@@ -1,4 +1,4 @@
-"""Byte-level BPE tokenizers of published models, out of a Hugging Face `tokenizer.json`."""
+"""Tokenizers of published models, as `transformers` reads them from a folder."""
 
 from __future__ import annotations
 
@@ -6,55 +6,93 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
+from rlef_jax.dialog.chat import Mark
 from rlef_jax.errors import ConfigError
+from rlef_jax.hugging_face import transformers
 
-# Added tokens that mark structure rather than text: <|im_end|>, <think>, and names with an underscore such as
-# <tool_call> (HTML elements have none). The second pattern (<s>, [INST]) applies only to tokens flagged as special.
+# Added tokens that mark structure though they aren't flagged as special: <think>, <|fim_prefix|>, and names with an
+# underscore such as <tool_call> (HTML elements have none). Others are ordinary text, such as runs of spaces.
 _MARK = re.compile(r"<[|｜].+[|｜]>|</?think>|</?[a-z]+(_[a-z]+)+>")
-_SPECIAL_MARK = re.compile(r"<\S+>|\[\S+\]")
+# Stands in front of a text that isn't the first: many tokenizers put a space before what is. Noncharacters, so that no
+# text has it; one that does is encoded in parts.
+_ANCHOR = "\ufdd0\ufdd1"
+_PROBES = (" a\n\n\tb  'c'\n", "  x = 1", "naïve — 東京 🙂\x00", "")
 
 
 class FastTokenizer:
     """Encodes text as ids and decodes ids.
 
-    `vocab_size` is the number of ids; a model's embedding may have more rows, whose ids have no token.
+    Attributes:
+      whole: the tokenizer as its model's training used it.
+      marks: {spelling: id} of the special tokens. No text becomes one of them.
+      vocab_size: the number of ids; a model's embedding may have more rows, whose ids have no token.
     """
 
     def __init__(self, whole: Tokenizer) -> None:
-        """Args: whole: a byte-level tokenizer, with its added tokens.
+        """Args: whole: a tokenizer, with its added tokens.
 
-        Every added token is treated as special, also those that Hugging Face would match in text (Qwen's <think>).
-
-        Raises ValueError if encoding changes white space, if text could produce a special token, or if an added token
-        is ordinary text, such as a run of spaces: it would get other ids here than in the model's training.
+        Added tokens that mark structure (Qwen's <think>) are treated as special; what is ordinary text (a run of
+        spaces) is found in texts, as in the model's training. Raises ValueError if encoding changes text, or if text
+        could produce a special token.
         """
         self.whole = whole
-        _refuse_ordinary_text(whole)
-        self._special = {token.content: i for i, token in whole.get_added_tokens_decoder().items()}
+        added = whole.get_added_tokens_decoder()
+        marks = {i: token for i, token in added.items() if token.special or _MARK.fullmatch(token.content)}
+        self.marks = {token.content: i for i, token in marks.items()}
+        self._strips = {token.content: (token.lstrip, token.rstrip) for token in marks.values()}
         self.vocab_size: int = 1 + max(whole.get_vocab(with_added_tokens=True).values())
-        state = json.loads(whole.to_str())
-        state |= {"added_tokens": [], "post_processor": None}
-        self._plain = Tokenizer.from_str(json.dumps(state))
-        probe = " a\n\n\tb  'c'\n"
-        if self.decode(self.encode(probe)) != probe:
-            raise ValueError("not a byte-level tokenizer: it changes white space")
-        for mark, i in self._special.items():
+        state = json.loads(whole.to_str()) | {"post_processor": None}
+        self._reader = _anchored(state)
+        for token in state["added_tokens"]:
+            token["special"] = token["content"] in self.marks
+        self._plain = _anchored(state)
+        self._plain.encode_special_tokens = True  # as the letters that they are spelled with
+        for probe in _PROBES:
+            # SentencePiece's older vocabularies put a space in front of each text.
+            if (found := self.decode(self.encode(probe))) not in (probe, " " + probe):
+                raise ValueError(f"its tokenizer changes text: {probe!r} comes back as {found!r}")
+        for mark, i in self.marks.items():
             if i in self.encode(mark):
                 raise ValueError(f"text could spell the special token {mark!r}")
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of `text` without special tokens: text that spells one is encoded as ordinary characters.
+    def encode(self, text: str, *, opening: bool = False) -> list[int]:
+        """Ids of text; `opening`: it comes first in a sequence. Text that spells a special token is letters.
 
         A lone surrogate, which UTF-8 can't encode, becomes "?".
         """
-        return self._plain.encode(text.encode("utf-8", "replace").decode("utf-8"), add_special_tokens=False).ids
+        text = text.encode("utf-8", "replace").decode("utf-8")
+        if _ANCHOR in text:
+            first, _, rest = text.partition(_ANCHOR)
+            return [*self.encode(first + _ANCHOR[0], opening=opening), *self.encode(_ANCHOR[1] + rest)]
+        if opening:
+            return list(self._plain.encode(text, add_special_tokens=False).ids)
+        return list(self._plain.encode(_ANCHOR + text, add_special_tokens=False).ids[1:])
+
+    def encode_pieces(self, pieces: Sequence[str], *, opening: bool = False) -> list[int]:
+        """Ids of special tokens (`Mark`) and texts; `opening`: a sequence begins with them.
+
+        Some vocabularies' special tokens take the white space beside them away. Raises ValueError for a mark that the
+        tokenizer hasn't got.
+        """
+        ids: list[int] = []
+        for number, piece in enumerate(pieces):
+            if isinstance(piece, Mark):
+                ids.append(self.special_id(piece))
+                continue
+            before, after = pieces[max(number - 1, 0)], pieces[min(number + 1, len(pieces) - 1)]
+            text = str(piece)
+            text = text.lstrip() if isinstance(before, Mark) and self._strips[before][1] else text
+            text = text.rstrip() if isinstance(after, Mark) and self._strips[after][0] else text
+            ids += self.encode(text, opening=opening and number == 0)
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, without special tokens. Bytes that are not UTF-8 become U+FFFD."""
-        return self.whole.decode([int(i) for i in ids], skip_special_tokens=True)
+        return self._read(ids, skip_special_tokens=True)
 
     def show(self, ids: Sequence[int]) -> str:
         """Like `decode`, but shows special tokens and ids without a token. For human readers only."""
@@ -62,43 +100,42 @@ class FastTokenizer:
         run: list[int] = []
         for i in map(int, ids):
             if self.whole.id_to_token(i) is None:
-                pieces += [self.whole.decode(run, skip_special_tokens=False), f"<no token {i}>"]
+                pieces += [self._read(run, skip_special_tokens=False), f"<no token {i}>"]
                 run = []
             else:
                 run.append(i)
-        return "".join([*pieces, self.whole.decode(run, skip_special_tokens=False)])
+        return "".join([*pieces, self._read(run, skip_special_tokens=False)])
 
     def special_id(self, mark: str) -> int:
         """The id of a special token. Raises ValueError if there is none with this spelling."""
-        if mark not in self._special:
+        if mark not in self.marks:
             raise ValueError(f"the tokenizer has no special token {mark!r}")
-        return self._special[mark]
+        return self.marks[mark]
+
+    def _read(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        anchor = self._reader.encode(_ANCHOR, add_special_tokens=False).ids
+        known = [*anchor, *(int(i) for i in ids if int(i) < self.vocab_size)]
+        return str(self._reader.decode(known, skip_special_tokens=skip_special_tokens)).removeprefix(_ANCHOR)
 
 
-def _refuse_ordinary_text(whole: Tokenizer) -> None:
-    added = whole.get_added_tokens_decoder().values()
-    ordinary = [t.content for t in added if not (_MARK.fullmatch(t.content) or (t.special and _special(t.content)))]
-    if ordinary:
-        more = f" and {len(ordinary) - 4} more" if len(ordinary) > 4 else ""
-        raise ValueError(
-            f"its added tokens {', '.join(map(repr, ordinary[:4]))}{more} are ordinary text, which rlef_jax would"
-            " encode without them: such a vocabulary can't be used yet"
-        )
+def _anchored(state: dict[str, Any]) -> Tokenizer:
+    """A tokenizer of that state, with the anchor as one more token."""
+    tokenizer = Tokenizer.from_str(json.dumps(state))
+    tokenizer.add_tokens([AddedToken(_ANCHOR, normalized=False)])
+    return tokenizer
 
 
-def _special(content: str) -> bool:
-    return _SPECIAL_MARK.fullmatch(content) is not None
-
-
-def from_folder(folder: Path) -> FastTokenizer:
-    """The tokenizer of a Hugging Face folder. Raises ConfigError if it can't be used."""
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise ConfigError(
-            f"{folder}: no tokenizer.json; write one with transformers: "
-            f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
-        )
+def read_folder(folder: Path) -> Any:
+    """The tokenizer of a Hugging Face folder, as `transformers` has it. Raises ConfigError if it can't be used."""
+    library = transformers()
     try:
-        return FastTokenizer(Tokenizer.from_file(str(path)))
-    except Exception as error:  # the library raises Exception itself
-        raise ConfigError(f"{path}: {error}") from error
+        found = library.AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # whatever the files make the library raise
+        said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ConfigError(f"{folder}: its tokenizer can't be read by transformers: {said[:300]}") from error
+    if not isinstance(getattr(found, "backend_tokenizer", None), Tokenizer):
+        raise ConfigError(
+            f"{folder}: {type(found).__name__} is written in Python; rlef_jax needs a tokenizer.json: another revision"
+            " of the model may have one"
+        )
+    return found

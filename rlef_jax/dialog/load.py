@@ -2,67 +2,120 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from rlef_jax.dialog import fast_tokenizer
-from rlef_jax.dialog.chat import ChatFormat, ChatStyle
-from rlef_jax.dialog.fast_tokenizer import FastTokenizer
-from rlef_jax.dialog.gguf_vocabulary import from_gguf
-from rlef_jax.dialog.styles import STYLES, style_named, style_of
+from rlef_jax.dialog import gguf_vocabulary
+from rlef_jax.dialog.chat import ChatFormat, TextTokenizer
+from rlef_jax.dialog.derive import derive
+from rlef_jax.dialog.fast_tokenizer import FastTokenizer, read_folder
+from rlef_jax.dialog.prove import check_system, prove
+from rlef_jax.dialog.template import Template, parse_options
 from rlef_jax.dialog.tokenizer import Tokenizer
 from rlef_jax.errors import ConfigError
+from rlef_jax.hugging_face import transformers
 from rlef_jax.model.gguf_file import GGUFFile, open_gguf
 from rlef_jax.model.weights import resolve
 
 KEY = "model.tokenizer"
 GENERATION = "generation_config.json"
 _GGUF_STOPS = ("eos", "eot", "eom")
+# Where a vocabulary has them as special tokens, published models end texts, turns and messages with these.
+_ENDS = (
+    "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<end_of_turn>", "<|end|>", "</s>",
+)  # fmt: skip
 
 
-def load_chat(tokenizer: str, style: str = "") -> ChatFormat:
+def load_chat(tokenizer: str, chat: str = "", options: str = "") -> ChatFormat:
     """The chat format with its tokenizer.
 
     Args:
       tokenizer: package:NAME or a SentencePiece `.model` file (as the tiny model has); a Hugging Face folder or its
         tokenizer.json; a GGUF file.
-      style: one of `styles.STYLES`; "" means the format of the folder's or file's chat template, or the tiny model's.
+      chat: a Jinja chat template (.jinja); "" means the folder's or file's own, or the tiny model's format.
+      options: what the template is given beside the messages: a JSON object, such as '{"enable_thinking": false}'.
 
-    Raises ConfigError if the tokenizer can't be used, its template is unknown, or it lacks the format's marks.
+    Raises ConfigError if the tokenizer or its template can't be used.
     """
-    path = Path(tokenizer)
-    template: str | None = None
-    special: dict[str, str] = {}
-    stops: tuple[int, ...] = ()
-    loaded: Any
+    files = _files(tokenizer)
+    if isinstance(files, Tokenizer):
+        if chat or options:
+            key = "chat" if chat else "chat_options"
+            raise ConfigError(f"config.model.{key}: {tokenizer} has a format of its own, and takes no template")
+        return ChatFormat(files)
+    source, text = _template(chat, files.template, tokenizer)
+    return _derived(Template(source, text, files.special, parse_options(options)), files.tokenizer, files.stops)
+
+
+def load_tokenizer(tokenizer: str) -> TextTokenizer:
+    """The tokenizer alone, see `load_chat`."""
+    files = _files(tokenizer)
+    return files if isinstance(files, Tokenizer) else files.tokenizer
+
+
+class _Files(NamedTuple):
+    """What a published model's files say of its dialogues: `stops` end a response."""
+
+    tokenizer: FastTokenizer
+    template: Any
+    special: Mapping[str, str]
+    stops: tuple[int, ...]
+
+
+def _files(name: str) -> Tokenizer | _Files:
+    path = Path(name)
     if path.suffix == ".gguf":
-        file = open_gguf(resolve(tokenizer, "", KEY))
-        loaded, (template, special) = from_gguf(file.field, path), gguf_template(file)
-        stops = _stops(loaded, [file.field(f"tokenizer.ggml.{name}_token_id") for name in _GGUF_STOPS], path)
-    elif path.is_dir() or path.name == "tokenizer.json":
+        file = open_gguf(resolve(name, "", KEY))
+        found, (template, special) = gguf_vocabulary.from_gguf(file.field, path), gguf_template(file)
+        named = [file.field(f"tokenizer.ggml.{kind}_token_id") for kind in _GGUF_STOPS]
+        return _Files(found, template, special, _stops(found, named, path))
+    if path.is_dir() or path.name == "tokenizer.json":
         folder = path if path.is_dir() else path.parent
-        loaded, (template, special) = fast_tokenizer.from_folder(folder), _folder_template(folder)
-        stops = _stops(loaded, _generation_stops(folder / GENERATION), folder / GENERATION)
-    else:
-        loaded, style = _sentencepiece(tokenizer), style or "tiny"
-    try:
-        return ChatFormat(loaded, _style(style, template, special, tokenizer), stops)
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError(f"config.model.chat: {tokenizer}: {error}") from error
+        read = read_folder(folder)
+        found = _usable(read.backend_tokenizer, folder)
+        stops = _stops(found, [*_generation_stops(folder), read.eos_token_id], folder / GENERATION)
+        return _Files(found, read.chat_template, read.special_tokens_map, stops)
+    return _sentencepiece(name)
 
 
-def _generation_stops(path: Path) -> list[Any]:
-    """The eos_token_id (one or several) of a generation_config.json; [] without such a file."""
-    if not path.is_file():
+def _derived(template: Template, tokenizer: FastTokenizer, stops: Sequence[int]) -> ChatFormat:
+    """The template's format, proven on texts."""
+    marks = list(tokenizer.marks)
+    style, notes = derive(template, marks)
+    ends = [tokenizer.marks[mark] for mark in _ENDS if mark in tokenizer.marks]
+    check = functools.cache(lambda system: check_system(template, style, system))
+    chat = ChatFormat(tokenizer, style, (*stops, *ends), notes, check)
+    prove(template, chat, tokenizer.whole, marks)
+    return chat
+
+
+def _template(chat: str, own: Any, tokenizer: str) -> tuple[str, str]:
+    """(where the chat template is from, its text): the file that `config.model.chat` names, or the model's own."""
+    if chat:
+        if not chat.endswith(".jinja") or not Path(chat).is_file():
+            raise ConfigError(
+                f'config.model.chat: {chat!r} is no file of a chat template (.jinja); "" takes the model\'s own'
+            )
+        return chat, Path(chat).read_text(encoding="utf-8")
+    if isinstance(own, Mapping):  # several, by name
+        own = own.get("default")
+    if not isinstance(own, str):
+        raise ConfigError(
+            f"{tokenizer} has no chat template, as base models don't: name a file of one (.jinja) in config.model.chat"
+        )
+    return tokenizer, own
+
+
+def _generation_stops(folder: Path) -> list[Any]:
+    """The eos_token_id (one or several) of a folder's generation_config.json; [] without such a file."""
+    if not (folder / GENERATION).is_file():
         return []
     try:
-        stops = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-    except (OSError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error!r}") from error
+        stops = transformers().GenerationConfig.from_pretrained(str(folder), local_files_only=True).eos_token_id
+    except Exception as error:  # whatever the file makes the library raise
+        raise ConfigError(f"{folder / GENERATION}: cannot be read: {error!r}") from error
     return stops if isinstance(stops, list) else [stops]
 
 
@@ -77,20 +130,19 @@ def _stops(tokenizer: FastTokenizer, ids: Sequence[Any], source: Path) -> tuple[
     return tuple(stops)
 
 
+def _usable(whole: Any, folder: Path) -> FastTokenizer:
+    try:
+        return FastTokenizer(whole)
+    except ValueError as error:
+        raise ConfigError(f"{folder}: {error}") from error
+
+
 def _sentencepiece(name: str) -> Tokenizer:
     path = resolve(name, ".model", KEY)
     try:
         return Tokenizer.load(path)
     except (ValueError, RuntimeError) as error:
         raise ConfigError(f"config.{KEY}: {path}: {error}") from error
-
-
-def _style(name: str, template: str | None, special: dict[str, str], source: str) -> ChatStyle:
-    if name:
-        return style_named(name)
-    if template is None:
-        raise ConfigError(f"{source} has no chat template: set config.model.chat to one of {', '.join(STYLES)}")
-    return style_of(template, special, source)
 
 
 def gguf_template(file: GGUFFile) -> tuple[str | None, dict[str, str]]:
@@ -102,22 +154,3 @@ def gguf_template(file: GGUFFile) -> tuple[str | None, dict[str, str]]:
         if i is not None and i < len(tokens):
             special[f"{name}_token"] = tokens[i]
     return file.field("tokenizer.chat_template"), special
-
-
-def _folder_template(folder: Path) -> tuple[str | None, dict[str, str]]:
-    path = folder / "tokenizer_config.json"
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        template = settings.get("chat_template")
-        if (folder / "chat_template.jinja").is_file():
-            template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
-        if isinstance(template, list):  # several named templates
-            template = next((entry["template"] for entry in template if entry["name"] == "default"), None)
-        tokens = {name: settings.get(name) for name in ("bos_token", "eos_token")}
-        return template, {name: _spelling(token) for name, token in tokens.items() if token}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error!r}") from error
-
-
-def _spelling(token: Any) -> str:
-    return token["content"] if isinstance(token, dict) else token

@@ -1,4 +1,4 @@
-"""Tries a derived chat format on texts: that it writes what the template writes, in the ids that the tokenizer makes."""
+"""Tries a derived chat format on texts: it writes what the template writes, in the ids that the tokenizer makes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ def attempts(marks: Sequence[str]) -> list[str]:
     some = "".join([*marks[:4], *marks[-4:]])
     return [
         " \n\tblanks at both ends \n\n", f"{some} in {some} a text", f"{some}", "", "word " * 500,
-        "naïve café — 東京 🙂 \u2028", "```python\nfor i in range(3):\n    print(i)\n```\n", "{{ x }} {% if %} 'a' \"b\" \\n",
+        "naïve café — 東京 🙂 \u2028", "```python\nfor i in range(3):\n    print(i)\n```\n",
+        "{{ x }} {% if %} 'a' \"b\" \\n",
     ]  # fmt: skip
 
 
@@ -55,7 +56,7 @@ def _try(template: Template, chat: ChatFormat, whole: Any, text: str, system: st
     if not spells:  # what text spells is encoded otherwise, on purpose
         same = whole.encode(opening, add_special_tokens=False).ids == chat.first_prompt(text, system)
         if not (same and whole.encode(between, add_special_tokens=False).ids == chat.next_prompt(text, closed=False)):
-            raise _refused(template, f"the tokenizer makes other ids of {_shown(text)} in its rendering than of its pieces")
+            raise _refused(template, f"the tokenizer makes other ids of its rendering with {_shown(text)}")
 
 
 def check_system(template: Template, style: ChatStyle, system: str) -> None:
@@ -81,5 +82,3 @@ def _shown(text: str) -> str:
 
 def _refused(template: Template, rule: str) -> ConfigError:
     return ConfigError(f"{template.source}: its chat template can't be used: {rule}")
-
-

@@ -47,9 +47,7 @@ class Template:
         try:
             compiled = chat_template_utils._compile_jinja_template(self.text)
             given = {"messages": [dict(m) for m in messages], "tools": None, "documents": None, **self.special}
-            return str(
-                compiled.render(**given, add_generation_prompt=True, strftime_now=DATE.strftime, **self.options)
-            )
+            return str(compiled.render(**given, add_generation_prompt=True, strftime_now=DATE.strftime, **self.options))
         except Exception as error:  # whatever the template does
             raise TemplateError(_first_line(error)) from error
 

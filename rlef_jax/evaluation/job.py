@@ -12,6 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from rlef_jax.dialog.derive import note_lines
 from rlef_jax.dialog.extract import program_of
 from rlef_jax.errors import ConfigError
 from rlef_jax.evaluation.chunk_store import CHUNKS, all_chunks, open_folder, settings_hash, write_results
@@ -107,7 +108,10 @@ def sampled(
         return rows[request.indexes.start : request.indexes.stop], problems
 
     with build_pool(config.execution) as pool, ProgressDisplay(stream=sys.stderr) as display:
-        _open(folder, about, tokenizer_identity(config.model.tokenizer) | python_identity(pool.interpreter))
+        tokenizer = tokenizer_identity(config.model.tokenizer, config.model.chat)
+        _open(folder, about, tokenizer | python_identity(pool.interpreter))
+        for line in note_lines(policy.chat.notes):
+            display.message(line)
         [sampler] = build_samplers(config, policy.cfg, policy.chat.stop_ids, 1)
         actor = LocalActor(sampler, policy.chat, pool, find, display=display)
         actor.set_weights(params, version=0)

@@ -111,7 +111,7 @@ def describe_policy(config: ConfigDict) -> tuple[ModelConfig, ChatFormat, Weight
     """
     weights = open_weights(config.model.init)
     model = (config if weights is None else _filled(config, weights)).model
-    chat = load_chat(model.tokenizer, model.chat)
+    chat = load_chat(model.tokenizer, model.chat, model.chat_options)
     rows = max(config.episode.context, *config.ppo.buckets)  # the trainer's rows are padded to a bucket
     if weights is not None:
         _check_length(config, weights, rows)

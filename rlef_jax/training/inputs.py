@@ -31,7 +31,8 @@ PYTHON = "programs' Python (config.execution.python)"
 _PACKAGES = "packages of programs' Python (config.execution.python)"
 _DRAWS = 16  # problems that tell one MiniContests from another
 _TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
+    "chat_template.jinja", "generation_config.json",
 )  # fmt: skip
 _HEAD, _BLOCK, _BLOCKS = 16 << 20, 64 << 10, 256  # bytes that are read of a large file
 _NAMED = 5  # facts in one line
@@ -56,7 +57,7 @@ def identities(config: ConfigDict, interpreter: Interpreter, source: Source, spl
     }
     if config.model.init:
         found["first weights (config.model.init)"] = _weights_files(config.model.init)
-    return found | tokenizer_identity(config.model.tokenizer) | python_identity(interpreter)
+    return found | tokenizer_identity(config.model.tokenizer, config.model.chat) | python_identity(interpreter)
 
 
 def problems_identity(source: Source, split: str) -> list[str]:
@@ -80,9 +81,10 @@ def python_identity(interpreter: Interpreter) -> dict[str, Sequence[str]]:
     }
 
 
-def tokenizer_identity(name: str) -> dict[str, Sequence[str]]:
-    """The files that make a chat format."""
-    return {"tokenizer (config.model.tokenizer)": _tokenizer_files(name)}
+def tokenizer_identity(name: str, template: str = "") -> dict[str, Sequence[str]]:
+    """The files that make a chat format: the tokenizer's, and that of a template beside it."""
+    found: dict[str, Sequence[str]] = {"tokenizer (config.model.tokenizer)": _tokenizer_files(name)}
+    return found | ({"chat template (config.model.chat)": [_file_fact(Path(template))]} if template else {})
 
 
 def _tokenizer_files(name: str) -> list[str]:

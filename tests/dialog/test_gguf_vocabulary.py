@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from rlef_jax.dialog import fast_tokenizer
+from rlef_jax.dialog.fast_tokenizer import FastTokenizer, read_folder
 from rlef_jax.dialog.gguf_vocabulary import from_gguf
 from rlef_jax.errors import ConfigError
 from tests.helpers.byte_bpe import MARKS, SPLIT, WORDS, byte_bpe
@@ -32,7 +32,7 @@ def test_a_gguf_files_vocabulary_is_the_folders(split, name, tmp_path):
     state = json.loads(json.dumps(STATE))
     state["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = split
     (tmp_path / "tokenizer.json").write_text(json.dumps(state))
-    folder = fast_tokenizer.from_folder(tmp_path)
+    folder = FastTokenizer(read_folder(tmp_path).backend_tokenizer)
     ours = from_gguf(metadata(state, folder.whole.get_vocab(), name).get, tmp_path)
     for text in ("I'll take 1234 of\n\n   them, 'ok'\t?", *MARKS, *(m["content"] for m in cases.CONVERSATIONS[3])):
         assert ours.encode(text) == folder.encode(text)

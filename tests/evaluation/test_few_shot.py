@@ -8,12 +8,9 @@ import json
 import pytest
 
 from rlef_jax.data import mini_contests
-from rlef_jax.dialog.chat import ChatFormat
-from rlef_jax.dialog.fast_tokenizer import FastTokenizer
 from rlef_jax.dialog.feedback import feedback_message
 from rlef_jax.dialog.load import load_chat
 from rlef_jax.dialog.prompts import problem_prompt
-from rlef_jax.dialog.styles import STYLES, render
 from rlef_jax.errors import ConfigError
 from rlef_jax.evaluate import evaluate, parsed
 from rlef_jax.evaluation.few_shot import choose, opening
@@ -23,10 +20,9 @@ from rlef_jax.sampling.request import SamplingConfig
 from rlef_jax.training.episode_io import read_episodes, write_episodes
 from rlef_jax.training.rollout import RolloutSettings, collect
 from rlef_jax.types import Limits
-from tests.helpers.byte_bpe import TEMPLATES, byte_bpe
+from tests.helpers.byte_bpe import TEMPLATES, write_tokenizer
 from tests.helpers.scripted_sampler import ScriptedSampler
 from tests.helpers.small_run import OVERRIDES
-from tests.parity import cases
 
 CHAT = load_chat("package:tokenizer", "")
 SAMPLING = SamplingConfig(temperature=1.0, top_p=1.0, top_k=0, stop_ids=CHAT.stop_ids, max_new_tokens=400)
@@ -93,7 +89,7 @@ def test_files_that_hold_no_dialogues_are_one_line(tmp_path, saved, episodes):
         with pytest.raises(ConfigError, match=message) as raised:
             choose(path, 1, [])
         assert str(raised.value).startswith("--few-shot") and len(str(raised.value).splitlines()) == 1
-    other = ChatFormat(FastTokenizer(byte_bpe()), STYLES["chatml"])
+    other = load_chat(str(write_tokenizer(tmp_path / "other", TEMPLATES["chatml"])))
     with pytest.raises(ConfigError, match="another tokenizer, chat format or wording"):
         opening(other, choose(saved, 1, []))
     judged = [dataclasses.replace(e, turns=tuple(dataclasses.replace(t, prompt_delta_ids=(), response_ids=())
@@ -139,15 +135,6 @@ def test_tokens_are_those_of_the_dialogues_and_only_appended_to(pool, saved, epi
                                      *episode.token_ids[len(episode.turns[0].prompt_delta_ids) :])  # fmt: skip
     with pytest.raises(ConfigError, match=rf"\({len(front)} of them few-shot dialogues\) leaves no room"):
         collect(sampler, CHAT, pool, PROBLEMS[:1], seed=0, step=0, settings=dataclasses.replace(settings, context=100))
-
-
-@pytest.mark.parametrize("name", TEMPLATES)
-def test_published_templates_say_the_same(name):
-    chat = ChatFormat(FastTokenizer(byte_bpe()), STYLES[name])
-    messages = [*cases.conversation("Hi", "yes"), {"role": "assistant", "content": ""}, *cases.conversation("Again")]
-    rendered = render(TEMPLATES[name], messages, {"bos_token": "<|begin_of_text|>"})
-    ids = chat.first_prompt("Hi") + chat.response("yes") + chat.another_prompt("Again")
-    assert ids == chat.tokenizer.whole.encode(rendered, add_special_tokens=False).ids
 
 
 def command(saved, out, *flags):

@@ -6,6 +6,7 @@ The templates are what Hugging Face's folders have for messages of text, without
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -57,20 +58,10 @@ TEMPLATES = {
     "qwen2": _chatml("You are a helpful assistant."),
     "qwen25": _chatml("You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
 }
-# Qwen 3 drops the thinking of the responses before the last user message.
-QWEN3 = (
-    "{% for message in messages %}{% set content = message.content %}"
-    "{% if message.role == 'assistant' and '</think>' in content %}"
-    "{% set content = content.split('</think>')[-1].lstrip('\\n') %}{% endif %}"
-    "{{ '<|im_start|>' + message.role + '\\n' + content + '<|im_end|>\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}"
-    "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}"
-    "{% endif %}"
-)
 
 
-def byte_bpe() -> Tokenizer:
-    """About 600 tokens, split as Llama 3 splits."""
+def byte_bpe(marks: Sequence[str] = MARKS, words: Sequence[str] = WORDS, *, rstrip: bool = False) -> Tokenizer:
+    """About 600 tokens, split as Llama 3 splits; `rstrip`: marks take the white space after them away."""
     tokenizer = Tokenizer(models.BPE())
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(SPLIT), "isolated"), byte_level])
@@ -80,8 +71,8 @@ def byte_bpe() -> Tokenizer:
     )
     texts = [message["content"] for conversation in cases.CONVERSATIONS for message in conversation]
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_special_tokens([AddedToken(mark, normalized=False) for mark in MARKS])
-    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in WORDS])
+    tokenizer.add_special_tokens([AddedToken(mark, normalized=False, rstrip=rstrip) for mark in marks])
+    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in words])
     return tokenizer
 
 
@@ -89,7 +80,7 @@ def write_tokenizer(folder: Path, template: str | None) -> Path:
     """A Hugging Face folder with this tokenizer and a chat template."""
     folder.mkdir(parents=True, exist_ok=True)
     byte_bpe().save(str(folder / "tokenizer.json"))
-    config = {"bos_token": "<|begin_of_text|>", "eos_token": {"content": "<|eot_id|>"}}
+    config = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}
     if template is not None:
         config["chat_template"] = template
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
