@@ -65,13 +65,19 @@ class GGUFFile:
         return default if field is None else field.contents()
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor, float32, as the Hugging Face folder has it."""
+        """A copy of a tensor, float32, as the Hugging Face folder has it."""
         tensor = self._tensors[name]
         values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(self.shapes[name])
+        if tensor.tensor_type == gguf.GGMLQuantizationType.F32:
+            values = np.array(values)  # it was a view of the file, which JAX would keep
         heads = self._places[name].tensor.rotated_heads if name in self._places else 0
         if heads and self.family.gguf_interleaved:
             values = values.reshape(heads, -1, 2, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
         return values
+
+    def sliced(self, name: str) -> np.ndarray:
+        """The whole tensor: blocks of a quantization, and heads that lie in another order, are not for slices."""
+        return self.read(name)
 
     def file_of(self, name: str) -> Path:
         """The file that holds a tensor: this one."""
