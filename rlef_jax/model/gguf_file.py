@@ -28,54 +28,72 @@ _KNOWN_SCALINGS = (RopeScaling(8.0, 1.0, 4.0, 8192.0), RopeScaling(32.0, 1.0, 4.
 
 
 class GGUFFile:
-    """Weights in a .gguf file.
+    """Weights in a .gguf file, or in several that one was split into.
 
     Attributes:
-      path: the file.
+      path: the file; of several the first, which holds the metadata.
       cfg, family: the model.
       shapes, dtypes: of each tensor by its Hugging Face name; every dtype is "F32", what `read` gives.
 
-    Raises ConfigError for a file that isn't GGUF, or a model that isn't supported.
+    Raises ConfigError for a file that isn't GGUF or lacks its other parts, a model that isn't supported, and a tensor
+    of a quantization that can't be decoded.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            self.reader = gguf.GGUFReader(path)
-        except (OSError, ValueError, IndexError, KeyError) as error:
-            raise ConfigError(f"{path}: cannot be read as GGUF: {error}") from error
+        parts = _parts(path)
+        self.reader = parts[path]
         self._kind = self.field("general.architecture")
         families = [family for family in FAMILIES.values() if family.gguf == self._kind]
         if not families:
             known = ", ".join(dict.fromkeys(family.gguf for family in FAMILIES.values()))
             raise ConfigError(f"{path}: architecture {self._kind!r} is not supported; it must be one of {known}")
         self.family = families[0]
-        held = {tensor.name: tensor for tensor in self.reader.tensors}
+        held = {tensor.name: tensor for reader in parts.values() for tensor in reader.tensors}
+        if len(held) != (written := self.field("split.tensors.count", len(held))):
+            raise ConfigError(f"{path}: its parts hold {len(held)} tensors of {written}: they are of several models")
         factors = held.pop(_ROPE_FACTORS, None)
         self.cfg = self._config(held, None if factors is None else np.asarray(factors.data, np.float64))
         self._places = file_tensors(self.cfg)
         names = {_gguf_name(place): name for name, place in self._places.items()}
         self._tensors = {names.get(name, name): tensor for name, tensor in held.items()}
+        files = {tensor.name: part for part, reader in parts.items() for tensor in reader.tensors}
+        self._files = {name: files[tensor.name] for name, tensor in self._tensors.items()}
+        self._check_types()
         self.shapes: Mapping[str, tuple[int, ...]] = {name: _shape(tensor) for name, tensor in self._tensors.items()}
         self.dtypes: Mapping[str, str] = dict.fromkeys(self.shapes, "F32")
 
     def field(self, key: str, default: Any = None) -> Any:
         """A value of the file's metadata; `default` where it has none."""
-        field = self.reader.get_field(key)
-        return default if field is None else field.contents()
+        return _field(self.reader, key, default)
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor, float32, as the Hugging Face folder has it."""
+        """A copy of a tensor, float32, as the Hugging Face folder has it."""
         tensor = self._tensors[name]
         values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(self.shapes[name])
+        if tensor.tensor_type == gguf.GGMLQuantizationType.F32:
+            values = np.array(values)  # it was a view of the file, which JAX would keep
         heads = self._places[name].tensor.rotated_heads if name in self._places else 0
         if heads and self.family.gguf_interleaved:
             values = values.reshape(heads, -1, 2, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
         return values
 
+    def sliced(self, name: str) -> np.ndarray:
+        """The whole tensor: blocks of a quantization, and heads that lie in another order, are not for slices."""
+        return self.read(name)
+
     def file_of(self, name: str) -> Path:
-        """The file that holds a tensor: this one."""
-        return self.path
+        """The file that holds a tensor."""
+        return self._files[name]
+
+    def _check_types(self) -> None:
+        wanted = {name: self._tensors[name] for name in self._places if name in self._tensors}
+        if bad := [name for name, tensor in wanted.items() if not _decodable(tensor.tensor_type)]:
+            first = wanted[bad[0]]
+            raise ConfigError(
+                f"{self.file_of(bad[0])}: tensor {first.name} is of type {first.tensor_type.name}, which can't be"
+                f" decoded ({len(bad)} of {len(wanted)} tensors can't): take another quantization of this model"
+            )
 
     def _config(self, tensors: Mapping[str, Any], factors: np.ndarray | None) -> ModelConfig:
         for key in ("attention.sliding_window", "expert_count"):
@@ -123,6 +141,50 @@ class GGUFFile:
         if not isinstance(value, int | float) or not math.isfinite(value):
             raise ConfigError(f"{self.path}: {self._kind}.{key} is {value!r}, not a number")
         return float(str(np.float32(value)))  # it was rounded to float32: 9.99999975e-06 was 1e-05
+
+
+def _parts(path: Path) -> dict[Path, gguf.GGUFReader]:
+    """{path: reader} of a file, or of all that it was split into if it is the first of them. Raises ConfigError."""
+    reader = _reader(path)
+    count, number = _field(reader, "split.count", 1), _field(reader, "split.no", 0)
+    if count <= 1:
+        return {path: reader}
+    what = f"{path}: is part {number + 1} of {count} of a split file"
+    ending = f"-{number + 1:05}-of-{count:05}.gguf"
+    if not path.name.endswith(ending):
+        raise ConfigError(f"{what}, and isn't called NAME{ending}: where the others are can't be told")
+    paths = [path.with_name(f"{path.name.removesuffix(ending)}-{i + 1:05}-of-{count:05}.gguf") for i in range(count)]
+    if number:
+        raise ConfigError(f"{what}: name the first, {paths[0]}")
+    if lacking := [part.name for part in paths if not part.is_file()]:
+        raise ConfigError(f"{what}, and {', '.join(lacking)} isn't there: get every part")
+    readers = {path: reader} | {part: _reader(part) for part in paths[1:]}
+    for i, (part, other) in enumerate(readers.items()):
+        if (_field(other, "split.no", None), _field(other, "split.count", None)) != (i, count):
+            raise ConfigError(f"{part}: is not part {i + 1} of {count} of a split file, as its name says")
+    return readers
+
+
+def _reader(path: Path) -> gguf.GGUFReader:
+    try:
+        return gguf.GGUFReader(path)
+    except (OSError, ValueError, IndexError, KeyError) as error:
+        raise ConfigError(f"{path}: cannot be read as GGUF: {error}") from error
+
+
+def _field(reader: gguf.GGUFReader, key: str, default: Any) -> Any:
+    field = reader.get_field(key)
+    return default if field is None else field.contents()
+
+
+@functools.cache
+def _decodable(kind: gguf.GGMLQuantizationType) -> bool:
+    """Whether the gguf package can dequantize this type: it says so only when asked to."""
+    try:
+        gguf.quants.dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
+    except NotImplementedError:
+        return False
+    return True
 
 
 def open_gguf(path: Path) -> GGUFFile:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rlef_jax.files import write_json, write_text
 from rlef_jax.model.finite import check_tensor
 from rlef_jax.model.hf_config import config_json
 from rlef_jax.model.parameters import file_tensors, leaf_at, tensor_shapes
@@ -71,10 +72,15 @@ def write_model(
     entries = {name: (dtypes[name], shape) for name, shape in shapes.items()}
     for name, (kind, _) in entries.items():
         check_tensor(output if origin is None else origin(name), name, read(name), (DTYPES[kind],))
+    write_tensors(output, entries, read, most)
     config = json.dumps(_config(cfg, like, dtype, dtypes), indent=2) + "\n"
     if isinstance(like, HFFolder) and not dtype:
         config = (like.path / CONFIG).read_text(encoding="utf-8")
-    (output / CONFIG).write_text(config, encoding="utf-8")
+    write_text(output / CONFIG, config)  # the last: until it is there, the folder is no model's
+
+
+def write_tensors(output: Path, entries: Mapping[str, tuple[str, tuple[int, ...]]], read: Read, most: int) -> None:
+    """Writes {name: (dtype, shape)} as model.safetensors, or as several files of at most `most` bytes with an index."""
     groups = list(split_by_size(entries, most))
     if len(groups) == 1:
         write_safetensors(output / SINGLE, entries, read)
@@ -85,7 +91,7 @@ def write_model(
         write_safetensors(output / file, group, read)
         places |= dict.fromkeys(group, file)
     size = sum(math.prod(shape) * np.dtype(DTYPES[kind]).itemsize for kind, shape in entries.values())
-    (output / INDEX).write_text(json.dumps({"metadata": {"total_size": size}, "weight_map": places}, indent=2) + "\n")
+    write_json(output / INDEX, {"metadata": {"total_size": size}, "weight_map": places})
 
 
 def _config(cfg: ModelConfig, like: Weights | None, dtype: str, dtypes: Mapping[str, str]) -> dict[str, Any]:

@@ -12,14 +12,14 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import SingleDeviceSharding
 
 from rlef_jax.errors import ConfigError
-from rlef_jax.model.finite import check_tensor
 from rlef_jax.model.gguf_file import open_gguf
 from rlef_jax.model.hf_config import read_config
 from rlef_jax.model.parameters import Parameter, describe, tensor_shapes
-from rlef_jax.model.safetensors_file import SafetensorsFile
+from rlef_jax.model.placing import in_file_order, placed
+from rlef_jax.model.safetensors_file import DTYPES, SafetensorsFile
 from rlef_jax.model.transformer import ModelConfig, Params
 
 CONFIG = "config.json"
@@ -37,11 +37,14 @@ class Weights(Protocol):
 
     def read(self, name: str) -> np.ndarray: ...
 
+    def sliced(self, name: str) -> Any: ...  # read(name)[slices] is sliced(name)[slices], where only these are read
+
     def file_of(self, name: str) -> Path: ...
 
 
 class HFFolder:
-    """A folder with config.json and safetensors, one file or several with an index. Only headers are read at first.
+    """A folder with config.json and safetensors, of which those are taken that transformers takes: model.safetensors,
+    or the files that an index names. Only headers are read at first.
 
     Raises ConfigError for a folder that lacks something, or a model that isn't supported.
     """
@@ -51,36 +54,54 @@ class HFFolder:
         if not (path / CONFIG).is_file():
             raise ConfigError(f"{path}: no {CONFIG}: is it a Hugging Face model's folder?")
         self.cfg = read_config(path / CONFIG)
-        self._files: dict[str, SafetensorsFile] = {}
-        if (path / INDEX).is_file():
-            self._open_shards(path / INDEX)
-        elif (path / SINGLE).is_file():
-            file = SafetensorsFile(path / SINGLE)
-            self._files = dict.fromkeys(file.shapes, file)
-        else:
-            raise ConfigError(f"{path}: neither {SINGLE} nor {INDEX}: only safetensors are read, no .bin or .pth")
-        self.shapes: Mapping[str, tuple[int, ...]] = {name: file.shapes[name] for name, file in self._files.items()}
-        self.dtypes: Mapping[str, str] = {name: file.dtypes[name] for name, file in self._files.items()}
-
-    def _open_shards(self, index: Path) -> None:
-        try:
-            places = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{index}: cannot be read as an index: {error!r}") from error
-        if lacking := sorted({name for name in places.values() if not (self.path / name).is_file()}):
-            raise ConfigError(f"{index}: names files that aren't there: {_named(lacking)}")
-        files = {name: SafetensorsFile(self.path / name) for name in sorted(set(places.values()))}
-        if lost := [name for name, where in places.items() if name not in files[where].shapes]:
-            raise ConfigError(f"{index}: tensors are not in the files that it names: {_named(lost)}")
-        self._files = {name: files[where] for name, where in places.items()}
+        held = _files(path)
+        # Of a model that was saved without its output layer the names lack the first part, as in transformers.
+        wanted, prefix = tensor_shapes(self.cfg), "model."
+        self._places = {name if name in wanted or prefix + name not in wanted else prefix + name: name for name in held}
+        self._files = {name: held[there] for name, there in self._places.items()}
+        self.shapes: Mapping[str, tuple[int, ...]] = {n: f.shapes[self._places[n]] for n, f in self._files.items()}
+        self.dtypes: Mapping[str, str] = {n: f.dtypes[self._places[n]] for n, f in self._files.items()}
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor as a view of its file."""
-        return self._files[name].read(name)
+        """A copy of a tensor."""
+        return self._files[name].read(self._places[name])
+
+    def sliced(self, name: str) -> Any:
+        """What gives a tensor's slices, each read when it is taken."""
+        return self._files[name].sliced(self._places[name])
 
     def file_of(self, name: str) -> Path:
         """The file that holds a tensor."""
         return self._files[name].path
+
+
+def _files(folder: Path) -> dict[str, SafetensorsFile]:
+    """{tensor's name: its file}. Raises ConfigError where files are missing, or it is open which ones are meant."""
+    if (folder / SINGLE).is_file():  # an index beside it is of another time: transformers, too, passes it over
+        file = SafetensorsFile(folder / SINGLE)
+        return dict.fromkeys(file.shapes, file)
+    index = folder / INDEX
+    if not index.is_file():
+        if parts := sorted(path.name for path in folder.glob("*.safetensors")):
+            raise ConfigError(
+                f"{folder}: holds {_named(parts)}, but no {INDEX} that says which of them are the model's: get that"
+                f" file too, or, if one file is the whole model, rename it to {SINGLE}"
+            )
+        raise ConfigError(f"{folder}: neither {SINGLE} nor {INDEX}: only safetensors are read, no .bin or .pth")
+    try:
+        places = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        files = {name: folder / name for name in sorted(set(places.values()))}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{index}: cannot be read as an index: {error!r}") from error
+    if lacking := [name for name, path in files.items() if not path.is_file()]:
+        raise ConfigError(
+            f"{index}: names files that aren't there: {_named(lacking)}: get them, or the index that goes with the"
+            " files that are there"
+        )
+    opened = {name: SafetensorsFile(path) for name, path in files.items()}
+    if lost := [name for name, where in places.items() if name not in opened[where].shapes]:
+        raise ConfigError(f"{index}: tensors are not in the files that it names: {_named(lost)}")
+    return {name: opened[where] for name, where in places.items()}
 
 
 def open_weights(init: str) -> Weights | None:
@@ -103,6 +124,13 @@ def open_weights(init: str) -> Weights | None:
 def check_tensors(weights: Weights, cfg: ModelConfig) -> None:
     """Raises ConfigError naming tensors that are missing, too many or of another shape than the config's."""
     wanted = tensor_shapes(cfg)
+    undecodable = [name for name in wanted if weights.dtypes.get(name, "F32") not in DTYPES]
+    if undecodable:
+        first = undecodable[0]
+        raise ConfigError(
+            f"{weights.file_of(first)}: {first} is of dtype {weights.dtypes[first]}, as {len(undecodable)} of the"
+            f" model's {len(wanted)} tensors are of dtypes that can't be read; supported are {', '.join(DTYPES)}"
+        )
     extra = [name for name in weights.shapes if name not in wanted and not _is_redundant(name, weights, cfg)]
     faults = {
         "missing": [name for name in wanted if name not in weights.shapes],
@@ -126,6 +154,8 @@ def _is_redundant(name: str, weights: Weights, cfg: ModelConfig) -> bool:
     )
     if name != output.name or not cfg.tie_embeddings or embed.name not in weights.shapes:
         return False
+    if weights.dtypes[name] not in DTYPES:
+        return False
     return bool(np.array_equal(weights.read(name), weights.read(embed.name)))
 
 
@@ -142,7 +172,7 @@ def load_pretrained(
     shardings: Any = None,
     cast_to: Sequence[Any] = (),
 ) -> Params:
-    """The parameters, each tensor read once and put where it shall lie before the next one is read.
+    """The parameters, each tensor read once and put where it shall lie before the next but one is read.
 
     Args:
       weights: the files.
@@ -151,8 +181,8 @@ def load_pretrained(
       shardings: the tree of `sharding.param_shardings`; None is the first device.
       cast_to: dtypes that the parameters will be cast to later.
 
-    Raises ConfigError naming tensors that are missing, too many or misshapen, or hold an entry that isn't finite in one
-    of these dtypes.
+    Raises ConfigError naming tensors that are missing, too many or misshapen, of a dtype that can't be read, or hold an
+    entry that isn't finite in one of these dtypes.
     """
     check_tensors(weights, cfg)
     described = describe(cfg, dtype)
@@ -161,60 +191,39 @@ def load_pretrained(
         first = SingleDeviceSharding(jax.devices()[0])
         shardings = jax.tree.map(lambda _: first, described)
 
+    def tensors(p: Parameter, layer: int | None, sharding: Any) -> list[jax.Array]:
+        return [
+            placed(weights, t.name.format(layer=layer), t, in_file_order(sharding, p, t), dtypes) for t in p.tensors
+        ]
+
     def place(p: Parameter, sharding: Any) -> jax.Array:
+        orders = tuple(tensor.order for tensor in p.tensors)
         if not p.stacked:
-            return _placed(weights, p, None, sharding, dtypes).astype(p.dtype)
+            return _assembled(tensors(p, None, sharding), orders, p.joined).astype(p.dtype)
         stack = jax.jit(functools.partial(jnp.zeros, p.shape, p.dtype), out_shardings=sharding)()
-        write = _writer(sharding)
+        write = _writer(orders, p.joined, sharding)
         for layer in range(p.shape[0]):
-            stack = write(stack, _placed(weights, p, layer, _of_layer(sharding), dtypes), layer)
+            share = tensors(p, layer, sharding)
+            jax.block_until_ready(stack)  # what the host holds of the layer before is let go of
+            stack = write(stack, share, layer)
         return stack
 
     return jax.tree.map(place, described, shardings)
 
 
-def _of_layer(sharding: Any) -> Any:
-    """The sharding of one layer out of a stack's, whose first axis isn't split."""
-    if isinstance(sharding, NamedSharding):
-        return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
-    return sharding
+def _assembled(tensors: Sequence[jax.Array], orders: Sequence[tuple[int, ...]], joined: int) -> jax.Array:
+    """A parameter, or a layer's share of it, of a file's tensors with their axes taken apart (`FileTensor.split`)."""
+    moved = [t if order == tuple(range(t.ndim)) else t.transpose(order) for t, order in zip(tensors, orders)]
+    return moved[0] if len(moved) == 1 else jnp.concatenate(moved, joined)
 
 
 @functools.cache
-def _writer(sharding: Any) -> Any:
-    """(stack [L, ...], share [...], layer) -> the stack with a layer's share in it, in the stack's own memory."""
+def _writer(orders: tuple[tuple[int, ...], ...], joined: int, sharding: Any) -> Any:
+    """(stack [L, ...], tensors, layer) -> the stack with a layer's share in it, in the stack's own memory."""
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=sharding)
-    def write(stack: jax.Array, share: jax.Array, layer: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_index_in_dim(stack, share.astype(stack.dtype), layer, 0)
+    def write(stack: jax.Array, tensors: list[jax.Array], layer: jax.Array) -> jax.Array:
+        share = _assembled(tensors, orders, joined).astype(stack.dtype)
+        return jax.lax.dynamic_update_index_in_dim(stack, share, layer, 0)
 
     return write
-
-
-def _placed(weights: Weights, p: Parameter, layer: int | None, sharding: Any, dtypes: Sequence[Any]) -> jax.Array:
-    """A parameter, or a layer's share of it, on its devices, in the files' dtype, found finite in `dtypes`.
-
-    Of mapped files only this process's slices are read.
-    """
-    names = [tensor.name.format(layer=layer) for tensor in p.tensors]
-    views = [tensor.to_ours(weights.read(name)) for name, tensor in zip(names, p.tensors, strict=True)]
-    shape = p.shape if layer is None else p.shape[1:]
-
-    def copied(name: str, view: np.ndarray) -> np.ndarray:
-        copy = np.array(view, order="C")
-        check_tensor(weights.file_of(name), name, copy, dtypes)
-        return copy
-
-    def shard(index: Any) -> np.ndarray:
-        """A copy: JAX would keep a view of the file, and with it the file."""
-        if len(views) == 1:
-            return copied(names[0], views[0][index])
-        inner = tuple(slice(None) if axis == p.joined else part for axis, part in enumerate(index))
-        parts = [copied(name, view[inner]) for name, view in zip(names, views, strict=True)]
-        return np.concatenate(parts, axis=p.joined)[_only(p.joined, index)]
-
-    return jax.make_array_from_callback(shape, sharding, shard)
-
-
-def _only(axis: int, index: tuple[slice, ...]) -> tuple[slice, ...]:
-    return tuple(part if i == axis else slice(None) for i, part in enumerate(index))

@@ -1,8 +1,8 @@
-"""Safetensors files, read by slices and written tensor by tensor.
+"""Safetensors files, read by slices with the `safetensors` package and written tensor by tensor.
 
-The format (github.com/huggingface/safetensors): 8 bytes with the header's length, little-endian; the header, JSON of
-{name: {"dtype", "shape", "data_offsets": [start, end]}}; the tensors' bytes. The `safetensors` package writes only what
-is in memory as a whole, and its NumPy side has no bfloat16.
+The package writes only what is in memory as a whole, a shard of several GB; here one tensor at a time is. The format
+(github.com/huggingface/safetensors): 8 bytes with the header's length, little-endian; the header, JSON of
+{name: {"dtype", "shape", "data_offsets": [start, end]}}; the tensors' bytes.
 """
 
 from __future__ import annotations
@@ -15,49 +15,49 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import safetensors
 
 from rlef_jax.errors import ConfigError
 from rlef_jax.files import replacing
 
 DTYPES: dict[str, Any] = {"F32": np.float32, "BF16": ml_dtypes.bfloat16, "F16": np.float16, "F64": np.float64}
 _ALIGNMENT = 8  # of the first tensor's bytes, as the reference implementation has it
+_LFS_POINTER = b"version https://git-lfs"
 
 
 class SafetensorsFile:
-    """One file, mapped into memory: what isn't looked at isn't read.
+    """One file, mapped into memory: what isn't asked for isn't read.
 
-    `shapes` and `dtypes` hold each tensor's by its name. Raises ConfigError for a file that is none or is cut short.
+    `shapes` and `dtypes` hold each tensor's by its name, also of those whose dtype isn't one of `DTYPES`. Raises
+    ConfigError for a file that is none, or is damaged.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with open(path, "rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(length)) if 0 < length <= path.stat().st_size else None
-            if not isinstance(header, dict):
-                raise ValueError("it has no header")
-            header.pop("__metadata__", None)
-            self._start = 8 + length
-            self._offsets = {name: tuple(entry["data_offsets"]) for name, entry in header.items()}
-            self.shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
-            self.dtypes = {name: entry["dtype"] for name, entry in header.items()}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{path}: not a safetensors file: {error}") from error
-        ends = max((end for _, end in self._offsets.values()), default=0)
-        if self._start + ends > path.stat().st_size:
-            raise ConfigError(f"{path}: cut short, {self._start + ends} bytes were written: download it again")
+            self._file = safetensors.safe_open(path, framework="numpy")
+            slices = {name: self._file.get_slice(name) for name in self._file.offset_keys()}  # as they lie in the file
+        except (OSError, safetensors.SafetensorError) as error:
+            raise ConfigError(f"{path}: not a safetensors file: {error}; {_advice(path)}") from error
+        self.shapes: dict[str, tuple[int, ...]] = {name: tuple(part.get_shape()) for name, part in slices.items()}
+        self.dtypes: dict[str, str] = {name: part.get_dtype() for name, part in slices.items()}
+
+    def sliced(self, name: str) -> Any:
+        """What gives a tensor's slices, e.g. [2:4, :]; each is read, and copied, when it is taken."""
+        return self._file.get_slice(name)
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor as a view of the file. Raises ConfigError for a dtype that no weights have, or a wrong length."""
-        kind, shape, (start, end) = self.dtypes[name], self.shapes[name], self._offsets[name]
-        if kind not in DTYPES:
-            raise ConfigError(f"{self.path}: {name} is of dtype {kind}; supported are {', '.join(DTYPES)}")
-        dtype = np.dtype(DTYPES[kind])
-        if end - start != math.prod(shape) * dtype.itemsize:
-            raise ConfigError(f"{self.path}: {name} has {end - start} bytes for shape {shape} of {kind}")
-        flat = np.memmap(self.path, np.uint8, "r", self._start + start, (end - start,))
-        return np.asarray(flat.view(dtype)).reshape(shape)
+        """A copy of a tensor."""
+        return self._file.get_tensor(name)
+
+
+def _advice(path: Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            pointer = file.read(len(_LFS_POINTER)) == _LFS_POINTER
+    except OSError:
+        return "can it be read?"
+    return "it is a pointer of Git LFS: run `git lfs pull`" if pointer else "it is cut short or damaged: get it again"
 
 
 def write_safetensors(

@@ -41,10 +41,13 @@ def permuted(tensor, heads):
     )
 
 
-def write_gguf(path, config, *, kinds=None, leave_out=(), **fields):
-    """The file that llama.cpp's converter makes of `cases`' weights. kinds: {part of a name: quantization}."""
+def write_gguf(path, config, *, kinds=None, leave_out=(), most=0, **fields):
+    """The file that llama.cpp's converter makes of `cases`' weights; several of `most` tensors each, if given.
+
+    kinds: {part of a name: quantization, or None and the raw type for zeros of a type that can't be written}.
+    """
     cfg, family = parse_config(config), config["model_type"]
-    writer = gguf.GGUFWriter(path, family)
+    writer = gguf.GGUFWriter(path, family, split_max_tensors=most)
     writer.add_block_count(cfg.n_layers)
     writer.add_context_length(cfg.max_positions)
     writer.add_embedding_length(cfg.d_model)
@@ -67,6 +70,11 @@ def write_gguf(path, config, *, kinds=None, leave_out=(), **fields):
         kind = next((kind for part, kind in (kinds or {}).items() if part in name), None)
         if kind is None:
             writer.add_tensor(gguf_name(name), tensor)
+        elif isinstance(kind, tuple):
+            block, size = gguf.GGML_QUANT_SIZES[kind[1]]
+            writer.add_tensor(
+                gguf_name(name), np.zeros((shape[0], shape[1] // block * size), np.uint8), raw_dtype=kind[1]
+            )
         else:
             writer.add_tensor(gguf_name(name), gguf.quants.quantize(tensor, kind), raw_dtype=kind)
     if cfg.rope_scaling is not None:
@@ -132,3 +140,58 @@ def test_missing_tensors_are_named(tmp_path):
     weights = GGUFFile(write_gguf(tmp_path / "model.gguf", cases.LLAMA, leave_out=[lost]))
     with pytest.raises(ConfigError, match=rf"model\.gguf: tensors missing: {lost}"):
         load_pretrained(weights, weights.cfg)
+
+
+WIDE = cases.LLAMA | {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1, "head_dim": 8}
+
+
+@pytest.mark.parametrize("kind", ["Q8_K", "Q1_0", "I8", "F64"])
+def test_a_type_that_cannot_be_decoded_is_named_at_opening(kind, tmp_path):
+    kinds = {"up_proj": (None, gguf.GGMLQuantizationType[kind])}
+    path = write_gguf(tmp_path / "model.gguf", WIDE, kinds=kinds)
+    message = rf"model\.gguf: tensor blk\.0\.ffn_up\.weight is of type {kind}, which can't be decoded \(1 of 12 "
+    with pytest.raises(ConfigError, match=message):
+        open_weights(str(path))
+
+
+@pytest.mark.parametrize("kind", ["MXFP4", "BF16", "TQ1_0", "Q6_K", "F16"])
+def test_types_that_can_be_decoded_are_read(kind, tmp_path):
+    kinds = {"up_proj": (None, gguf.GGMLQuantizationType[kind])}
+    file = open_weights(str(write_gguf(tmp_path / "model.gguf", WIDE, kinds=kinds)))
+    found = file.read("model.layers.0.mlp.up_proj.weight")
+    assert found.shape == (256, 256) and found.dtype == np.float32 and not found.any()
+
+
+def test_a_split_file_is_the_whole_one(tmp_path, quick_compilation):
+    """Its parts are found beside the first, and errors name the one that holds a tensor."""
+    whole = open_weights(str(write_gguf(tmp_path / "whole.gguf", cases.LLAMA)))
+    write_gguf(tmp_path / "model.gguf", cases.LLAMA, most=9)
+    parts = sorted(tmp_path.glob("model-*"))
+    assert [path.name for path in parts] == [f"model-{i:05}-of-00003.gguf" for i in (1, 2, 3)]
+    split = open_weights(str(parts[0]))
+    assert split.cfg == whole.cfg and dict(split.shapes) == dict(whole.shapes)
+    ours, theirs = (load_pretrained(weights, whole.cfg) for weights in (split, whole))
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    assert {split.file_of(name) for name in split.shapes} == set(parts)
+    assert split.file_of("lm_head.weight") == parts[2] and split.file_of("model.embed_tokens.weight") == parts[0]
+
+
+def test_parts_that_are_not_all_there_are_named(tmp_path):
+    write_gguf(tmp_path / "model.gguf", cases.LLAMA, most=9)
+    first, second, third = sorted(tmp_path.glob("model-*"))
+    with pytest.raises(
+        ConfigError, match=rf"{second.name}: is part 2 of 3 of a split .*: name the first, .*{first.stem}"
+    ):
+        open_weights(str(second))
+    third.rename(tmp_path / "third")
+    with pytest.raises(ConfigError, match=rf"{first.name}: is part 1 of 3 .*, and {third.name} isn't there: get every"):
+        open_weights(str(first))
+    third.write_bytes(second.read_bytes())
+    with pytest.raises(ConfigError, match=rf"{third.name}: is not part 3 of 3 of a split file, as its name says"):
+        open_weights(str(first))
+    write_gguf(tmp_path / "other.gguf", cases.LLAMA | {"num_hidden_layers": 3}, most=11)
+    third.write_bytes((tmp_path / "other-00003-of-00003.gguf").read_bytes())
+    with pytest.raises(ConfigError, match=rf"{first.name}: its parts hold \d+ tensors of 21: they are of several"):
+        open_weights(str(first))
+    with pytest.raises(ConfigError, match=r"renamed\.gguf: is part 1 of 3 .* isn't called NAME-00001-of-00003\.gguf"):
+        open_weights(str(first.rename(tmp_path / "renamed.gguf")))
