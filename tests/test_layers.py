@@ -9,7 +9,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1] / "rlef_jax"
 # Names in one tuple may import each other.
 LAYERS = (
-    ("errors", "types", "assets", "files"),
+    ("errors", "types", "assets", "files", "quiet_transformers"),
     ("reward", "episode", "progress", "files"),
     ("config", "config_checks", "paths", "overrides", "arguments", "command_line"),
     ("execution",),
