@@ -118,7 +118,7 @@ def _resolved(family: Family, given: Mapping[str, Any]) -> tuple[dict[str, Any],
             config = transformers.AutoConfig.for_model(family.model_type, **rest)
         except Exception as error:  # whatever transformers and its validators raise
             told = " ".join(str(error).split())
-            raise ValueError(f"transformers refuses it: {type(error).__name__}: {told}") from error
+            raise ValueError(f"transformers refuses it: {type(error).__name__}: {told:.300}") from error
         fields = [field.name for field in dataclasses.fields(config)]
     return {name: getattr(config, name) for name in fields}, _IGNORED | set(generation)
 
