@@ -140,12 +140,23 @@ def _model() -> dict[str, Any]:
         d_head=24,
         d_ff=256,
         rope_theta=10000.0,
-        rope_scaling=(),  # Llama 3.1's: (factor, low_freq_factor, high_freq_factor, original positions); () = none
+        rope_scaling=(),  # Llama 3.1's: (factor, low_freq_factor, high_freq_factor, original positions); () = none;
+        # linear: (factor,); YaRN: (factor, original positions, beta_fast, beta_slow, attention_factor, truncate)
         norm_eps=1e-5,
         tie_embeddings=True,
         qkv_bias=False,  # Qwen 2
         qk_norm=False,  # Qwen 3
-        family="",  # what its files are called, a name in model/families.py; "" = by qkv_bias and qk_norm
+        qk_norm_whole=False,  # over all heads together: OLMo 2
+        norms="before",  # attention and feed-forward layer; "after" them: OLMo 2; both, "around" them: Gemma 3
+        norm_plus_one=False,  # norms multiply by 1 + weight: Gemma 3
+        activation="silu",  # or "gelu_tanh": Gemma 3
+        scale_embeddings=False,  # by sqrt(d_model): Gemma 3
+        query_scalar=0.0,  # queries are divided by its root; 0 = d_head
+        window=0,  # tokens that a token sees in layers with a sliding window: Mistral, Gemma 3; 0 = all
+        window_layers=(),  # which layers have it: 1 or 0 for each, over again where there are more; () = every layer
+        window_rope_theta=0.0,  # rotary base of those, without scaling: Gemma 3; 0 = rope_theta
+        rope_layers=(),  # which layers have rotary embeddings, as window_layers: SmolLM3
+        family="",  # what its files are called, a name in model/families.py; "" = by the options above
         tokenizer="package:tokenizer",  # package:NAME or a path: .model, Hugging Face folder, tokenizer.json, .gguf
         chat="",  # a file of a chat template (.jinja); "" = the tokenizer's own
         chat_options="",  # what the template is given, as JSON: '{"enable_thinking": false}'

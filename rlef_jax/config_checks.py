@@ -26,7 +26,8 @@ _AT_LEAST_1 = (
     "sft.dialogues", "sft.batch_rows", "sft.checkpoint_every", "sft.log_every",
 )  # fmt: skip
 _AT_LEAST_0 = (
-    "seed", "model.vocab_size", "episode.max_failures_shown", "episode.max_text_chars", "sampling.top_k",
+    "seed", "model.vocab_size", "model.window", "model.window_rope_theta", "model.query_scalar",
+    "episode.max_failures_shown", "episode.max_text_chars", "sampling.top_k",
     "execution.workers", "execution.max_wall_s", "ppo.warmup_steps", "ppo.weight_decay", "ppo.clip_norm",
     "ppo.max_grad_norm", "ppo.kl_beta", "ppo.value_coef", "train.iterations", "train.max_staleness",
     "train.max_skipped", "eval.temperature", "eval.problems", "eval.every", "eval.patience",
@@ -38,6 +39,8 @@ _CHOICES = {
     "model.compute_dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "dots", "full"),
     "model.attention": ("blocks", "dot_product"),
+    "model.norms": ("before", "after", "around"),
+    "model.activation": ("silu", "gelu_tanh"),
     "episode.feedback": ("true", "random", "none"),
     "mesh.critic": ("shared", "separate"),
     "mesh.reference": ("trainer", "sampler"),
@@ -107,10 +110,12 @@ def _check_model(config: ConfigDict) -> Faults:
     m = config.model
     yield m.n_heads % m.n_kv_heads != 0, "model.n_kv_heads", f"must divide n_heads={m.n_heads}; it is {m.n_kv_heads}"
     scaling = tuple(m.rope_scaling)
-    numbers = len(scaling) in (0, 4) and all(isinstance(n, int | float) and 0 < n < math.inf for n in scaling)
-    ordered = not scaling or (numbers and scaling[1] < scaling[2])
-    four = f"four numbers above 0, the second below the third, or (); it is {scaling}"
-    yield not (numbers and ordered), "model.rope_scaling", four
+    numbers = all(isinstance(n, int | float) and 0 < n < math.inf for n in scaling[:5])
+    fits = len(scaling) in (0, 1, 6) or (len(scaling) == 4 and numbers and scaling[1] < scaling[2])
+    four = "four numbers above 0, the second below the third, or () (or one for linear scaling, six for YaRN)"
+    yield not (numbers and fits), "model.rope_scaling", f"{four}; it is {scaling}"
+    for key in ("window_layers", "rope_layers"):
+        yield bool(set(m[key]) - {0, 1}), f"model.{key}", f"a 1 or a 0 for each layer; it is {tuple(m[key])}"
     yield m.d_head % 2 != 0, "model.d_head", f"must be even (rotary pairs); it is {m.d_head}"
     too_coarse = m.param_dtype != "float32" and min(config.ppo.learning_rate, config.sft.learning_rate) < 1e-5
     still = f'{m.param_dtype} weights do not move at a learning rate below 1e-5: use "float32" master weights'

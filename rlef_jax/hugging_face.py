@@ -1,4 +1,4 @@
-"""The `transformers` package, imported where a model's folder is read: that takes seconds."""
+"""The `transformers` package, imported where a model's folder is read: that takes five seconds."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from typing import Any
 
 
 def transformers() -> Any:
-    """The package. It only reads what lies on this machine, and is silent but for errors."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # or it tells of every import that torch isn't there
+    """The package. It says nothing but errors: without torch every import of it would print so on stderr.
+
+    TRANSFORMERS_VERBOSITY in the environment sets what else it says.
+    """
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     import transformers
 
     return transformers

@@ -44,9 +44,9 @@ class GGUFFile:
         parts = _parts(path)
         self.reader = parts[path]
         self._kind = self.field("general.architecture")
-        families = [family for family in FAMILIES.values() if family.gguf == self._kind]
+        families = [family for family in FAMILIES.values() if family.gguf and family.gguf == self._kind]
         if not families:
-            known = ", ".join(dict.fromkeys(family.gguf for family in FAMILIES.values()))
+            known = ", ".join(dict.fromkeys(family.gguf for family in FAMILIES.values() if family.gguf))
             raise ConfigError(f"{path}: architecture {self._kind!r} is not supported; it must be one of {known}")
         self.family = families[0]
         held = {tensor.name: tensor for reader in parts.values() for tensor in reader.tensors}
@@ -121,8 +121,7 @@ class GGUFFile:
                 rope_theta=self._float("rope.freq_base", 10000.0),
                 norm_eps=self._float("attention.layer_norm_rms_epsilon"),
                 tie_embeddings=_OUTPUT not in tensors,
-                qkv_bias=self.family.qkv_bias,
-                qk_norm=self.family.qk_norm,
+                **self.family.options,
                 max_positions=self._number("context_length"),
                 family=self.family.model_type,
             )

@@ -1,20 +1,32 @@
 """A Hugging Face `config.json` to a ModelConfig and back. Nothing in it that changes the output is passed over.
 
-Each key is read, or must have the one value that we compute with, or is known to change nothing; any other key is
-refused unless it is off (null, false, 0, empty). Both spellings of the rotary keys are understood: `rope_theta` and
-`rope_scaling` (transformers 4), `rope_parameters` (5).
+`transformers.AutoConfig` reads the file: it takes the class of its `model_type`, fills in what is left out, and makes
+one of the spellings that there are of rotary keys, layer types and sliding windows. Then each key, of the class or of
+the file, is
+
+- one that we compute with, or
+- one that changes nothing in what we compute: names, training settings, how to generate, token ids (the tokenizer's
+  own are used), and what begins with "_", which records how a model was loaded; or
+- off (null, false, 0, empty), or has the one value that we compute with.
+
+Any other is refused, all of them in one message. So is a key that neither the class nor `transformers` itself knows:
+`transformers` reads none of those, but a key that is on was written for some program that does.
 """
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rlef_jax.errors import ConfigError
-from rlef_jax.model.families import FAMILIES, Family, family_of
-from rlef_jax.model.transformer import ModelConfig, RopeScaling
+from rlef_jax.hugging_face import transformers
+from rlef_jax.model.families import FAMILIES, Family, family_of, fields_of
+from rlef_jax.model.hf_rope import read_rope, write_rope
+from rlef_jax.model.transformer import ModelConfig, marked
 
 _SIZES = {
     "vocab_size": "vocab_size",
@@ -28,31 +40,29 @@ _SIZES = {
     "tie_word_embeddings": "tie_embeddings",
     "max_position_embeddings": "max_positions",
 }
-_READ = {*_SIZES, "model_type", "rope_theta", "rope_scaling", "rope_parameters", "layer_types", "sliding_window",
-         "max_window_layers"}  # fmt: skip
-# What transformers takes where the file says nothing (but see `Family.required`).
-_DEFAULTS: dict[str, Any] = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False}
-# Keys with the only value that we compute with.
-_FIXED: dict[str, Any] = {
-    "hidden_act": "silu",
-    "attention_bias": False,
-    "mlp_bias": False,
-    "use_sliding_window": False,
-    "partial_rotary_factor": 1.0,
-    "quantization_config": None,
-}
-# Keys that change nothing in what we compute: names, training settings, token ids (the tokenizer's own are used).
+# What else is read where the family's class has it, and what is read in every file.
+_READ_OF_CLASS = {"sliding_window", "use_sliding_window", "layer_types", "no_rope_layers", "query_pre_attn_scalar",
+                  "rope_parameters"}  # fmt: skip
+_READ = {*_SIZES, "model_type", "rope_theta", "rope_scaling", "layer_types"}
+_READ_OF_FAMILY = {"gemma3_text": {"rope_local_base_freq", "sliding_window_pattern"}}
+# Keys that have a value where nothing is out of the ordinary.
+_USUAL: dict[str, Any] = {"partial_rotary_factor": 1.0, "return_dict": True}
+_ACTIVATIONS = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh"}
+# What changes nothing, beside what `transformers.GenerationConfig` has.
 _IGNORED = {
-    "_name_or_path", "architectures", "attention_dropout", "attn_implementation", "_attn_implementation_autoset",
-    "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "dtype", "torch_dtype", "initializer_range",
-    "is_llama_config", "pretraining_tp", "rope_interleaved", "transformers_version", "transformers.js_config",
-    "use_cache", "unsloth_version", "unsloth_fixed",
+    "architectures", "attention_dropout", "attn_implementation", "bos_token_id", "chunk_size_feed_forward", "dtype",
+    "embd_pdrop", "eos_token_id", "finetuning_task", "id2label", "initializer_range", "is_decoder", "is_llama_config",
+    "label2id", "max_window_layers", "model_max_length", "name_or_path", "no_rope_layer_interval", "num_labels",
+    "output_attentions", "output_hidden_states", "pad_token_id", "prefix", "pretraining_tp", "problem_type",
+    "resid_pdrop", "rope_interleaved", "sep_token_id", "task_specific_params", "tie_encoder_decoder",
+    "tie_last_hidden_states", "tokenizer_class", "torch_dtype", "torchscript", "transformers.js_config",
+    "transformers_version", "unk_token_id", "unsloth_fixed", "unsloth_version", "use_bfloat16", "use_cache",
 }  # fmt: skip
-_ROPE_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")  # RopeScaling's
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
 def read_config(path: Path) -> ModelConfig:
-    """The model that a config.json describes. Raises ConfigError naming the file, the key and what is supported."""
+    """The model that a config.json describes. Raises ConfigError naming the file, the keys and what is supported."""
     try:
         given = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -67,77 +77,143 @@ def read_config(path: Path) -> ModelConfig:
 
 def parse_config(given: Mapping[str, Any]) -> ModelConfig:
     """The same of a parsed file. Raises ValueError."""
+    family = _family(given)
+    resolved, passed_over = _resolved(family, given)
+    values = {**given, **resolved}
+    faults, unknown = _unsupported(family, values, resolved, passed_over)
+    more, wrong = _layers(values, resolved)
+    rope, odd = read_rope(values, nested=family.all_options["norms"] == "around", windows="window" in more)
+    if unknown:
+        told = "keys that rlef_jax doesn't know (take out those that change nothing that the model computes)"
+        odd.append(f"{told}: {', '.join(unknown)}")
+    if faults := [*faults, *wrong, *odd]:
+        raise ValueError(f"not supported: {'; '.join(faults)}")
+    sizes: dict[str, Any] = {field: values.get(key) for key, field in _SIZES.items()}
+    sizes["d_head"] = sizes["d_head"] or sizes["d_model"] // sizes["n_heads"]
+    scalar = values.get("query_pre_attn_scalar", sizes["d_head"]) if "query_scalar" in family.states else 0
+    if scalar and scalar != sizes["d_head"]:
+        more["query_scalar"] = float(scalar)
+    return ModelConfig(**sizes, **rope, **more, **family.all_options, family=family.model_type)
+
+
+def _family(given: Mapping[str, Any]) -> Family:
     name = given.get("model_type")
+    if any(given.get(key) for key in _EXPERTS) or "moe" in str(name):
+        raise ValueError(f"model_type {name!r}: mixtures of experts are not supported")
+    if name == "gemma3":
+        raise ValueError("model_type 'gemma3' reads images too; only its text models are supported, 'gemma3_text'")
     if name not in FAMILIES:
         raise ValueError(f"model_type {name!r} is not supported; it must be one of {', '.join(FAMILIES)}")
-    family = FAMILIES[name]
-    _refuse_unsupported(given, family)
-    values = {**_DEFAULTS, **{key: given[key] for key in _SIZES if given.get(key) is not None}}
-    optional = {"head_dim", "num_key_value_heads"} - family.required
-    if lacking := sorted(set(_SIZES) - set(values) - optional):
-        raise ValueError(f"{', '.join(lacking)} missing")
-    values.setdefault("num_key_value_heads", values["num_attention_heads"])
-    values.setdefault("head_dim", values["hidden_size"] // values["num_attention_heads"])
-    theta, scaling = _rope(given)
-    sizes = {field: values[key] for key, field in _SIZES.items()}
-    return ModelConfig(
-        **sizes, rope_theta=theta, rope_scaling=scaling,
-        qkv_bias=family.qkv_bias, qk_norm=family.qk_norm, family=family.model_type,
-    )  # fmt: skip
+    if given.get("auto_map"):
+        raise ValueError(f"auto_map={given['auto_map']!r}: models that bring code of their own are not supported")
+    return FAMILIES[name]
 
 
-def _refuse_unsupported(given: Mapping[str, Any], family: Family) -> None:
-    for key, value in given.items():
-        if key in _FIXED and value not in (None, _FIXED[key]):
-            raise ValueError(f"{key}={value!r} is not supported, only {_FIXED[key]!r}")
-        if key not in _READ and key not in _FIXED and key not in _IGNORED and value:
-            raise ValueError(
-                f"{key}={value!r} is a key that rlef_jax doesn't know; if it changes nothing that the model computes,"
-                " take it out of the file"
-            )
-    if odd := set(given.get("layer_types") or ()) - {"full_attention"}:
-        raise ValueError(f"layer_types: {odd.pop()!r} is not supported, only 'full_attention'")
-    if not family.idle_window and given.get("sliding_window") is not None:
-        raise ValueError(f"sliding_window={given['sliding_window']!r} is not supported")
+def _resolved(family: Family, given: Mapping[str, Any]) -> tuple[dict[str, Any], set[str]]:
+    """(the fields of transformers' class with their values, keys that change nothing). Raises ValueError."""
+    rest = copy.deepcopy({key: value for key, value in given.items() if key != "model_type"})
+    library = transformers()
+    generation = vars(library.GenerationConfig())
+    try:
+        config = library.AutoConfig.for_model(family.model_type, **rest)
+    except Exception as error:  # whatever transformers and its validators raise
+        said = " ".join(str(error).split())
+        raise ValueError(f"transformers refuses it: {type(error).__name__}: {said:.300}") from error
+    fields = [field.name for field in dataclasses.fields(config)]
+    return {name: getattr(config, name) for name in fields}, _IGNORED | set(generation)
 
 
-def _rope(given: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
-    """(theta, scaling)."""
-    rope = {**(given.get("rope_scaling") or {}), **(given.get("rope_parameters") or {})}
-    theta = float(rope.pop("rope_theta", None) or given.get("rope_theta") or 10000.0)
-    old_name, new_name = rope.pop("type", None), rope.pop("rope_type", None)
-    kind = new_name or old_name or "default"
-    if kind not in ("default", "llama3"):
-        raise ValueError(f"rope_type {kind!r} is not supported, only 'default' and 'llama3'")
-    if (share := rope.pop("partial_rotary_factor", None)) not in (None, 1.0):
-        raise ValueError(f"partial_rotary_factor={share!r} is not supported, only 1.0")
-    if odd := sorted(set(rope) - set(_ROPE_KEYS if kind == "llama3" else ())):
-        raise ValueError(f"rope parameters: {', '.join(odd)} not known for rope_type {kind!r}")
-    if kind == "default":
-        return theta, None
-    if lacking := [key for key in _ROPE_KEYS if key not in rope]:
-        raise ValueError(f"rope_type 'llama3' needs {', '.join(lacking)}")
-    return theta, RopeScaling(*(float(rope[key]) for key in _ROPE_KEYS))
+def _unsupported(
+    family: Family, values: Mapping[str, Any], of_class: Mapping[str, Any], passed_over: set[str]
+) -> tuple[list[str], list[str]]:
+    """(keys that ask for what we don't compute, keys that nobody knows), each with its value."""
+    activation = _ACTIVATIONS[family.all_options["activation"]]
+    usual = _USUAL | {"hidden_act": activation, "hidden_activation": activation}
+    read = _READ | (_READ_OF_CLASS & set(of_class)) | _READ_OF_FAMILY.get(family.model_type, set())
+    faults, unknown = [], []
+    for key, value in values.items():
+        if key in read or key in passed_over or key.startswith("_") or not value:
+            continue
+        if key in usual:
+            if value != usual[key]:
+                faults.append(f"{key}={value!r} (only {usual[key]!r})")
+        elif key in of_class or key in _MUST_BE_OFF:
+            faults.append(f"{key}={value!r}")
+        else:
+            unknown.append(f"{key}={value!r:.80}")
+    return faults, unknown
+
+
+_MUST_BE_OFF = {"quantization_config", "per_layer_config", "attention_bias", "mlp_bias", "sliding_window",
+                "use_sliding_window"}  # fmt: skip
+
+
+def _layers(values: Mapping[str, Any], of_class: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """(the fields of ModelConfig that say which layers have a window and rotary embeddings, what is not supported)."""
+    count, window = values["num_hidden_layers"], of_class.get("sliding_window")
+    types = values.get("layer_types") or []
+    fields: dict[str, Any] = {}
+    faults = [f"layer_types: {odd!r} (only 'full_attention', 'sliding_attention')"
+              for odd in sorted(set(types) - {"full_attention", "sliding_attention"})]  # fmt: skip
+    if types and len(types) != count:
+        faults.append(f"layer_types: {len(types)} for num_hidden_layers={count}")
+    slides = [kind == "sliding_attention" for kind in types] if "layer_types" in of_class else [bool(window)] * count
+    if types and slides != [kind == "sliding_attention" for kind in types]:
+        faults.append(f"layer_types={types!r:.80} with sliding_window={window!r}: all layers or none")
+    if any(slides):
+        if not window:
+            faults.append(f"sliding_window={window!r} with 'sliding_attention' in layer_types")
+        fields = {"window": window, "window_layers": _pattern(slides)}
+    if "no_rope_layers" in of_class:
+        rotary = [bool(mark) for mark in values["no_rope_layers"][:count]]
+        faults += [] if len(rotary) == count else [f"no_rope_layers: {len(rotary)} for num_hidden_layers={count}"]
+        fields["rope_layers"] = _pattern(rotary)
+    return fields, faults
+
+
+def _pattern(marks: Sequence[bool]) -> tuple[int, ...]:
+    """The shortest stretch that is these marks over and over; () where all are set."""
+    if all(marks):
+        return ()
+    lengths = range(1, len(marks) + 1)
+    least = next(n for n in lengths if all(mark == marks[i % n] for i, mark in enumerate(marks)))
+    return tuple(int(mark) for mark in marks[:least])
 
 
 def config_json(cfg: ModelConfig) -> dict[str, Any]:
     """The config.json of a model, as transformers 4 and 5 both read it.
 
-    It names the family that the model was loaded from; where that isn't known, the first one with its options. Raises
-    ConfigError where there is none.
+    It names the family that the model was loaded from; where that isn't known, the first one whose models may be so.
+    Raises ConfigError where there is none.
     """
-    family = family_of(cfg.family, qkv_bias=cfg.qkv_bias, qk_norm=cfg.qk_norm)
+    fields = fields_of(cfg)
+    family = family_of(cfg.family, **fields)
     if family is None:
-        raise ConfigError(
-            "no Hugging Face model that rlef_jax knows has both qkv_bias and qk_norm: set one of them off"
-        )
+        unusual = ", ".join(name for name, value in fields.items() if value != ModelConfig.__dict__[name])
+        raise ConfigError(f"no Hugging Face model that rlef_jax knows has these together: {unusual}")
     written: dict[str, Any] = {"model_type": family.model_type, "architectures": [family.architecture]}
     written |= {key: getattr(cfg, field) for key, field in _SIZES.items()}
-    written |= {"hidden_act": "silu", "rope_theta": cfg.rope_theta}
-    if cfg.rope_scaling is not None:
-        factor, low, high, original = cfg.rope_scaling
-        written["rope_scaling"] = {
-            "rope_type": "llama3", "factor": factor, "low_freq_factor": low, "high_freq_factor": high,
-            "original_max_position_embeddings": int(original),
-        }  # fmt: skip
+    written["hidden_activation" if cfg.scale_embeddings else "hidden_act"] = _ACTIVATIONS[cfg.activation]
+    written |= write_rope(cfg)
+    if "query_scalar" in family.states:
+        scalar = cfg.query_scalar or cfg.d_head
+        written["query_pre_attn_scalar"] = int(scalar) if scalar == int(scalar) else scalar
+    return written | _written_layers(cfg, family)
+
+
+# What a family's class would take for a model of any vocabulary, where it is an id of one published model.
+_NO_PADDING = {"smollm3": {"pad_token_id": None}, "olmo2": {"pad_token_id": None}}
+
+
+def _written_layers(cfg: ModelConfig, family: Family) -> dict[str, Any]:
+    """The keys of `config.json` that say which layers have a window and rotary embeddings."""
+    written: dict[str, Any] = dict(_NO_PADDING.get(family.model_type, {}))
+    if "rope_layers" in family.states:
+        written["no_rope_layers"] = [int(marked(cfg.rope_layers, layer)) for layer in range(cfg.n_layers)]
+    if family.model_type in ("mistral", "gemma3_text") or cfg.window:
+        written["sliding_window"] = cfg.window or None
+    if "window_layers" in family.states and (cfg.window or family.model_type == "gemma3_text"):
+        slides = [bool(cfg.window) and marked(cfg.window_layers, layer) for layer in range(cfg.n_layers)]
+        written["layer_types"] = ["sliding_attention" if slide else "full_attention" for slide in slides]
+        written |= {} if family.model_type == "gemma3_text" else {"use_sliding_window": bool(cfg.window)}
     return written

@@ -167,13 +167,22 @@ def prefill(
     before = (jnp.arange(capacity)[None, :] < starts[:, None])[:, None, None, None, :]
     causal = jnp.tril(jnp.ones((width, width), bool))[None, None, None]
 
-    def attend_chunk(_: LayerKind, old: Pair) -> Attention:
+    def masks(window: int) -> tuple[jax.Array, jax.Array]:
+        """Which tokens of the chunk, and which slots before it, a chunk's tokens see."""
+        if not window:
+            return causal, before
+        recent = jnp.arange(capacity)[None, None, :] > positions[:, :, None] - window
+        return jnp.triu(causal, 1 - window), before & recent[:, None, None]
+
+    def attend_chunk(kind: LayerKind, old: Pair) -> Attention:
+        see_chunk, see_before = masks(kind.window)
+
         def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Pair]:
             k, v = jnp.moveaxis(k, 1, 2), jnp.moveaxis(v, 1, 2)
-            parts: list[Part] = [(k, v, causal)]
+            parts: list[Part] = [(k, v, see_chunk)]
             if capacity:
                 keys, values = (jnp.take(slots, rows, axis=0, mode="clip")[:, :, :capacity] for slots in old)
-                parts.append((keys, values, before))
+                parts.append((keys, values, see_before))
             return attend(q, parts), (k, v)
 
         return attention
@@ -200,8 +209,17 @@ def decode_step(
     see_seen = (jnp.arange(seen.capacity)[None, :] < lengths[:, None])[:, None, None, None, :]
     see_tail = (jnp.arange(tail.capacity) <= step)[None, None, None, None, :]
 
-    def attend_step(_: LayerKind, memory: tuple[Pair, Pair]) -> Attention:
+    def masks(window: int) -> tuple[jax.Array, jax.Array]:
+        """Which slots of the cache and of the tail the step's tokens see."""
+        if not window:
+            return see_seen, see_tail
+        last = (lengths + step - window)[:, None, None, None, None]
+        in_tail = jnp.arange(tail.capacity)[None, None, None, None, :] > step - window
+        return see_seen & (jnp.arange(seen.capacity)[None, None, None, None, :] > last), see_tail & in_tail
+
+    def attend_step(kind: LayerKind, memory: tuple[Pair, Pair]) -> Attention:
         old, recent = memory
+        in_seen, in_tail = masks(kind.window)
 
         def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Pair]:
             place = (0, 0, step, 0)
@@ -209,7 +227,7 @@ def decode_step(
                 jax.lax.dynamic_update_slice(slots, jnp.moveaxis(one, 1, 2), place)
                 for slots, one in zip(recent, (k, v), strict=True)
             )
-            return attend(q, [(*old, see_seen), (k, v, see_tail)]), (k, v)
+            return attend(q, [(*old, in_seen), (k, v, in_tail)]), (k, v)
 
         return attention
 

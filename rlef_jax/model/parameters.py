@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlef_jax.model.families import family_of
+from rlef_jax.model.families import family_of, fields_of
 from rlef_jax.model.transformer import ModelConfig, Params
 
 
@@ -125,6 +125,29 @@ def _transposed(name: str, gguf: str, rows: int, columns: int) -> FileTensor:
     return FileTensor(name, gguf, (rows, columns), (1, 0), (rows, columns))
 
 
+# Norms of a layer by `ModelConfig.norms`: what `transformer.block` calls each, and its names in files.
+_NORMS: dict[str, dict[str, tuple[str, str]]] = {
+    "before": {
+        "attn_norm": ("input_layernorm", "attn_norm"),
+        "mlp_norm": ("post_attention_layernorm", "ffn_norm"),
+    },
+    "after": {
+        "attn_post_norm": ("post_attention_layernorm", "post_attention_norm"),
+        "mlp_post_norm": ("post_feedforward_layernorm", "post_ffw_norm"),
+    },
+    "around": {
+        "attn_norm": ("input_layernorm", "attn_norm"),
+        "attn_post_norm": ("post_attention_layernorm", "post_attention_norm"),
+        "mlp_norm": ("pre_feedforward_layernorm", "ffn_norm"),
+        "mlp_post_norm": ("post_feedforward_layernorm", "post_ffw_norm"),
+    },
+}
+# The order of a layer's parameters in files; biases and the norms of heads follow.
+_PLACES = (
+    "attn_norm", "qkv", "attn_out", "attn_post_norm", "mlp_norm", "gate", "up", "down", "mlp_post_norm",
+)  # fmt: skip
+
+
 def describe_layer(cfg: ModelConfig) -> dict[str, Parameter]:
     """The parameters of one layer, without the axis of the layers.
 
@@ -135,7 +158,7 @@ def describe_layer(cfg: ModelConfig) -> dict[str, Parameter]:
     block, blk = "model.layers.{layer}.", "blk.{layer}."
     attention, mlp = block + "self_attn.", block + "mlp."
     residual = (2 * cfg.n_layers) ** -0.5
-    one = Constant(1.0)
+    unit = Constant(0.0 if cfg.norm_plus_one else 1.0)
 
     def projection(name: str, group: int, heads: int) -> FileTensor:
         return FileTensor(
@@ -149,14 +172,20 @@ def describe_layer(cfg: ModelConfig) -> dict[str, Parameter]:
         )
 
     def norm(width: int, name: str, gguf: str) -> Parameter:
-        return Parameter((width,), (None,), one, tensors=(_as_it_is(name, blk + gguf + ".weight", width),))
+        return Parameter((width,), (None,), unit, tensors=(_as_it_is(name, blk + gguf + ".weight", width),))
+
+    def whole_norm(name: str, *heads: int) -> Parameter:
+        tensor = FileTensor(
+            f"{attention}{name}_norm.weight", f"{blk}attn_{name}_norm.weight",
+            (*heads, h), tuple(range(len(heads) + 1)), (math.prod(heads) * h,),
+        )  # fmt: skip
+        return Parameter((*heads, h), ("kv_heads", *(None,) * len(heads)), unit, tensors=(tensor,))
 
     def feed_forward(name: str) -> Parameter:
         tensor = _transposed(f"{mlp}{name}_proj.weight", f"{blk}ffn_{name}.weight", f, d)
         return Parameter((d, f), ("width", "hidden"), Normal(0.5 * d**-0.5), tensors=(tensor,), inputs=1)
 
-    layer = {
-        "attn_norm": norm(d, block + "input_layernorm.weight", "attn_norm"),
+    parts = {
         "qkv": Parameter(
             (d, k, r + 2, h), ("width", "kv_heads", None, None), Normal(0.5 * d**-0.5), inputs=1, joined=2,
             tensors=(projection("q", r, cfg.n_heads), projection("k", 1, k), projection("v", 1, 0)),
@@ -170,7 +199,6 @@ def describe_layer(cfg: ModelConfig) -> dict[str, Parameter]:
                 ),
             ),
         ),
-        "mlp_norm": norm(d, block + "post_attention_layernorm.weight", "ffn_norm"),
         "gate": feed_forward("gate"),
         "up": feed_forward("up"),
         "down": Parameter(
@@ -178,13 +206,18 @@ def describe_layer(cfg: ModelConfig) -> dict[str, Parameter]:
             tensors=(_transposed(mlp + "down_proj.weight", blk + "ffn_down.weight", d, f),),
         ),
     }  # fmt: skip
+    for place, (name, gguf) in _NORMS[cfg.norms].items():
+        parts[place] = norm(d, f"{block}{name}.weight", gguf)
+    layer = {place: parts[place] for place in _PLACES if place in parts}
     if cfg.qkv_bias:
         # Some of Qwen's biases are above 100 by training: a pull to zero would be an update of its own.
         layer["qkv_bias"] = Parameter(
             (k, r + 2, h), ("kv_heads", None, None), Constant(0.0), joined=1, decayed=False,
             tensors=(bias("q", r), bias("k", 1), bias("v", 1)),
         )  # fmt: skip
-    if cfg.qk_norm:
+    if cfg.qk_norm_whole:
+        layer |= {"q_norm": whole_norm("q", k, r), "k_norm": whole_norm("k", k)}
+    elif cfg.qk_norm:
         for name in ("q", "k"):
             layer[f"{name}_norm"] = norm(h, f"{attention}{name}_norm.weight", f"attn_{name}_norm")
     return layer
@@ -194,10 +227,10 @@ def describe(cfg: ModelConfig, dtype: Any = jnp.float32) -> dict[str, Any]:
     """The tree of a model's parameters, a `Parameter` of this dtype at each leaf, in the order of published files.
 
     First values: matrices are normal with standard deviation 1 / (2 sqrt(fan in)), those whose results are added to the
-    residual stream divided by sqrt(2 L) as in GPT-2; norms are 1, biases 0.
+    residual stream divided by sqrt(2 L) as in GPT-2; norms multiply by 1, biases are 0.
     """
     v, d = cfg.vocab_size, cfg.d_model
-    family = family_of(cfg.family, qkv_bias=cfg.qkv_bias, qk_norm=cfg.qk_norm)
+    family = family_of(cfg.family, **fields_of(cfg))
 
     def finished(p: Parameter) -> Parameter:
         tensors = p.tensors
@@ -212,11 +245,12 @@ def describe(cfg: ModelConfig, dtype: Any = jnp.float32) -> dict[str, Any]:
     def stacked(p: Parameter) -> Parameter:
         return finished(dataclasses.replace(p, shape=(cfg.n_layers, *p.shape), axes=("layer", *p.axes)))
 
+    unit = Constant(0.0 if cfg.norm_plus_one else 1.0)
     final_norm = _as_it_is("model.norm.weight", "output_norm.weight", d)
     tree: dict[str, Any] = {
         "embed": vocabulary("model.embed_tokens.weight", "token_embd.weight"),
         "layers": {name: stacked(p) for name, p in describe_layer(cfg).items()},
-        "final_norm": finished(Parameter((d,), (None,), Constant(1.0), tensors=(final_norm,))),
+        "final_norm": finished(Parameter((d,), (None,), unit, tensors=(final_norm,))),
     }
     if not cfg.tie_embeddings:
         tree["unembed"] = vocabulary("lm_head.weight", "output.weight")

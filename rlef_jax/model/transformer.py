@@ -11,17 +11,20 @@ key/value head, H head width, F hidden width of the feed-forward layer.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from rlef_jax.model.attention import KEPT, Attention, row_attention
-from rlef_jax.model.families import family_of
+from rlef_jax.model.families import family_of, fields_of
+from rlef_jax.model.rope import LayerKind, Scaling, Tables, apply_rope, check_scaling, rope_tables
+from rlef_jax.model.rope import RopeScaling as RopeScaling
+from rlef_jax.model.rope import rope_frequencies as rope_frequencies
 
 Params = dict[str, Any]
 
@@ -46,32 +49,36 @@ REMAT = {
 of the attention ("dots"), or everything from the layer's input on ("full")."""
 
 
-class RopeScaling(NamedTuple):
-    """Llama 3.1's stretching of the slow rotary frequencies (`rope_type: llama3`), see `rope_frequencies`."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_positions: float
-
-
-class LayerKind(NamedTuple):
-    """What may differ between a model's layers. Layers of one kind run the same code.
-
-    Whatever is added here reaches `block`'s caller and its attention in training, prefill and decoding.
-    """
-
-    rope_theta: float
-    rope_scaling: RopeScaling | None
+NORMS = ("before", "after", "around")
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """What a Llama-architecture model computes with. Raises ValueError where sizes don't fit together.
+    """What a model of the Llama family or its relatives computes with.
 
-    `qkv_bias` is Qwen 2's, `qk_norm` Qwen 3's: an RMS norm over the width of each query and key head, before the
-    rotation. `max_positions` is the longest row that the model may be given. `family`, a name in `families.FAMILIES`,
-    is what its files are called, "" where that isn't known; it changes nothing that is computed.
+    Attributes:
+      qkv_bias: the projections to queries, keys and values have biases (Qwen 2).
+      qk_norm: an RMS norm over the width of each query and key head, before the rotation (Qwen 3, Gemma 3).
+      qk_norm_whole: that norm is over all heads together (OLMo 2).
+      norms: where a layer's RMS norms are: "before" attention and feed-forward layer, "after" them (OLMo 2) or both,
+        "around" them (Gemma 3).
+      norm_plus_one: norms multiply by 1 + weight (Gemma 3).
+      activation: of the feed-forward layer, a name in `ACTIVATIONS`.
+      scale_embeddings: embeddings are multiplied by sqrt(D) where tokens come in (Gemma 3).
+      query_scalar: queries are divided by its root; 0 is the head width, as usual.
+      window: how many tokens a token sees, itself among them, in layers with a sliding window; 0 is all.
+      window_layers, rope_layers: which layers have the window, and rotary embeddings: a 1 or a 0 for each, over again
+        where there are more layers; () is every layer.
+      window_rope_theta: of the layers with the window, without scaling (Gemma 3); 0 is `rope_theta`.
+      max_positions: the longest row that the model may be given.
+      family: a name in `families.FAMILIES`, what its files are called; "" where that isn't known. It changes nothing
+        that is computed.
+
+    Raises ValueError where values don't fit together.
     """
 
     vocab_size: int
@@ -86,7 +93,17 @@ class ModelConfig:
     tie_embeddings: bool = True
     qkv_bias: bool = False
     qk_norm: bool = False
-    rope_scaling: RopeScaling | None = None
+    rope_scaling: Scaling | None = None
+    qk_norm_whole: bool = False
+    norms: str = "before"
+    norm_plus_one: bool = False
+    activation: str = "silu"
+    scale_embeddings: bool = False
+    query_scalar: float = 0.0
+    window: int = 0
+    window_layers: tuple[int, ...] = ()
+    window_rope_theta: float = 0.0
+    rope_layers: tuple[int, ...] = ()
     max_positions: int = 8192
     family: str = ""
 
@@ -95,9 +112,17 @@ class ModelConfig:
             raise ValueError(f"n_heads={self.n_heads} must be a multiple of n_kv_heads={self.n_kv_heads}")
         if self.d_head % 2:
             raise ValueError(f"d_head={self.d_head} must be even: rotary embeddings turn pairs of channels")
-        if self.rope_scaling is not None and not 0 < self.rope_scaling.low_freq_factor < self.rope_scaling[2]:
-            raise ValueError(f"rope_scaling={tuple(self.rope_scaling)}: low_freq_factor must be below high_freq_factor")
-        family_of(self.family, qkv_bias=self.qkv_bias, qk_norm=self.qk_norm)  # whether it has these options
+        if self.rope_scaling is not None:
+            check_scaling(self.rope_scaling)
+        for name, known in (("norms", NORMS), ("activation", tuple(ACTIVATIONS))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(known)}")
+        for name in ("window_layers", "rope_layers"):
+            if set(getattr(self, name)) - {0, 1}:
+                raise ValueError(f"{name}={getattr(self, name)} must hold a 1 or a 0 for each layer")
+        if self.qk_norm_whole and not self.qk_norm:
+            raise ValueError("qk_norm_whole=True needs qk_norm=True")
+        family_of(self.family, **fields_of(self))  # whether its models may be so
 
     @property
     def queries_per_kv(self) -> int:
@@ -106,47 +131,36 @@ class ModelConfig:
 
     @property
     def layer_kinds(self) -> tuple[LayerKind, ...]:
-        """Each layer's kind. All layers of the models that are supported so far are alike."""
-        return (LayerKind(self.rope_theta, self.rope_scaling),) * self.n_layers
+        """Each layer's kind. A window that holds the longest row is none."""
+        window = self.window if self.window < self.max_positions else 0
+
+        def kind(layer: int) -> LayerKind:
+            rotary = marked(self.rope_layers, layer)
+            if not (self.window and marked(self.window_layers, layer)):
+                return LayerKind(self.rope_theta, self.rope_scaling, 0, rotary)
+            if self.window_rope_theta:
+                return LayerKind(self.window_rope_theta, None, window, rotary)
+            return LayerKind(self.rope_theta, self.rope_scaling, window, rotary)
+
+        return tuple(kind(layer) for layer in range(self.n_layers))
 
 
-def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
-    """x [..., D] over its root mean square (taken in float32), times scale ([D] or [..., D]). Same dtype as x."""
+def marked(layers: tuple[int, ...], layer: int) -> bool:
+    """Whether a layer has a 1 in what `ModelConfig` says of each layer."""
+    return not layers or bool(layers[layer % len(layers)])
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float, plus_one: bool = False) -> jax.Array:
+    """x [..., D] over its root mean square (taken in float32), times scale ([D] or [..., D]). Same dtype as x.
+
+    `plus_one`: times 1 + scale, in float32: in half precision the sum would lose what the scale is about.
+    """
     x32 = x.astype(jnp.float32)
     x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
-    return x32.astype(x.dtype) * scale.astype(x.dtype).reshape((1,) * (x.ndim - scale.ndim) + scale.shape)
-
-
-def rope_frequencies(kind: LayerKind, d_head: int) -> np.ndarray:
-    """Radians a position of each pair of channels: float32 [H/2], theta^(-2i/H).
-
-    Under `rope_scaling`, wavelengths over original_positions / low_freq_factor are stretched by `factor`, those below
-    original_positions / high_freq_factor are kept, and between them the share that is kept is linear in the frequency.
-    """
-    half = d_head // 2
-    frequencies = kind.rope_theta ** (-np.arange(half) / half)
-    if kind.rope_scaling is not None:
-        factor, low, high, original = kind.rope_scaling
-        turns = (
-            original * frequencies / (2 * np.pi)
-        )  # full turns over the positions that the model was first trained on
-        kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
-        frequencies = frequencies * (kept + (1 - kept) / factor)
-    return frequencies.astype(np.float32)
-
-
-def rope_tables(kind: LayerKind, d_head: int, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines [B, T, 1, 1, H/2] (float32) of the rotary embedding at positions [B, T]."""
-    frequencies = rope_frequencies(kind, d_head)
-    angles = positions.astype(jnp.float32)[:, :, None, None, None] * frequencies[None, None, None, None, :]
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def apply_rope(x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotate x [B, T, K, R, H]: channel i is paired with i + H/2 (the convention of Hugging Face's weights)."""
-    cos, sin = (table.astype(x.dtype) for table in rope)
-    first, second = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    shape = (1,) * (x.ndim - scale.ndim) + scale.shape
+    if plus_one:
+        return (x32 * (1.0 + scale.astype(jnp.float32).reshape(shape))).astype(x.dtype)
+    return x32.astype(x.dtype) * scale.astype(x.dtype).reshape(shape)
 
 
 @flax.struct.dataclass
@@ -198,31 +212,52 @@ def project(x: jax.Array, weights: jax.Array | OutputMajor, bias: jax.Array | No
 
 
 def block(
-    layer: Params, cfg: ModelConfig, x: jax.Array, rope: tuple[jax.Array, jax.Array], attention: Attention
+    layer: Params, cfg: ModelConfig, x: jax.Array, rope: Tables | None, attention: Attention
 ) -> tuple[jax.Array, Any]:
     """One layer: x [B, T, D] -> ([B, T, D], what the attention keeps).
 
-    `attention(queries [B, T, K, R, H], keys [B, T, K, H], values [B, T, K, H]) -> ([B, T, K, R, H], kept)` gets
-    rotated queries (already divided by sqrt(H)) and keys; what else they may look at is the caller's business, and
-    so is `kept` (a cache; None in training).
+    `rope` are the layer's rotary tables, None where it has none. `attention(queries [B, T, K, R, H], keys [B, T, K, H],
+    values [B, T, K, H]) -> ([B, T, K, R, H], kept)` gets rotated queries (already divided by sqrt(H), or what the
+    config has instead) and keys; what else they may look at is the caller's business, and so is `kept` (a cache; None
+    in training). A layer has the norms that it has parameters for.
     """
     r = cfg.queries_per_kv
-    qkv = project(rms_norm(x, layer["attn_norm"], cfg.norm_eps), layer["qkv"], layer.get("qkv_bias"))
+
+    def normed(name: str, x: jax.Array) -> jax.Array:
+        return rms_norm(x, layer[name], cfg.norm_eps, cfg.norm_plus_one) if name in layer else x
+
+    qkv = project(normed("attn_norm", x), layer["qkv"], layer.get("qkv_bias"))
     heads = qkv[:, :, :, : r + 1]
     if cfg.qk_norm:
+        heads = _normed_heads(layer, cfg, heads)
+    rotated = heads if rope is None else apply_rope(heads, rope)
+    scale = (cfg.query_scalar or cfg.d_head) ** -0.5
+    attended, kept = attention(rotated[:, :, :, :r] * scale, rotated[:, :, :, r], qkv[:, :, :, r + 1])
+    x = x + normed("attn_post_norm", project(attended, layer["attn_out"]))
+    inner = normed("mlp_norm", x)
+    hidden = ACTIVATIONS[cfg.activation](project(inner, layer["gate"])) * project(inner, layer["up"])
+    return x + normed("mlp_post_norm", project(hidden, layer["down"])), kept
+
+
+def _normed_heads(layer: Params, cfg: ModelConfig, heads: jax.Array) -> jax.Array:
+    """Queries and keys [B, T, K, R + 1, H] over their root mean squares: each head's, or that of all of its sort."""
+    r = cfg.queries_per_kv
+    if not cfg.qk_norm_whole:
         scales = jnp.concatenate([jnp.tile(layer["q_norm"], (r, 1)), layer["k_norm"][None]])
-        heads = rms_norm(heads, scales, cfg.norm_eps)
-    rotated = apply_rope(heads, rope)
-    attended, kept = attention(rotated[:, :, :, :r] * cfg.d_head**-0.5, rotated[:, :, :, r], qkv[:, :, :, r + 1])
-    x = x + project(attended, layer["attn_out"])
-    normed = rms_norm(x, layer["mlp_norm"], cfg.norm_eps)
-    hidden = jax.nn.silu(project(normed, layer["gate"])) * project(normed, layer["up"])
-    return x + project(hidden, layer["down"]), kept
+        return rms_norm(heads, scales, cfg.norm_eps, cfg.norm_plus_one)
+
+    def whole(some: jax.Array, scale: jax.Array) -> jax.Array:
+        flat = some.reshape(*some.shape[:2], -1)
+        return rms_norm(flat, scale.reshape(-1), cfg.norm_eps, cfg.norm_plus_one).reshape(some.shape)
+
+    queries, keys = whole(heads[:, :, :, :r], layer["q_norm"]), whole(heads[:, :, :, r:], layer["k_norm"])
+    return jnp.concatenate([queries, keys], axis=3)
 
 
-def embed(params: Params, tokens: jax.Array, compute_dtype: Any) -> jax.Array:
+def embed(params: Params, cfg: ModelConfig, tokens: jax.Array, compute_dtype: Any) -> jax.Array:
     """Embeddings [B, T, D] of tokens [B, T]."""
-    return params["embed"][tokens].astype(compute_dtype)
+    x = params["embed"][tokens].astype(compute_dtype)
+    return x * jnp.asarray(cfg.d_model**0.5, compute_dtype) if cfg.scale_embeddings else x
 
 
 def layer_params(params: Params, index: int) -> Params:
@@ -269,7 +304,7 @@ def run_model(
     run = {kind: runner(kind) for kind in ropes}
     if sharding is not None:
         params = {**params, "embed": sharding.all_gather("embed", params["embed"], dtype)}
-    x = embed(params, tokens, dtype)
+    x = embed(params, cfg, tokens, dtype)
     kept: list[Any] = []
     if unroll:
         for index, kind in enumerate(kinds):
@@ -283,7 +318,7 @@ def run_model(
 
             x, _ = jax.lax.scan(scanned, x, stretch)
     x = x if sharding is None else sharding.rows(x)
-    return rms_norm(x, params["final_norm"], cfg.norm_eps), tuple(kept)
+    return rms_norm(x, params["final_norm"], cfg.norm_eps, cfg.norm_plus_one), tuple(kept)
 
 
 def _stretches(stack: Params, kinds: Sequence[LayerKind]) -> Iterator[tuple[LayerKind, Params]]:
@@ -322,9 +357,8 @@ def forward(
     length = tokens.shape[1]
     if length > cfg.max_positions:
         raise ValueError(f"rows of {length} tokens: the model's max_positions is {cfg.max_positions}")
-    attend = row_attention(segment_ids, attention)
     hidden, _ = run_model(
-        params, cfg, tokens, positions, lambda kind, _: attend,
+        params, cfg, tokens, positions, lambda kind, _: row_attention(segment_ids, attention, kind.window),
         dtype=compute_dtype, unroll=unroll, remat=remat, sharding=sharding,
     )  # fmt: skip
     return hidden

@@ -16,7 +16,8 @@ from rlef_jax.errors import ConfigError, RunError
 from rlef_jax.files import replacing
 from rlef_jax.model import finite
 from rlef_jax.model.parameters import describe
-from rlef_jax.model.transformer import ModelConfig, Params, RopeScaling
+from rlef_jax.model.rope import scaling_of
+from rlef_jax.model.transformer import ModelConfig, Params
 
 _PREFIX = "package:"
 
@@ -88,8 +89,8 @@ def model_config(model: Any, vocab_size: int, max_positions: int) -> ModelConfig
         )
     values = {name: getattr(model, name) for name in SHAPE_KEYS}
     values["vocab_size"] = model.vocab_size or vocab_size
-    values["rope_scaling"] = RopeScaling(*model.rope_scaling) if model.rope_scaling else None
     try:
+        values["rope_scaling"] = scaling_of(model.rope_scaling)
         return ModelConfig(**values, max_positions=max_positions)
     except ValueError as error:
         raise ConfigError(f"config.model: {error}") from error

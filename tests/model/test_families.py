@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from rlef_jax.errors import ConfigError
+from rlef_jax.hugging_face import transformers
 from rlef_jax.model.families import FAMILIES, Family, family_of
 from rlef_jax.model.gguf_file import GGUFFile
 from rlef_jax.model.hf_config import config_json, parse_config
@@ -31,6 +33,9 @@ def twin(monkeypatch):
         "twin", "TwinForCausalLM", "llama", gguf_interleaved=True, renamed={O_PROJ: O_PROJ.replace("o_proj", "dense")}
     )
     monkeypatch.setitem(FAMILIES, "twin", family)
+    known = transformers().CONFIG_MAPPING
+    config = type("TwinConfig", (known["llama"],), {"model_type": "twin"})
+    monkeypatch.setitem(known._extra_content, "twin", config)  # as AutoConfig.register, which can't be undone
     return family
 
 
@@ -57,6 +62,8 @@ def test_without_a_name_the_options_decide(twin):
         assert config_json(dataclasses.replace(SMALL, **options))["model_type"] == name
         assert config_json(dataclasses.replace(SMALL, family=name, **options))["model_type"] == name
     assert config_json(dataclasses.replace(SMALL, family="twin"))["model_type"] == "twin"
+    for name, varying in {"mistral": {"window": 4}, "smollm3": {"rope_layers": (0, 1)}}.items():
+        assert config_json(dataclasses.replace(SMALL, **varying))["model_type"] == name
     assert family_of("", qkv_bias=True, qk_norm=True) is None
 
 
@@ -65,17 +72,22 @@ def test_a_gguf_files_family_is_the_first_of_its_name(twin, tmp_path):
 
 
 def test_a_family_that_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="family='mistral' is not known; it must be one of llama, qwen2, qwen3"):
-        dataclasses.replace(SMALL, family="mistral")
+    with pytest.raises(ValueError, match="family='gpt2' is not known; it must be one of llama, qwen2, qwen3"):
+        dataclasses.replace(SMALL, family="gpt2")
+    with pytest.raises(ValueError, match="family='llama' has no rope_layers, window"):
+        dataclasses.replace(SMALL, family="llama", window=4, rope_layers=(1, 0))
     with pytest.raises(ValueError, match="family='qwen2' has qkv_bias=True, not False"):
         dataclasses.replace(SMALL, family="qwen2")
-    with pytest.raises(ConfigError, match="both qkv_bias and qk_norm"):
+    with pytest.raises(ConfigError, match="has these together: qkv_bias, qk_norm$"):
         config_json(dataclasses.replace(SMALL, qkv_bias=True, qk_norm=True))
 
 
 def test_published_names():
     """What transformers calls each family's class and its configuration."""
+    transformers()
+    published = importlib.import_module("transformers.models.auto.modeling_auto").MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     for config in cases.FAMILIES.values():
         written = config_json(parse_config(config))
-        assert written["architectures"] == [written["model_type"].capitalize() + "ForCausalLM"]
+        [architecture] = written["architectures"]
+        assert architecture == published[written["model_type"]]
         assert written["model_type"] == config["model_type"]

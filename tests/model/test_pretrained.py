@@ -18,11 +18,10 @@ import pytest
 import safetensors.numpy
 
 from rlef_jax.errors import ConfigError
-from rlef_jax.model.hf_config import config_json, parse_config
+from rlef_jax.model.hf_config import parse_config
 from rlef_jax.model.parameters import count_params, tensor_shapes
 from rlef_jax.model.pretrained import HFFolder, load_pretrained, open_weights
 from rlef_jax.model.safetensors_file import SafetensorsFile, write_safetensors
-from rlef_jax.model.transformer import ModelConfig, RopeScaling
 from tests.helpers.hf_folder import write_folder
 from tests.parity import cases
 
@@ -241,52 +240,6 @@ def test_damaged_folders_are_named(tmp_path):
     (tmp_path / "bad.gguf").write_bytes(b"no")
     with pytest.raises(ConfigError, match=r"bad\.gguf: cannot be read as GGUF"):
         open_weights(str(tmp_path / "bad.gguf"))
-
-
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        ({"model_type": "mistral"}, "model_type 'mistral' is not supported; it must be one of llama, qwen2, qwen3"),
-        ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported, only 'silu'"),
-        ({"attention_bias": True}, "attention_bias=True is not supported"),
-        ({"mlp_bias": True}, "mlp_bias=True is not supported"),
-        ({"sliding_window": 4096}, "sliding_window=4096 is not supported"),
-        ({"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window=True is not supported"),
-        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types: 'sliding_attention' is not"),
-        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 is not supported"),
-        ({"quantization_config": {"bits": 4}}, "quantization_config=.* is not supported"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type 'linear' is not supported"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type 'yarn' is not supported"),
-        ({"rope_parameters": {"rope_theta": 1.0, "partial_rotary_factor": 0.5}}, "partial_rotary_factor=0.5"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "needs low_freq_factor, high_freq_factor, original"),
-        ({"rope_scaling": {"rope_type": "default", "factor": 2.0}}, "factor not known for rope_type 'default'"),
-        ({"rope_scaling": cases.SCALING | {"beta": 1.0}}, "beta not known for rope_type 'llama3'"),
-        ({"residual_multiplier": 0.2}, "residual_multiplier=0.2 is a key that rlef_jax doesn't know"),
-        ({"hidden_size": None}, "hidden_size missing"),
-        ({"model_type": "qwen3", "head_dim": None}, "head_dim missing"),
-        ({"model_type": "qwen2", "num_key_value_heads": None}, "num_key_value_heads missing"),
-        ({"num_key_value_heads": 3}, "n_heads=4 must be a multiple of n_kv_heads=3"),
-    ],
-)
-def test_what_we_do_not_compute_is_refused(changes, message, tmp_path):
-    folder = write_folder(tmp_path / "model", cases.LLAMA | changes, shapes_of=cases.LLAMA)
-    with pytest.raises(ConfigError, match=rf"config\.json: .*{message}"):
-        HFFolder(folder)
-
-
-def test_keys_that_change_nothing_are_passed_over():
-    qwen = {"model_type": "qwen2", "use_sliding_window": False, "sliding_window": 32768, "max_window_layers": 21}
-    changes = qwen | {"layer_types": ["full_attention"] * 2, "torch_dtype": "bfloat16", "pretraining_tp": 1,
-                      "unheard_of": None, "bos_token_id": 1, "_name_or_path": "x"}  # fmt: skip
-    assert parse_config(cases.LLAMA | changes) == parse_config(cases.LLAMA | {"model_type": "qwen2"})
-
-
-def test_a_config_is_written_as_it_is_read():
-    for config in (*cases.FAMILIES.values(), META | {"num_attention_heads": 8}):
-        assert parse_config(config_json(parse_config(config))) == parse_config(config)
-    small = ModelConfig(vocab_size=5, d_model=8, n_layers=1, n_heads=1, n_kv_heads=1, d_head=8, d_ff=8)
-    with pytest.raises(ValueError, match="low_freq_factor must be below"):
-        ModelConfig(**small.__dict__ | {"rope_scaling": RopeScaling(8.0, 4.0, 1.0, 32.0)})
 
 
 def run_python(source, *args, **environment):

@@ -5,17 +5,25 @@ The expected logits are golden files (`make golden`), or made on the spot (`make
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import os
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
 from rlef_jax.errors import ConfigError
+from rlef_jax.model.hf_config import parse_config
 from rlef_jax.model.pretrained import HFFolder, load_pretrained
-from rlef_jax.model.transformer import forward, unembed
+from rlef_jax.model.rope import rope_frequencies, rope_tables
+from rlef_jax.model.sharding import make_mesh
+from rlef_jax.model.transformer import ModelConfig, forward, unembed
+from rlef_jax.sampling import programs
+from rlef_jax.sampling.programs import Programs, Shapes
+from rlef_jax.sampling.request import SamplingConfig
+from rlef_jax.sampling.sampler import Sampler
 from tests.helpers.hf_folder import write_folder
 from tests.parity import cases
 
@@ -32,15 +40,15 @@ def expected():
 def logits(folder):
     """Ours, of the reference's row: [LENGTH / STRIDE, V]."""
     weights = HFFolder(folder)
-    params = load_pretrained(weights, weights.cfg)
+    return logits_of(weights.cfg, load_pretrained(weights, weights.cfg))
 
-    @jax.jit
-    def run(params, tokens):
-        positions = np.arange(tokens.shape[1], dtype=np.int32)[None]
-        hidden = forward(params, weights.cfg, tokens, positions, np.ones_like(positions), unroll=False)
-        return unembed(params, weights.cfg, hidden)
 
-    return np.asarray(run(params, cases.tokens()))[0, :: cases.STRIDE]
+def logits_of(cfg, params):
+    """Operation by operation: models of one shape share what is compiled."""
+    tokens = cases.tokens()
+    positions = np.arange(tokens.shape[1], dtype=np.int32)[None]
+    hidden = forward(params, cfg, tokens, positions, np.ones_like(positions))
+    return np.asarray(unembed(params, cfg, hidden))[0, :: cases.STRIDE]
 
 
 @pytest.mark.parametrize("name", cases.FAMILIES)
@@ -65,6 +73,58 @@ def test_a_dropped_field_of_a_llama_config_shows(field, expected, tmp_path, quic
         assert "tensors" in str(error)
     else:
         assert wrong > 100 * TOLERANCE
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory, quick_compilation):
+    """(config, parameters) of a small model, by its name."""
+
+    @functools.cache
+    def load(name):
+        weights = HFFolder(write_folder(tmp_path_factory.mktemp("model"), cases.FAMILIES[name]))
+        return weights.cfg, load_pretrained(weights, weights.cfg)
+
+    return load
+
+
+@pytest.mark.parametrize("name, field", cases.FIELDS)
+def test_a_dropped_field_of_a_model_shows(name, field, expected, loaded):
+    """With the default in place of the field's value, parameters are missing or logits are wrong."""
+    cfg, params = loaded(name)
+    default = ModelConfig.__dict__[field]
+    assert getattr(cfg, field) != default
+    dropped = dataclasses.replace(cfg, family="", **{field: default})
+    assert np.abs(logits_of(dropped, params) - expected[name]).max() > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("name", cases.ROPES)
+def test_rotary_frequencies_are_the_references(name, expected):
+    """They, and what rotated queries and keys are multiplied by: cosine at position 0."""
+    kind = parse_config({**cases.ROPE_BASE, "rope_scaling": cases.ROPES[name]}).layer_kinds[0]
+    cosines, _ = rope_tables(kind, cases.ROPE_BASE["head_dim"], np.zeros((1, 1), np.int32))
+    frequencies = rope_frequencies(kind, cases.ROPE_BASE["head_dim"])
+    np.testing.assert_allclose(frequencies, expected[f"rope {name}"][:-1], rtol=1e-5)
+    np.testing.assert_allclose(np.ravel(cosines), expected[f"rope {name}"][-1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", cases.GREEDY)
+def test_greedy_tokens_are_the_references(name, expected, tmp_path, quick_compilation, monkeypatch):
+    """From the sampler that training uses, of whose programs only those of greedy rows are compiled."""
+    monkeypatch.setattr(programs, "_KINDS", (False,))
+    weights = HFFolder(write_folder(tmp_path / "model", cases.GREEDY[name]))
+    shapes = Shapes(
+        rows=1, max_len=cases.PROMPT + cases.NEW, cache_lengths=(), prefill_chunks=(16,), prefill_tokens=16,
+        decode_steps=8,
+    )  # fmt: skip
+    sampler = Sampler(Programs(weights.cfg, shapes, make_mesh()))
+    sampler.set_weights(load_pretrained(weights, weights.cfg), version=0)
+    how = SamplingConfig(
+        temperature=0.0, top_p=1.0, top_k=0, stop_ids=(weights.cfg.vocab_size,), max_new_tokens=cases.NEW
+    )
+    with sampler.session() as session:
+        dialogue = session.dialogue(seed=0, step=0, episode=0)
+        found = session.respond(dialogue, cases.tokens()[0, : cases.PROMPT].tolist(), how, turn=0, last=True).result()
+    np.testing.assert_array_equal(found.ids, expected[f"{name} greedy"])
 
 
 def test_both_spellings_of_the_rotary_keys_are_one(expected, tmp_path, quick_compilation):

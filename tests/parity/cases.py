@@ -60,6 +60,60 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3": {**LLAMA, "model_type": "qwen3", "head_dim": 16},
 }
 
+WINDOW = 10  # of the small models' sliding windows, less than LENGTH
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+GEMMA3: dict[str, Any] = {
+    **{key: value for key, value in LLAMA.items() if key != "hidden_act"},
+    "model_type": "gemma3_text",
+    "head_dim": 16,
+    "tie_word_embeddings": True,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "query_pre_attn_scalar": 24,
+    "sliding_window": WINDOW,
+    "sliding_window_pattern": 2,
+    "rope_local_base_freq": 20.0,
+    "rope_scaling": {"rope_type": "linear", "factor": 4.0},
+    "rope_theta": 1000.0,
+}
+SMOLLM3 = {**LLAMA, "model_type": "smollm3", "pad_token_id": None, "no_rope_layers": [1, 0]}
+FAMILIES |= {
+    "llama linear": {**LLAMA, "rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+    "llama yarn": {**LLAMA, "rope_scaling": YARN},
+    "qwen2 window": {**FAMILIES["qwen2"], "use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
+    "mistral": {**LLAMA, "model_type": "mistral", "sliding_window": WINDOW},
+    "smollm3": SMOLLM3,
+    "smollm3 window": {**SMOLLM3, "use_sliding_window": True, "sliding_window": WINDOW},
+    "olmo2": {**LLAMA, "model_type": "olmo2", "pad_token_id": None},
+    "gemma3_text": GEMMA3,
+}
+# Fields of ModelConfig that change the output and no parameter's shape, by the model that has each.
+FIELDS = (
+    ("llama yarn", "rope_scaling"), ("qwen2 window", "window_layers"), ("mistral", "window"),
+    ("smollm3", "rope_layers"),
+    *(("gemma3_text", field) for field in (
+        "rope_scaling", "window", "window_layers", "window_rope_theta", "query_scalar", "norm_plus_one", "activation",
+        "scale_embeddings",
+    )),
+)  # fmt: skip
+# Each architecture's small model continues the row's first tokens by the likeliest ones. With tied embeddings some
+# would say one token for ever.
+_ARCHITECTURES = ("llama", "qwen2", "qwen3", "mistral", "smollm3", "olmo2", "gemma3_text")
+GREEDY = {name: {**FAMILIES[name], "tie_word_embeddings": False} for name in _ARCHITECTURES}
+PROMPT, NEW = 20, 64
+# Scalings of rotary embeddings whose frequencies are compared, heads of 32 channels.
+ROPES: dict[str, dict[str, Any]] = {
+    "linear": {"rope_type": "linear", "factor": 4.0},
+    "llama3": SCALING,
+    "yarn": YARN,
+    "yarn betas": {**YARN, "beta_fast": 4.0, "beta_slow": 0.5},
+    "yarn untruncated": {**YARN, "beta_fast": 4.0, "truncate": False},
+    "yarn attention_factor": {**YARN, "attention_factor": 0.7},
+    "yarn mscale": {**YARN, "mscale": 2.0, "mscale_all_dim": 0.5},
+    "yarn mscale alone": {**YARN, "mscale": 2.0},
+    "yarn of one pair": {**YARN, "beta_fast": 1.01, "beta_slow": 1.0, "original_max_position_embeddings": 8},
+}
+ROPE_BASE = {**LLAMA, "head_dim": 32}
+
 
 def tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """A weight by its Hugging Face name: float32, far from initialisation, so that everything it passes matters."""

@@ -22,8 +22,8 @@ ROW, ENTRIES, NEW = 512, 24, 128
 LICENSE = Path(__file__).resolve().parents[2] / "LICENSE"
 
 
-def family_logits(config: dict) -> np.ndarray:
-    """Logits [LENGTH / STRIDE, V] of a small model with the weights of `cases.tensor`."""
+def family_model(config: dict) -> torch.nn.Module:
+    """A small model with the weights of `cases.tensor`."""
     model = transformers.AutoModelForCausalLM.from_config(
         transformers.AutoConfig.for_model(**config), attn_implementation="eager", dtype=torch.float32
     )
@@ -31,16 +31,35 @@ def family_logits(config: dict) -> np.ndarray:
     missing = set(model.state_dict()) - set(named)
     assert missing <= {"lm_head.weight"}, missing
     model.load_state_dict(named, strict=False)
+    return model.eval()
+
+
+def family_logits(config: dict) -> np.ndarray:
+    """Logits [LENGTH / STRIDE, V]."""
     with torch.no_grad():
-        return model.eval()(torch.from_numpy(cases.tokens()).long()).logits[0, :: cases.STRIDE].numpy()
+        return family_model(config)(torch.from_numpy(cases.tokens()).long()).logits[0, :: cases.STRIDE].numpy()
 
 
-def greedy(model: torch.nn.Module, prompts: list[list[int]]) -> np.ndarray:
-    """`generate` without sampling, all prompts at once, padded at the left: [prompts, NEW]."""
+def family_continuation(config: dict) -> np.ndarray:
+    """The likeliest tokens after the row's first ones: int32 [NEW]."""
+    prompt = cases.tokens()[0, : cases.PROMPT].tolist()
+    return greedy(family_model(config), [prompt], cases.NEW)[0].astype(np.int32)
+
+
+def rope(scaling: dict) -> np.ndarray:
+    """Frequencies, and behind them what rotated queries and keys are multiplied by: float32 [H / 2 + 1]."""
+    config = transformers.AutoConfig.for_model(**cases.ROPE_BASE, rope_scaling=dict(scaling))
+    compute = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS[scaling["rope_type"]]
+    frequencies, factor = compute(config)
+    return np.append(frequencies.numpy(), np.float32(factor))
+
+
+def greedy(model: torch.nn.Module, prompts: list[list[int]], new: int = NEW) -> np.ndarray:
+    """`generate` without sampling, all prompts at once, padded at the left: [prompts, new]."""
     longest = max(map(len, prompts))
     ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
-    length = {"max_new_tokens": NEW, "min_new_tokens": NEW, "eos_token_id": None, "pad_token_id": 0}
+    length = {"max_new_tokens": new, "min_new_tokens": new, "eos_token_id": None, "pad_token_id": 0}
     return model.generate(ids, attention_mask=mask, do_sample=False, **length)[:, longest:].numpy()
 
 
@@ -99,6 +118,8 @@ def main() -> None:
     torch.manual_seed(0)
     args.output.mkdir(parents=True, exist_ok=True)
     families = {name: family_logits(config) for name, config in cases.FAMILIES.items()}
+    families |= {f"{name} greedy": family_continuation(config) for name, config in cases.GREEDY.items()}
+    families |= {f"rope {name}": rope(scaling) for name, scaling in cases.ROPES.items()}
     np.savez_compressed(args.output / "families.npz", **families)
     if args.gguf:
         arrays, chats = smollm2(args.gguf, args.full)
