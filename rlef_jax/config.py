@@ -62,6 +62,7 @@ def base_config() -> ConfigDict:
                 max_failures_shown=0,  # failed tests named in one feedback message; 0 = all
                 max_text_chars=0,  # of each input, output or stack trace shown; 0 = no cut
                 system_prompt="",
+                thinking="keep",  # "cut": later turns don't see the thinking of earlier responses (docs/method.md)
             ),
             sampling=dict(
                 temperature=1.0,  # A.1

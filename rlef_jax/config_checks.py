@@ -42,6 +42,7 @@ _CHOICES = {
     "model.norms": ("before", "after", "around"),
     "model.activation": ("silu", "gelu_tanh"),
     "episode.feedback": ("true", "random", "none"),
+    "episode.thinking": ("keep", "cut"),
     "mesh.critic": ("shared", "separate"),
     "mesh.reference": ("trainer", "sampler"),
     "ppo.importance": ("paper", "decoupled", "none"),
@@ -126,10 +127,17 @@ def _check_episode(config: ConfigDict) -> Faults:
     e = config.episode
     no_room = f"must leave room for a prompt in context={e.context}; it is {e.max_new_tokens}"
     yield e.max_new_tokens >= e.context, "episode.max_new_tokens", no_room
+    knows_none = 'must be "blocks" with episode.thinking="cut": an episode is then several sequences; it is'
+    apart = e.thinking == "cut" and config.model.attention == "dot_product"
+    yield apart, "model.attention", f"{knows_none} {config.model.attention!r}"
     yield not _increase(config.ppo.buckets), "ppo.buckets", _LENGTHS.format(tuple(config.ppo.buckets))
     if _increase(config.ppo.buckets):
-        longest = f"the longest must hold a whole episode of config.episode.context={e.context}; they are"
-        yield config.ppo.buckets[-1] < e.context, "ppo.buckets", f"{longest} {tuple(config.ppo.buckets)}"
+        longest = f"the longest must hold a whole episode of config.episode.context={e.context}"
+        most = e.context
+        if e.thinking == "cut":
+            longest += f', and with episode.thinking="cut" a context for each of its {e.max_turns} turns'
+            most *= e.max_turns
+        yield config.ppo.buckets[-1] < most, "ppo.buckets", f"{longest}; they are {tuple(config.ppo.buckets)}"
 
 
 def _check_random_feedback(config: ConfigDict) -> Faults:

@@ -44,9 +44,12 @@ def step(episode: Episode, turn: Turn, *, max_turns: int, stop_on_pass: bool = T
     return dataclasses.replace(episode, turns=turns, end=end)
 
 
-def room(episode: Episode, prompt_delta_length: int, context: int) -> int:
-    """The number of tokens left in `context` after the next prompt; <= 0 means that the prompt doesn't fit."""
-    return context - len(episode.token_ids) - prompt_delta_length
+def room(episode: Episode, prompt_length: int, context: int, *, restart: bool = False) -> int:
+    """The number of tokens left in `context` after the next prompt; <= 0 means that the prompt doesn't fit.
+
+    With `restart` the context begins with that prompt.
+    """
+    return context - (0 if restart else len(episode.context_ids)) - prompt_length
 
 
 def end_by_context(episode: Episode) -> Episode:

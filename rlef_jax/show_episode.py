@@ -45,13 +45,18 @@ def format_episode(episode: Episode, show: Callable[[Sequence[int]], str], *, in
     for number, turn in enumerate(episode.turns, start=1):
         gained = f", reward {rewards[number - 1]:+.1f}" if rewards else ""
         lines += [
-            _rule(f"turn {number}: prompt, {len(turn.prompt_delta_ids)} tokens"),
+            _rule(
+                f"turn {number}: {'context anew' if turn.restart else 'prompt'}, {len(turn.prompt_delta_ids)} tokens"
+            ),
             show(turn.prompt_delta_ids),
             _rule(f"turn {number}: response, {len(turn.response_ids)} tokens, ended by {turn.finish_reason}"),
             show(turn.response_ids),
             *_verdict_lines(episode, turn, number, gained),
         ]
     return "\n".join(lines)
+
+
+_PROMPT = ("prompt", "prompt, with all that is still seen")
 
 
 def _verdict_lines(episode: Episode, turn: Turn, number: int, gained: str) -> Iterator[str]:

@@ -199,6 +199,7 @@ class Turn:
       policy_version: per response token, the version of the weights that sampled it.
       finish_reason: "stop" (a stop id was sampled) or "length".
       verdict: None until judged.
+      restart: the context begins anew with this turn's prompt, which holds what is still seen of earlier turns.
     """
 
     prompt_delta_ids: tuple[int, ...]
@@ -207,6 +208,7 @@ class Turn:
     policy_version: tuple[int, ...]
     finish_reason: str
     verdict: Verdict | None = None
+    restart: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,6 +234,25 @@ class Episode:
         return tuple(i for t in self.turns for i in (*t.prompt_delta_ids, *t.response_ids))
 
     @property
+    def stretches(self) -> tuple[int, ...]:
+        """The lengths of the sequences of tokens that make up `token_ids`: each sees nothing of those before it.
+
+        One, but where a turn began its context anew.
+        """
+        lengths: list[int] = []
+        for turn in self.turns:
+            if turn.restart or not lengths:
+                lengths.append(0)
+            lengths[-1] += len(turn.prompt_delta_ids) + len(turn.response_ids)
+        return tuple(lengths)
+
+    @property
+    def context_ids(self) -> tuple[int, ...]:
+        """The tokens that the next prompt is appended to: the last of the stretches."""
+        ids = self.token_ids
+        return ids[len(ids) - self.stretches[-1] :] if self.turns else ()
+
+    @property
     def solved(self) -> bool:
         """Whether the last response passed every public and hidden test."""
         verdict = self.turns[-1].verdict if self.turns else None
@@ -249,7 +270,7 @@ class TokenBatch:
 
     tokens: jax.Array  # [B, T] int32
     positions: jax.Array  # [B, T] int32
-    segment_ids: jax.Array  # [B, T] int32, 0 = padding
+    segment_ids: jax.Array  # [B, T] int32, 0 = padding: tokens see those of their own segment
     action_mask: jax.Array  # [B, T] float32, 1 where tokens[b, t] was sampled
     turn_index: jax.Array  # [B, T] int32, the turn that a sampled token belongs to (0 elsewhere)
     behavior_logp: jax.Array  # [B, T] float32
@@ -259,6 +280,7 @@ class TokenBatch:
     turn_positions: jax.Array  # [B, N] int32
     turn_mask: jax.Array  # [B, N] float32
     turn_rewards: jax.Array  # [B, N] float32, r_t without the KL term
+    turn_episode: jax.Array  # [B, N] int32, which of its row's episodes a turn belongs to: 1, 2, ..., 0 where absent
     returns: jax.Array  # [B, N] float32, G_t, one for each value (`ppo/values.py`)
     old_values: jax.Array  # [B, N] float32
     weight: jax.Array  # [B] float32, 0 for rows that must not count (infra errors, padding rows)

@@ -83,6 +83,8 @@ class ChatStyle:
       next: what follows `end`, up to the next response, with the slot `USER`.
       another: what follows the `end` of a dialogue's last response, up to the first response of another dialogue, with
         an empty assistant message between the two (C.3) and the slot `USER`; None where the format allows none.
+      opener: what `first`, `next` and `another` end with, and stands before no earlier response in the template's own
+        rendering, such as <think>.
       before, after: text that stands before and after each response. The model writes it, or doesn't.
       trims: what is done to white space around messages, a name of `TRIMS` by role.
     """
@@ -92,6 +94,7 @@ class ChatStyle:
     end: Mark
     next: Pieces
     another: Pieces | None
+    opener: Pieces = ()
     before: str = ""
     after: str = ""
     trims: tuple[tuple[str, str], ...] = ()
@@ -203,6 +206,40 @@ class ChatFormat:
         """Tokens of a response that wasn't sampled (supervised data), including its stop id."""
         words = self.style.before + self.style.trimmed("assistant", text) + self.style.after
         return self.tokenizer.encode_pieces(merge_texts([words, self.style.end]))
+
+    def without_thinking(self, prompt: Sequence[int], response: Sequence[int]) -> list[int] | None:
+        """What later turns see in place of a prompt and its sampled response; None where there is nothing to cut.
+
+        It goes as the templates of models that think do it: the prompt without `opener`, of the response what follows
+        the last </think>, without newlines in front. A response whose thinking never ended leaves only its stop token.
+
+        Raises ConfigError where the vocabulary has no <think> and </think>.
+        """
+        begin, end = self.thinking_ids
+        opener = self.tokenizer.encode_pieces(self.style.opener)
+        opened = bool(opener) and list(prompt[-len(opener) :]) == opener
+        if not opened and begin not in response and end not in response:
+            return None
+        head = list(prompt[: len(prompt) - len(opener)] if opened else prompt)
+        stop = [response[-1]] if response[-1] in self.stop_ids else []
+        words = list(response[: len(response) - len(stop)])
+        if end in words:
+            words = words[len(words) - words[::-1].index(end) :]
+        elif begin in words or begin in opener:
+            words = []
+        while words and not self.tokenizer.decode(words[:1]).strip("\n"):
+            words.pop(0)
+        return [*head, *words, *stop]
+
+    @property
+    def thinking_ids(self) -> tuple[int, int]:
+        """The ids of <think> and </think>. Raises ConfigError where the vocabulary has none."""
+        try:
+            return self.tokenizer.special_id("<think>"), self.tokenizer.special_id("</think>")
+        except ValueError as error:
+            raise ConfigError(
+                f'config.episode.thinking: "cut" is for models that think: {error}; set it to "keep"'
+            ) from error
 
     def response_text(self, ids: Sequence[int]) -> str:
         """Text of a sampled response, without its stop token."""

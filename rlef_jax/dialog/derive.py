@@ -75,7 +75,7 @@ class _Deriver:
 
     def derive(self) -> tuple[ChatStyle, tuple[str, ...]]:
         first = self._cut(self._render(_U1), {_U1: USER})
-        tail, before = self._after_first_response(first)
+        tail, before, opener = self._after_first_response(first)
         after, end, following = self._ending(tail)
         style = ChatStyle(
             first=self._split(first),
@@ -83,6 +83,7 @@ class _Deriver:
             end=Mark(end),
             next=self._split(following),
             another=self._another(after + end),
+            opener=self._split([opener]),
             before=before,
             after=after,
         )
@@ -112,8 +113,11 @@ class _Deriver:
                 found += [Mark(part) if i % 2 else part for i, part in enumerate(self._mark.split(piece))]
         return tuple(merge_texts(found))
 
-    def _after_first_response(self, first: Sequence[str]) -> tuple[str, str]:
-        """(what follows the first response, with the next message's placeholder; what precedes a response)."""
+    def _after_first_response(self, first: Sequence[str]) -> tuple[str, str, str]:
+        """What follows the first response, with the next message's placeholder; what precedes it, and its prompt only:
+
+        (tail, `ChatStyle.before`, `ChatStyle.opener`).
+        """
         head, tail = self._around(self._render(_U1, _R1, _U2), _R1)
         self._cut(head, {_U1: USER})
         self._cut(tail, {_U2: USER})
@@ -121,16 +125,16 @@ class _Deriver:
         if head.partition(_U1)[0] != first[0]:
             self._notes.append("history")
         if then == now:
-            return tail, ""
+            return tail, "", ""
         if now.startswith(then):
             self._notes.append("opening")
-        elif then.startswith(now) and not then[len(now) :].strip():
-            return tail, then[len(now) :]
-        elif then.startswith(now):
-            self._notes.append("insertion")
-        else:
+            return tail, "", now[len(then) :]
+        if then.startswith(now) and not then[len(now) :].strip():
+            return tail, then[len(now) :], ""
+        if not then.startswith(now):
             raise _RefusedError("what stands before a response is another text once the dialogue goes on")
-        return tail, ""
+        self._notes.append("insertion")
+        return tail, "", ""
 
     def _around(self, rendered: str, placeholder: str) -> tuple[str, str]:
         if (times := rendered.count(placeholder)) != 1:

@@ -248,6 +248,8 @@ def _sizes(problems: int, rollouts: int, chunk: int) -> list[int]:
 def _plain(settings: RolloutSettings) -> dict[str, Any]:
     """Settings as JSON data; the tokens in front of each prompt are replaced by their hash."""
     fields = dataclasses.asdict(settings)
+    if not settings.cut_thinking:  # as evaluations were named before there was this
+        del fields["cut_thinking"]
     if ids := fields.pop("opening"):
         fields["opening"] = hashlib.sha256(json.dumps(ids).encode()).hexdigest()
     return json.loads(json.dumps(fields))

@@ -47,7 +47,7 @@ def iteration_metrics(batches: Sequence[TokenBatch]) -> dict[str, float]:
     kl = [turn_means(b.old_logp - b.ref_logp, b.action_mask, b.turn_index, b.turn_mask.shape[1]) for b in batches]
     weights = np.concatenate([b.weight for b in batches])
     rewards = sum(float(((b.turn_rewards * b.turn_mask).sum(1) * b.weight).sum()) for b in batches)
-    episodes = sum(float((np.asarray(b.segment_ids).max(axis=1) * b.weight).sum()) for b in batches)
+    episodes = sum(float((np.asarray(b.turn_episode).max(axis=1) * b.weight).sum()) for b in batches)
     used = float(sum((b.segment_ids > 0).sum() for b in batches))
     totals = {
         "action_tokens": float(token_mask.sum()),

@@ -45,7 +45,7 @@ def pack(
 
     Returns:
       (batches, index): `index[i][b]` are the positions in `episodes` of what row b of batch i holds, `PADDING` for
-      none: int32 [B, E]. A row has N = E * max_turns turns; its episodes are segments 1, 2, ... in order. old_logp,
+      none: int32 [B, E]. A row has N = E * max_turns turns; its segments are numbered 1, 2, ... in order. old_logp,
       ref_logp, advantages, returns and old_values are zero until `prepare_iteration` fills them.
 
     Raises:
@@ -84,6 +84,7 @@ def empty_arrays(rows: int, length: int, turns: int) -> dict[str, Any]:
         "turn_positions": np.zeros(per_turn, np.int32),
         "turn_mask": np.zeros(per_turn, np.float32),
         "turn_rewards": np.zeros(per_turn, np.float32),
+        "turn_episode": np.zeros(per_turn, np.int32),
         "returns": np.zeros(per_value, np.float32),
         "old_values": np.zeros(per_value, np.float32),
         "weight": np.zeros((rows,), np.float32),
@@ -149,17 +150,20 @@ def _assign(rows_held: _Rows, lengths: list[int], buckets: list[int], rows: int)
 def _fill_row(
     arrays: dict[str, Any], row: int, episodes: Sequence[Episode], max_turns: int, invalid_penalty: float
 ) -> None:
-    """Write episodes into one row, one behind the other."""
-    start, first_turn = 0, 0
-    for segment, episode in enumerate(episodes, start=1):
+    """Write episodes into one row, one behind the other. Each of their stretches is a segment."""
+    start, first_turn, segment = 0, 0, 1
+    for number, episode in enumerate(episodes, start=1):
         if len(episode.turns) > max_turns:
             raise ValueError(f"episode {episode.index} has {len(episode.turns)} turns, more than max_turns={max_turns}")
         _fill_episode(arrays, row, episode, start, first_turn)
-        end, turns = start + len(episode.token_ids), len(episode.turns)
-        arrays["segment_ids"][row, start:end] = segment
-        rewards = turn_rewards(episode, invalid_penalty=invalid_penalty)
-        arrays["turn_rewards"][row, first_turn : first_turn + turns] = rewards
-        start, first_turn = end, first_turn + turns
+        for length in episode.stretches:
+            arrays["segment_ids"][row, start : start + length] = segment
+            arrays["positions"][row, start : start + length] = np.arange(length)
+            start, segment = start + length, segment + 1
+        its_turns = slice(first_turn, first_turn + len(episode.turns))
+        arrays["turn_rewards"][row, its_turns] = turn_rewards(episode, invalid_penalty=invalid_penalty)
+        arrays["turn_episode"][row, its_turns] = number
+        first_turn = its_turns.stop
     arrays["weight"][row] = 1.0 if has_weight(episodes[0]) else 0.0
 
 
@@ -167,7 +171,6 @@ def _fill_episode(arrays: dict[str, Any], row: int, episode: Episode, at: int, f
     """Write an episode's tokens from token `at` of a row on, and its turns from turn `first_turn` on."""
     length = len(episode.token_ids)
     arrays["tokens"][row, at : at + length] = episode.token_ids
-    arrays["positions"][row, at : at + length] = np.arange(length)
     start = at
     for number, turn in enumerate(episode.turns):
         start += len(turn.prompt_delta_ids)

@@ -43,11 +43,6 @@ def penalised_rewards(rewards: ArrayLike, kl: ArrayLike, beta: float, turn_mask:
     return (np.asarray(rewards, np.float64) - beta * np.asarray(kl, np.float64)) * np.asarray(turn_mask, np.float64)
 
 
-def episode_of_turn(segment_ids: ArrayLike, turn_positions: ArrayLike) -> np.ndarray:
-    """Which of its row's episodes a turn belongs to: the segment [B, N] of its position. Absent turns: any."""
-    return np.take_along_axis(np.asarray(segment_ids), np.asarray(turn_positions), axis=1)
-
-
 def returns_to_go(rewards: np.ndarray, episode: np.ndarray) -> np.ndarray:
     """G_t = sum of R_i over i >= t of the same `episode`, both [B, N]. Rewards of absent turns must be 0."""
     returns = np.array(rewards, np.float64)

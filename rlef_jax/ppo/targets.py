@@ -46,8 +46,8 @@ def compute_targets(
         turns = batch.turn_mask * batch.weight[:, None]
         kl = turn_returns.turn_means(score.logp - score.ref_logp, batch.action_mask, batch.turn_index, turns.shape[1])
         rewards = turn_returns.penalised_rewards(batch.turn_rewards, kl, settings.kl_beta, turns)
-        episode = turn_returns.episode_of_turn(batch.segment_ids, batch.turn_positions)
-        targets, mask = values.of_turns(turn_returns.returns_to_go(rewards, episode), batch), values.mask(batch)
+        to_go = turn_returns.returns_to_go(rewards, np.asarray(batch.turn_episode))
+        targets, mask = values.of_turns(to_go, batch), values.mask(batch)
         filled.append(
             _with(batch, old_logp=score.logp, ref_logp=score.ref_logp, old_values=score.values, returns=targets * mask)
         )

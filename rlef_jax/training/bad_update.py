@@ -76,6 +76,8 @@ def load_bad_update(workdir: Path, update: int, like: Any) -> tuple[Any, list[To
     microbatches = []
     for path in sorted(folder.glob("microbatch_*.npz")):
         with np.load(io.BytesIO(path.read_bytes())) as arrays:
+            if set(arrays.files) != {field.name for field in dataclasses.fields(TokenBatch)}:
+                raise ConfigError(f"{path}: another version of rlef_jax saved it: replay it with that one")
             microbatches.append(TokenBatch(**{name: arrays[name] for name in arrays.files}))
     return params, microbatches, json.loads((folder / "metrics.json").read_text())
 

@@ -257,6 +257,7 @@ def rollout_settings(
         max_failures=e.max_failures_shown,
         max_chars=e.max_text_chars,
         system_prompt=e.system_prompt,
+        cut_thinking=e.thinking == "cut",
         limits=limits_of(x),
         max_wall_s=x.max_wall_s or None,
         stop_hidden_at_first_failure=x.stop_hidden_at_first_failure,

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 from rlef_jax.errors import ConfigError, RunError
 from rlef_jax.execution import calls
 from rlef_jax.files import replacing
-from rlef_jax.types import Episode, FunctionTest, Problem, Status, Test, TestCase
+from rlef_jax.types import Episode, FunctionTest, Problem, Status, Test, TestCase, Turn
 
 _CALLS_BYTES = 1 << 30
 
@@ -93,8 +93,9 @@ def _decoded(lines: Iterable[str]) -> Iterator[Episode]:
 
 
 def _fields(item: Any) -> dict[str, Any]:
-    """A dataclass's fields as they are: `_plain` goes into them."""
-    return {field.name: getattr(item, field.name) for field in dataclasses.fields(item)}
+    """A dataclass's fields as they are, `_plain` goes into them; without those that say nothing."""
+    fields = {field.name: getattr(item, field.name) for field in dataclasses.fields(item)}
+    return {name: value for name, value in fields.items() if value or name not in _LEFT_OUT.get(type(item), ())}
 
 
 def _plain(value: Any) -> Any:
@@ -141,7 +142,8 @@ def decode(kind: Any, value: Any) -> Any:
 
 
 # Fields that episodes of earlier versions lack; they have the defaults there.
-_ADDED: dict[Any, tuple[str, ...]] = {Problem: ("style", "start", "shown_tests", "frame")}
+_ADDED: dict[Any, tuple[str, ...]] = {Problem: ("style", "start", "shown_tests", "frame"), Turn: ("restart",)}
+_LEFT_OUT: dict[Any, tuple[str, ...]] = {Turn: ("restart",)}  # where they have their defaults
 
 
 def _function_test(value: dict[str, Any]) -> FunctionTest:

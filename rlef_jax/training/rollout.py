@@ -75,6 +75,7 @@ class RolloutSettings:
       max_failures: failed tests named in one message; 0 names all.
       max_chars: of each text in a message; 0 cuts nothing.
       system_prompt: opens the dialogue where not empty.
+      cut_thinking: later turns don't see the thinking of earlier responses: their context begins anew.
       opening: tokens in front of each first prompt, the system message included: other dialogues (C.3), see
         `evaluation.few_shot`.
       limits: of one test, where the problem has none of its own.
@@ -89,6 +90,7 @@ class RolloutSettings:
     max_failures: int = 0
     max_chars: int = 0
     system_prompt: str = ""
+    cut_thinking: bool = False
     opening: tuple[int, ...] = ()
     limits: Limits = Limits()
     max_wall_s: float | None = None
@@ -167,6 +169,11 @@ def _first_prompt(episode: Episode, chat: ChatFormat, settings: RolloutSettings)
     """Turn 1's tokens. Raises ConfigError where they leave no room for a response."""
     problem = episode.problem
     message, opening = first_message(problem), settings.opening
+    if settings.cut_thinking and chat.thinking_ids and problem.start:
+        raise ConfigError(
+            f"problem {problem.name!r} begins the response, which leaves no place for thinking before it: set"
+            ' config.episode.thinking="keep"'
+        )
     if opening:
         prompt = [*opening, *chat.another_prompt(message, start=problem.start)]
     else:
@@ -228,20 +235,20 @@ class _Driver:
         """Calls `act` with the future's result, in the driver's thread, which raises the future's exception."""
         future.add_done_callback(lambda done: self._events.put(lambda: act(done.result())))
 
-    def _ask(self, row: int, prompt: Sequence[int]) -> None:
-        """The next response of an episode."""
+    def _ask(self, row: int, prompt: Sequence[int], *, restart: bool = False) -> None:
+        """The next response of an episode, in a context that begins with its prompt where `restart` says so."""
         episode, number = self._episodes[row], len(self._episodes[row].turns)
         future = self._session.respond(
             self._dialogues[row],
             prompt,
             self._settings.sampling,
             turn=number,
-            max_new=machine.room(episode, len(prompt), self._settings.context),
+            max_new=machine.room(episode, len(prompt), self._settings.context, restart=restart),
             last=number + 1 == self._settings.max_turns,
         )
-        self._when_done(future, lambda sample: self._on_sample(row, prompt, sample))
+        self._when_done(future, lambda sample: self._on_sample(row, prompt, sample, restart))
 
-    def _on_sample(self, row: int, prompt: Sequence[int], sample: Sample) -> None:
+    def _on_sample(self, row: int, prompt: Sequence[int], sample: Sample, restart: bool) -> None:
         """A response is complete: its program runs on the public tests."""
         problem = self._episodes[row].problem
         program = self._programs[row] = program_of(problem, self._chat.response_text(sample.ids))
@@ -251,6 +258,7 @@ class _Driver:
             behavior_logp=tuple(map(float, sample.behavior_logp)),
             policy_version=tuple(map(int, sample.versions)),
             finish_reason=sample.finish_reason,
+            restart=restart,
         )
         public = submit_public(self._pool, program, problem, self._limits(problem))
         self._when_done(public, lambda verdict: self._on_public(row, dataclasses.replace(turn, verdict=verdict)))
@@ -298,10 +306,20 @@ class _Driver:
             return self._end(row)
         closed = episode.turns[-1].finish_reason == "stop"
         prompt = self._chat.next_prompt(message, closed=closed, start=episode.problem.start)
-        if machine.room(episode, len(prompt), self._settings.context) < 1:
+        seen = self._seen_instead(episode) if self._settings.cut_thinking else None
+        prompt = prompt if seen is None else [*seen, *prompt]
+        if machine.room(episode, len(prompt), self._settings.context, restart=seen is not None) < 1:
             self._episodes[row] = machine.end_by_context(episode)
             return self._end(row)
-        self._ask(row, prompt)
+        if seen is not None:
+            self._session.end(self._dialogues[row])
+            self._dialogues[row] = self._session.dialogue(seed=episode.seed, step=episode.step, episode=episode.index)
+        self._ask(row, prompt, restart=seen is not None)
+
+    def _seen_instead(self, episode: Episode) -> list[int] | None:
+        """What later turns see in place of the context so far; None where it has no thinking."""
+        context, response = episode.context_ids, episode.turns[-1].response_ids
+        return self._chat.without_thinking(context[: len(context) - len(response)], response)
 
     def _end(self, row: int) -> None:
         """The episode has its last turn: the hidden tests run, where the judge works."""

@@ -23,7 +23,8 @@ class ScriptedDialogue:
 class ScriptedSampler:
     """`script(index, turn)` is the text of a response; texts longer than the limit are cut, as sampled ones are.
 
-    Responses are spelled letter by letter: the tokenizer would never encode their text so, as with sampled ids.
+    Responses are spelled letter by letter: the tokenizer would never encode their text so, as with sampled ids. What
+    is given as marks and texts is encoded as usual.
     It is its own session.
 
     Attributes:
@@ -32,7 +33,7 @@ class ScriptedSampler:
       dialogues: by episode index.
     """
 
-    def __init__(self, chat: ChatFormat, script: Callable[[int, int], str]) -> None:
+    def __init__(self, chat: ChatFormat, script: Callable[[int, int], str | Sequence[str]]) -> None:
         self.streams: dict[int, list[int]] = {}
         self.calls: list[tuple[int, int]] = []
         self.dialogues: dict[int, ScriptedDialogue] = {}
@@ -54,7 +55,10 @@ class ScriptedSampler:
         return None
 
     def dialogue(self, *, seed: int, step: int, episode: int) -> ScriptedDialogue:
-        return self.dialogues.setdefault(episode, ScriptedDialogue(episode))
+        before = self.dialogues.get(episode)
+        assert before is None or before.over  # an episode's context may begin anew
+        self.dialogues[episode] = ScriptedDialogue(episode, before.turns if before else 0)
+        return self.dialogues[episode]
 
     def respond(
         self,
@@ -69,7 +73,9 @@ class ScriptedSampler:
         index = dialogue.index
         assert prompt and turn == dialogue.turns and not dialogue.over
         dialogue.turns, dialogue.over = turn + 1, last
-        letters = [i for letter in self._script(index, turn) for i in self._chat.tokenizer.encode(letter)]
+        written, tokenizer = self._script(index, turn), self._chat.tokenizer
+        spelled = isinstance(written, str)
+        letters = [i for a in written for i in tokenizer.encode(a)] if spelled else tokenizer.encode_pieces(written)
         ids = [*letters, *self._chat.stop_ids][: min(max_new, sampling.max_new_tokens)]
         finish = "stop" if ids[-1] in self._chat.stop_ids else "length"
         self.streams.setdefault(index, []).extend([*prompt, *ids])

@@ -1,5 +1,8 @@
 """Episodes and batches for the tests of the update, built from the production vocabulary."""
 
+import dataclasses
+import itertools
+
 import numpy as np
 import pytest
 
@@ -29,8 +32,11 @@ def build_episode(turns, *, end="turn_limit", index=0, behavior=None):
     return Episode(PROBLEM, seed=0, step=0, index=index, turns=tuple(made), end=end)
 
 
-def random_episodes(count, *, vocab=11, seed=0, longest=14):
-    """Finished episodes of one to three turns with random tokens and verdicts; every fifth one is infra."""
+def random_episodes(count, *, vocab=11, seed=0, longest=14, restarts=False):
+    """Finished episodes of one to three turns with random tokens and verdicts; every fifth one is infra.
+
+    `restarts`: every second turn, counted over all of them, begins its context anew.
+    """
     rng = np.random.default_rng(seed)
     statuses = [Status.WRONG_ANSWER, Status.NO_CODE, Status.RUNTIME_ERROR, Status.PASSED]
     episodes = []
@@ -43,6 +49,12 @@ def random_episodes(count, *, vocab=11, seed=0, longest=14):
             behavior.append((-2.4 + 0.3 * rng.standard_normal(len(response))).tolist())
         end = "infra" if index % 5 == 4 else "turn_limit"
         episodes.append(build_episode(turns, end=end, index=index, behavior=behavior))
+    if restarts:
+        count = itertools.count()
+        episodes = [
+            dataclasses.replace(e, turns=tuple(dataclasses.replace(t, restart=next(count) % 2 == 1) for t in e.turns))
+            for e in episodes
+        ]
     return episodes
 
 

@@ -31,6 +31,7 @@ def test_iteration_metrics_leave_rows_of_weight_zero_out(make_batch):
         ref_logp=np.array([[0, -2, -1.5, -3], [0, 9, 9, 9]], np.float32),
         turn_mask=np.ones((2, 2), np.float32),
         turn_rewards=np.array([[-0.2, 1.0], [0, 0]], np.float32),
+        turn_episode=np.ones((2, 2), np.int32),
         returns=np.array([[0.8, 1.0], [9, 9]], np.float32),
         weight=np.array([1, 0], np.float32),
     )

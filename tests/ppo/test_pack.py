@@ -38,9 +38,10 @@ def test_golden_row(make_episode):
     seed=st.integers(0, 99),
     buckets=st.sets(st.integers(4, 17)),
     row_episodes=st.integers(1, 4),
+    restarts=st.booleans(),
 )
-def test_every_episode_is_in_one_place(make_episodes, count, rows, seed, buckets, row_episodes):
-    episodes = make_episodes(count, seed=seed)
+def test_every_episode_is_in_one_place(make_episodes, count, rows, seed, buckets, row_episodes, restarts):
+    episodes = make_episodes(count, seed=seed, restarts=restarts)
     shape = dict(buckets=(*buckets, 18), rows=rows, max_turns=3, row_episodes=row_episodes)
     batches, index = pack(episodes, **shape)
     seen = []
@@ -49,19 +50,25 @@ def test_every_episode_is_in_one_place(make_episodes, count, rows, seed, buckets
         assert batch.turn_mask.shape == (rows, 3 * row_episodes)
         for row, numbers in enumerate(places):
             held = [int(n) for n in numbers if n != PADDING]
-            assert set(batch.segment_ids[row]) - {0} == set(range(1, len(held) + 1))
+            stretches = [length for n in held for length in episodes[n].stretches]
+            assert set(batch.segment_ids[row]) - {0} == set(range(1, len(stretches) + 1))
+            assert np.bincount(batch.segment_ids[row])[1:].tolist() == stretches
             assert len({episodes[n].end == "infra" for n in held}) <= 1
             seen += held
             first_turn = 0
-            for segment, number in enumerate(held, start=1):
-                episode, here = episodes[number], batch.segment_ids[row] == segment
+            segment, start = 0, 0
+            for place, number in enumerate(held, start=1):
+                episode, here = episodes[number], np.zeros(batch.tokens.shape[1], bool)
+                here[start : (start := start + len(episode.token_ids))] = True
                 turns = slice(first_turn, first_turn := first_turn + len(episode.turns))
                 assert tuple(batch.tokens[row][here]) == episode.token_ids
-                assert batch.positions[row][here].tolist() == list(range(here.sum()))
+                assert batch.positions[row][here].tolist() == [i for n in episode.stretches for i in range(n)]
                 acts = here & (batch.action_mask[row] > 0)
                 assert batch.tokens[row][acts].tolist() == [i for turn in episode.turns for i in turn.response_ids]
                 assert set(batch.turn_index[row][acts]) == set(range(turns.start, turns.stop))
-                assert (batch.segment_ids[row][batch.turn_positions[row][turns]] == segment).all()
+                own = [segment := segment + (turn.restart or i == 0) for i, turn in enumerate(episode.turns)]
+                assert batch.segment_ids[row][batch.turn_positions[row][turns]].tolist() == own
+                assert (batch.turn_episode[row][turns] == place).all()
                 assert batch.weight[row] == (episode.end != "infra")
                 np.testing.assert_allclose(batch.turn_rewards[row][turns], turn_rewards(episode), rtol=1e-6)
             assert batch.turn_mask[row].sum() == first_turn

@@ -34,7 +34,7 @@ def test_returns_match_the_loop(make_episodes, row_episodes):
     old, ref = (rng.normal(size=batch.tokens.shape) for _ in range(2))
     kl = returns.turn_means(old - ref, batch.action_mask, batch.turn_index, batch.turn_mask.shape[1])
     rewards = returns.penalised_rewards(batch.turn_rewards, kl, BETA, batch.turn_mask)
-    to_go = returns.returns_to_go(rewards, returns.episode_of_turn(batch.segment_ids, batch.turn_positions))
+    to_go = returns.returns_to_go(rewards, np.asarray(batch.turn_episode))
     for row, numbers in enumerate(index):
         first = 0
         for number in numbers[numbers >= 0]:

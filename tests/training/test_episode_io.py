@@ -63,6 +63,7 @@ TURNS = st.builds(
     policy_version=IDS,
     finish_reason=st.sampled_from(["stop", "length"]),
     verdict=VERDICTS,
+    restart=st.booleans(),
 )
 PROBLEMS = st.builds(
     Problem,
