@@ -118,6 +118,10 @@ def test_an_unknown_key_names_the_nearest(key, nearest):
         ({"model.param_dtype": "bfloat16", "ppo.learning_rate": 2e-7}, "float32"),
         ({"model.n_kv_heads": 3}, "model.n_kv_heads: must divide"),
         ({"model.d_head": 25}, "model.d_head"),
+        ({"model.rope_scaling": (4.0, 2.0)}, "model.rope_scaling: four numbers above 0"),
+        ({"model.window_layers": (1, 2)}, "model.window_layers: a 1 or a 0 for each layer"),
+        ({"model.norms": "below"}, 'model.norms: "before" or "after" or "around"'),
+        ({"model.window": -1}, "model.window: 0 or more"),
         ({"episode.max_new_tokens": 256}, "episode.max_new_tokens: must leave room"),
         (
             {"episode.feedback": "random", "ppo.rollouts": 1, "ppo.updates": 1},

@@ -87,9 +87,10 @@ def decode_seconds(program: Program, card: Card, share: float) -> float:
 def flops_per_token(cfg: ModelConfig, length: int, action_share: float) -> float:
     """Operations per token of a forward pass over rows of `length` tokens, counted without compiling.
 
-    Counts products with weights, attention over half of the square, and the output layer for actions only. A training
-    step takes three times as many, plus recomputed ones.
+    Counts products with weights, attention over half of the square or what a sliding window leaves of it, and the
+    output layer for actions only. A training step takes three times as many, plus recomputed ones.
     """
     layers = sum(math.prod(p.shape) for p in jax.tree.leaves(describe(cfg)["layers"]) if p.inputs)
-    attention = length * cfg.n_heads * cfg.d_head
-    return 2.0 * (layers + cfg.n_layers * attention + action_share * cfg.vocab_size * cfg.d_model)
+    windows = [min(kind.window or length, length) for kind in cfg.layer_kinds]
+    attention = sum(window * (2 - window / length) for window in windows) * cfg.n_heads * cfg.d_head
+    return 2.0 * (layers + attention + action_share * cfg.vocab_size * cfg.d_model)

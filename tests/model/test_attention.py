@@ -10,10 +10,12 @@ from rlef_jax.model.attention import row_attention
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
-def plain(queries, keys, values, segments):
+def plain(queries, keys, values, segments, window=0):
     """Softmax over the whole square."""
     length = queries.shape[1]
-    seen = (segments[:, :, None] == segments[:, None, :]) & np.tril(np.ones((length, length), bool))[None]
+    before = np.arange(length)[:, None] - np.arange(length)[None, :]
+    allowed = (before >= 0) & (before < (window or length))
+    seen = (segments[:, :, None] == segments[:, None, :]) & allowed[None]
     scores = jnp.einsum("btkrh,bskh->bkrts", queries, keys)
     weights = jax.nn.softmax(jnp.where(seen[:, None, None], scores, -jnp.inf))
     return jnp.einsum("bkrts,bskh->btkrh", weights, values)
@@ -27,18 +29,19 @@ def inputs(length):
 
 
 @pytest.mark.parametrize("kind", ["blocks", "dot_product"])
-@pytest.mark.parametrize("length", [11, 77])
-def test_values_and_gradients_are_those_of_the_formula(kind, length):
-    """In one block of queries, and in three of which the last is short; segments span blocks."""
+@pytest.mark.parametrize("length, window", [(11, 0), (77, 0), (77, 40)])
+def test_values_and_gradients_are_those_of_the_formula(kind, length, window):
+    """In one block of queries, and in three of which the last is short; segments span blocks. A window of 40 reaches
+    into the middle of a block."""
     arrays = inputs(length)
     segments = np.ones((2, length), np.int32)
     if kind == "blocks":
         of_eleven = np.array([[1] * 5 + [2] * 3 + [3] * 2 + [0], [1] * 9 + [0] * 2], np.int32)
         segments = np.repeat(of_eleven, length // 11, axis=1)
     weights = jnp.asarray(np.random.default_rng(1).standard_normal(arrays[0].shape), jnp.float32)
-    run = row_attention(jnp.asarray(segments), kind)
+    run = row_attention(jnp.asarray(segments), kind, window)
     results = []
-    for attend in (lambda *a: run(*a)[0], lambda *a: plain(*a, segments)):
+    for attend in (lambda *a: run(*a)[0], lambda *a: plain(*a, segments, window)):
 
         def both(*arrays, attend=attend):
             out, back = jax.vjp(attend, *arrays)

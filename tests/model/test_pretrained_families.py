@@ -11,6 +11,7 @@ import json
 import os
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -44,11 +45,14 @@ def logits(folder):
 
 
 def logits_of(cfg, params):
-    """Operation by operation: models of one shape share what is compiled."""
-    tokens = cases.tokens()
+    return all_logits(cfg, params, cases.tokens())[:: cases.STRIDE]
+
+
+def all_logits(cfg, params, tokens):
+    """[T, V] of tokens [1, T], operation by operation: models of one shape share what is compiled."""
     positions = np.arange(tokens.shape[1], dtype=np.int32)[None]
     hidden = forward(params, cfg, tokens, positions, np.ones_like(positions))
-    return np.asarray(unembed(params, cfg, hidden))[0, :: cases.STRIDE]
+    return np.asarray(unembed(params, cfg, hidden))[0]
 
 
 @pytest.mark.parametrize("name", cases.FAMILIES)
@@ -109,7 +113,8 @@ def test_rotary_frequencies_are_the_references(name, expected):
 
 @pytest.mark.parametrize("name", cases.GREEDY)
 def test_greedy_tokens_are_the_references(name, expected, tmp_path, quick_compilation, monkeypatch):
-    """From the sampler that training uses, of whose programs only those of greedy rows are compiled."""
+    """From the sampler that training uses, of whose programs only those of greedy rows are compiled. Their
+    log-probabilities are those of training."""
     monkeypatch.setattr(programs, "_KINDS", (False,))
     weights = HFFolder(write_folder(tmp_path / "model", cases.GREEDY[name]))
     shapes = Shapes(
@@ -117,14 +122,21 @@ def test_greedy_tokens_are_the_references(name, expected, tmp_path, quick_compil
         decode_steps=8,
     )  # fmt: skip
     sampler = Sampler(Programs(weights.cfg, shapes, make_mesh()))
-    sampler.set_weights(load_pretrained(weights, weights.cfg), version=0)
+    params = load_pretrained(weights, weights.cfg)
+    sampler.set_weights(params, version=0)
     how = SamplingConfig(
         temperature=0.0, top_p=1.0, top_k=0, stop_ids=(weights.cfg.vocab_size,), max_new_tokens=cases.NEW
     )
     with sampler.session() as session:
         dialogue = session.dialogue(seed=0, step=0, episode=0)
-        found = session.respond(dialogue, cases.tokens()[0, : cases.PROMPT].tolist(), how, turn=0, last=True).result()
+        prompt = cases.tokens()[0, : cases.PROMPT].tolist()
+        found = session.respond(dialogue, prompt, how, turn=0, last=True).result()
     np.testing.assert_array_equal(found.ids, expected[f"{name} greedy"])
+    row = np.array([[*prompt, *found.ids]], np.int32)
+    logp = jax.nn.log_softmax(all_logits(weights.cfg, params, row)[cases.PROMPT - 1 : -1])
+    np.testing.assert_allclose(
+        found.policy_logp, np.take_along_axis(logp, row[0, cases.PROMPT :, None], axis=1)[:, 0], atol=TOLERANCE
+    )
 
 
 def test_both_spellings_of_the_rotary_keys_are_one(expected, tmp_path, quick_compilation):

@@ -15,11 +15,11 @@ CFG = ModelConfig(vocab_size=19, d_model=12, n_layers=2, n_heads=4, n_kv_heads=2
 
 
 class FirstApart(ModelConfig):
-    """The first layer's rotary embedding is another than the others'."""
+    """The first layer sees two tokens and has no rotary embedding, the others see all and have another than usual."""
 
     @property
     def layer_kinds(self):
-        return (LayerKind(self.rope_theta, None),) + (LayerKind(3.0, None),) * (self.n_layers - 1)
+        return (LayerKind(self.rope_theta, None, 2, False),) + (LayerKind(3.0, None),) * (self.n_layers - 1)
 
 
 jitted_forward = jax.jit(forward, static_argnums=1, static_argnames=("remat", "unroll"))
@@ -41,23 +41,26 @@ def reference_logits(params, cfg, tokens):
     def norm(x, scale):
         return x / np.sqrt((x**2).mean() + cfg.norm_eps) * scale
 
-    def rotate(x, position, theta):
-        turned = (x[:half] + 1j * x[half:]) * np.exp(1j * position * theta ** (-np.arange(half) / half))
+    def rotate(x, position, kind):
+        if not kind.rotary:
+            return x
+        turned = (x[:half] + 1j * x[half:]) * np.exp(1j * position * kind.rope_theta ** (-np.arange(half) / half))
         return np.concatenate([turned.real, turned.imag])
 
     xs = [p["embed"][t] for t in tokens]
     for i in range(cfg.n_layers):
         layer = {name: a[i] for name, a in p["layers"].items()}
-        theta = cfg.layer_kinds[i].rope_theta
+        kind = cfg.layer_kinds[i]
         normed = [norm(x, layer["attn_norm"]) for x in xs]
         for t in range(len(tokens)):
             for head in range(cfg.n_heads):
                 k, r = divmod(head, group)
-                query = rotate(normed[t] @ layer["qkv"][:, k, r], t, theta)
-                keys = [rotate(normed[s] @ layer["qkv"][:, k, group], s, theta) for s in range(t + 1)]
+                query = rotate(normed[t] @ layer["qkv"][:, k, r], t, kind)
+                seen = range(max(t + 1 - kind.window, 0) if kind.window else 0, t + 1)
+                keys = [rotate(normed[s] @ layer["qkv"][:, k, group], s, kind) for s in seen]
                 scores = np.array([query @ key for key in keys]) / np.sqrt(cfg.d_head)
                 weights = np.exp(scores) / np.exp(scores).sum()
-                mixed = sum(w * (normed[s] @ layer["qkv"][:, k, group + 1]) for s, w in enumerate(weights))
+                mixed = sum(w * (normed[s] @ layer["qkv"][:, k, group + 1]) for s, w in zip(seen, weights, strict=True))
                 xs[t] = xs[t] + mixed @ layer["attn_out"][k, r]
         for t, x in enumerate(xs):
             normed_x = norm(x, layer["mlp_norm"])

@@ -1,5 +1,7 @@
 """Costs of compiled programs: of a hand-written module, and of one that XLA compiles."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -109,3 +111,8 @@ def test_llama_8b_by_hand():
     # 2 operations a weight but the input embedding's, and 2 * 2 * 32 layers * 4096 a token that is looked at.
     weights = 2 * (8_030_261_248 - 128256 * 4096)
     assert flops_per_token(cfg, 2048, 1.0) == pytest.approx(weights + 2 * 2 * 32 * 4096 * 1024, rel=1e-4)
+    half = dataclasses.replace(cfg, window=512, window_layers=(1, 0))
+    seen = 512 * 1536 + sum(range(512))  # by all tokens together, in a layer with the window
+    assert flops_per_token(half, 2048, 1.0) == pytest.approx(
+        weights + 2 * 2 * 16 * 4096 * (1024 + seen / 2048), rel=1e-3
+    )

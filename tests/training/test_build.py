@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import jax
@@ -10,7 +11,8 @@ import pytest
 
 from rlef_jax import config as config_lib
 from rlef_jax.errors import ConfigError
-from rlef_jax.model.weights import load_params, save_params
+from rlef_jax.model.hf_config import parse_config
+from rlef_jax.model.weights import load_params, model_config, save_params
 from rlef_jax.training.build import build_mesh, build_policy, with_model_shape
 from tests.helpers.byte_bpe import TEMPLATES, byte_bpe, write_tokenizer
 from tests.helpers.hf_folder import write_folder
@@ -56,6 +58,20 @@ def test_a_run_can_go_on_from_what_it_saved(folder, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, policy.params, from_file.params)
     with pytest.raises(ConfigError, match="missing or unexpected|the config's model needs"):
         load_params(tmp_path / "policy.npz", build_policy(configured()).cfg)
+
+
+def test_a_saved_run_has_all_of_a_familys_options(folder, tmp_path):
+    """Every option and pattern of layers survives the run's config.json."""
+    write_folder(folder, cases.GEMMA3 | {"vocab_size": VOCAB})
+    config = with_model_shape(configured(init=str(folder)))
+    config_lib.save(config, tmp_path)
+    again = config_lib.load_saved(tmp_path)
+    assert again.to_dict() == config.to_dict()
+    m = again.model
+    assert (m.window, m.window_layers, m.window_rope_theta, m.query_scalar) == (10, (1, 0), 20.0, 24.0)
+    assert (m.norms, m.norm_plus_one, m.activation, m.scale_embeddings) == ("around", True, "gelu_tanh", True)
+    cfg = parse_config(cases.GEMMA3 | {"vocab_size": VOCAB})
+    assert dataclasses.replace(model_config(m, VOCAB, 256), max_positions=cfg.max_positions) == cfg
 
 
 def test_a_key_that_was_set_must_agree(folder):
