@@ -57,6 +57,7 @@ setup(
             "pytest-xdist>=3.7",
             "ruff>=0.8",
         ],
+        "hub": ["huggingface_hub>=1.0"],  # transformers brings it; rlef_jax.export --push needs it
         "notebooks": ["ipykernel>=6.29", "jupyterlab>=4.3", "nbconvert>=7.16"],
         "cuda": ["jax[cuda12]>=0.12"],
         "tpu": ["jax[tpu]>=0.12"],

@@ -1,14 +1,19 @@
 """Writes a Hugging Face folder: python -m rlef_jax.export --output=FOLDER --workdir=runs/x | --init=WEIGHTS
 
 From a run (`--workdir`) the policy of a checkpoint, or from a folder or GGUF file (`--init`) what it holds. The result,
-config.json, safetensors, the tokenizer's files and generation_config.json, is what `transformers` loads. Tensors keep
-the dtype that they had where the run started (--dtype=same): one that nothing changed has the same bytes.
+config.json, safetensors, the tokenizer's files, generation_config.json and a model card, is what `transformers` loads.
+Tensors keep the dtype that they had where the run started (--dtype=same): one that nothing changed has the same bytes.
+With --push=OWNER/NAME the folder then goes to the Hub.
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import json
+import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -17,56 +22,104 @@ from jax.sharding import SingleDeviceSharding
 
 from rlef_jax import arguments
 from rlef_jax import config as config_lib
+from rlef_jax.analysis.model_card import RunFacts, model_card
+from rlef_jax.analysis.summary import FILE_NAME, read_summary, summary_table
 from rlef_jax.command_line import errors_as_lines
 from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.dialog.fast_tokenizer import FastTokenizer
 from rlef_jax.dialog.load import GENERATION, gguf_template, load_chat
 from rlef_jax.errors import ConfigError
+from rlef_jax.files import write_text
 from rlef_jax.model.gguf_file import open_gguf
-from rlef_jax.model.hf_export import tensor_reader, write_model
+from rlef_jax.model.hf_export import SHARD_BYTES, base_model_of, license_of, tensor_reader, write_model
+from rlef_jax.model.hub import HubRepository
 from rlef_jax.model.parameters import abstract_params
 from rlef_jax.model.pretrained import check_tensors, open_weights
 from rlef_jax.model.weights import resolve
 from rlef_jax.paths import local_text
 from rlef_jax.training.build import build_policy, describe_policy, with_model_shape
-from rlef_jax.training.workdir import saved_policy
+from rlef_jax.training.evaluator import scored_version
+from rlef_jax.training.workdir import find_checkpoint, saved_policy
 
 _DTYPES = {"same": "", "float32": "F32", "bfloat16": "BF16"}
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "tokenizer.model", "chat_template.jinja",
+    "merges.txt", "tokenizer.model", "chat_template.jinja", "chat_template.json", "additional_chat_templates/*",
 )  # fmt: skip
+_LICENSES = ("LICENSE*", "NOTICE*", "USE_POLICY*")  # who passes weights on passes these on
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
-def export_run(workdir: Path, output: Path, *, checkpoint: str = "last", dtype: str = "same") -> None:
-    """Writes the policy of a checkpoint: "best", "last" or an iteration. Raises ConfigError where there is none."""
+def export_run(
+    workdir: Path,
+    output: Path,
+    *,
+    checkpoint: str = "last",
+    dtype: str = "same",
+    shard_bytes: int = SHARD_BYTES,
+    name: str = "",
+    base_model: str = "",
+) -> None:
+    """Writes the policy of a checkpoint: "best", "last" or an iteration.
+
+    Args: shard_bytes: of one safetensors file at most. name, base_model: for the model card, OWNER/NAME; "" is the
+    folder's name, and what the weights' files say.
+
+    Raises ConfigError where there is no such checkpoint, or it can't be written as the folder; then `output` is as it
+    was.
+    """
     config = with_model_shape(config_lib.load_saved(workdir))
     cfg, chat, weights = describe_policy(config)
     here = SingleDeviceSharding(jax.devices()[0])
     like = abstract_params(cfg, config.model.param_dtype, here)
+    iteration = find_checkpoint(workdir, checkpoint)
     params = saved_policy(workdir, checkpoint, like, lambda: build_policy(config).params)
-    _make_empty(output)
-    read = tensor_reader(params, cfg)
-    write_model(output, cfg, read, like=weights, origin=lambda _: f"{workdir}, {checkpoint}", dtype=_DTYPES[dtype])
-    _write_tokenizer(output, config.model.tokenizer, chat, generation_of=config.model.init)
+    read, init = tensor_reader(params, cfg), config.model.init
+    kind, origin = _DTYPES[dtype], f"{workdir}, {checkpoint}"
+    with _emptied_after_errors(output):
+        _write_tokenizer(output, config.model.tokenizer, chat, generation_of=init)
+        run = _facts(workdir, config, iteration)
+        _write_card(output, init, name, base_model, run)
+        write_model(output, cfg, read, like=weights, origin=lambda _: origin, dtype=kind, most=shard_bytes)
 
 
-def export_weights(init: str, output: Path, *, dtype: str = "same") -> None:
-    """Writes what a folder or GGUF file holds. Raises ConfigError where it can't be used."""
+def export_weights(
+    init: str,
+    output: Path,
+    *,
+    dtype: str = "same",
+    shard_bytes: int = SHARD_BYTES,
+    name: str = "",
+    base_model: str = "",
+) -> None:
+    """Writes what a folder or GGUF file holds; arguments and errors as `export_run`'s."""
     weights = open_weights(init)
     if weights is None:
         raise ConfigError(f"--init: {init!r} is neither a Hugging Face folder nor a .gguf file")
     check_tensors(weights, weights.cfg)
     chat = load_chat(init)
-    _make_empty(output)
-    write_model(output, weights.cfg, weights.read, like=weights, origin=weights.file_of, dtype=_DTYPES[dtype])
-    _write_tokenizer(output, init, chat, generation_of=init)
+    kind, origin = _DTYPES[dtype], weights.file_of
+    with _emptied_after_errors(output):
+        _write_tokenizer(output, init, chat, generation_of=init)
+        _write_card(output, init, name, base_model, None)
+        write_model(output, weights.cfg, weights.read, like=weights, origin=origin, dtype=kind, most=shard_bytes)
 
 
-def _make_empty(output: Path) -> None:
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+@contextlib.contextmanager
+def _emptied_after_errors(output: Path) -> Iterator[None]:
+    """A folder to write, new or empty; after an error it is as it was."""
+    there = output.is_dir()
+    if output.exists() and (not there or any(output.iterdir())):
         raise ConfigError(f"--output: {output} exists and isn't an empty folder")
     output.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for path in output.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if not there:
+            output.rmdir()
+        raise
 
 
 def _write_tokenizer(output: Path, tokenizer: str, chat: ChatFormat, generation_of: str) -> None:
@@ -80,21 +133,54 @@ def _write_tokenizer(output: Path, tokenizer: str, chat: ChatFormat, generation_
             told["chat_template"] = template
         (output / "tokenizer_config.json").write_text(json.dumps(told, indent=2) + "\n")
     elif isinstance(chat.tokenizer, FastTokenizer):
-        folder = path if path.is_dir() else path.parent
-        for name in _TOKENIZER_FILES:
-            if (folder / name).is_file():
-                shutil.copyfile(folder / name, output / name)
+        _copy(path if path.is_dir() else path.parent, output, _TOKENIZER_FILES)
     else:
         shutil.copyfile(resolve(tokenizer, ".model", "model.tokenizer"), output / "tokenizer.model")
-    given = Path(generation_of) / GENERATION
-    if given.is_file():
-        shutil.copyfile(given, output / GENERATION)
+    given = Path(generation_of)
+    if generation_of and (given / GENERATION).is_file():
+        _copy(given, output, (GENERATION,))
     else:
         (output / GENERATION).write_text(json.dumps({"eos_token_id": list(chat.stop_ids)}, indent=2) + "\n")
 
 
+def _write_card(output: Path, init: str, name: str, base_model: str, run: RunFacts | None) -> None:
+    license = ""
+    if init and (given := Path(init)).is_dir():
+        _copy(given, output, _LICENSES)
+        base_model, license = base_model or base_model_of(given), license_of(given)
+    text = model_card(name or output.resolve().name, init, base_model=base_model, license=license, run=run)
+    write_text(output / "README.md", text)
+
+
+def _facts(workdir: Path, config: config_lib.ConfigDict, iteration: int) -> RunFacts:
+    version = scored_version(workdir, "rlef")
+    return RunFacts(
+        iteration=iteration,
+        of=config.train.iterations,
+        scored=None if version is None else version // config.ppo.updates,
+        table=summary_table(read_summary(workdir)) if (workdir / FILE_NAME).is_file() else "",
+        config=config_lib.flat(config),
+    )
+
+
+def _copy(source: Path, output: Path, patterns: tuple[str, ...]) -> None:
+    for pattern in patterns:
+        for path in source.glob(pattern):
+            if path.is_file():
+                target = output / path.relative_to(source)
+                target.parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, target)
+
+
+def _size(text: str) -> int:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?B)?", text.upper())
+    if found is None or (size := int(float(found[1]) * _UNITS[found[2] or ""])) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 5GB, 500MB or 2GiB")
+    return size
+
+
 def main() -> None:
-    """Prints where the folder lies."""
+    """Prints where the folder lies, and where it was pushed to."""
     parser = arguments.Parser(description=__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--workdir", type=arguments.path, help="a run of rlef_jax.train")
@@ -104,14 +190,23 @@ def main() -> None:
     )
     parser.add_argument("--checkpoint", default="last", help="of a run: best (by validation), last, or its iteration")
     parser.add_argument("--dtype", choices=tuple(_DTYPES), default="same", help="of the tensors")
+    parser.add_argument("--shard-size", type=_size, default=SHARD_BYTES, help="of one safetensors file (5GB)")
+    parser.add_argument("--base-model", default="", help="OWNER/NAME of the model that it was made from, for the card")
+    parser.add_argument("--push", metavar="OWNER/NAME", help="upload the folder to this repository, made if need be")
+    parser.add_argument("--public", action="store_true", help="a repository that --push makes is seen by everybody")
     logging.set_verbosity(logging.FATAL)  # or Orbax talks of every folder that it looks at
     with errors_as_lines():
         args = parser.parse_args()
+        hub = HubRepository(args.push, public=args.public) if args.push is not None else None
+        common = {"dtype": args.dtype, "shard_bytes": args.shard_size, "base_model": args.base_model}
+        common["name"] = args.push or ""
         if args.workdir is not None:
-            export_run(args.workdir, args.output, checkpoint=args.checkpoint, dtype=args.dtype)
+            export_run(args.workdir, args.output, checkpoint=args.checkpoint, **common)
         else:
-            export_weights(local_text(args.init, "--init"), args.output, dtype=args.dtype)
+            export_weights(local_text(args.init, "--init"), args.output, **common)
         print(args.output)
+        if hub is not None:
+            print(hub.upload(args.output, f"rlef_jax: {args.workdir or args.init}"))
 
 
 if __name__ == "__main__":

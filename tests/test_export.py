@@ -9,11 +9,15 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+import yaml
 
 from rlef_jax import config as config_lib
+from rlef_jax import export
+from rlef_jax.analysis.summary import summary_table, write_summary
 from rlef_jax.dialog.load import load_chat
 from rlef_jax.errors import ConfigError
 from rlef_jax.export import export_run, export_weights
+from rlef_jax.model import hf_export
 from rlef_jax.model.gguf_file import GGUFFile
 from rlef_jax.model.hf_export import tensor_reader, write_model
 from rlef_jax.model.pretrained import HFFolder, load_pretrained
@@ -22,6 +26,7 @@ from rlef_jax.training.build import build_policy, with_model_shape
 from rlef_jax.training.checkpoint import Checkpoints
 from tests.helpers.byte_bpe import TEMPLATES, write_tokenizer
 from tests.helpers.hf_folder import write_folder
+from tests.helpers.hub_stub import TOKEN, hub
 from tests.model.test_gguf_file import write_gguf
 from tests.parity import cases
 
@@ -73,13 +78,16 @@ def test_a_runs_checkpoint_becomes_a_folder(tmp_path, quick_compilation):
     source = mixed_folder(tmp_path / "source", cases.LLAMA | {"vocab_size": 640})
     write_tokenizer(source, TEMPLATES["chatml"])
     (source / "generation_config.json").write_text('{"eos_token_id": [7]}')
+    (source / "LICENSE").write_text("Take it.")
     workdir = a_run(tmp_path / "run", source)
     export_run(workdir, tmp_path / "first", checkpoint="best")
     export_run(workdir, tmp_path / "last")
     before, first, last = (content(tmp_path / name) for name in ("source", "first", "last"))
     assert first == before
     assert {name for name in last if last[name] != before[name]} == {"model.layers.1.mlp.gate_proj.weight"}
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+    copied = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "LICENSE")
+    assert {path.name for path in (tmp_path / "first").iterdir()} == {*copied, "model.safetensors", "README.md"}
+    for name in copied:
         assert (tmp_path / "first" / name).read_bytes() == (source / name).read_bytes()
     export_run(workdir, tmp_path / "bf16", dtype="bfloat16")
     assert {dtype for dtype, _, _ in content(tmp_path / "bf16").values()} == {"BF16"}
@@ -88,6 +96,100 @@ def test_a_runs_checkpoint_becomes_a_folder(tmp_path, quick_compilation):
         export_run(workdir, tmp_path / "bf16")
     with pytest.raises(ConfigError, match="--checkpoint=9: give best, last or one of 2, 4"):
         export_run(workdir, tmp_path / "none", checkpoint="9")
+
+
+def front_matter(card):
+    return yaml.safe_load(card.removeprefix("---\n").partition("\n---\n")[0])
+
+
+def test_the_card_says_what_the_run_was_and_scored(tmp_path, quick_compilation):
+    config = cases.LLAMA | {"vocab_size": 640, "_name_or_path": "someone/Small-1B"}
+    source = write_folder(tmp_path / "source", config)
+    write_tokenizer(source, TEMPLATES["chatml"])
+    (source / "README.md").write_text(
+        "---\nlanguage: en\nlicense: other\nlicense_name: small\n---\n# Small\nlicense: no\n"
+    )
+    workdir = a_run(tmp_path / "run", source)
+    export_run(workdir, tmp_path / "out", name="me/small-rlef")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert front_matter(card) == {
+        "library_name": "transformers", "pipeline_tag": "text-generation", "base_model": "someone/Small-1B",
+        "license": "other", "license_name": "small", "tags": ["code", "rlef", "reinforcement-learning", "rlef_jax"],
+    }  # fmt: skip
+    assert "\n# small-rlef\n" in card and 'from_pretrained("me/small-rlef")' in card
+    saved = config_lib.load_saved(workdir)
+    assert "someone/Small-1B, trained by rlef_jax" in card and f"iteration 4 of {saved.train.iterations}." in card
+    for key, value in config_lib.flat(saved).items():
+        assert f"\n{key} = {json.dumps(value)}\n" in card
+    assert "The run evaluated nothing." in card
+    summary = {"warm_start": {"1@1": 1.0, "1@3": 2.0, "1@3_ci": [1, 3]}, "rlef": {"1@3": 44.4, "1@3_ci": [40, 50]}}
+    write_summary(workdir, summary)
+    (workdir / "evaluations").mkdir()
+    (workdir / "evaluations" / "rlef.json").write_text(json.dumps({"version": 2 * saved.ppo.updates}))
+    for checkpoint, other in (("best", False), ("last", True)):
+        export_run(workdir, tmp_path / checkpoint, checkpoint=checkpoint, base_model="me/other")
+        card = (tmp_path / checkpoint / "README.md").read_text()
+        assert summary_table(summary) in card and front_matter(card)["base_model"] == "me/other"
+        assert ("Scores after RLEF are those of iteration 2, not of this policy." in card) is other
+        assert f"\n# {checkpoint}\n" in card
+
+
+def test_an_export_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    source = write_folder(tmp_path / "source", cases.LLAMA | {"vocab_size": 640})
+    write_tokenizer(source, TEMPLATES["chatml"])
+    (empty := tmp_path / "empty").mkdir()
+
+    def fails(kind, message):
+        for output in (tmp_path / "new", empty):
+            with pytest.raises(kind, match=message):
+                export_weights(str(source), output, shard_bytes=40_000)
+        assert not (tmp_path / "new").exists() and not list(empty.iterdir())
+
+    written = []
+
+    def full_disk(path, entries, read):
+        if written:
+            raise OSError(28, "No space left on device")
+        written.append(path)
+        write_safetensors(path, entries, read)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(hf_export, "write_safetensors", full_disk)
+        fails(OSError, "No space left")
+        assert written[0].name == "model-00001-of-00004.safetensors"
+    tensors = {name: np.array(HFFolder(source).read(name)) for name in HFFolder(source).shapes}
+    tensors["model.norm.weight"][3] = np.nan
+    entries = {name: ("F32", tensor.shape) for name, tensor in tensors.items()}
+    write_safetensors(source / "model.safetensors", entries, tensors.__getitem__)
+    fails(ConfigError, r"model\.norm\.weight holds nan")
+
+
+def test_the_command_pushes_what_it_wrote(tmp_path, monkeypatch, capsys):
+    source = write_folder(tmp_path / "source", cases.LLAMA | {"vocab_size": 640})
+    write_tokenizer(source, TEMPLATES["chatml"])
+
+    def command(*options):
+        monkeypatch.setattr("sys.argv", ["export", f"--init={source}", f"--output={tmp_path / 'out'}", *options])
+        try:
+            export.main()
+        except SystemExit as end:
+            return end.code, capsys.readouterr()
+        return 0, capsys.readouterr()
+
+    assert "argument --shard-size: 'much' is no size such as 5GB" in command("--shard-size=much")[1].err
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with hub({"/repos/create": (403, "no right")}) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        code, told = command("--push=me/small")
+    assert code == 2 and told.err.startswith("error: --push: ") and "403: " in told.err and told.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    with hub() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        code, told = command("--push=me/small", "--shard-size=40KB")
+    assert (code, told.out) == (0, f"{tmp_path / 'out'}\n{server.url}/me/model/commit/1\n")
+    assert server.files == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert len([name for name in server.files if name.endswith(".safetensors")]) == 4
+    assert content(tmp_path / "out") == content(source)
 
 
 def test_a_gguf_file_becomes_a_folder(tmp_path, quick_compilation, monkeypatch):
@@ -111,6 +213,9 @@ def test_smollm2_becomes_a_folder(smollm2_path, tmp_path):
     name = "model.layers.7.self_attn.k_proj.weight"
     np.testing.assert_array_equal(folder.read(name), file.read(name).astype(ml_dtypes.bfloat16))
     assert json.loads((tmp_path / "out" / "generation_config.json").read_text()) == {"eos_token_id": [2, 0]}
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"The weights of {smollm2_path}, converted by rlef_jax. Nothing was trained." in card
+    assert front_matter(card)["tags"] == ["code", "rlef_jax"] and "base_model" not in front_matter(card)
 
 
 def test_the_tiny_model_becomes_a_folder(tmp_path, quick_compilation):

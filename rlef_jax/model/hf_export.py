@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from rlef_jax.model.safetensors_file import DTYPES, split_by_size, write_safeten
 from rlef_jax.model.transformer import ModelConfig, Params
 
 Read = Callable[[str], np.ndarray]
+SHARD_BYTES = 5 * 10**9  # of one file, as the Hub asks for
 _TORCH_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
 
 
@@ -51,9 +53,9 @@ def write_model(
     like: Weights | None,
     origin: Callable[[str], object] | None = None,
     dtype: str = "",
-    most: int = 5 * 10**9,
+    most: int = SHARD_BYTES,
 ) -> None:
-    """Writes config.json and safetensors.
+    """Writes safetensors and, when they are complete, config.json.
 
     Args:
       output: a folder.
@@ -102,3 +104,23 @@ def _config(cfg: ModelConfig, like: Weights | None, dtype: str, dtypes: Mapping[
         config = config_json(like.cfg if like is not None else cfg)
     key = "dtype" if "dtype" in config else "torch_dtype"
     return config | {key: _TORCH_NAMES[dtype or next(iter(dtypes.values()))]}
+
+
+def base_model_of(init: Path) -> str:
+    """OWNER/NAME of the model in a Hugging Face folder, if its config.json says so; else ""."""
+    try:
+        name = json.loads((init / CONFIG).read_text(encoding="utf-8")).get("_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        return ""
+    found = isinstance(name, str) and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not Path(name).exists()
+    return name if found else ""
+
+
+def license_of(init: Path) -> str:
+    """The lines about the licence in the front matter of a Hugging Face folder's README.md, if it has any."""
+    try:
+        text = (init / "README.md").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
+    front = text.removeprefix("---\n").partition("\n---")[0] if text.startswith("---\n") else ""
+    return "\n".join(line for line in front.splitlines() if re.match(r"license(_name|_link)?:", line))

@@ -112,6 +112,14 @@ class Evaluator:
         return {name: self(name, params, e.split, feedback=kind, version=version) for name, kind in kinds.items()}
 
 
+def scored_version(workdir: Path, name: str) -> int | None:
+    """The version of the weights that evaluations/NAME.json is of; None where there is no such evaluation."""
+    try:
+        return json.loads((workdir / FOLDER / f"{name}.json").read_text(encoding="utf-8"))["version"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
 def _known(path: Path, version: int) -> dict[str, Any] | None:
     """The summary that was kept for these weights; None where it must be made (again)."""
     try:

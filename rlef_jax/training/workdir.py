@@ -217,14 +217,8 @@ def drop_scores(workdir: Path) -> None:
             path.unlink()
 
 
-def saved_policy(
-    workdir: Path, name: str, like: Params, first: Callable[[], Params], cast_to: Sequence[Any] = ()
-) -> Params:
-    """The policy of a checkpoint, "best", "last" or an iteration, as `like` has it; it will be cast to `cast_to`.
-
-    `first` gives the weights that the run started from; it is asked where some of them were frozen. Raises ConfigError
-    for no such checkpoint, or for one that isn't finite in these dtypes.
-    """
+def find_checkpoint(workdir: Path, name: str) -> int:
+    """The iteration of a checkpoint that is called "best", "last" or by its iteration. Raises ConfigError for none."""
     if not (workdir / CHECKPOINTS).is_dir():
         raise ConfigError(f"--workdir: {workdir} has no checkpoints yet")
     with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
@@ -232,11 +226,24 @@ def saved_policy(
         if not known:
             raise ConfigError(f"--workdir: {workdir} has no checkpoint yet")
         best = checkpoints.metadata(known[-1])["best_iteration"]
-        if name == "best" and best is None:
-            raise ConfigError("--checkpoint=best: nothing was validated (config.eval.every); use --checkpoint=last")
-        chosen = {"best": best, "last": known[-1]}.get(name, int(name) if name.isdecimal() else None)
-        if chosen not in known:
-            raise ConfigError(f"--checkpoint={name}: give best, last or one of {', '.join(map(str, known))}")
+    if name == "best" and best is None:
+        raise ConfigError("--checkpoint=best: nothing was validated (config.eval.every); use --checkpoint=last")
+    chosen = {"best": best, "last": known[-1]}.get(name, int(name) if name.isdecimal() else None)
+    if chosen not in known:
+        raise ConfigError(f"--checkpoint={name}: give best, last or one of {', '.join(map(str, known))}")
+    return chosen
+
+
+def saved_policy(
+    workdir: Path, name: str, like: Params, first: Callable[[], Params], cast_to: Sequence[Any] = ()
+) -> Params:
+    """The policy of a checkpoint (`find_checkpoint`) as `like` has it; it will be cast to `cast_to`.
+
+    `first` gives the weights that the run started from; it is asked where some of them were frozen. Raises ConfigError
+    for no such checkpoint, or for one that isn't finite in these dtypes.
+    """
+    chosen = find_checkpoint(workdir, name)
+    with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
         left_out = checkpoints.metadata(chosen).get(FROZEN, ())
         trainable, _ = partition({"policy": like}, lambda path: "/".join(path) not in left_out)
         policy = checkpoints.restore(chosen, trainable)

@@ -1,0 +1,89 @@
+"""The README.md of an exported model: what it is, how to use it, and what the run that made it did and scored."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+_USE = """\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+model = AutoModelForCausalLM.from_pretrained("{name}", dtype="auto", device_map="auto")
+messages = [{{"role": "user", "content": "Write a Python function that adds two numbers."}}]
+inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+output = model.generate(**inputs.to(model.device), max_new_tokens=512)
+print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+```
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFacts:
+    """A run, for the card of a policy that it trained.
+
+    Attributes:
+      iteration: after which the policy was saved.
+      of: how many iterations the configuration asks for.
+      scored: the iteration whose policy the table's scores "after RLEF" are of; None where that isn't known.
+      table: the run's table; "" where it has none.
+      config: the configuration.
+    """
+
+    iteration: int
+    of: int
+    scored: int | None
+    table: str
+    config: Mapping[str, Any]
+
+
+def model_card(name: str, source: str, *, base_model: str = "", license: str = "", run: RunFacts | None = None) -> str:
+    """The card's text.
+
+    Args:
+      name: the repository, or the folder, that the example loads.
+      source: the weights' files, as the configuration names them.
+      base_model: OWNER/NAME of what it was made from; "" leaves the field out.
+      license: lines of YAML that say the base model's licence.
+      run: None for weights that were only converted.
+    """
+    tags = ["code", *(["rlef", "reinforcement-learning"] if run else []), "rlef_jax"]
+    front = ["library_name: transformers", "pipeline_tag: text-generation"]
+    front += [f"base_model: {json.dumps(base_model)}"] if base_model else []
+    front += license.splitlines() + ["tags:", *(f"- {tag}" for tag in tags)]
+    origin = base_model or source or "random weights"
+    parts = [_front(front), f"# {name.rpartition('/')[2]}", _about(origin, run), "## Use", _USE.format(name=name)]
+    if run is not None:
+        parts += ["## Evaluation", _evaluation(run), "## Configuration", _details(run.config)]
+    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+def _front(lines: list[str]) -> str:
+    return "\n".join(["---", *lines, "---"])
+
+
+def _about(origin: str, run: RunFacts | None) -> str:
+    if run is None:
+        return f"The weights of {origin}, converted by rlef_jax. Nothing was trained."
+    return (
+        f"{origin}, trained by rlef_jax with RLEF (Gehring et al., *RLEF: Grounding Code LLMs in Execution Feedback"
+        " with Reinforcement Learning*, ICML 2025): the model writes a program, sees which public tests it fails, and"
+        f" tries again. This is the policy after iteration {run.iteration} of {run.of}."
+    )
+
+
+def _evaluation(run: RunFacts) -> str:
+    if not run.table:
+        return "The run evaluated nothing."
+    text = f"```\n{run.table}\n```"
+    if run.scored is not None and run.scored != run.iteration:
+        text += f"\n\nScores after RLEF are those of iteration {run.scored}, not of this policy."
+    return text
+
+
+def _details(config: Mapping[str, Any]) -> str:
+    text = "\n".join(f"{key} = {json.dumps(value)}" for key, value in config.items())
+    return f"<details><summary>Every value of the run</summary>\n\n```\n{text}\n```\n\n</details>"
