@@ -1,0 +1,76 @@
+"""docs/api.md out of the docstrings of the public interface: python scripts/api_docs.py"""
+
+from __future__ import annotations
+
+import enum
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+from rlef_jax import api
+
+OUTPUT = Path(__file__).resolve().parents[1] / "docs" / "api.md"
+HEAD = """# The public interface
+
+`import rlef_jax as rj` offers these names. Everything else is internal: it may change from version to version. This
+page is made from the docstrings by `python scripts/api_docs.py`.
+
+    import rlef_jax as rj
+
+    policy = rj.load_policy("runs/demo", checkpoint="best")
+    problem = rj.Problem("double", "Print twice the number.", (rj.TestCase("2", "4"),), (rj.TestCase("7", "14"),))
+    [episode] = rj.solve(policy, [problem])
+    print(rj.show(policy, episode))
+"""
+GROUPS = {
+    "Functions": ("load_policy", "sample", "solve", "judge_programs", "run_evaluation", "read_run", "show"),
+    "Objects": ("Policy", "Run"),
+    "Vocabulary": ("Problem", "TestCase", "Episode", "Turn", "Verdict", "TestResult", "Status"),
+}
+
+
+def page() -> str:
+    """The page's text."""
+    assert sorted(name for names in GROUPS.values() for name in names) == sorted(api.__all__)
+    parts = [HEAD]
+    for title, names in GROUPS.items():
+        parts.append(f"## {title}\n")
+        parts += [_entry(name, getattr(api, name)) for name in names]
+    return "\n".join(parts)
+
+
+def _entry(name: str, what: Any) -> str:
+    lines = [f"### `rj.{name}`", ""]
+    if isinstance(what, type) and issubclass(what, enum.Enum):
+        lines += [inspect.getdoc(what) or "", "", ", ".join(f"`{member.name}`" for member in what)]
+        return "\n".join([*lines, ""])
+    hidden = name in GROUPS["Objects"]  # made by a function, not by their users
+    if not hidden:
+        lines += [_code(name + _signature(what)), ""]
+    lines += [_code(inspect.getdoc(what) or ""), ""]
+    if isinstance(what, type):
+        for member, value in vars(what).items():
+            if (
+                not member.startswith("_")
+                and (isinstance(value, property) or callable(value))
+                and inspect.getdoc(value)
+            ):
+                signature = "" if isinstance(value, property) else _signature(value)
+                lines.append(_code(f"{member}{signature}\n    {inspect.getdoc(value)}"))
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _signature(what: Any) -> str:
+    """As in the code: annotations are kept as texts, which would be shown in quotes."""
+    return re.sub(r"(: |-> )'([^']*)'", r"\1\2", str(inspect.signature(what)))
+
+
+def _code(text: str) -> str:
+    return "\n".join(f"    {line}".rstrip() for line in text.splitlines())
+
+
+if __name__ == "__main__":
+    OUTPUT.write_text(page().rstrip() + "\n", encoding="utf-8")
+    print(OUTPUT)
