@@ -125,6 +125,7 @@ def _transposed(name: str, gguf: str, rows: int, columns: int) -> FileTensor:
     return FileTensor(name, gguf, (rows, columns), (1, 0), (rows, columns))
 
 
+_BLOCK, _BLK = "model.layers.{layer}.", "blk.{layer}."  # what a layer's tensors are called, in either sort of file
 # Norms of a layer by `ModelConfig.norms`: what `transformer.block` calls each, and its names in files.
 _NORMS: dict[str, dict[str, tuple[str, str]]] = {
     "before": {
@@ -155,10 +156,8 @@ def describe_layer(cfg: ModelConfig) -> dict[str, Parameter]:
     of group k, so that one matrix product makes all three and tensor parallelism splits between groups.
     """
     d, f, k, r, h = cfg.d_model, cfg.d_ff, cfg.n_kv_heads, cfg.queries_per_kv, cfg.d_head
-    block, blk = "model.layers.{layer}.", "blk.{layer}."
-    attention, mlp = block + "self_attn.", block + "mlp."
+    attention, mlp, blk = _BLOCK + "self_attn.", _BLOCK + "mlp.", _BLK
     residual = (2 * cfg.n_layers) ** -0.5
-    unit = Constant(0.0 if cfg.norm_plus_one else 1.0)
 
     def projection(name: str, group: int, heads: int) -> FileTensor:
         return FileTensor(
@@ -171,21 +170,11 @@ def describe_layer(cfg: ModelConfig) -> dict[str, Parameter]:
             f"{attention}{name}_proj.bias", f"{blk}attn_{name}.bias", (k, group, h), (0, 1, 2), (k * group * h,)
         )
 
-    def norm(width: int, name: str, gguf: str) -> Parameter:
-        return Parameter((width,), (None,), unit, tensors=(_as_it_is(name, blk + gguf + ".weight", width),))
-
-    def whole_norm(name: str, *heads: int) -> Parameter:
-        tensor = FileTensor(
-            f"{attention}{name}_norm.weight", f"{blk}attn_{name}_norm.weight",
-            (*heads, h), tuple(range(len(heads) + 1)), (math.prod(heads) * h,),
-        )  # fmt: skip
-        return Parameter((*heads, h), ("kv_heads", *(None,) * len(heads)), unit, tensors=(tensor,))
-
     def feed_forward(name: str) -> Parameter:
         tensor = _transposed(f"{mlp}{name}_proj.weight", f"{blk}ffn_{name}.weight", f, d)
         return Parameter((d, f), ("width", "hidden"), Normal(0.5 * d**-0.5), tensors=(tensor,), inputs=1)
 
-    parts = {
+    matrices = {
         "qkv": Parameter(
             (d, k, r + 2, h), ("width", "kv_heads", None, None), Normal(0.5 * d**-0.5), inputs=1, joined=2,
             tensors=(projection("q", r, cfg.n_heads), projection("k", 1, k), projection("v", 1, 0)),
@@ -206,21 +195,36 @@ def describe_layer(cfg: ModelConfig) -> dict[str, Parameter]:
             tensors=(_transposed(mlp + "down_proj.weight", blk + "ffn_down.weight", d, f),),
         ),
     }  # fmt: skip
-    for place, (name, gguf) in _NORMS[cfg.norms].items():
-        parts[place] = norm(d, f"{block}{name}.weight", gguf)
-    layer = {place: parts[place] for place in _PLACES if place in parts}
+    parts = _describe_norms(cfg) | matrices
+    layer = {place: parts.pop(place) for place in _PLACES if place in parts}
     if cfg.qkv_bias:
         # Some of Qwen's biases are above 100 by training: a pull to zero would be an update of its own.
         layer["qkv_bias"] = Parameter(
             (k, r + 2, h), ("kv_heads", None, None), Constant(0.0), joined=1, decayed=False,
             tensors=(bias("q", r), bias("k", 1), bias("v", 1)),
         )  # fmt: skip
-    if cfg.qk_norm_whole:
-        layer |= {"q_norm": whole_norm("q", k, r), "k_norm": whole_norm("k", k)}
-    elif cfg.qk_norm:
-        for name in ("q", "k"):
-            layer[f"{name}_norm"] = norm(h, f"{attention}{name}_norm.weight", f"attn_{name}_norm")
-    return layer
+    return layer | parts
+
+
+def _describe_norms(cfg: ModelConfig) -> dict[str, Parameter]:
+    """The norms of one layer: around attention and feed-forward layer, and of query and key heads."""
+    unit = Constant(0.0 if cfg.norm_plus_one else 1.0)
+
+    def norm(name: str, gguf: str, *shape: int, axis: str | None = None) -> Parameter:
+        tensor = FileTensor(
+            f"{_BLOCK}{name}.weight", f"{_BLK}{gguf}.weight", shape, tuple(range(len(shape))), (math.prod(shape),)
+        )
+        return Parameter(shape, (axis, *(None,) * (len(shape) - 1)), unit, tensors=(tensor,))
+
+    norms = {place: norm(name, gguf, cfg.d_model) for place, (name, gguf) in _NORMS[cfg.norms].items()}
+    heads = {"q": (cfg.n_kv_heads, cfg.queries_per_kv), "k": (cfg.n_kv_heads,)} if cfg.qk_norm else {}
+    for name, all_heads in heads.items():
+        names = f"self_attn.{name}_norm", f"attn_{name}_norm"
+        if cfg.qk_norm_whole:
+            norms[f"{name}_norm"] = norm(*names, *all_heads, cfg.d_head, axis="kv_heads")
+        else:
+            norms[f"{name}_norm"] = norm(*names, cfg.d_head)
+    return norms
 
 
 def describe(cfg: ModelConfig, dtype: Any = jnp.float32) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import pytest
 
 from rlef_jax.errors import ConfigError
 from rlef_jax.model.hf_config import config_json, parse_config, read_config
+from rlef_jax.model.parameters import count_params
 from rlef_jax.model.rope import LayerKind, LinearScaling, RopeScaling, YarnScaling
 from rlef_jax.model.transformer import ModelConfig
 from tests.parity import cases
@@ -94,6 +95,41 @@ def test_what_a_file_leaves_out_is_the_classes():
     cfg = parse_config({"model_type": "gemma3_text", **bare, "num_hidden_layers": 12})
     assert (cfg.rope_theta, cfg.window_rope_theta, cfg.window) == (1e6, 1e4, 4096)
     assert (cfg.d_head, cfg.query_scalar, cfg.window_layers) == (256, 0.0, (1, 1, 1, 1, 1, 0))
+
+
+# What else published files hold, in short.
+_FILE = {"bos_token_id": 1, "eos_token_id": [1, 106], "initializer_range": 0.02, "torch_dtype": "bfloat16",
+         "transformers_version": "4.50.0.dev0", "use_cache": True, "attention_dropout": 0.0}  # fmt: skip
+PUBLISHED = {
+    "gemma-3-1b": (999_885_952, {
+        "model_type": "gemma3_text", "attn_logit_softcapping": None, "cache_implementation": "hybrid", "head_dim": 256,
+        "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 1152, "intermediate_size": 6912,
+        "num_attention_heads": 4, "num_hidden_layers": 26, "num_key_value_heads": 1, "query_pre_attn_scalar": 256,
+        "rope_local_base_freq": 10000, "rope_theta": 1000000, "sliding_window": 512, "sliding_window_pattern": 6,
+        "vocab_size": 262144,
+    }),
+    "SmolLM3-3B": (3_075_098_624, {
+        "model_type": "smollm3", "hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36,
+        "layer_types": ["full_attention"] * 36, "max_window_layers": 28, "no_rope_layer_interval": 4,
+        "no_rope_layers": [1, 1, 1, 0] * 9, "num_attention_heads": 16, "num_key_value_heads": 4, "pretraining_tp": 2,
+        "rope_theta": 5000000.0, "use_sliding_window": False, "vocab_size": 128256,
+    }),
+    "OLMo-2-0425-1B": (1_484_916_736, {
+        "model_type": "olmo2", "hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 16,
+        "num_hidden_layers": 16, "pad_token_id": 100277, "rope_theta": 500000, "vocab_size": 100352,
+    }),
+    "Mistral-7B-v0.1": (7_241_732_096, {
+        "model_type": "mistral", "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 14336,
+        "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8, "sliding_window": 4096,
+        "vocab_size": 32000,
+    }),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_models_have_as_many_parameters_as_published(name):
+    count, config = PUBLISHED[name]
+    assert count_params(parse_config(config | _FILE)) == count
 
 
 @pytest.mark.parametrize(
