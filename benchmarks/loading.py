@@ -6,6 +6,7 @@ A folder of Llama 3.2 3B's shape is made of random bfloat16 tensors, in shards w
 folder). Then each side reads it in a process of its own, by turns: ours (`rlef_jax.model.pretrained`, bfloat16
 parameters) to 8 pretend CPU devices, 4 by `fsdp` and 2 by `tensor`, with every tensor checked to be finite and its
 axes in our order; the baseline into NumPy arrays, as they lie in the files. Files are in the page cache for both.
+Reading config.json and the headers isn't counted: importing `transformers` takes 5 s, whatever the model.
 
 Memory is the process's own (RssAnon, watched every 2 ms), so pages of mapped files, which the kernel takes back when it
 wants, don't count; on the CPU the devices' memory does. `beyond` is the highest that it rose while loading, less the
@@ -70,15 +71,10 @@ def ours(folder: Path) -> Callable[[], Any]:
     from rlef_jax.model.pretrained import HFFolder, load_pretrained
     from rlef_jax.model.sharding import make_mesh, param_shardings
 
-    mesh = make_mesh(1, 4, 2)
-    jax.block_until_ready(jax.device_put(jnp.zeros(8), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())))
-
-    def load() -> Any:
-        weights = HFFolder(folder)
-        shardings = param_shardings(mesh, weights.cfg)
-        return jax.block_until_ready(load_pretrained(weights, weights.cfg, jnp.bfloat16, shardings))
-
-    return load
+    mesh, weights = make_mesh(1, 4, 2), HFFolder(folder)
+    shardings = param_shardings(mesh, weights.cfg)
+    jax.block_until_ready(jax.device_put(jnp.zeros(8), jax.devices()[-1]))
+    return lambda: jax.block_until_ready(load_pretrained(weights, weights.cfg, jnp.bfloat16, shardings))
 
 
 def baseline(folder: Path) -> Callable[[], Any]:
@@ -97,8 +93,8 @@ def own_memory() -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
 
 
-def serve(side: str, folder: Path) -> None:
-    """Loads once in this process and prints seconds and the rise of its own memory."""
+def measure(side: str, folder: Path) -> dict[str, float]:
+    """Loads once in this process: seconds, and the rise of its own memory in MiB."""
     load = SIDES[side](folder)
     before, peak, done = own_memory(), [0.0], threading.Event()
 
@@ -113,12 +109,13 @@ def serve(side: str, folder: Path) -> None:
     seconds = time.perf_counter() - began
     done.set()
     watcher.join()
-    print(json.dumps({"seconds": seconds, "rise": max(peak[0], own_memory()) - before}))
+    rise = max(peak[0], own_memory()) - before
     del kept
+    return {"seconds": seconds, "rise": rise}
 
 
 def ask(side: str, folder: Path) -> dict[str, float]:
-    """`serve` in a process of its own."""
+    """`measure` in a process of its own."""
     command = [sys.executable, __file__, "--serve", side, "--folder", str(folder)]
     root = str(Path(__file__).resolve().parents[1])
     done = subprocess.run(
@@ -155,7 +152,7 @@ def main() -> None:
     parser.add_argument("--serve", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
-        serve(args.serve, args.folder)
+        print(json.dumps(measure(args.serve, args.folder)))
         return
     config, shard, repeats = (SMALL, 50 * _MIB, 1) if args.quick else (SHAPE, 2 * 10**9, args.repeats)
     with tempfile.TemporaryDirectory() as temporary:

@@ -61,7 +61,7 @@ def test_import_and_export_keep_every_byte(family, tmp_path, quick_compilation):
 
 def a_run(tmp_path, init):
     """A workdir with the policy that the run started from as checkpoint 2, and one that moved a little as 4."""
-    config = config_lib.load("configs/tiny.py", overrides={"model.init": str(init), "model.chat": "chatml"})
+    config = config_lib.load("configs/tiny.py", overrides={"model.init": str(init)})
     config = with_model_shape(config)
     tmp_path.mkdir()
     config_lib.save(config, tmp_path)

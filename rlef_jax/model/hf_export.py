@@ -67,14 +67,19 @@ def write_model(
       dtype: of all tensors, as safetensors spells it; "" is each tensor's own in `like`, or "F32" without it.
       most: bytes of one safetensors file.
 
-    Raises ConfigError, before anything is written, for a tensor that isn't finite in the dtype that it gets.
+    Raises ConfigError for a tensor that isn't finite in the dtype that it gets. After any error there may be whole
+    files of tensors, and no config.json.
     """
     shapes = tensor_shapes(cfg)
     dtypes = dict.fromkeys(shapes, dtype or "F32") if dtype or like is None else like.dtypes
     entries = {name: (dtypes[name], shape) for name, shape in shapes.items()}
-    for name, (kind, _) in entries.items():
-        check_tensor(output if origin is None else origin(name), name, read(name), (DTYPES[kind],))
-    write_tensors(output, entries, read, most)
+
+    def finite(name: str) -> np.ndarray:
+        tensor = read(name)
+        check_tensor(output if origin is None else origin(name), name, tensor, (DTYPES[entries[name][0]],))
+        return tensor
+
+    write_tensors(output, entries, finite, most)
     config = json.dumps(_config(cfg, like, dtype, dtypes), indent=2) + "\n"
     if isinstance(like, HFFolder) and not dtype:
         config = (like.path / CONFIG).read_text(encoding="utf-8")
