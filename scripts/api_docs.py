@@ -43,28 +43,31 @@ def page() -> str:
 def _entry(name: str, what: Any) -> str:
     lines = [f"### `rj.{name}`", ""]
     if isinstance(what, type) and issubclass(what, enum.Enum):
-        lines += [inspect.getdoc(what) or "", "", ", ".join(f"`{member.name}`" for member in what)]
+        lines += [inspect.getdoc(what) or "", "", _code("\n".join(member.name for member in what))]
         return "\n".join([*lines, ""])
     hidden = name in GROUPS["Objects"]  # made by a function, not by their users
     if not hidden:
         lines += [_code(name + _signature(what)), ""]
     lines += [_code(inspect.getdoc(what) or ""), ""]
     if isinstance(what, type):
-        for member, value in vars(what).items():
-            if (
-                not member.startswith("_")
-                and (isinstance(value, property) or callable(value))
-                and inspect.getdoc(value)
-            ):
+        members = {n: m for n, m in vars(what).items() if not n.startswith("_") and inspect.getdoc(m)}
+        for member, value in members.items():
+            if isinstance(value, property) or inspect.isfunction(value):
                 signature = "" if isinstance(value, property) else _signature(value)
-                lines.append(_code(f"{member}{signature}\n    {inspect.getdoc(value)}"))
+                told = "\n".join(f"    {line}" for line in (inspect.getdoc(value) or "").splitlines())
+                lines.append(_code(f"{member}{signature}\n{told}"))
         lines.append("")
     return "\n".join(lines)
 
 
 def _signature(what: Any) -> str:
     """As in the code: annotations are kept as texts, which would be shown in quotes."""
-    return re.sub(r"(: |-> )'([^']*)'", r"\1\2", str(inspect.signature(what)))
+    text = re.sub(r"(: |-> )'([^']*)'", r"\1\2", str(inspect.signature(what)))
+    if len(text) < 90:
+        return text
+    inner, _, result = text[1:].rpartition(")")
+    parts = re.split(r", (?=\*|\w+: )", inner)
+    return "(\n" + "".join(f"    {part},\n" for part in parts) + f"){result}"
 
 
 def _code(text: str) -> str:
