@@ -12,10 +12,10 @@ _USE = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("{name}")
-model = AutoModelForCausalLM.from_pretrained("{name}", dtype="auto", device_map="auto")
+model = AutoModelForCausalLM.from_pretrained("{name}", dtype="auto")
 messages = [{{"role": "user", "content": "Write a Python function that adds two numbers."}}]
 inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
-output = model.generate(**inputs.to(model.device), max_new_tokens=512)
+output = model.generate(**inputs, max_new_tokens=512)
 print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 ```
 """

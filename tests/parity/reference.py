@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -106,6 +107,27 @@ def check_exported(folder: Path, arrays: dict[str, np.ndarray], chats: list[list
     assert difference < 1e-4, difference
     assert [tokenizer(t, add_special_tokens=False)["input_ids"] for t in text] == chats
     print(f"{folder}: transformers reads the same model (log-sum-exp within {difference:.1e}) and the same chat ids")
+    _check_generation(tokenizer, model, arrays["continuations"])
+    print(f"{folder}: transformers generates the same by its chat template and generation_config.json")
+
+
+def _check_generation(tokenizer: Any, model: torch.nn.Module, continuations: np.ndarray) -> None:
+    """Fails unless `generate`, set only by the folder's files, writes `continuations` [questions, NEW] to their end.
+
+    Of the questions whose continuation ends, one at a time: unlike in `greedy` there is no padding.
+    """
+    stops = model.generation_config.eos_token_id
+    rows = continuations.tolist()
+    ended = [next((i + 1 for i, token in enumerate(row) if token in stops), None) for row in rows]
+    for question, wanted, length in zip(cases.QUESTIONS, rows, ended, strict=True):
+        if length is None:
+            continue
+        inputs = tokenizer.apply_chat_template(
+            cases.conversation(question), add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        )
+        ids = model.generate(**inputs, max_new_tokens=NEW, do_sample=False)[0, inputs["input_ids"].shape[1] :].tolist()
+        assert ids == wanted[:length], (question, tokenizer.decode(ids), tokenizer.decode(wanted))
+    assert any(ended), "no continuation ends"
 
 
 def main() -> None:
