@@ -19,6 +19,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from rlef_jax.config_checks import validate
+from rlef_jax.config_renamed import RENAMED, RENAMED_VALUES
 from rlef_jax.errors import ConfigError
 from rlef_jax.files import write_json
 from rlef_jax.paths import local_text
@@ -26,18 +27,7 @@ from rlef_jax.paths import local_text
 SAVED_NAME = "config.json"
 TEXT_TUPLES = ("data.exclude", "data.families")  # an empty tuple doesn't say what its elements are; others are numbers
 # Keys that may hold a path. What has no slash in execution.python is a version, and package:NAME ships with rlef_jax.
-PATH_KEYS = ("model.init", "model.tokenizer", "data.dir", "execution.python")
-
-# Keys and values of earlier versions. A command line or config file that names one is told the new name; the
-# `config.json` of an older run is read with both replaced.
-RENAMED = {
-    "sampling.lanes": "sampling.workers",
-    "sampling.gather": "sampling.min_ready_fraction",
-    "sampling.steps": "sampling.decode_steps",
-    "sampling.capacities": "sampling.cache_lengths",
-    "sampling.chunks": "sampling.prefill_chunks",
-}
-RENAMED_VALUES = {"mesh.critic": {"trainer": "shared", "own": "separate"}}
+PATH_KEYS = ("model.init", "model.tokenizer", "model.chat", "data.dir", "execution.python")
 
 
 def base_config() -> ConfigDict:

@@ -392,21 +392,6 @@ def test_nothing_is_sampled_without_weights(programs):
         Sampler(programs).session()
 
 
-def test_shapes_that_cannot_be_are_refused():
-    good = dict(rows=4, max_len=64, cache_lengths=(32,), prefill_chunks=(8,), prefill_tokens=16, decode_steps=4)
-    for bad in (
-        {"rows": 0},
-        {"decode_steps": 0},
-        {"prefill_chunks": ()},
-        {"prefill_chunks": (8, 4)},
-        {"cache_lengths": (0, 4)},
-    ):
-        with pytest.raises(ValueError, match=next(iter(bad))):
-            Shapes(**(good | bad))
-    with pytest.raises(ValueError, match="max_positions"):
-        Programs(CFG, Shapes(**(good | {"max_len": 10_000})), make_mesh())
-
-
 GREEDY = dataclasses.replace(HOW, temperature=0.0)
 CUT = dataclasses.replace(HOW, top_p=0.9, top_k=5)
 
