@@ -18,6 +18,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def parse_config(given: Mapping[str, Any]) -> ModelConfig:
     if unknown:
         told = "keys that rlef_jax doesn't know (take out those that change nothing that the model computes)"
         odd.append(f"{told}: {', '.join(unknown)}")
-    if faults := [*faults, *wrong, *odd]:
+    if faults := [*_not_sizes(values), *faults, *wrong, *odd]:
         raise ValueError(f"not supported: {'; '.join(faults)}")
     sizes: dict[str, Any] = {field: values.get(key) for key, field in _SIZES.items()}
     sizes["d_head"] = sizes["d_head"] or sizes["d_model"] // sizes["n_heads"]
@@ -102,7 +103,7 @@ def _family(given: Mapping[str, Any]) -> Family:
         raise ValueError(f"model_type {name!r}: mixtures of experts are not supported")
     if name == "gemma3":
         raise ValueError("model_type 'gemma3' reads images too; only its text models are supported, 'gemma3_text'")
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         raise ValueError(f"model_type {name!r} is not supported; it must be one of {', '.join(FAMILIES)}")
     if given.get("auto_map"):
         raise ValueError(f"auto_map={given['auto_map']!r}: models that bring code of their own are not supported")
@@ -146,6 +147,11 @@ def _unsupported(
 
 _MUST_BE_OFF = {"quantization_config", "per_layer_config", "attention_bias", "mlp_bias", "sliding_window",
                 "use_sliding_window"}  # fmt: skip
+
+
+def _not_sizes(values: Mapping[str, Any]) -> list[str]:
+    given = {key: values[key] for key in _SIZES if key != "tie_word_embeddings" and values.get(key) is not None}
+    return [f"{key}={value!r} (only above 0)" for key, value in given.items() if not 0 < value < math.inf]
 
 
 def _layers(values: Mapping[str, Any], of_class: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -24,6 +24,9 @@ def read_rope(values: Mapping[str, Any], *, nested: bool, windows: bool) -> tupl
       windows: there are layers with one.
     """
     rope, length = values["rope_parameters"], values["max_position_embeddings"]
+    of_layers = [rope.get(kind) for kind in ("full_attention", "sliding_attention")] if nested else [rope]
+    if not all(isinstance(one, Mapping) for one in of_layers):
+        return {}, [f"rope_parameters={rope!r:.80}"]
     if not nested:
         theta, scaling, faults = _read(rope, length)
         return {"rope_theta": theta, "rope_scaling": scaling}, faults
@@ -39,11 +42,18 @@ def read_rope(values: Mapping[str, Any], *, nested: bool, windows: bool) -> tupl
 
 def _read(rope: Mapping[str, Any], length: int) -> tuple[float, Scaling | None, list[str]]:
     """(theta, scaling, what is not supported) of a config's, or one sort of layers', rotary keys."""
-    kind, theta = rope.get("rope_type"), float(rope.get("rope_theta") or 0.0)
-    if kind not in _KEYS:
-        return theta, None, [f"rope_type={kind!r} (only {', '.join(map(repr, _KEYS))})"]
+    kind, theta = rope.get("rope_type"), rope.get("rope_theta")
+    if not isinstance(kind, str) or kind not in _KEYS:
+        return 0.0, None, [f"rope_type={kind!r} (only {', '.join(map(repr, _KEYS))})"]
     known = {*_KEYS[kind], "rope_type", "type", "rope_theta", "partial_rotary_factor"}
     faults = [f"{key}={rope[key]!r} with rope_type {kind!r}" for key in sorted(set(rope) - known)]
+    needed = {"rope_theta", *(_KEYS[kind] if kind in ("linear", "llama3") else ())}
+    numbers = {key: rope[key] for key in _KEYS[kind] if key != "truncate" and rope.get(key) is not None}
+    numbers |= {key: rope.get(key) for key in needed}
+    if wrong := [f"{key}={value!r} (only a number above 0)" for key, value in numbers.items() if not _counts(value)]:
+        return 0.0, None, faults + wrong
+    assert isinstance(theta, int | float)
+    theta = float(theta)
     if (share := rope.get("partial_rotary_factor")) not in (None, 1.0):
         faults.append(f"partial_rotary_factor={share!r} (only 1.0)")
     if kind == "llama3":
@@ -51,6 +61,10 @@ def _read(rope: Mapping[str, Any], length: int) -> tuple[float, Scaling | None, 
     if kind == "linear":
         return theta, LinearScaling(float(rope["factor"])), faults
     return theta, _yarn(rope, length) if kind == "yarn" else None, faults
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _yarn(rope: Mapping[str, Any], length: int) -> YarnScaling:
