@@ -78,6 +78,8 @@ def export_run(
     kind, origin = _DTYPES[dtype], f"{workdir}, {checkpoint}"
     with _emptied_after_errors(output):
         _write_tokenizer(output, config.model.tokenizer, chat, generation_of=init)
+        if config.model.chat:  # the run's template, not the original's; transformers takes this file first
+            shutil.copyfile(config.model.chat, output / "chat_template.jinja")
         run = _facts(workdir, config, iteration)
         _write_card(output, init, name, base_model, run)
         write_model(output, cfg, read, like=weights, origin=lambda _: origin, dtype=kind, most=shard_bytes)

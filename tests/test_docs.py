@@ -142,7 +142,9 @@ def test_keys_exist(page):
     sections = "|".join(key for key in base if hasattr(base[key], "keys"))
     for snippet in snippets(page):
         for key in re.findall(rf"(?:^|--config\.|config\.)((?:{sections})\.\w+)(?=$|[= ])", snippet):
-            assert key in known or key.endswith((".py", ".json", ".jsonl")), f"{snippet}: {key} is no key"
+            assert key in known or key.endswith((".py", ".json", ".jsonl", ".safetensors")), (
+                f"{snippet}: {key} is no key"
+            )
 
 
 @pages

@@ -59,9 +59,9 @@ def test_import_and_export_keep_every_byte(family, tmp_path, quick_compilation):
     assert HFFolder(tmp_path / "out").cfg == source.cfg
 
 
-def a_run(tmp_path, init):
+def a_run(tmp_path, init, **overrides):
     """A workdir with the policy that the run started from as checkpoint 2, and one that moved a little as 4."""
-    config = config_lib.load("configs/tiny.py", overrides={"model.init": str(init)})
+    config = config_lib.load("configs/tiny.py", overrides={"model.init": str(init)} | overrides)
     config = with_model_shape(config)
     tmp_path.mkdir()
     config_lib.save(config, tmp_path)
@@ -96,6 +96,15 @@ def test_a_runs_checkpoint_becomes_a_folder(tmp_path, quick_compilation):
         export_run(workdir, tmp_path / "bf16")
     with pytest.raises(ConfigError, match="--checkpoint=9: give best, last or one of 2, 4"):
         export_run(workdir, tmp_path / "none", checkpoint="9")
+
+
+def test_a_template_that_the_run_named_goes_with_its_policy(tmp_path, quick_compilation):
+    source = write_folder(tmp_path / "source", cases.LLAMA | {"vocab_size": 640})
+    write_tokenizer(source, TEMPLATES["chatml"])
+    (template := tmp_path / "other.jinja").write_text(TEMPLATES["qwen25"])
+    export_run(a_run(tmp_path / "run", source, **{"model.chat": str(template)}), tmp_path / "out")
+    assert load_chat(str(tmp_path / "out")).first_prompt("x") == load_chat(str(source), str(template)).first_prompt("x")
+    assert load_chat(str(tmp_path / "out")).first_prompt("x") != load_chat(str(source)).first_prompt("x")
 
 
 def front_matter(card):
