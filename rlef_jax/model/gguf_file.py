@@ -19,7 +19,8 @@ import numpy as np
 from rlef_jax.errors import ConfigError
 from rlef_jax.model.families import FAMILIES
 from rlef_jax.model.parameters import Place, file_tensors
-from rlef_jax.model.transformer import ModelConfig, RopeScaling, rope_frequencies
+from rlef_jax.model.rope import RopeScaling, rope_frequencies
+from rlef_jax.model.transformer import ModelConfig
 
 _EMBEDDING, _OUTPUT = "token_embd.weight", "output.weight"  # they give the vocabulary and whether weights are tied
 _ROPE_FACTORS = "rope_freqs.weight"

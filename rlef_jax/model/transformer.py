@@ -23,8 +23,6 @@ import jax.numpy as jnp
 from rlef_jax.model.attention import KEPT, Attention, row_attention
 from rlef_jax.model.families import family_of, fields_of
 from rlef_jax.model.rope import LayerKind, Scaling, Tables, apply_rope, check_scaling, rope_tables
-from rlef_jax.model.rope import RopeScaling as RopeScaling
-from rlef_jax.model.rope import rope_frequencies as rope_frequencies
 
 Params = dict[str, Any]
 

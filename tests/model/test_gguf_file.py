@@ -12,7 +12,7 @@ from rlef_jax.model.gguf_file import GGUFFile
 from rlef_jax.model.hf_config import parse_config
 from rlef_jax.model.parameters import tensor_shapes
 from rlef_jax.model.pretrained import HFFolder, load_pretrained, open_weights
-from rlef_jax.model.transformer import RopeScaling, rope_frequencies
+from rlef_jax.model.rope import RopeScaling, rope_frequencies
 from tests.helpers.hf_folder import write_folder
 from tests.parity import cases
 
