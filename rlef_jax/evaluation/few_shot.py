@@ -33,7 +33,7 @@ def choose(path: Path, count: int, evaluated: Sequence[Problem]) -> list[Episode
     for episode in (e for file in _files(path) for e in _read(file)):
         problem = episode.problem.name, episode.problem.description
         usable = episode.solved and len(episode.turns) in by_length and problem not in excluded
-        if usable and len(episode.stretches) == 1:  # one with tokens, whose turns saw each other
+        if usable and episode.token_ids and len(episode.stretches) == 1:  # whose turns saw each other
             excluded.add(problem)
             by_length[len(episode.turns)].append(episode)
     available = sum(map(len, by_length.values()))
