@@ -228,7 +228,7 @@ class ChatFormat:
         words = list(response[: len(response) - len(stop)])
         if end in words:
             words = words[len(words) - words[::-1].index(end) :]
-        elif begin in words or begin in opener:
+        elif begin in words or (begin in opener and end not in opener):  # a thought that never ended
             words = []
         while words and not self.tokenizer.decode(words[:1]).strip("\n"):
             words.pop(0)
