@@ -32,6 +32,7 @@ class Slot(str):
 
 
 SYSTEM, USER = Slot("system"), Slot("user")
+AFTER_SYSTEM = "user after system"
 
 Pieces = tuple[str, ...]  # of Mark, Slot and text
 
@@ -86,7 +87,8 @@ class ChatStyle:
       opener: what `first`, `next` and `another` end with, and stands before no earlier response in the template's own
         rendering, such as <think>.
       before, after: text that stands before and after each response. The model writes it, or doesn't.
-      trims: what is done to white space around messages, a name of `TRIMS` by role.
+      trims: what is done to white space around messages, a name of `TRIMS` by role. The first user message has a role
+        of its own where a system message precedes it: some templates trim the two as one (Llama 2).
     """
 
     first: Pieces
@@ -100,12 +102,13 @@ class ChatStyle:
     trims: tuple[tuple[str, str], ...] = ()
 
     def trimmed(self, role: str, text: str) -> str:
-        """A message's text as the format writes it; `role` is system, user or assistant."""
+        """A message's text as the format writes it; `role` is system, user, assistant or `AFTER_SYSTEM`."""
         return TRIMS[dict(self.trims).get(role, "")](text)
 
     def fill(self, pieces: Pieces, *, user: str = "", system: str = "", start: str = "") -> list[str]:
         """Marks and texts, with messages in their slots; `start` comes last. Texts side by side are one."""
-        texts = {SYSTEM: self.trimmed("system", system), USER: self.trimmed("user", user)}
+        role = AFTER_SYSTEM if system else "user"
+        texts = {SYSTEM: self.trimmed("system", system), USER: self.trimmed(role, user)}
         return merge_texts([*(texts[piece] if isinstance(piece, Slot) else piece for piece in pieces), start])
 
 
@@ -180,8 +183,8 @@ class ChatFormat:
 
     def next_prompt(self, user: str, *, closed: bool, start: str = "") -> list[int]:
         """Tokens appended after a response; `closed` says whether the response ended with a stop id."""
-        end = () if closed else (self.style.after, self.style.end)
-        return self._ids((*end, *self.style.next), user, start)
+        ids = self._after_end(self.style.next, user, start)
+        return ids if closed else [*self.tokenizer.encode_pieces(merge_texts([self.style.after, self.style.end])), *ids]
 
     def another_prompt(self, user: str, *, start: str = "") -> list[int]:
         """Tokens between a dialogue's last response (with its stop id) and another dialogue's first response.
@@ -193,7 +196,7 @@ class ChatFormat:
                 "--few-shot: the model's chat template refuses two assistant messages in a row, and an empty one"
                 " separates the dialogues (C.3): this model can't be shown any"
             )
-        return self._ids(self.style.another, user, start)
+        return self._after_end(self.style.another, user, start)
 
     def user_turn(self, user: str, *, start: str = "") -> list[int]:
         """The tokens with which every prompt with this user message ends, in turn 1 and later."""
@@ -225,7 +228,7 @@ class ChatFormat:
         words = list(response[: len(response) - len(stop)])
         if end in words:
             words = words[len(words) - words[::-1].index(end) :]
-        elif begin in words or begin in opener:
+        elif begin in words or (begin in opener and end not in opener):  # a thought that never ended
             words = []
         while words and not self.tokenizer.decode(words[:1]).strip("\n"):
             words.pop(0)
@@ -245,5 +248,7 @@ class ChatFormat:
         """Text of a sampled response, without its stop token."""
         return self.tokenizer.decode(ids)
 
-    def _ids(self, pieces: Pieces, user: str, start: str) -> list[int]:
-        return self.tokenizer.encode_pieces(self.style.fill(pieces, user=user, start=start))
+    def _after_end(self, pieces: Pieces, user: str, start: str) -> list[int]:
+        """Ids of what follows a response's `end`, which can take white space behind it away (Phi-3)."""
+        filled = self.style.fill((self.style.end, *pieces), user=user, start=start)
+        return self.tokenizer.encode_pieces(filled)[1:]

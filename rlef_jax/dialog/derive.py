@@ -5,7 +5,8 @@ format. A response is never rendered again: the model goes on seeing what it sam
 dialogue so far in another way, `NOTES` says what happens here. A template is refused where this can't be done:
 
 - every message stands in its rendering once, as it is, or without white space at its ends;
-- a special token follows each response;
+- a special token follows each response, and none but <think> and </think> precedes it that the template doesn't open
+  a new one with (a response of several messages, as gpt-oss writes, isn't one here);
 - what stands between a response and the next one is the same in every turn, with a system message and without;
 - the tokenizer makes the same ids of the rendering as of its pieces.
 """
@@ -16,7 +17,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
-from rlef_jax.dialog.chat import SYSTEM, TRIMS, USER, ChatStyle, Mark, Pieces, Slot, merge_texts
+from rlef_jax.dialog.chat import AFTER_SYSTEM, SYSTEM, TRIMS, USER, ChatStyle, Mark, Pieces, Slot, merge_texts
 from rlef_jax.dialog.template import Message, Template, TemplateError, user_says
 from rlef_jax.errors import ConfigError
 
@@ -38,6 +39,7 @@ def note_lines(notes: Sequence[str]) -> list[str]:
 
 # Placeholders: private characters, so that no template and no tokenizer's special token has them.
 _S, _U1, _R1, _U2, _R2, _U3 = (f"\ue000{name}\ue001" for name in ("s", "u1", "r1", "u2", "r2", "u3"))
+_THINKING = re.compile("</?think>")
 _BLANKS = ("\n \t", " \t\n")
 
 
@@ -133,6 +135,9 @@ class _Deriver:
             return tail, then[len(now) :], ""
         if not then.startswith(now):
             raise _RefusedError("what stands before a response is another text once the dialogue goes on")
+        inserted = _THINKING.sub("", then[len(now) :])
+        if self._mark is not None and (mark := self._mark.search(inserted)):
+            raise _RefusedError(f"earlier responses begin with {mark[0]}, and it doesn't open a new one so")
         self._notes.append("insertion")
         return tail, "", ""
 
@@ -151,11 +156,14 @@ class _Deriver:
         return between[: found.start()], found[0], self._cut(tail[found.end() :], {_U2: USER})
 
     def _with_system(self, tail: str) -> Pieces | None:
-        """Turn 1's prompt with a system message, None where the template refuses one."""
+        """Turn 1's prompt with a system message, None where the template refuses one or leaves it out."""
         try:
-            pieces = self._cut(self._render(_U1, system=_S), {_S: SYSTEM, _U1: USER})
+            rendered = self._render(_U1, system=_S)
         except TemplateError:
             return None
+        if _S not in rendered:
+            return None
+        pieces = self._cut(rendered, {_S: SYSTEM, _U1: USER})
         _, later = self._around(self._render(_U1, _R1, _U2, system=_S), _R1)
         if _S in later:
             self._notes.append("system")
@@ -186,7 +194,7 @@ class _Deriver:
 
         trims = {"user": found(_U1, _U1), "assistant": found(_R1, _U1, _R1, _U2)}
         if style.first_with_system is not None:
-            trims["system"] = found(_S, _U1, system=_S)
+            trims["system"], trims[AFTER_SYSTEM] = found(_S, _U1, system=_S), found(_U1, _U1, system=_S)
         if trims["assistant"] != "":
             self._notes.append("response")
             trims["assistant"] = trims["assistant"] or ""

@@ -14,13 +14,14 @@ from rlef_jax.dialog.chat import Mark
 from rlef_jax.errors import ConfigError
 from rlef_jax.hugging_face import transformers
 
-# Added tokens that mark structure though they aren't flagged as special: <think>, <|fim_prefix|>, and names with an
-# underscore such as <tool_call> (HTML elements have none). Others are ordinary text, such as runs of spaces.
-_MARK = re.compile(r"<[|｜].+[|｜]>|</?think>|</?[a-z]+(_[a-z]+)+>")
+# Added tokens that mark structure though they aren't flagged as special: <think>, <|fim_prefix|>, [|user|], [INST], and
+# names with an underscore such as <tool_call> (HTML elements have none). Others are ordinary text, such as runs of
+# spaces.
+_MARK = re.compile(r"<[|｜].+[|｜]>|\[[|].+[|]\]|\[/?[A-Z]+(_[A-Z]+)*\]|</?think>|</?[a-z]+(_[a-z]+)+>")
 # Stands in front of a text that isn't the first: many tokenizers put a space before what is. Noncharacters, so that no
 # text has it; one that does is encoded in parts.
 _ANCHOR = "\ufdd0\ufdd1"
-_PROBES = (" a\n\n\tb  'c'\n", "  x = 1", "naïve — 東京 🙂\x00", "")
+_PROBES = (" A\n\n\tb  'c'\n", "  x = 1", "naïve — 東京 🙂\x00", "")
 
 
 class FastTokenizer:
@@ -40,6 +41,8 @@ class FastTokenizer:
         could produce a special token.
         """
         self.whole = whole
+        whole.no_truncation()  # settings of how its model was trained, which some files keep
+        whole.no_padding()
         added = whole.get_added_tokens_decoder()
         marks = {i: token for i, token in added.items() if token.special or _MARK.fullmatch(token.content)}
         self.marks = {token.content: i for i, token in marks.items()}
@@ -52,8 +55,12 @@ class FastTokenizer:
         self._plain = _anchored(state)
         self._plain.encode_special_tokens = True  # as the letters that they are spelled with
         for probe in _PROBES:
+            try:
+                found = self.decode(self.encode(probe))
+            except Exception as error:  # the library raises no other kind
+                raise ValueError(f"its tokenizer can't encode {probe!r}: {error}") from error
             # SentencePiece's older vocabularies put a space in front of each text.
-            if (found := self.decode(self.encode(probe))) not in (probe, " " + probe):
+            if found not in (probe, " " + probe):
                 raise ValueError(f"its tokenizer changes text: {probe!r} comes back as {found!r}")
         for mark, i in self.marks.items():
             if i in self.encode(mark):

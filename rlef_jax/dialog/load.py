@@ -98,7 +98,10 @@ def _template(chat: str, own: Any, tokenizer: str) -> tuple[str, str]:
             raise ConfigError(
                 f'config.model.chat: {chat!r} is no file of a chat template (.jinja); "" takes the model\'s own'
             )
-        return chat, Path(chat).read_text(encoding="utf-8")
+        try:
+            return chat, Path(chat).read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"config.model.chat: {chat} cannot be read: {error}") from error
     if isinstance(own, Mapping):  # several, by name
         own = own.get("default")
     if not isinstance(own, str):
@@ -122,7 +125,8 @@ def _generation_stops(folder: Path) -> list[Any]:
 def _stops(tokenizer: FastTokenizer, ids: Sequence[Any], source: Path) -> tuple[int, ...]:
     """The ids from a model's files that end a response. Raises ConfigError for an id without a token."""
     stops = [i for i in ids if i is not None]
-    if unknown := [i for i in stops if type(i) is not int or tokenizer.whole.id_to_token(i) is None]:
+    ids_with_token = tokenizer.whole.get_vocab(with_added_tokens=True).values()
+    if unknown := [i for i in stops if type(i) is not int or i not in ids_with_token]:
         raise ConfigError(
             f"{source}: {unknown[0]!r} ends a response there (eos_token_id), and is no token of the tokenizer: correct"
             " one of the two"

@@ -32,7 +32,8 @@ def prove(template: Template, chat: ChatFormat, whole: Any, marks: Sequence[str]
     """
     systems = ["", _SYSTEM] if chat.style.first_with_system is not None else [""]
     for text in attempts(marks):
-        for system in systems:
+        _try_response(template, chat.style, text)
+        for system in systems if text else ():  # no user message is empty
             _try(template, chat, whole, text, system, spells=any(mark in text for mark in marks))
 
 
@@ -44,19 +45,25 @@ def _try(template: Template, chat: ChatFormat, whole: Any, text: str, system: st
     try:
         rendered = template.render(user_says(text, system=system))
         longer = template.render(user_says("a", "b", text, system="" if "system" in chat.notes else system))
-        after_odd = template.render(user_says("a", text, "b"))
     except TemplateError as error:
         raise _refused(template, f"it can't be rendered with {_shown(text)}: {error}") from error
     if rendered != opening:
         raise _refused(template, f"its first turn is another with the message {_shown(text)}")
     if not longer.endswith("b" + between):
         raise _refused(template, f"the text between turns is another with the message {_shown(text)}")
-    if not after_odd.endswith(style.after + style.end + _joined(style.fill(style.next, user="b"))):
-        raise _refused(template, f"what follows the response {_shown(text)} is another text than after others")
     if not spells:  # what text spells is encoded otherwise, on purpose
         same = whole.encode(opening, add_special_tokens=False).ids == chat.first_prompt(text, system)
         if not (same and whole.encode(between, add_special_tokens=False).ids == chat.next_prompt(text, closed=False)):
             raise _refused(template, f"the tokenizer makes other ids of its rendering with {_shown(text)}")
+
+
+def _try_response(template: Template, style: ChatStyle, text: str) -> None:
+    try:
+        rendered = template.render(user_says("a", text, "b"))
+    except TemplateError as error:
+        raise _refused(template, f"it can't be rendered with the response {_shown(text)}: {error}") from error
+    if not rendered.endswith(style.after + style.end + _joined(style.fill(style.next, user="b"))):
+        raise _refused(template, f"what follows the response {_shown(text)} is another text than after others")
 
 
 def check_system(template: Template, style: ChatStyle, system: str) -> None:

@@ -46,8 +46,9 @@ class Template:
         # The package's public function renders this compiled template, but takes no function for the date.
         try:
             compiled = chat_template_utils._compile_jinja_template(self.text)
-            given = {"messages": [dict(m) for m in messages], "tools": None, "documents": None, **self.special}
-            return str(compiled.render(**given, add_generation_prompt=True, strftime_now=DATE.strftime, **self.options))
+            given = {"tools": None, "documents": None, "strftime_now": DATE.strftime, **self.special, **self.options}
+            given |= {"messages": [dict(m) for m in messages], "add_generation_prompt": True}
+            return str(compiled.render(given))
         except Exception as error:  # whatever the template does
             raise TemplateError(_first_line(error)) from error
 
@@ -60,13 +61,15 @@ def parse_options(text: str) -> dict[str, Any]:
     """The options that `config.model.chat_options` holds as JSON; {} for "". Raises ConfigError."""
     try:
         options = json.loads(text or "{}")
-    except ValueError as error:
-        raise ConfigError(f"config.model.chat_options: {text!r} is not JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"config.model.chat_options: {text[:200]!r} is not JSON: {error}") from error
     if not isinstance(options, dict):
         raise ConfigError(
             f"config.model.chat_options: {text!r} is no JSON object of what the template is given, such as"
             ' {"enable_thinking": false}'
         )
+    if taken := [name for name in ("messages", "add_generation_prompt") if name in options]:
+        raise ConfigError(f"config.model.chat_options: {taken[0]} isn't free: each prompt has its own")
     return options
 
 

@@ -63,7 +63,11 @@ def test_ids_of_three_turns(name):
             if not {"opening", "insertion", "system"} & model.notes:
                 assert expected == ids
         closed = [*chat.first_prompt(texts[0], system), *chat.response("x"), *chat.next_prompt("y", closed=True)]
-        cut = [*chat.first_prompt(texts[0], system), *chat.response("x")[:-1], *chat.next_prompt("y", closed=False)]
+        cut = [
+            *chat.first_prompt(texts[0], system),
+            *chat.tokenizer.encode(chat.style.before + "x"),
+            *chat.next_prompt("y", closed=False),
+        ]
         assert closed == cut  # a response that ended by length is closed by the next prompt
 
 
@@ -112,7 +116,7 @@ def test_a_response_can_start_with_given_text(name):
 def test_dialogues_side_by_side(name):
     chat, empty = chat_of(name), {"role": "assistant", "content": ""}
     if chat.style.another is None:
-        assert name.startswith(("mistral", "gemma"))  # their templates demand that roles alternate
+        assert name.startswith(("mistral", "gemma", "llama2"))  # their templates demand that roles alternate
         with pytest.raises(ConfigError, match="--few-shot: .* refuses two assistant messages in a row"):
             chat.another_prompt("Again")
         return
@@ -182,6 +186,7 @@ OPENING = "{{ '<|im_start|>assistant\\n' }}"
         (MESSAGE.replace("CONTENT", "m.content | replace(' ', '_')") + OPENING, "changes the text of user messages"),
         (PLAIN.replace("<|im_end|>", "END") + OPENING, "no special token follows a response"),
         (PLAIN + "{{ 'bot' if messages | length < 2 else 'you' }}", "another text once"),
+        (PLAIN, "earlier responses begin with <|im_start|>, and it doesn't open a new one so"),
         (PLAIN.replace("m.role", "m.role + ('!' if loop.index0 == 4 else '')") + OPENING, "every turn"),
         (
             PLAIN + "{{ 's' if messages[0].role == 'system' }}" + OPENING,
@@ -199,7 +204,7 @@ def test_a_template_that_breaks_a_rule_is_refused_in_one_line(text, rule):
 @pytest.mark.parametrize(
     "content, what",
     [
-        ("(m.content if m.content else 'empty')", r"its first turn is another with the message ''"),
+        ("(m.content if m.content else raise_exception('no'))", "it can't be rendered with the response '': no"),
         ("(m.content | replace('東', 'x'))", "its first turn is another with the message 'na"),
         ("(m.content if loop.first else m.content | replace('```', ''))", "the text between turns is another"),
     ],
@@ -210,6 +215,32 @@ def test_texts_that_trip_a_template_are_found_when_it_is_loaded(content, what, t
     with pytest.raises(ConfigError, match=what) as error:
         load_chat(str(folder))
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_template_that_leaves_the_system_message_out_takes_none(tmp_path):
+    folder = write_folder(tmp_path, "chatml")
+    (folder / "chat_template.jinja").write_text(
+        MESSAGE.replace("CONTENT", "m.content").replace(" in messages", " in messages if m.role != 'system'") + OPENING
+    )
+    chat = load_chat(str(folder))
+    assert chat.first_prompt("a")
+    with pytest.raises(ConfigError, match="config.episode.system_prompt: .* takes no system message"):
+        chat.first_prompt("a", "Be brief.")
+
+
+def test_white_space_behind_the_end_of_a_response_is_taken_away_with_it():
+    chat = chat_of("phi3")
+    for closed, end in ((True, ""), (False, "<|end|>")):
+        shown = chat.tokenizer.show(chat.next_prompt("b", closed=closed))
+        assert shown == end + "<|user|>b<|end|><|assistant|>"
+
+
+def test_llama2_trims_system_and_user_message_as_one():
+    chat = chat_of("llama2")
+    ours = chat.first_prompt(" a ", " s ")
+    assert ours == whole_ids(chat, MODELS["llama2"].rendered().render(user_says(" a ", system=" s ")))
+    assert chat.tokenizer.show(ours) == "<s>[INST] <<SYS>>\n s \n<</SYS>>\n\n a [/INST]"
+    assert chat.tokenizer.show(chat.first_prompt(" a ")) == "<s>[INST] a [/INST]"
 
 
 def test_a_system_message_that_switches_something_is_refused():

@@ -7,7 +7,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Tokenizer, models
 
 from rlef_jax.dialog.chat import Mark
 from rlef_jax.dialog.fast_tokenizer import FastTokenizer
@@ -83,7 +83,9 @@ def test_added_tokens_that_are_ordinary_text_are_found_in_text(text):
         tokenizer.special_id(text)
 
 
-@pytest.mark.parametrize("mark", ["<tool_call>", "</tool_response>", "<|fim_prefix|>", "<｜fim▁hole｜>", "</think>"])
+@pytest.mark.parametrize(
+    "mark", ["<tool_call>", "</tool_response>", "<|fim_prefix|>", "<｜fim▁hole｜>", "</think>", "[|user|]", "[/INST]"]
+)
 def test_marks_are_special_where_their_flag_says_otherwise(mark):
     whole = byte_bpe()
     whole.add_tokens([AddedToken(mark, normalized=False)])
@@ -105,6 +107,13 @@ def test_a_folder_is_read_as_transformers_reads_it(tmp_path):
     assert load_tokenizer(str(folder / "tokenizer.json")).vocab_size == TOKENIZERS["gemma3"].vocab_size
 
 
+def test_a_length_that_the_file_cuts_or_fills_texts_to_is_passed_over():
+    whole = byte_bpe()
+    whole.enable_truncation(3)
+    whole.enable_padding(length=50)
+    assert FastTokenizer(whole).encode("def f(x): pass") == TOKENIZER.encode("def f(x): pass")
+
+
 def test_tokenizers_that_lose_text_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"its tokenizer can't be read by transformers: ."):
         load_tokenizer(str(tmp_path))
@@ -112,6 +121,14 @@ def test_tokenizers_that_lose_text_are_refused(tmp_path):
     state["normalizer"] = {"type": "Strip", "strip_left": True, "strip_right": True}
     (tmp_path / "tokenizer.json").write_text(json.dumps(state))
     with pytest.raises(ConfigError, match=r"its tokenizer changes text: .* comes back as"):
+        load_tokenizer(str(tmp_path))
+    state["normalizer"] = {"type": "Lowercase"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(state))
+    with pytest.raises(ConfigError, match=r"its tokenizer changes text: .* comes back as"):
+        load_tokenizer(str(tmp_path))
+    whole = Tokenizer(models.WordLevel({"a": 0}, unk_token="missing"))
+    whole.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ConfigError, match="its tokenizer can't encode .*: WordLevel error"):
         load_tokenizer(str(tmp_path))
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ConfigError, match="its tokenizer can't be read by transformers: ."):

@@ -21,6 +21,8 @@ from tests.helpers.chat_templates import MODELS, write_folder
         (None, "none.jinja", "", r"config\.model\.chat: 'none\.jinja' is no file"),
         ("{{ raise_exception('no') }}", "", "", "its chat template can't be used: no; name another"),
         (TEMPLATES["chatml"], "", "enable_thinking", r"config\.model\.chat_options: 'enable_thinking' is not JSON"),
+        (TEMPLATES["chatml"], "", "[" * 5000, r"config\.model\.chat_options: '\[+' is not JSON"),
+        (TEMPLATES["chatml"], "", '{"messages": []}', r"config\.model\.chat_options: messages isn't free"),
         (TEMPLATES["chatml"], "", "[1]", r"config\.model\.chat_options: '\[1\]' is no JSON object"),
     ],
 )  # fmt: skip
@@ -41,6 +43,12 @@ def test_a_template_of_ones_own(tmp_path):
     (tmp_path / "own.jinja").write_text(MODELS["qwen3"].text)
     chat = load_chat(str(folder), str(tmp_path / "own.jinja"), '{"enable_thinking": false}')
     assert chat.tokenizer.show(chat.first_prompt("Hi")).endswith("assistant\n<think>\n\n</think>\n\n")
+    (tmp_path / "own.jinja").write_text(TEMPLATES["chatml"], encoding="utf-8-sig")  # as editors on Windows do
+    chat = load_chat(str(folder), str(tmp_path / "own.jinja"), '{"bos_token": "x"}')
+    assert chat.tokenizer.show(chat.first_prompt("Hi")).startswith("<|im_start|>user")
+    (tmp_path / "own.jinja").write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match=r"config\.model\.chat: .*own\.jinja cannot be read: 'utf-8' codec"):
+        load_chat(str(folder), str(tmp_path / "own.jinja"))
     named = {"default": TEMPLATES["chatml"], "tools": "{{ raise_exception('no') }}"}
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     settings["chat_template"] = [{"name": name, "template": text} for name, text in named.items()]
@@ -83,7 +91,7 @@ def test_ids_that_a_models_files_name_end_a_response(tmp_path):
         (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": named}))
         stops = load_chat(str(folder)).stop_ids
         assert end in stops and stops[0] == im_end and whole.token_to_id("<|eot_id|>") in stops
-    for named in ([end, 10**6], "<|turn_end|>"):
+    for named in ([end, 10**6], "<|turn_end|>", -1, [end, -1], 10**20, True):
         (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": named}))
         with pytest.raises(ConfigError, match=r"generation_config\.json: .* is no token of the tokenizer"):
             load_chat(str(folder))

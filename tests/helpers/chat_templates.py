@@ -82,6 +82,13 @@ MODELS: dict[str, Model] = {
     "smollm3 without thinking": Model("smollm3", options={"enable_thinking": False}, notes=_notes("response")),
     "olmo2": Model("olmo2", special={"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}),
     "phi4_mini": Model("phi4_mini", marks=_PHI, words=(), special={"eos_token": "<|endoftext|>"}, strips=True),
+    "phi3": Model("phi3", marks=_PHI, words=(), strips=True),
+    "qwq": Model("qwq", notes=_notes("thinking", "opening", "response")),
+    "deepseek_coder": Model(
+        "deepseek_coder", marks=(_R1[0], "<|EOT|>"), words=(), special={"bos_token": _R1[0], "eos_token": "<|EOT|>"}
+    ),
+    "exaone": Model("exaone", marks=("[BOS]", "[|endofturn|]"), words=("[|system|]", "[|user|]", "[|assistant|]")),
+    "llama2": Model("llama2", "first", marks=(), words=(), special=_SPM, notes=_notes("response")),
     "mistral_v3": Model(
         "mistral_v3", "every", marks=("[INST]", "[/INST]"), words=(), special=_SPM, notes=_notes("response", "system")
     ),

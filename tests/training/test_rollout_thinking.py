@@ -107,6 +107,8 @@ def test_what_is_cut():
     plain = chat_of("qwen3")
     assert plain.without_thinking(plain.first_prompt("Hi"), [*encode(["b"]), stop]) is None
     assert plain.without_thinking([1], [*encode([BEGIN, "a"]), stop]) == [1, stop]
+    closed = chat_of("qwen3 without thinking")  # opens responses with an empty thought
+    assert closed.without_thinking(closed.first_prompt("Hi"), [*encode(["b"]), stop]) == [*head, *encode(["b"]), stop]
 
 
 def test_what_it_is_not_for(pool):
