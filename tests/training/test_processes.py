@@ -67,7 +67,7 @@ def started(count):
     ]
 
 
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_an_update_over_processes_equals_one_device(count):
     """Loss, gradients and weights after an SGD step, over gloo."""
     job = started(count)
