@@ -58,3 +58,13 @@ def test_imports_point_down():
 def test_commands_are_those_that_can_be_run():
     for name in COMMANDS:
         assert '__name__ == "__main__"' in (PACKAGE / f"{name}.py").read_text(), f"{name} is in no layer"
+
+
+def test_what_takes_seconds_to_import_is_imported_where_it_is_used():
+    """A run of the tiny model doesn't pay for `transformers`."""
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            slow = {name.partition(".")[0] for name in names} & {"transformers", "huggingface_hub"}
+            assert not slow, f"{path} imports {slow} when it is imported"
