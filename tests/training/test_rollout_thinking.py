@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import warnings
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +18,6 @@ from rlef_jax.dialog.feedback import feedback_message
 from rlef_jax.dialog.prompts import problem_prompt
 from rlef_jax.dialog.template import user_says
 from rlef_jax.errors import ConfigError
-from rlef_jax.execution.interpreter import find_python
-from rlef_jax.execution.pool import ExecutionPool
 from rlef_jax.model.logp import token_logp
 from rlef_jax.model.parameters import init_params
 from rlef_jax.model.sharding import make_mesh
@@ -51,15 +48,6 @@ def chat_of(name):
 def settings_of(chat, **changes):
     sampling = SamplingConfig(temperature=1.0, top_p=1.0, top_k=0, stop_ids=chat.stop_ids, max_new_tokens=120)
     return dataclasses.replace(RolloutSettings(sampling, context=3000, cut_thinking=True), **changes)
-
-
-@pytest.fixture(scope="module")
-def pool():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # another Python than 3.10 serves here
-        interpreter = find_python()
-    with ExecutionPool(1, interpreter) as running:
-        yield running
 
 
 def rollout(pool, name, script, **changes):

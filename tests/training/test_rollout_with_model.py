@@ -8,7 +8,6 @@ import functools
 import itertools
 import random
 import threading
-import warnings
 from concurrent.futures import Future
 
 import jax
@@ -17,8 +16,6 @@ import numpy as np
 import pytest
 
 from rlef_jax.dialog.chat import ChatFormat
-from rlef_jax.execution.interpreter import find_python
-from rlef_jax.execution.pool import ExecutionPool
 from rlef_jax.model.logp import token_logp
 from rlef_jax.model.parameters import init_params
 from rlef_jax.model.sharding import make_mesh
@@ -39,15 +36,6 @@ SAMPLING = SamplingConfig(temperature=1.0, top_p=1.0, top_k=0, stop_ids=CHAT.sto
 SETTINGS = RolloutSettings(SAMPLING, context=CONTEXT)
 # Descriptions of different lengths, so that rows differ in everything.
 PROBLEMS = [Problem(f"p{i}", "sum " * i, (TestCase("1", "2"),), (TestCase("3", "4"),)) for i in range(5)]
-
-
-@pytest.fixture(scope="module")
-def pool():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # another Python than 3.10 serves here
-        interpreter = find_python()
-    with ExecutionPool(1, interpreter) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
