@@ -14,13 +14,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 ATTENTION = ("blocks", "dot_product")
+# Kinds of attention by `jax.nn.dot_product_attention`, and its implementations.
+_LIBRARY: dict[str, Literal["xla", "cudnn"]] = {"dot_product": "xla", "cudnn": "cudnn"}
 KEPT = "attention"  # the name under which rematerialisation policies find what the forward pass keeps
 
 # A block of queries attends only to the keys up to its own end: with four blocks to a row five eighths of the causal
@@ -35,15 +37,16 @@ def row_attention(segment_ids: jax.Array, kind: str = "blocks", window: int = 0)
 
     Args:
       segment_ids: int32 [B, T].
-      kind: "blocks" knows segments. "dot_product" is `jax.nn.dot_product_attention`, on a GPU cuDNN's kernel, which
-        knows none: a row may hold one segment, from its first token on, and padding behind it.
+      kind: "blocks" knows segments. "dot_product" is `jax.nn.dot_product_attention` as XLA compiles it, "cudnn" is
+        cuDNN's kernel for the same, on GPUs alone. They know no segments: a row may hold one, from its first token on,
+        and padding behind it.
       window: a token sees no more than so many, itself among them; 0 is all.
 
     Returns:
       (queries [B, T, K, R, H] divided by sqrt(H), keys [B, T, K, H], values [B, T, K, H]) -> ([B, T, K, R, H], None).
     """
-    if kind == "dot_product":
-        return functools.partial(_library_attention, window)
+    if kind in _LIBRARY:
+        return functools.partial(_library_attention, _LIBRARY[kind], window)
 
     def attention(queries: jax.Array, keys: jax.Array, values: jax.Array) -> tuple[jax.Array, None]:
         # Heads in front of tokens: the products are then batches of plain matrices.
@@ -53,12 +56,14 @@ def row_attention(segment_ids: jax.Array, kind: str = "blocks", window: int = 0)
     return attention
 
 
-def _library_attention(window: int, queries: jax.Array, keys: jax.Array, values: jax.Array) -> tuple[jax.Array, None]:
+def _library_attention(
+    implementation: Literal["xla", "cudnn"], window: int, queries: jax.Array, keys: jax.Array, values: jax.Array
+) -> tuple[jax.Array, None]:
     b, t, k, r, h = queries.shape
     attended = jax.nn.dot_product_attention(
         queries.reshape(b, t, k * r, h), keys, values, scale=1.0, is_causal=True,
         local_window_size=(window - 1, 0) if window else None,
-        implementation="cudnn" if jax.default_backend() == "gpu" else "xla",
+        implementation=implementation,
     )  # fmt: skip
     return attended.reshape(queries.shape), None
 

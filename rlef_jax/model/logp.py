@@ -51,10 +51,13 @@ def token_logp(
     rows, length = tokens.shape
     wanted = jnp.ones(tokens.shape, bool) if wanted is None else wanted > 0
     chunk = min(chunk or max(LOGIT_TOKENS // rows, 1), max(length - 1, 1))
-    weights = output_weights(params, cfg).astype(hidden.dtype)
-    if sharding is not None:
+    weights = output_weights(params, cfg)
+    if sharding is None:
+        weights = weights.astype(hidden.dtype)
+    else:
         weights = sharding.all_gather("embed" if cfg.tie_embeddings else "unembed", weights, hidden.dtype)
-    logp = _chunked(chunk, weights, hidden[:, :-1], tokens[:, 1:], wanted[:, 1:])
+        hidden = sharding.enter(hidden)
+    logp = _chunked(chunk, sharding, weights, hidden[:, :-1], tokens[:, 1:], wanted[:, 1:])
     return jnp.pad(logp, ((0, 0), (1, 0)))
 
 
@@ -99,15 +102,32 @@ class _Front:
         return jax.lax.dynamic_update_slice_in_dim(array, piece, index * self.chunk, axis=1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _chunked(chunk: int, weights: jax.Array, hidden: jax.Array, targets: jax.Array, wanted: jax.Array) -> jax.Array:
-    """Log-probabilities [B, T] of targets [B, T] that hidden [B, T, D] predict; 0 where not `wanted` [B, T]."""
-    return _keep(chunk, weights, hidden, targets, wanted)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _chunked(
+    chunk: int,
+    sharding: ComputeSharding | None,
+    weights: jax.Array,
+    hidden: jax.Array,
+    targets: jax.Array,
+    wanted: jax.Array,
+) -> jax.Array:
+    """Log-probabilities [B, T] of targets [B, T] that hidden [B, T, D] predict; 0 where not `wanted` [B, T].
+
+    With a `sharding` the weights are those of a part of the vocabulary, and so is the gradient of hidden.
+    """
+    return _keep(chunk, sharding, weights, hidden, targets, wanted)[0]
 
 
 def _keep(
-    chunk: int, weights: jax.Array, hidden: jax.Array, targets: jax.Array, wanted: jax.Array
+    chunk: int,
+    sharding: ComputeSharding | None,
+    weights: jax.Array,
+    hidden: jax.Array,
+    targets: jax.Array,
+    wanted: jax.Array,
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    if sharding is not None:
+        targets = sharding.local_ids(targets, len(weights))
     front = _Front(chunk, wanted)
     moved, aims = front.move(hidden), front.move(targets)
 
@@ -115,6 +135,8 @@ def _keep(
         logits = _logits(weights, front.at(moved, index))
         normalizer = jax.nn.logsumexp(logits, axis=-1)
         chosen = jnp.sum(jnp.where(_hits(front.at(aims, index), weights.shape[0]), logits, 0.0), axis=-1)
+        if sharding is not None:
+            normalizer, chosen = sharding.tensor_logsumexp(normalizer), sharding.tensor_sum(chosen)
         return front.put(done[0], chosen - normalizer, index), front.put(done[1], normalizer, index)
 
     nothing = jnp.zeros(aims.shape, jnp.float32)
@@ -122,7 +144,10 @@ def _keep(
     return front.back(logp), (weights, hidden, targets, wanted, normalizers)
 
 
-def _backward(chunk: int, kept: tuple[jax.Array, ...], d_logp: jax.Array) -> tuple[jax.Array, jax.Array, None, None]:
+def _backward(
+    chunk: int, sharding: ComputeSharding | None, kept: tuple[jax.Array, ...], d_logp: jax.Array
+) -> tuple[jax.Array, jax.Array, None, None]:
+    del sharding
     weights, hidden, targets, wanted, normalizers = kept
     front = _Front(chunk, wanted)
     moved, aims = front.move(hidden), front.move(targets)

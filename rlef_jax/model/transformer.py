@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import flax.struct
@@ -22,17 +21,30 @@ import jax.numpy as jnp
 
 from rlef_jax.model.attention import KEPT, Attention, row_attention
 from rlef_jax.model.families import family_of, fields_of
+from rlef_jax.model.layer_stack import run_stack, stretches
 from rlef_jax.model.rope import LayerKind, Scaling, Tables, apply_rope, check_scaling, rope_tables
 
 Params = dict[str, Any]
 
 
 class ComputeSharding(Protocol):
-    """Where intermediate results lie on a mesh: see `model/sharding.py`."""
-
-    def rows(self, x: jax.Array) -> jax.Array: ...
+    """How weights that are split over a mesh are got at: see `model/sharding.py`."""
 
     def all_gather(self, name: str, params: Any, dtype: Any) -> Any: ...
+
+    def lookup(self, table: jax.Array, tokens: jax.Array, dtype: Any) -> jax.Array: ...
+
+    def enter(self, x: jax.Array) -> jax.Array: ...
+
+    def leave(self, x: jax.Array) -> jax.Array: ...
+
+    def tensor_mean(self, x: jax.Array) -> jax.Array: ...
+
+    def tensor_sum(self, x: jax.Array) -> jax.Array: ...
+
+    def tensor_logsumexp(self, x: jax.Array) -> jax.Array: ...
+
+    def local_ids(self, tokens: jax.Array, size: int) -> jax.Array: ...
 
 
 REMAT = {
@@ -148,13 +160,21 @@ def marked(layers: tuple[int, ...], layer: int) -> bool:
     return not layers or bool(layers[layer % len(layers)])
 
 
-def rms_norm(x: jax.Array, scale: jax.Array, eps: float, plus_one: bool = False) -> jax.Array:
+def rms_norm(
+    x: jax.Array,
+    scale: jax.Array,
+    eps: float,
+    plus_one: bool = False,
+    mean: Callable[[jax.Array], jax.Array] | None = None,
+) -> jax.Array:
     """x [..., D] over its root mean square (taken in float32), times scale ([D] or [..., D]). Same dtype as x.
 
     `plus_one`: times 1 + scale, in float32: in half precision the sum would lose what the scale is about.
+    `mean`: from the mean square of this x to that of all devices' parts.
     """
     x32 = x.astype(jnp.float32)
-    x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
+    square = jnp.mean(x32 * x32, axis=-1, keepdims=True)
+    x32 = x32 * jax.lax.rsqrt((square if mean is None else mean(square)) + eps)
     shape = (1,) * (x.ndim - scale.ndim) + scale.shape
     if plus_one:
         return (x32 * (1.0 + scale.astype(jnp.float32).reshape(shape))).astype(x.dtype)
@@ -210,51 +230,69 @@ def project(x: jax.Array, weights: jax.Array | OutputMajor, bias: jax.Array | No
 
 
 def block(
-    layer: Params, cfg: ModelConfig, x: jax.Array, rope: Tables | None, attention: Attention
+    layer: Params,
+    cfg: ModelConfig,
+    x: jax.Array,
+    rope: Tables | None,
+    attention: Attention,
+    sharding: ComputeSharding | None = None,
 ) -> tuple[jax.Array, Any]:
     """One layer: x [B, T, D] -> ([B, T, D], what the attention keeps).
 
     `rope` are the layer's rotary tables, None where it has none. `attention(queries [B, T, K, R, H], keys [B, T, K, H],
     values [B, T, K, H]) -> ([B, T, K, R, H], kept)` gets rotated queries (already divided by sqrt(H), or what the
     config has instead) and keys; what else they may look at is the caller's business, and so is `kept` (a cache; None
-    in training). A layer has the norms that it has parameters for.
+    in training). A layer has the norms that it has parameters for. With a `sharding` the layer's heads and hidden
+    columns are some of all.
     """
     r = cfg.queries_per_kv
+    enter, leave = (_as_it_is, _as_it_is) if sharding is None else (sharding.enter, sharding.leave)
 
     def normed(name: str, x: jax.Array) -> jax.Array:
         return rms_norm(x, layer[name], cfg.norm_eps, cfg.norm_plus_one) if name in layer else x
 
-    qkv = project(normed("attn_norm", x), layer["qkv"], layer.get("qkv_bias"))
+    qkv = project(enter(normed("attn_norm", x)), layer["qkv"], layer.get("qkv_bias"))
     heads = qkv[:, :, :, : r + 1]
     if cfg.qk_norm:
-        heads = _normed_heads(layer, cfg, heads)
+        heads = _normed_heads(layer, cfg, heads, sharding)
     rotated = heads if rope is None else apply_rope(heads, rope)
     scale = (cfg.query_scalar or cfg.d_head) ** -0.5
     attended, kept = attention(rotated[:, :, :, :r] * scale, rotated[:, :, :, r], qkv[:, :, :, r + 1])
-    x = x + normed("attn_post_norm", project(attended, layer["attn_out"]))
-    inner = normed("mlp_norm", x)
+    x = x + normed("attn_post_norm", leave(project(attended, layer["attn_out"])))
+    inner = enter(normed("mlp_norm", x))
     hidden = ACTIVATIONS[cfg.activation](project(inner, layer["gate"])) * project(inner, layer["up"])
-    return x + normed("mlp_post_norm", project(hidden, layer["down"])), kept
+    return x + normed("mlp_post_norm", leave(project(hidden, layer["down"]))), kept
 
 
-def _normed_heads(layer: Params, cfg: ModelConfig, heads: jax.Array) -> jax.Array:
+def _as_it_is(x: jax.Array) -> jax.Array:
+    return x
+
+
+def _normed_heads(layer: Params, cfg: ModelConfig, heads: jax.Array, sharding: ComputeSharding | None) -> jax.Array:
     """Queries and keys [B, T, K, R + 1, H] over their root mean squares: each head's, or that of all of its sort."""
     r = cfg.queries_per_kv
     if not cfg.qk_norm_whole:
-        scales = jnp.concatenate([jnp.tile(layer["q_norm"], (r, 1)), layer["k_norm"][None]])
+        of_queries, of_keys = layer["q_norm"], layer["k_norm"]
+        if sharding is not None:  # all devices have them, and each its heads' part of their gradients
+            of_queries, of_keys = sharding.enter(of_queries), sharding.enter(of_keys)
+        scales = jnp.concatenate([jnp.tile(of_queries, (r, 1)), of_keys[None]])
         return rms_norm(heads, scales, cfg.norm_eps, cfg.norm_plus_one)
+    mean = None if sharding is None else sharding.tensor_mean
 
     def whole(some: jax.Array, scale: jax.Array) -> jax.Array:
         flat = some.reshape(*some.shape[:2], -1)
-        return rms_norm(flat, scale.reshape(-1), cfg.norm_eps, cfg.norm_plus_one).reshape(some.shape)
+        return rms_norm(flat, scale.reshape(-1), cfg.norm_eps, cfg.norm_plus_one, mean).reshape(some.shape)
 
     queries, keys = whole(heads[:, :, :, :r], layer["q_norm"]), whole(heads[:, :, :, r:], layer["k_norm"])
     return jnp.concatenate([queries, keys], axis=3)
 
 
-def embed(params: Params, cfg: ModelConfig, tokens: jax.Array, compute_dtype: Any) -> jax.Array:
+def embed(
+    params: Params, cfg: ModelConfig, tokens: jax.Array, compute_dtype: Any, sharding: ComputeSharding | None = None
+) -> jax.Array:
     """Embeddings [B, T, D] of tokens [B, T]."""
-    x = params["embed"][tokens].astype(compute_dtype)
+    table = params["embed"]
+    x = table[tokens].astype(compute_dtype) if sharding is None else sharding.lookup(table, tokens, compute_dtype)
     return x * jnp.asarray(cfg.d_model**0.5, compute_dtype) if cfg.scale_embeddings else x
 
 
@@ -294,38 +332,26 @@ def run_model(
         def run(x: jax.Array, layer: Params, own: Any) -> tuple[jax.Array, Any]:
             if sharding is not None:
                 layer = sharding.all_gather("layers", layer, dtype)
-                x = sharding.rows(x)
-            return block(layer, cfg, x, ropes[kind], attend(kind, own))
+            return block(layer, cfg, x, ropes[kind], attend(kind, own), sharding)
 
         return run if remat == "none" else jax.checkpoint(run, policy=REMAT[remat])
 
     run = {kind: runner(kind) for kind in ropes}
-    if sharding is not None:
-        params = {**params, "embed": sharding.all_gather("embed", params["embed"], dtype)}
-    x = embed(params, cfg, tokens, dtype)
+    x = embed(params, cfg, tokens, dtype, sharding)
     kept: list[Any] = []
     if unroll:
         for index, kind in enumerate(kinds):
             x, more = run[kind](x, layer_params(params, index), None if memory is None else memory[index])
             kept.append(more)
     else:
-        for kind, stretch in _stretches(params["layers"], kinds):
-
-            def scanned(x: jax.Array, layer: Params, run: Any = run[kind]) -> tuple[jax.Array, Any]:
-                return run(x, layer, None)
-
-            x, _ = jax.lax.scan(scanned, x, stretch)
-    x = x if sharding is None else sharding.rows(x)
+        for kind, stretch in stretches(params["layers"], kinds):
+            x = run_stack(functools.partial(_result_alone, run[kind]), x, stretch)
     return rms_norm(x, params["final_norm"], cfg.norm_eps, cfg.norm_plus_one), tuple(kept)
 
 
-def _stretches(stack: Params, kinds: Sequence[LayerKind]) -> Iterator[tuple[LayerKind, Params]]:
-    """The stack of layers cut where their kind changes: (kind, stack of its layers). One kind is not cut or copied."""
-    end = 0
-    for kind, alike in itertools.groupby(kinds):
-        start, end = end, end + len(list(alike))
-        whole = end - start == len(kinds)
-        yield kind, stack if whole else jax.tree.map(lambda a, cut=slice(start, end): a[cut], stack)
+def _result_alone(run: Callable[..., tuple[jax.Array, Any]], x: jax.Array, layer: Params) -> jax.Array:
+    """What a layer makes of x, in a loop that has no memory and keeps nothing."""
+    return run(x, layer, None)[0]
 
 
 def forward(

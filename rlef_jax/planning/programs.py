@@ -91,7 +91,8 @@ def update_programs(
     stacked = jax.tree.map(lambda a: jax.ShapeDtypeStruct((microbatches, *a.shape), a.dtype), batch)
     mesh_shape = tuple(trainer.mesh.shape[axis] for axis in AXES)
     # Only the loop over chunks of logits has no fixed trip count.
-    chunk = max(trainer.forward_settings.logit_tokens * trainer.forward_settings.row_shards // rows, 1)
+    shards = trainer.mesh.shape["data"] * trainer.mesh.shape["fsdp"]
+    chunk = max(trainer.forward_settings.logit_tokens * shards // rows, 1)
     trips = -(-int(length * action_share) // chunk)
     lowered = trainer.lowered(state_shapes(learner, dtype), stacked)
     dtypes = {"apply": dtype}  # the optimizer computes in the weights' dtype

@@ -7,6 +7,7 @@ program; where they don't, each has a trainer of its own, with its own term of t
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -14,24 +15,21 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rlef_jax.model.sharding import ROWS, place, shardings
+from rlef_jax.model.sharding import ROW_AXES, ROWS, copies, over_mesh, place, shardings, specs_of, unreduced
 from rlef_jax.model.transformer import ModelConfig
-from rlef_jax.ppo import values
+from rlef_jax.ppo import gradients, values
+from rlef_jax.ppo.gradients import GradientsAndSums
 from rlef_jax.ppo.objective import ForwardSettings, objective, scores
 from rlef_jax.ppo.settings import LossSettings
 from rlef_jax.ppo.train_state import (
     IsTrainable,
     TrainState,
-    combine,
     describe_params,
     init_state,
     partition,
     select_parts,
 )
 from rlef_jax.types import TokenBatch
-
-# Gradients of what a trainer trains and its metric sums.
-type GradientsAndSums = tuple[dict[str, Any], dict[str, jax.Array]]
 
 
 class MeshTrainer:
@@ -56,6 +54,7 @@ class MeshTrainer:
     ) -> None:
         self.names, self.mesh, self.model_cfg = names, mesh, model_cfg
         self.optimizer = optax.with_extra_args_support(optimizer)
+        self.separate_critic = separate_critic
         self.loss, self.forward_settings, self.max_grad_norm = (
             loss,
             forward_settings.on_mesh(mesh, model_cfg),
@@ -67,20 +66,36 @@ class MeshTrainer:
         self.param_shardings = select_parts(shardings(mesh, describe_params(model_cfg, separate_critic)), names)
         self.trainable = trainable
         self.trainable_shardings, self.frozen_shardings = partition(self.param_shardings, trainable)
+        self.alone = mesh.size == 1
+        # Of gradients before they are added up over rows: on one device there is nothing to add up.
+        self.total_shardings = (
+            self.trainable_shardings if self.alone else jax.tree.map(unreduced, self.trainable_shardings)
+        )
         self._compile()
 
     def _compile(self) -> None:
         one, params = self.replicated, self.param_shardings
         trainable, frozen = self.trainable_shardings, self.frozen_shardings
+        rows, stacked_rows = self.rows, self.stacked_rows
+        share = (self.total_shardings, one)
+
+        def program(function: Any, arguments: tuple[Any, ...], results: Any) -> Any:
+            return over_mesh(function, self.mesh, specs_of(arguments), specs_of(results))
+
         # Whole on every device, so that every process can read them.
-        self._score = jax.jit(self._score_fn, in_shardings=(params, self.rows), out_shardings=one)
-        self._gradients = jax.jit(
-            self._gradients_fn,
-            in_shardings=(trainable, frozen, self.stacked_rows, one),
-            out_shardings=(trainable, one),
+        self._score = jax.jit(
+            program(self._score_fn, (params, rows), rows), in_shardings=(params, rows), out_shardings=one
         )
-        share = (trainable, one)
-        self._add = jax.jit(_sum, in_shardings=(share, share), out_shardings=share, donate_argnums=(0,))
+        first = (trainable, frozen, stacked_rows, one)
+        self._gradients = jax.jit(
+            program(functools.partial(self._gradients_fn, None), first, share), in_shardings=first, out_shardings=share
+        )
+        further = (self.total_shardings, *first)
+        self._more_gradients = jax.jit(
+            program(self._gradients_fn, further, share), in_shardings=further, out_shardings=share, donate_argnums=(0,)
+        )
+        self._no_gradients = jax.jit(self._zeros, out_shardings=self.total_shardings)
+        self._reduce = jax.jit(_added_up, in_shardings=(self.total_shardings,), out_shardings=trainable)
         self._square = jax.jit(_squared_norm, in_shardings=(trainable,), out_shardings=one)
         self._apply: Any = None  # compiled once the optimizer state's structure is known
 
@@ -129,7 +144,8 @@ class MeshTrainer:
           microbatches: of `ShapeDtypeStruct`s, [M, B, ...].
 
         Returns:
-          {"gradients": of those micro-batches, "apply": the optimizer's step, "score": of one micro-batch}.
+          {"gradients": of those micro-batches, added to others', "reduce": adds them up over the mesh (on several
+          devices), "apply": the optimizer's step, "score": of one micro-batch}.
         """
         where = self.state_shardings(state)
         state = jax.tree.map(
@@ -137,11 +153,21 @@ class MeshTrainer:
         )
         counts = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in values.METRICS}
         one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), microbatches)
-        return {
-            "gradients": self._gradients.lower(state.trainable, state.frozen, microbatches, counts),
+        arguments = (state.trainable, state.frozen, microbatches, counts)
+        total = jax.tree.map(
+            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
+            jax.eval_shape(self._zeros, state.trainable), self.total_shardings,
+        )  # fmt: skip
+        if self.forward_settings.adds_in_place:
+            lowered = self._more_gradients.lower(total, *arguments)
+        else:
+            lowered = self._gradients.lower(*arguments)
+        programs = {
+            "gradients": lowered,
             "apply": self._applied(where).lower(dataclasses.replace(state, frozen={}), state.trainable, ()),
             "score": self._score.lower(state.params, one),
         }
+        return programs if self.alone else programs | {"reduce": self._reduce.lower(total)}
 
     def score(self, params: dict[str, Any], batch: TokenBatch) -> dict[str, jax.Array]:
         """`objective.scores` of this trainer's parameters."""
@@ -149,15 +175,25 @@ class MeshTrainer:
 
     def accumulate(
         self,
-        total: GradientsAndSums | None,
+        total: dict[str, Any] | None,
         params: dict[str, Any],
         stacked: TokenBatch,
         denominators: dict[str, jax.Array],
     ) -> GradientsAndSums:
-        """`total`, which is donated, and the share of micro-batches [M, B, ...]; `denominators` lie on this mesh."""
+        """(`total` and the gradients of micro-batches [M, B, ...], their metric sums).
+
+        `total`, earlier gradients, is donated; `denominators` lie on this mesh. `reduced` adds the last ones up.
+        """
         trainable, frozen = partition(select_parts(params, self.names), self.trainable)
-        share = self._gradients(trainable, frozen, place(stacked, self.stacked_rows), denominators)
-        return share if total is None else self._add(total, share)
+        stacked = place(stacked, self.stacked_rows)
+        if total is None and not self.forward_settings.adds_in_place:
+            return self._gradients(trainable, frozen, stacked, denominators)
+        total = self._no_gradients(trainable) if total is None else total
+        return self._more_gradients(total, trainable, frozen, stacked, denominators)
+
+    def reduced(self, grads: dict[str, Any]) -> dict[str, Any]:
+        """Gradients that `accumulate` gave, added up over the mesh: once an update, whatever the micro-batches."""
+        return grads if self.alone else self._reduce(grads)
 
     def squared_norm(self, grads: dict[str, Any]) -> jax.Array:
         """The squared norm of this trainer's gradients, a scalar on its mesh."""
@@ -192,23 +228,37 @@ class MeshTrainer:
     def _score_fn(self, params: dict[str, Any], batch: TokenBatch) -> dict[str, jax.Array]:
         return scores(params, self.model_cfg, batch, self.forward_settings)
 
-    def _gradients_fn(self, trainable: Any, frozen: Any, stacked: TokenBatch, denominators: Any) -> GradientsAndSums:
-        """Gradients and metric sums of micro-batches [M, B, ...], one after the other."""
+    def _gradients_fn(
+        self, total: dict[str, Any] | None, trainable: Any, frozen: Any, stacked: TokenBatch, denominators: Any
+    ) -> GradientsAndSums:
+        """(`total` and the gradients of micro-batches [M, B, ...], one after the other; their metric sums).
 
-        def loss(trainable: Any, batch: TokenBatch) -> Any:
-            return objective(
-                combine(trainable, frozen), batch, denominators, self.model_cfg, self.loss, self.forward_settings
-            )
+        Of this device's rows: gradients aren't added up over `data` here.
+        """
+        if total is not None and not self.alone:
+            total = jax.tree.map(lambda a: a[0], total)
 
-        def share(batch: TokenBatch) -> GradientsAndSums:
-            return jax.grad(loss, has_aux=True)(trainable, batch)
+        def objective_of(params: dict[str, Any], batch: TokenBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
+            return objective(params, batch, denominators, self.model_cfg, self.loss, self.forward_settings)
 
-        first, rest = jax.tree.map(lambda a: a[0], stacked), jax.tree.map(lambda a: a[1:], stacked)
-        # The first share is the sum's start: a single micro-batch needs no second set of gradients.
-        total = share(first)
-        if len(stacked.weight) == 1:
-            return total
-        return jax.lax.scan(lambda sums, batch: (jax.tree.map(jnp.add, sums, share(batch)), None), total, rest)[0]
+        if total is not None and self.forward_settings.adds_in_place:
+            apart = [(name,) for name in self.names] if self.separate_critic else [self.names]
+            grads, sums = gradients.added_in_place(objective_of, total, trainable, frozen, stacked, apart)
+        else:
+            grads, sums = gradients.summed(objective_of, trainable, frozen, stacked)
+            grads = grads if total is None else jax.tree.map(jnp.add, total, grads)
+        if self.alone:
+            return grads, sums
+        return jax.tree.map(lambda a: a[None], grads), jax.lax.psum(sums, ROW_AXES)
+
+    def _zeros(self, trainable: Any) -> dict[str, Any]:
+        """The gradients of no micro-batch."""
+
+        def zeros(param: jax.Array, sharding: NamedSharding) -> jax.Array:
+            shape = param.shape if self.alone else (copies(sharding), *param.shape)
+            return jnp.zeros(shape, param.dtype)
+
+        return jax.tree.map(zeros, trainable, self.trainable_shardings)
 
     def _apply_fn(
         self, state: TrainState, grads: Any, squares: tuple[jax.Array, ...]
@@ -222,8 +272,9 @@ class MeshTrainer:
         return TrainState(trainable, state.frozen, opt_state, state.step + 1), (norm, good)
 
 
-def _sum(a: GradientsAndSums, b: GradientsAndSums) -> GradientsAndSums:
-    return jax.tree.map(jnp.add, a, b)
+def _added_up(grads: dict[str, Any]) -> dict[str, Any]:
+    """Gradients [N, *shape] of N devices each -> [*shape]."""
+    return jax.tree.map(lambda a: jnp.sum(a, axis=0), grads)
 
 
 def _squared_norm(grads: dict[str, Any]) -> jax.Array:

@@ -24,8 +24,8 @@ class ForwardSettings:
     """How the trainer runs the model; none of it changes a result but for rounding.
 
     `compute_dtype`, `remat`, `unroll` and `attention` are `forward`'s. `logit_tokens` is how many tokens' logits a
-    device holds at a time, where `row_shards` of them share a batch's rows. The last two are the mesh's: `on_mesh` sets
-    them.
+    device holds at a time. On a mesh of several devices gradients are added up between them in `reduce_dtype`;
+    `sharding` is the mesh's: `on_mesh` sets it.
     """
 
     compute_dtype: Any = jnp.float32
@@ -33,13 +33,22 @@ class ForwardSettings:
     unroll: bool = True
     attention: str = "blocks"
     logit_tokens: int = LOGIT_TOKENS
-    row_shards: int = 1
+    reduce_dtype: Any = jnp.float32
     sharding: MeshSharding | None = None
 
     def on_mesh(self, mesh: Mesh, cfg: ModelConfig) -> ForwardSettings:
-        """The same on `mesh`."""
-        shards = mesh.shape["data"] * mesh.shape["fsdp"]
-        return dataclasses.replace(self, row_shards=shards, sharding=MeshSharding(mesh, cfg) if mesh.size > 1 else None)
+        """The same for programs on `mesh` (`sharding.over_mesh`), and with the attention of its devices' platform."""
+        attention = self.attention
+        if attention == "dot_product" and mesh.devices.flat[0].platform == "gpu":
+            attention = "cudnn"
+        sharding = MeshSharding(cfg, self.reduce_dtype) if mesh.size > 1 else None
+        return dataclasses.replace(self, attention=attention, sharding=sharding)
+
+    @property
+    def adds_in_place(self) -> bool:
+        """Whether the backward pass can add layers' gradients to sums (`layer_stack.WithTotals`): where it makes
+        everything again, in a loop over the layers."""
+        return self.remat == "full" and not self.unroll
 
 
 def policy_logp(params: Params, cfg: ModelConfig, batch: TokenBatch, settings: ForwardSettings) -> jax.Array:
@@ -55,16 +64,16 @@ def scores(
     {"logp": [B, T] of sampled tokens, 0 for others; "values": [B, N] of turns}, float32. A critic without a trunk needs
     the policy beside it.
     """
-    found: dict[str, jax.Array] = {}
+    scored: dict[str, jax.Array] = {}
     hidden: Any = None
     if "policy" in params:
         hidden = _hidden(params["policy"], cfg, batch, settings)
-        found["logp"] = _logp(params["policy"], cfg, hidden, batch, settings)
+        scored["logp"] = _logp(params["policy"], cfg, hidden, batch, settings)
     if "critic" in params:
         critic = params["critic"]
-        seen = _hidden(critic["trunk"], cfg, batch, settings) if "trunk" in critic else hidden
-        found["values"] = read_values(critic["head"], seen, values.positions(batch))
-    return found
+        read = _hidden(critic["trunk"], cfg, batch, settings) if "trunk" in critic else hidden
+        scored["values"] = read_values(critic["head"], read, values.positions(batch))
+    return scored
 
 
 def _hidden(params: Params, cfg: ModelConfig, batch: TokenBatch, settings: ForwardSettings) -> jax.Array:
@@ -78,7 +87,7 @@ def _hidden(params: Params, cfg: ModelConfig, batch: TokenBatch, settings: Forwa
 def _logp(
     params: Params, cfg: ModelConfig, hidden: jax.Array, batch: TokenBatch, settings: ForwardSettings
 ) -> jax.Array:
-    chunk = max(settings.logit_tokens * settings.row_shards // batch.tokens.shape[0], 1)
+    chunk = max(settings.logit_tokens // batch.tokens.shape[0], 1)
     return token_logp(params, cfg, hidden, batch.tokens, batch.action_mask, chunk=chunk, sharding=settings.sharding)
 
 
@@ -102,19 +111,19 @@ def objective(
         shares of any split into micro-batches add up to the same loss and gradients.
       cfg, loss, settings: the model's sizes, the loss constants and how to run the model.
     """
-    found = scores(params, cfg, batch, settings)
+    scored = scores(params, cfg, batch, settings)
     terms: list[jax.Array] = []
     sums: dict[str, jax.Array] = {}
-    if "logp" in found:
+    if "logp" in scored:
         mask = values.token_mask(batch)
         policy, token_sums = policy_loss(
-            found["logp"], batch.old_logp, batch.behavior_logp, batch.advantages, mask, loss
+            scored["logp"], batch.old_logp, batch.behavior_logp, batch.advantages, mask, loss
         )
         terms.append(policy / denominators[values.TOKENS])
         sums |= {"policy": policy, **token_sums}
-    if "values" in found:
+    if "values" in scored:
         mask = values.mask(batch)
-        value, turn_sums = value_loss(found["values"], batch.old_values, batch.returns, mask, loss)
+        value, turn_sums = value_loss(scored["values"], batch.old_values, batch.returns, mask, loss)
         terms.append(loss.value_coef * value / denominators[values.VALUES])
         sums |= {"value": value, **turn_sums}
     total = sum(terms[1:], terms[0])

@@ -15,10 +15,10 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rlef_jax.model.sharding import ROWS, make_mesh, param_shardings, place
+from rlef_jax.model.sharding import ROWS, make_mesh, over_mesh, param_shardings, place, specs_of
 from rlef_jax.model.transformer import ModelConfig, Params
 from rlef_jax.ppo import values
-from rlef_jax.ppo.mesh_trainer import GradientsAndSums, MeshTrainer
+from rlef_jax.ppo.mesh_trainer import MeshTrainer
 from rlef_jax.ppo.metrics import iteration_metrics
 from rlef_jax.ppo.objective import ForwardSettings, policy_logp
 from rlef_jax.ppo.settings import LossSettings, TargetSettings
@@ -94,9 +94,10 @@ class Learner:
         def ref_logp(params: Params, batch: TokenBatch) -> jax.Array:
             return policy_logp(params, self.model_cfg, batch, forward_settings)
 
+        where = (self.reference_shardings, self.reference_rows)
         self._ref = jax.jit(
-            ref_logp,
-            in_shardings=(self.reference_shardings, self.reference_rows),
+            over_mesh(ref_logp, mesh, specs_of(where), ROWS),
+            in_shardings=where,
             out_shardings=NamedSharding(mesh, PartitionSpec()),
         )
 
@@ -151,7 +152,7 @@ class Learner:
         owned = [trainer.own_state(state) for trainer in self.trainers]
         applied = [trainer.apply(own, grads, squares) for trainer, own, grads in zip(self.trainers, owned, all_grads)]
         # All device work is started before the first result is read.
-        sums = jax.device_get([sums for _, sums in shares])
+        sums = [_added(groups) for groups in jax.device_get([sums for _, sums in shares])]
         return merge_parts([after for after, _ in applied]), _readable(sums, jax.device_get(applied[0][1]), counts)
 
     def gradients(self, params: dict[str, Any], microbatches: Sequence[TokenBatch]) -> dict[str, Any]:
@@ -166,16 +167,16 @@ class Learner:
 
     def _accumulated(
         self, params: dict[str, Any], microbatches: Sequence[TokenBatch], counts: dict[str, np.float32]
-    ) -> list[GradientsAndSums]:
-        """Each trainer's gradients and metric sums added up over the micro-batches; `counts` are the denominators."""
+    ) -> list[tuple[dict[str, Any], list[dict[str, jax.Array]]]]:
+        """Each trainer's gradients and metric sums, of all micro-batches and devices; `counts` are the denominators."""
         on_meshes = [place(counts, trainer.replicated) for trainer in self.trainers]
         totals: list[Any] = [None for _ in self.trainers]
+        sums: list[list[Any]] = [[] for _ in self.trainers]
         for group in _equal_groups(microbatches):
-            totals = [
-                trainer.accumulate(total, params, group, here)
-                for trainer, total, here in zip(self.trainers, totals, on_meshes)
-            ]
-        return totals
+            for index, trainer in enumerate(self.trainers):
+                totals[index], more = trainer.accumulate(totals[index], params, group, on_meshes[index])
+                sums[index].append(more)
+        return [(trainer.reduced(total), more) for trainer, total, more in zip(self.trainers, totals, sums)]
 
 
 def _check_apart(policy: Mesh, critic: Mesh, separate_critic: bool) -> None:
@@ -195,6 +196,11 @@ def _equal_groups(microbatches: Sequence[TokenBatch]) -> Iterator[TokenBatch]:
             size = 1 << (len(alike).bit_length() - 1)
             yield jax.tree.map(lambda *arrays: np.stack(arrays), *alike[:size])
             alike = alike[size:]
+
+
+def _added(groups: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Metric sums of several groups of micro-batches, float32 as the devices have them -> of all of them."""
+    return jax.tree.map(lambda first, *others: sum(others, first), *groups)
 
 
 def _readable(

@@ -41,7 +41,7 @@ def shapes(which):
 
 def make_learner(mesh):
     """With a scan over the layers, as deep models run, and chunks of the logits."""
-    forward_settings = ForwardSettings(unroll=False, remat="dots", logit_tokens=32)
+    forward_settings = ForwardSettings(unroll=False, remat="full", logit_tokens=32)
     return Learner(CFG, optax.sgd(0.1), separate_critic=True, mesh=mesh, forward_settings=forward_settings)
 
 
