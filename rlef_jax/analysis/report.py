@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from rlef_jax import arguments, config
-from rlef_jax.analysis import plots
 from rlef_jax.analysis.summary import FILE_NAME, read_summary, summary_table
 from rlef_jax.command_line import errors_as_lines
 from rlef_jax.training.metrics_writer import read_metrics
@@ -16,6 +15,8 @@ def write_report(workdir: Path) -> str:
 
     Raises FileNotFoundError or ConfigError if the folder holds no run.
     """
+    from rlef_jax.analysis import plots  # Matplotlib takes seconds to import, and only the end of a run needs it
+
     records = [r for r in read_metrics(workdir) if r.get("solved") is not None]
     drawn = []
     if records:

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from rlef_jax import config as config_lib
+from rlef_jax.train import train
 from rlef_jax.training.checkpoint import Checkpoints
 from rlef_jax.training.episode_io import read_episodes
 from rlef_jax.training.metrics_writer import read_metrics
@@ -80,6 +82,11 @@ def finish(workdir: Path, overrides: dict[str, Any] | None = None, *flags: str, 
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
+
+
+def finish_here(workdir: Path, overrides: dict[str, Any] | None = None) -> None:
+    """As `finish`, in this process, which has imported everything. Fixture `as_processes_compile` makes it the same."""
+    train(config_lib.load("configs/tiny.py", overrides=OVERRIDES | (overrides or {})), workdir)
 
 
 def timeless(record: dict[str, Any]) -> dict[str, Any]:

@@ -106,9 +106,9 @@ def compared(policy, batches):
     return told, expected[0][0], expected[0][1], expected[1]
 
 
-def refused(policy, microbatches, max_grad_norm=0.0):
+def refused(policy, microbatches, clip, max_grad_norm=0.0):
     """Whether an update was applied, and what it changed but for the count of updates."""
-    before, after, metrics = updated(make_learner("apart", 1e9, max_grad_norm), policy, microbatches)
+    before, after, metrics = updated(make_learner("apart", clip, max_grad_norm), policy, microbatches)
     moved = gap((before.params, before.opt_state), (after.params, after.opt_state))
     return {"applied": metrics["applied"], "moved": moved, "step": int(after.step)}
 
@@ -174,9 +174,9 @@ def main(folder):
             "metric_gap": metric_gap(clipped_metrics, clipped["apart"][2]),
         },
         "refused": {
-            "over": refused(policy, filled, max_grad_norm=between),
-            "under": refused(policy, filled, max_grad_norm=2 * norms["both"]),
-            "critic not finite": refused(policy, broken),
+            "over": refused(policy, filled, 1e9, max_grad_norm=between),
+            "under": refused(policy, filled, 1e9, max_grad_norm=2 * norms["both"]),
+            "critic not finite": refused(policy, broken, clip),  # by a learner that is compiled
         },
         "refusals": refusals(),
         "restored": restored(policy, filled, clip, folder),

@@ -33,12 +33,14 @@ def moved(params, seed=9, scale=0.05):
     )
 
 
+LOSS = LossSettings(value_coef=0.7)  # of all learners: a gradient's program is compiled once
+
+
 @pytest.fixture(scope="module")
 def learners(tiny_model):
     """One learner with a critic of its own and one with a shared trunk, both with plain SGD."""
     return {
-        separate: Learner(tiny_model, optax.sgd(0.1), loss=LossSettings(value_coef=0.7), separate_critic=separate)
-        for separate in (True, False)
+        separate: Learner(tiny_model, optax.sgd(0.1), loss=LOSS, separate_critic=separate) for separate in (True, False)
     }
 
 
@@ -54,7 +56,7 @@ def prepared(learner, params, policy, episodes, rows, buckets=(20,), row_episode
 
 
 SPLITS = {  # rows a micro-batch, row lengths, episodes that may share a row
-    "whole": (8, (20,), 1),
+    "whole": (12, (20,), 1),
     "rows of one": (1, (20,), 1),
     "uneven": (5, (20,), 1),
     "by length": (4, (7, 20), 1),
@@ -63,21 +65,32 @@ SPLITS = {  # rows a micro-batch, row lengths, episodes that may share a row
 }
 
 
-@pytest.mark.parametrize("separate", [True, False])
-def test_packing_and_splitting_change_nothing(learners, policy, make_episodes, separate):
+# Each way with one of the two learners; with both in `make test-slow`.
+FEW = {True: ["whole", "uneven", "packed and split"], False: ["whole", "rows of one", "by length", "packed"]}
+
+
+@pytest.mark.parametrize(
+    "separate, ways",
+    [
+        *(pytest.param(separate, ways, id=f"{separate}-few") for separate, ways in FEW.items()),
+        *(pytest.param(s, list(SPLITS), id=f"{s}-all", marks=pytest.mark.slow) for s in (True, False)),
+    ],
+)
+def test_packing_and_splitting_change_nothing(learners, policy, make_episodes, separate, ways):
     # Eight: a power of two, so that micro-batches of one row are one group, which is compiled once.
     learner, episodes = learners[separate], make_episodes(8, seed=2)
     key = jax.random.PRNGKey(0)
     params = learner.init(key, policy).params
     results = {}
-    for name, (rows, buckets, row_episodes) in SPLITS.items():
+    for name in ways:
+        rows, buckets, row_episodes = SPLITS[name]
         filled, scores = prepared(learner, params, policy, episodes, rows, buckets, row_episodes)
+        assert row_episodes == 1 or max(int(b.segment_ids.max()) for b in filled) > 1
         gradients = learner.gradients(moved(params), filled)
         state, metrics = learner.update(learner.init(key, policy).with_params(moved(params)), filled)
         shapes = {"padding_fraction", "rows"}  # these alone tell of the layout
         told = metrics | {k: v for k, v in scores.items() if k not in shapes}
         results[name] = (jax.device_get(gradients), jax.device_get(state.params), told)
-    assert max(int(b.segment_ids.max()) for b in prepared(learner, params, policy, episodes, 6, (40,), 4)[0]) > 1
     gradients, after, metrics = results["whole"]
     assert max(float(np.abs(x).max()) for x in jax.tree.leaves(gradients)) > 1e-2
     assert metrics["clip_fraction"] > 0 and metrics["truncated_fraction"] > 0
@@ -219,6 +232,7 @@ def adamw(tiny_model):
     return Learner(
         tiny_model,
         make_optimizer(tiny_model, OptimizerSettings(1e-2, warmup_steps=3, weight_decay=0.5)),
+        loss=LOSS,
         separate_critic=True,
     )
 
@@ -262,7 +276,7 @@ def test_gradients_of_nothing_are_an_error(adamw, policy, make_episodes):
 
 def test_an_iteration_in_which_nothing_counts_has_finite_targets(adamw, policy, make_episodes):
     params = adamw.init(jax.random.PRNGKey(0), policy).params
-    filled, metrics = prepared(adamw, params, policy, broken(make_episodes(6)), 6)
+    filled, metrics = prepared(adamw, params, policy, broken(make_episodes(6)), 12)
     assert metrics["episodes"] == 0.0 and "reward_mean" not in metrics and "explained_variance" not in metrics
     for batch in filled:
         for leaf in jax.tree.leaves(batch):

@@ -1,10 +1,13 @@
 """Run by test_build_disjoint in a process with eight pretend devices: runs with their parts here and there.
 
 The trainer is on devices 0 to 3; sampler, reference and critic share its devices or have 4 to 7. One judge serves all
-runs. Argument: a folder for them. Prints one line of JSON.
+runs; what only the first device runs is an iteration's rollouts. Argument: a folder for them. Prints one line of JSON.
 """
 
+import contextlib
+import io
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -17,9 +20,10 @@ from rlef_jax.training.build import build_learner, build_policy, build_pool, bui
 from rlef_jax.training.episode_io import read_episodes
 from rlef_jax.training.metrics_writer import read_metrics
 from rlef_jax.training.processes import on_this_process
+from tests.helpers.plain_loop import rollouts
 from tests.helpers.small_run import OVERRIDES
 
-SHAPE = {"model.n_kv_heads": 2, "train.iterations": 2, "train.checkpoint_every": 2}
+SHAPE = {"model.n_kv_heads": 2, "ppo.separate_critic": True, "train.iterations": 2, "train.checkpoint_every": 1}
 TRAINER = {"mesh.data": 2, "mesh.fsdp": 2}
 SAMPLER = {"sampling.data": 2, "sampling.tensor": 2}
 APART = {"sampling.own_devices": True}
@@ -28,24 +32,43 @@ LAYOUTS = {
     "shared": TRAINER | SAMPLER,
     "disjoint": TRAINER | SAMPLER | APART,
     "reference too": TRAINER | SAMPLER | APART | {"mesh.reference": "sampler"},
+    "critic apart": TRAINER | SAMPLER | {"mesh.critic": "separate"},
 }
-
-
-CRITIC = TRAINER | {"ppo.separate_critic": True, "train.iterations": 3, "train.checkpoint_every": 1}
-CRITICS = {"critic shared": CRITIC, "critic apart": CRITIC | {"mesh.critic": "separate"}}
 
 
 def configured(name, **more):
     return config_lib.load("configs/tiny.py", overrides=OVERRIDES | SHAPE | LAYOUTS[name] | more)
 
 
-def outcome(name, folder, judge):
+def tokens(episodes):
+    return [e.token_ids for e in episodes]
+
+
+def first_tokens(name, judge):
+    """Of the first iteration's episodes, without a run."""
+    config = configured(name)
+    policy = build_policy(config)
+    [sampler] = build_samplers(config, policy.cfg, policy.chat.stop_ids, 1)
+    sampler.set_weights(policy.params, 0)
+    return tokens(rollouts(config, policy, sampler, judge, step=0))
+
+
+def resumed(whole, folder, judge):
+    """What is told when a run with its critic apart goes on without its last checkpoint."""
+    shutil.copytree(whole, folder)
+    shutil.rmtree(folder / "checkpoints" / "2")
+    (folder / "policy.npz").unlink()
+    with contextlib.redirect_stdout(io.StringIO()) as told:
+        train(configured("critic apart"), folder, judge=judge)
+    return told.getvalue()
+
+
+def outcome(folder):
     """What a run leaves: its weights, its episodes' tokens and the distance from the reference."""
-    train(configured(name), folder, judge=judge)
     with np.load(folder / "policy.npz") as stored:
         weights = {key: stored[key] for key in stored.files}
     episodes = [read_episodes(folder / "episodes" / f"{step:06d}.jsonl.gz") for step in range(2)]
-    return weights, [[e.token_ids for e in part] for part in episodes], [m["kl_to_ref"] for m in read_metrics(folder)]
+    return weights, [tokens(part) for part in episodes], [m["kl_to_ref"] for m in read_metrics(folder)]
 
 
 def devices_of(tree):
@@ -73,11 +96,18 @@ def places(name):
 
 def main(folder):
     with build_pool(configured("alone").execution) as judge:
-        found = {name: outcome(name, folder / name, judge) for name in LAYOUTS}
-        for name, overrides in CRITICS.items():
-            train(config_lib.load("configs/tiny.py", overrides=OVERRIDES | overrides), folder / name, judge=judge)
+        runs = [name for name in LAYOUTS if name != "alone"]
+        for name in runs:
+            train(configured(name), folder / name, judge=judge)
+        going_on = resumed(folder / "critic apart", folder / "critic resumed", judge)
+        alone = first_tokens("alone", judge)
+    found = {name: outcome(folder / name) for name in runs}
     weights, episodes, kl = found["shared"]
-    told = {"places": {name: places(name) for name in LAYOUTS}}
+    told = {
+        "places": {name: places(name) for name in LAYOUTS},
+        "alone": {"same_episodes": alone == episodes[0]},
+        "going_on": going_on,
+    }
     for name, (other, made, other_kl) in found.items():
         told[name] = {
             "gap": max(float(np.abs(other[key] - weights[key]).max()) for key in weights),

@@ -7,12 +7,12 @@ import pytest
 from rlef_jax import config as config_lib
 from rlef_jax import plan
 from rlef_jax.errors import ConfigError
-from rlef_jax.training.build import build_learner, build_policy, build_sampler_mesh
+from rlef_jax.training.build import build_learner, build_sampler_mesh, describe_policy
 from rlef_jax.training.checkpoint import Checkpoints
 from rlef_jax.training.metrics_writer import read_metrics
 from tests.helpers.eight_devices import EIGHT, told_by
 from tests.helpers.small_run import OVERRIDES, assert_same_run, finish, start, timeless
-from tests.training.disjoint_script import CRITICS
+from tests.training.disjoint_script import LAYOUTS, SHAPE
 
 pytestmark = pytest.mark.long
 
@@ -32,6 +32,7 @@ def test_each_part_lies_where_the_config_says(made):
     assert where["shared"] == [first, first, first]
     assert where["disjoint"] == [first, first, last]
     assert where["reference too"] == [first, last, last]
+    assert where["critic apart"] == [first + last, first, first]
     # bfloat16 from the trainer's devices on: half of the bytes travel.
     assert told["places"]["disjoint"]["sent"] == [first, ["bfloat16"]]
     assert told["places"]["disjoint"]["version"] == 7
@@ -44,7 +45,7 @@ def test_disjoint_devices_make_the_same_run(made):
     assert told["disjoint"]["gap"] == 0.0 and told["disjoint"]["kl_gap"] == 0.0
     assert told["disjoint"]["same_episodes"] == [True, True]
     assert told["reference too"]["kl_gap"] < 1e-5
-    assert all(told["reference too"]["same_episodes"]) and told["alone"]["same_episodes"][0]
+    assert all(told["reference too"]["same_episodes"]) and told["alone"]["same_episodes"]
 
 
 def metrics_of(folder):
@@ -55,14 +56,24 @@ def metrics_of(folder):
 def test_a_critic_on_its_own_devices_makes_the_same_run(made):
     """Policy on devices 0 to 3, critic there too or on 4 to 7."""
     runs, _ = made
-    for one, other in zip(metrics_of(runs / "critic shared"), metrics_of(runs / "critic apart"), strict=True):
+    for one, other in zip(metrics_of(runs / "shared"), metrics_of(runs / "critic apart"), strict=True):
         assert one.keys() == other.keys()
         assert {k: v for k, v in other.items() if v != pytest.approx(one[k], rel=1e-5, abs=1e-5)} == {}
 
 
-def test_a_critic_on_its_own_devices_resumes(made, tmp_path):
+def test_a_critic_on_its_own_devices_resumes(made):
+    """As after a kill when all of the second iteration but its checkpoint was written."""
+    runs, told = made
+    assert "going on from iteration 1" in told["going_on"]
+    assert_same_run(runs / "critic apart", runs / "critic resumed")
+
+
+@pytest.mark.slow
+def test_a_critic_on_its_own_devices_survives_a_kill(tmp_path):
     """Killed once it has saved, and started again."""
-    whole, killed, own = made[0] / "critic apart", tmp_path / "killed", CRITICS["critic apart"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    own = SHAPE | LAYOUTS["critic apart"] | {"train.iterations": 3}
+    finish(whole, own, **EIGHT)
     process = start(killed, own, **EIGHT)
     deadline = time.monotonic() + 600
     while not (killed / "checkpoints" / "1").is_dir():
@@ -80,7 +91,7 @@ def test_a_critic_on_its_own_devices_resumes(made, tmp_path):
 def test_a_critic_without_devices_and_a_plan_of_one_are_errors():
     own = OVERRIDES | {"mesh.critic": "separate", "ppo.separate_critic": True}
     config = config_lib.load("configs/tiny.py", overrides=own)
-    cfg = build_policy(config).cfg
+    cfg, *_ = describe_policy(config)
     with pytest.raises(ConfigError, match="mesh.critic: .*1 devices are needed; there are 0 after the policy's 1"):
         build_learner(config, cfg)
     asked = {"mesh.critic": "separate", "ppo.separate_critic": True}

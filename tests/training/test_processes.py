@@ -13,6 +13,7 @@ import pytest
 
 from rlef_jax.errors import ConfigError
 from rlef_jax.training.processes import Job, find_job
+from tests.helpers.small_run import environment
 
 pytestmark = pytest.mark.long
 
@@ -22,9 +23,9 @@ ROOT = str(pathlib.Path(__file__).parents[2])
 
 def test_jobs_are_found_in_flags_then_the_environment():
     assert find_job({}, {}) is None
-    environment = {"RLEF_JAX_COORDINATOR": "a:1", "RLEF_JAX_PROCESSES": "4", "RLEF_JAX_PROCESS": "3"}
-    assert find_job({}, environment) == Job("a:1", 4, 3)
-    assert find_job({"process": "2", "coordinator": None}, environment) == Job("a:1", 4, 2)
+    variables = {"RLEF_JAX_COORDINATOR": "a:1", "RLEF_JAX_PROCESSES": "4", "RLEF_JAX_PROCESS": "3"}
+    assert find_job({}, variables) == Job("a:1", 4, 3)
+    assert find_job({"process": "2", "coordinator": None}, variables) == Job("a:1", 4, 2)
     assert find_job({}, {"RLEF_JAX_PROCESSES": "auto"}) == Job()
 
 
@@ -46,18 +47,16 @@ def started(count):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = {
-        "PATH": os.environ["PATH"],
-        "PYTHONPATH": ROOT,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // count}",
-        "RLEF_JAX_COORDINATOR": f"127.0.0.1:{port}",
-        "RLEF_JAX_PROCESSES": str(count),
-    }
+    shared = environment(
+        PYTHONPATH=ROOT,
+        XLA_FLAGS=f"--xla_force_host_platform_device_count={4 // count}",
+        RLEF_JAX_COORDINATOR=f"127.0.0.1:{port}",
+        RLEF_JAX_PROCESSES=str(count),
+    )
     return [
         subprocess.Popen(
             [sys.executable, str(SCRIPT)],
-            env=environment | {"RLEF_JAX_PROCESS": str(index)},
+            env=shared | {"RLEF_JAX_PROCESS": str(index)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
