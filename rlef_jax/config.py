@@ -90,6 +90,7 @@ def base_config() -> ConfigDict:
                 data=1,  # devices along each axis
                 fsdp=1,
                 tensor=1,
+                reduce_dtype="float32",  # in which gradients are added up over fsdp
                 critic="shared",  # on the policy's devices; "separate": on as many after them
                 reference="trainer",  # where rho lies; "sampler": on the sampler's devices
             ),

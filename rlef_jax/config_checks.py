@@ -43,6 +43,7 @@ _CHOICES = {
     "model.activation": ("silu", "gelu_tanh"),
     "episode.feedback": ("true", "random", "none"),
     "episode.thinking": ("keep", "cut"),
+    "mesh.reduce_dtype": ("float32", "bfloat16"),
     "mesh.critic": ("shared", "separate"),
     "mesh.reference": ("trainer", "sampler"),
     "ppo.importance": ("paper", "decoupled", "none"),

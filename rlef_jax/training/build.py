@@ -288,7 +288,7 @@ def build_learner(config: ConfigDict, cfg: ModelConfig) -> Learner:
     p, m = ppo_settings(config), config.model
     forward: dict[str, Any] = dict(
         compute_dtype=jnp.dtype(m.compute_dtype), remat=m.remat, unroll=m.unroll, attention=m.attention,
-        logit_tokens=m.logit_tokens,
+        logit_tokens=m.logit_tokens, reduce_dtype=jnp.dtype(config.mesh.reduce_dtype),
     )  # fmt: skip
     mesh = build_mesh(config)
     mesh_shardings(mesh, cfg)  # whether it divides the model

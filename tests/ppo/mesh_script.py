@@ -4,6 +4,7 @@ Argument: "few" for eight devices over every subset of the axes, "all" for every
 over data, fsdp and tensor, by turns with each of the three layouts of the batch. Prints one line of JSON.
 """
 
+import dataclasses
 import itertools
 import json
 import sys
@@ -20,7 +21,16 @@ from rlef_jax.ppo.update import ForwardSettings, Learner, prepare_iteration
 from rlef_jax.training.processes import on_this_process
 from tests.ppo.conftest import random_episodes
 
-CFG = ModelConfig(vocab_size=16, d_model=8, n_layers=2, n_heads=8, n_kv_heads=8, d_head=4, d_ff=16)
+CFG = ModelConfig(
+    vocab_size=16, d_model=8, n_layers=2, n_heads=8, n_kv_heads=8, d_head=4, d_ff=16, tie_embeddings=False
+)
+# What else may be split over `tensor`, and layers of two kinds.
+OTHERS = {
+    "biases, norms of heads, windows": dict(
+        tie_embeddings=True, qkv_bias=True, qk_norm=True, n_kv_heads=4, window=5, window_layers=(1, 0)
+    ),
+    "norms of all heads": dict(qk_norm=True, qk_norm_whole=True, norms="after"),
+}
 # Rows a micro-batch, row lengths, episodes that may share a row: of one length, of two, and packed.
 LAYOUTS = {"whole": (16, (24,), 1), "split": (8, (12, 24), 1), "packed": (8, (48,), 3)}
 
@@ -33,8 +43,8 @@ def gap(one, other):
 # By (data, fsdp, tensor). The first three, of which each prepares a layout for the others too, have every axis twice.
 # A group of two micro-batches takes twice as long to compile: one mesh has it.
 FEW = {
-    (2, 2, 2): "whole",
-    (1, 2, 4): "split",
+    (2, 2, 2): "split",
+    (1, 2, 4): "whole",
     (2, 4, 1): "packed",
     (4, 1, 2): "whole",
     (8, 1, 1): "packed",
@@ -51,10 +61,10 @@ def cases(which):
     return list(zip(every, itertools.cycle(LAYOUTS)))
 
 
-def make_learner(mesh):
+def make_learner(mesh, cfg=CFG, remat="full", separate_critic=True):
     """With a scan over the layers, as deep models run, and chunks of the logits."""
-    forward_settings = ForwardSettings(unroll=False, remat="full", logit_tokens=32)
-    return Learner(CFG, optax.sgd(0.1), separate_critic=True, mesh=mesh, forward_settings=forward_settings)
+    forward_settings = ForwardSettings(unroll=False, remat=remat, logit_tokens=32)
+    return Learner(cfg, optax.sgd(0.1), separate_critic=separate_critic, mesh=mesh, forward_settings=forward_settings)
 
 
 def first_state(learner, policy):
@@ -78,6 +88,21 @@ def outcome(learner, filled, policy):
     return metrics["loss"], gradients, on_host(after.params, learner.mesh)
 
 
+def other_gap(cfg, episodes):
+    """How far gradients of another model on eight devices, whose critic has no trunk, are from those on one.
+
+    In units of the largest where that is over 1: norms behind layers divide by what is small at first.
+    """
+    policy = init_params(jax.random.PRNGKey(2), cfg)
+    alone, eight = (make_learner(mesh, cfg, "dots", False) for mesh in (make_mesh(), make_mesh(2, 2, 2)))
+    filled = prepared(alone, "whole", episodes, policy)
+    gradients = [
+        on_host(learner.gradients(first_state(learner, policy).params, filled), learner.mesh)
+        for learner in (alone, eight)
+    ]
+    return gap(*gradients) / max(1.0, *(float(np.abs(a).max()) for a in jax.tree.leaves(gradients[0])))
+
+
 def on_host(tree, mesh):
     """NumPy arrays, whole, of arrays that may lie on other processes' devices too."""
     return jax.device_get(on_this_process(tree, mesh) if mesh.size > 1 else tree)
@@ -86,7 +111,7 @@ def on_host(tree, mesh):
 def main(which):
     policy = init_params(jax.random.PRNGKey(1), CFG)
     episodes = random_episodes(13, vocab=16, seed=3)
-    alone = make_learner(make_mesh())
+    alone = make_learner(make_mesh(), remat="dots")
     expected = outcome(alone, prepared(alone, "whole", episodes, policy), policy)
     gaps, filled, rows_per_device = {}, {}, {}
     for shape, layout in cases(which):
@@ -98,6 +123,8 @@ def main(which):
         tokens = filled[layout][0].tokens
         placed = jax.device_put(tokens, learner.trainers[0].rows)
         rows_per_device[str(shape)] = placed.addressable_shards[0].data.shape[0] / len(tokens)
+    for name, change in OTHERS.items():
+        gaps[name] = [other_gap(dataclasses.replace(CFG, **change), episodes)]
     print(
         json.dumps(
             {
