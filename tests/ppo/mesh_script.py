@@ -24,12 +24,10 @@ from tests.ppo.conftest import random_episodes
 CFG = ModelConfig(
     vocab_size=16, d_model=8, n_layers=2, n_heads=8, n_kv_heads=8, d_head=4, d_ff=16, tie_embeddings=False
 )
-# What else may be split over `tensor`, and layers of two kinds.
+# What else may be split over `tensor`.
 OTHERS = {
-    "biases, norms of heads, windows": dict(
-        tie_embeddings=True, qkv_bias=True, qk_norm=True, n_kv_heads=4, window=5, window_layers=(1, 0)
-    ),
-    "norms of all heads": dict(qk_norm=True, qk_norm_whole=True, norms="after"),
+    "biases, norms of heads": dict(n_layers=1, tie_embeddings=True, qkv_bias=True, qk_norm=True, n_kv_heads=4),
+    "norms of all heads": dict(n_layers=1, qk_norm=True, qk_norm_whole=True, norms="after"),
 }
 # Rows a micro-batch, row lengths, episodes that may share a row: of one length, of two, and packed.
 LAYOUTS = {"whole": (16, (24,), 1), "split": (8, (12, 24), 1), "packed": (8, (48,), 3)}

@@ -216,6 +216,24 @@ def test_split_updates_is_disjoint_deterministic_and_moves_with_the_step(make_ep
         split_updates(episodes, 5, seed=0, step=0)
 
 
+@pytest.mark.parametrize("separate", [True, False])
+def test_adding_gradients_in_place_changes_nothing(learners, tiny_model, policy, make_episodes, separate):
+    """What deep models run (a loop over the layers, everything made again) against what small ones do."""
+    learner, episodes = learners[separate], make_episodes(8, seed=2)
+    settings = ForwardSettings(unroll=False, remat="full")
+    other = Learner(tiny_model, optax.sgd(0.1), loss=LOSS, separate_critic=separate, forward_settings=settings)
+    params = learner.init(jax.random.PRNGKey(0), policy).params
+    filled, _ = prepared(learner, params, policy, episodes, *SPLITS["by length"])
+    assert len({batch.tokens.shape for batch in filled}) == 2
+    expected = learner.update(learner.init(jax.random.PRNGKey(0), policy).with_params(moved(params)), filled)
+    updated = other.update(other.init(jax.random.PRNGKey(0), policy).with_params(moved(params)), filled)
+    for one, another in zip(jax.tree.leaves(expected[0].params), jax.tree.leaves(updated[0].params), strict=True):
+        np.testing.assert_allclose(one, another, atol=1e-6)
+    assert expected[1].keys() == updated[1].keys()
+    for name, value in expected[1].items():
+        assert updated[1][name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+
+
 @pytest.mark.parametrize("which, count", [("few", 7), pytest.param("all", 20, marks=pytest.mark.slow)])
 def test_any_mesh_equals_one_device(which, count):
     """Loss, gradients and weights after an SGD step, on (forced) host devices in one subprocess."""

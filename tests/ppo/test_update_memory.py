@@ -44,3 +44,22 @@ def test_nothing_grows_with_tokens_times_vocabulary(more):
     assert added[1] > 0
     assert abs(added[2] - added[1]) < 0.05 * logits
     assert temporary() < logits
+
+
+def further_temporary(layers, remat):
+    """Bytes beside weights, batch and gradients of two micro-batches more, of a deep model with few tokens."""
+    cfg = ModelConfig(vocab_size=64, d_model=32, n_layers=layers, n_heads=2, n_kv_heads=1, d_head=8, d_ff=512)
+    settings = ForwardSettings(unroll=False, remat=remat)
+    learner = Learner(cfg, optax.sgd(0.1), separate_critic=True, forward_settings=settings)
+    stacked = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct((2, *a.shape), a.dtype), shape_of(TokenBatch(**empty_arrays(1, 16, 3)))
+    )
+    lowered = learner.trainers[0].lowered(state_shapes(learner, jnp.float32), stacked)
+    return lowered["gradients"].compile().memory_analysis().temp_size_in_bytes
+
+
+def test_gradients_are_added_in_place():
+    """With everything made again in a loop over the layers there is no second set of gradients, nor any part of one."""
+    layer = 4 * (3 * 32 * 512)  # bytes of a layer's feed-forward gradients
+    assert further_temporary(18, "full") < 12 * layer
+    assert further_temporary(18, "dots") > 2 * 18 * layer
