@@ -131,7 +131,7 @@ def check_options(snippet: str, arguments: str, file: Path) -> None:
             given = value if name == "--config" else given
             assert f'"{name}"' in known or f'"{name[2:]}"' in known, f"{snippet}: {name} is no option of {file.name}"
     if given and not PLACEHOLDER.fullmatch(given):
-        config.load(str(ROOT / given), overrides=overrides.taken(settings)[0])
+        config.load(str(ROOT / given), overrides=overrides.extract(settings)[0])
 
 
 @pages

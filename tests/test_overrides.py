@@ -98,17 +98,17 @@ def test_what_does_not_fit_is_one_line_that_shows_the_spelling(command):
 @pytest.mark.parametrize("text", ["seed", "execution.clean_exit=true", "ppo"])
 def test_no_is_for_what_is_true_or_false(text):
     with pytest.raises(ConfigError, match="noconfig|is a section"):
-        overrides.taken([f"--noconfig.{text}"])
+        overrides.extract([f"--noconfig.{text}"])
 
 
 def test_what_follows_two_dashes_is_no_override():
-    assert overrides.taken(["--config.seed=1", "--", "--config.seed=2"]) == ({"seed": 1}, ["--", "--config.seed=2"])
+    assert overrides.extract(["--config.seed=1", "--", "--config.seed=2"]) == ({"seed": 1}, ["--", "--config.seed=2"])
 
 
 def test_each_default_can_be_written_as_python_prints_it():
     """As scripts do that build a command line from values: --config.{key}={value}."""
     values = config.flat(config.base_config())
-    assert overrides.taken([f"--config.{key}={value}" for key, value in values.items()]) == (values, [])
+    assert overrides.extract([f"--config.{key}={value}" for key, value in values.items()]) == (values, [])
 
 
 def test_tuples_of_texts_are_known_by_name():
