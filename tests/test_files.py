@@ -93,26 +93,26 @@ def test_a_run_that_fills_the_disk_says_what_is_kept_and_goes_on_after_room_is_m
     wanted = command(folder / "run", {"train.checkpoint_every": 1, "train.keep_checkpoints": 50})
     done = run(wanted)
     one_line(done, f"{folder}/run/", "the last good checkpoint is ")  # of what is written, anything may be hit first
-    kept = int(re.search(r"the last good checkpoint is (\d+)", done.stderr)[1])
-    assert max(int(p.name) for p in (folder / "run" / "checkpoints").iterdir() if p.name.isdigit()) == kept
+    last_good = int(re.search(r"the last good checkpoint is (\d+)", done.stderr)[1])
+    assert max(int(p.name) for p in (folder / "run" / "checkpoints").iterdir() if p.name.isdigit()) == last_good
     assert not processes_in(folder)
     disk("size=100m")
     done = run(wanted)
-    assert done.returncode == 0 and f"going on from iteration {kept} " in done.stdout, done
+    assert done.returncode == 0 and f"going on from iteration {last_good} " in done.stdout, done
     assert [record["step"] for record in read_metrics(folder / "run")] == list(range(10))
     assert not leftovers(folder)
 
 
 def processes_in(folder):
     """Processes whose command line names the folder."""
-    found = []
+    pids = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             if str(folder).encode() in path.read_bytes():
-                found.append(path.parent.name)
+                pids.append(path.parent.name)
         except OSError:
             continue
-    return found
+    return pids
 
 
 # Saves, and at some point writes a file, as a run does between its saves.
@@ -147,14 +147,14 @@ def test_whatever_is_hit_first_is_one_line(disk, options, wait, rows):
     assert str(folder) in done.stderr
 
 
-@pytest.mark.parametrize("what", ["read-only", "a file", "below a file"])
-def test_a_workdir_that_cannot_be_is_one_line(disk, tmp_path, what):
-    if what == "read-only":
+@pytest.mark.parametrize("obstacle", ["read-only", "a file", "below a file"])
+def test_a_workdir_that_cannot_be_is_one_line(disk, tmp_path, obstacle):
+    if obstacle == "read-only":
         workdir = disk("size=1m,ro") / "run"
     else:
         workdir = tmp_path / "file"
         workdir.write_text("")
-        workdir = workdir / "run" if what == "below a file" else workdir
+        workdir = workdir / "run" if obstacle == "below a file" else workdir
     one_line(run(command(workdir)), f"'{workdir}'")
 
 

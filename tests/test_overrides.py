@@ -72,26 +72,26 @@ PARSERS = {  # sft's is train's, without the flags that name a job
 }
 
 
-def words(given):
-    first = f"--noconfig.{given[1]}" if given[0] == "-no" else f"--config.{given[0]}"
-    return [first, *given[2 if given[0] == "-no" else 1 :]]
+def words(override):
+    first = f"--noconfig.{override[1]}" if override[0] == "-no" else f"--config.{override[0]}"
+    return [first, *override[2 if override[0] == "-no" else 1 :]]
 
 
 @pytest.mark.parametrize("command", PARSERS)
 def test_every_command_gives_a_value_the_same_meaning(command):
     make, others = PARSERS[command]
-    for given, expected in FITTING:
-        for line in ([*others, *words(given)], [*words(given), *others]):
-            found = command_line.parse(make(), line).overrides
-            assert repr(found) == repr(expected), line
+    for override, expected in FITTING:
+        for line in ([*others, *words(override)], [*words(override), *others]):
+            values = command_line.parse(make(), line).overrides
+            assert repr(values) == repr(expected), line
 
 
 @pytest.mark.parametrize("command", PARSERS)
 def test_what_does_not_fit_is_one_line_that_shows_the_spelling(command):
     make, others = PARSERS[command]
-    for given, line in UNFIT:
+    for override, line in UNFIT:
         with pytest.raises(ConfigError) as refused:
-            command_line.parse(make(), [*others, f"--config.{given}"])
+            command_line.parse(make(), [*others, f"--config.{override}"])
         assert line in str(refused.value) and len(str(refused.value).splitlines()) == 1
 
 

@@ -25,7 +25,7 @@ OVERRIDES = {"eval.every": 4}
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def undisturbed(tmp_path_factory):
     """A run that nothing disturbed."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     finish(folder, OVERRIDES)
@@ -59,19 +59,19 @@ def kill(process):
 
 def processes_of(workdir: Path) -> list[int]:
     """Processes whose command line or environment names the run."""
-    found = []
+    pids = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             try:
                 if str(workdir) in (entry / "cmdline").read_bytes().decode("utf-8", "replace"):
-                    found.append(int(entry.name))
+                    pids.append(int(entry.name))
             except OSError:
                 continue
-    return found
+    return pids
 
 
 def group_members(group: int) -> list[int]:
-    found = []
+    pids = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
@@ -79,8 +79,8 @@ def group_members(group: int) -> list[int]:
             except OSError:
                 continue
             if int(stat[2]) == group and stat[0] != "Z":  # stat[2]: the session's process group
-                found.append(int(entry.name))
-    return found
+                pids.append(int(entry.name))
+    return pids
 
 
 def killed_and_resumed(folder, moments):
@@ -101,12 +101,12 @@ def after(row_count, delay):
     """A moment: so many iterations are recorded, and `delay` seconds more have passed."""
 
     def of(folder):
-        seen = []
+        reached_at = []
 
         def condition():
-            if not seen and rows(folder) >= row_count:
-                seen.append(time.monotonic())
-            return bool(seen) and time.monotonic() - seen[0] >= delay
+            if not reached_at and rows(folder) >= row_count:
+                reached_at.append(time.monotonic())
+            return bool(reached_at) and time.monotonic() - reached_at[0] >= delay
 
         return condition
 
@@ -128,18 +128,18 @@ def while_writing(number):
     return of
 
 
-def test_kills_change_nothing(whole, tmp_path):
+def test_kills_change_nothing(undisturbed, tmp_path):
     """Between two checkpoints, in a checkpoint's write, and before the first one."""
     folder = tmp_path / "run"
     moments = [after(1, 0.0), while_writing(1)]
     assert killed_and_resumed(folder, moments) == 2
-    assert_same_run(whole, folder)
+    assert_same_run(undisturbed, folder)
     assert leftovers(folder) == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
-def test_twenty_kills_change_nothing(whole, tmp_path, seed):
+def test_twenty_kills_change_nothing(undisturbed, tmp_path, seed):
     """Five runs, killed four times each at random moments, one of them inside the write of a checkpoint."""
     rng = random.Random(seed)
     folder = tmp_path / "run"
@@ -147,12 +147,12 @@ def test_twenty_kills_change_nothing(whole, tmp_path, seed):
     moments = [after(count, rng.uniform(0.0, 0.4)) for count in counts]
     moments.insert(rng.randrange(3), while_writing(1))
     assert killed_and_resumed(folder, moments) == 4
-    assert_same_run(whole, folder)
+    assert_same_run(undisturbed, folder)
     assert leftovers(folder) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_a_signal_saves_and_the_same_command_goes_on(whole, tmp_path, number):
+def test_a_signal_saves_and_the_same_command_goes_on(undisturbed, tmp_path, number):
     """The signal goes to the whole process group, as Ctrl-C and schedulers send it."""
     folder = tmp_path / "run"
     process = start(folder, OVERRIDES)
@@ -165,7 +165,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(whole, tmp_path, number):
     assert f"stopped: {number.name}, saved after {done} iterations; the same command goes on from there" in output
     assert wait_until_gone(process.pid)
     assert f"going on from iteration {done}" in finish(folder, OVERRIDES)
-    assert_same_run(whole, folder)
+    assert_same_run(undisturbed, folder)
 
 
 def wait_until_gone(group, seconds=10.0):
@@ -192,16 +192,16 @@ def test_a_second_signal_ends_it_at_once_and_a_kill_leaves_no_process(tmp_path):
     assert wait_until_gone(process.pid)
 
 
-def test_a_finished_run_is_told_again_and_never_refuses(whole):
-    before = {p: p.stat().st_mtime_ns for p in whole.rglob("*.jsonl.gz")}
-    assert "going on from iteration 10" in finish(whole, OVERRIDES)
-    assert before == {p: p.stat().st_mtime_ns for p in whole.rglob("*.jsonl.gz")}
+def test_a_finished_run_is_told_again_and_never_refuses(undisturbed):
+    before = {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*.jsonl.gz")}
+    assert "going on from iteration 10" in finish(undisturbed, OVERRIDES)
+    assert before == {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*.jsonl.gz")}
     for overrides, flags, message in (
         (OVERRIDES, ["--resume=never"], "holds a run already, and --resume=never: give another --workdir"),
         (OVERRIDES | {"ppo.kl_beta": 0.5}, [], "config.ppo.kl_beta: 0.02 there, 0.5 here"),
     ):
         done = subprocess.run(
-            command(whole, overrides, *flags),
+            command(undisturbed, overrides, *flags),
             env=environment(),
             capture_output=True,
             text=True,
@@ -211,28 +211,28 @@ def test_a_finished_run_is_told_again_and_never_refuses(whole):
 
 
 @pytest.mark.slow
-def test_a_longer_run_goes_on_from_a_shorter_one(whole, tmp_path):
+def test_a_longer_run_goes_on_from_a_shorter_one(undisturbed, tmp_path):
     folder = tmp_path / "run"
     finish(folder, OVERRIDES | {"train.iterations": 5})
     finish(folder, OVERRIDES)
-    assert_same_run(whole, folder)
+    assert_same_run(undisturbed, folder)
 
 
-def test_the_best_by_validation_is_kept_and_is_the_result(whole):
+def test_the_best_by_validation_is_kept_and_is_the_result(undisturbed):
     """The tiny random model solves nothing, so all validations are equal, and the latest, after 8, is the best."""
-    assert [r["step"] for r in read_metrics(whole) if "valid/1@3" in r] == [3, 7]
-    with Checkpoints(whole / "checkpoints", read_only=True) as checkpoints:
+    assert [r["step"] for r in read_metrics(undisturbed) if "valid/1@3" in r] == [3, 7]
+    with Checkpoints(undisturbed / "checkpoints", read_only=True) as checkpoints:
         assert checkpoints.metadata(10)["best_iteration"] == 8
-        kept = checkpoints.restore(8, {"policy": build_policy(load_saved(whole)).params})["policy"]
-    with np.load(whole / "policy.npz") as result:
-        np.testing.assert_array_equal(result["embed"], kept["embed"])
+        best_policy = checkpoints.restore(8, {"policy": build_policy(load_saved(undisturbed)).params})["policy"]
+    with np.load(undisturbed / "policy.npz") as result:
+        np.testing.assert_array_equal(result["embed"], best_policy["embed"])
 
 
 @pytest.mark.slow
-def test_validation_disturbs_nothing_and_patience_ends_training(whole, tmp_path):
+def test_validation_disturbs_nothing_and_patience_ends_training(undisturbed, tmp_path):
     finish(tmp_path / "never")
     unvalidated = [timeless(r) for r in read_metrics(tmp_path / "never")]
-    validated = [timeless(r) for r in read_metrics(whole)]
+    validated = [timeless(r) for r in read_metrics(undisturbed)]
     assert unvalidated == [{k: v for k, v in r.items() if not k.startswith("valid/")} for r in validated]
     output = finish(tmp_path / "patient", {"eval.every": 1, "eval.patience": 2})
     assert "no better validation in 2 after iteration 3: training ends" in output
@@ -242,10 +242,10 @@ def test_validation_disturbs_nothing_and_patience_ends_training(whole, tmp_path)
 
 
 @pytest.mark.slow
-def test_an_evaluation_of_any_kept_checkpoint(whole):
+def test_an_evaluation_of_any_kept_checkpoint(undisturbed):
     def evaluate(checkpoint):
         return subprocess.run(
-            [sys.executable, "-m", "rlef_jax.evaluate", f"--workdir={whole}", "--split=valid", "--problems=4",
+            [sys.executable, "-m", "rlef_jax.evaluate", f"--workdir={undisturbed}", "--split=valid", "--problems=4",
              f"--checkpoint={checkpoint}"],
             env=environment(), capture_output=True, text=True,
         )  # fmt: skip

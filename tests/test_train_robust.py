@@ -22,14 +22,14 @@ SHORT = {"train.iterations": 4, "train.checkpoint_every": 4}
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def undisturbed(tmp_path_factory):
     """A run that nothing disturbed."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     finish(folder, SHORT)
     return folder
 
 
-def test_staleness_0_is_the_synchronous_run(whole, tmp_path):
+def test_staleness_0_is_the_synchronous_run(undisturbed, tmp_path):
     root = str(Path(__file__).parents[1])
     done = subprocess.run(
         [sys.executable, "-m", "tests.helpers.plain_loop", str(tmp_path / "plain"), "4"],
@@ -39,7 +39,7 @@ def test_staleness_0_is_the_synchronous_run(whole, tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    with np.load(whole / "policy.npz") as a, np.load(tmp_path / "plain" / "policy.npz") as b:
+    with np.load(undisturbed / "policy.npz") as a, np.load(tmp_path / "plain" / "policy.npz") as b:
         for name in a.files:
             np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
@@ -81,19 +81,19 @@ def test_an_explosion_stops_the_run_and_can_be_replayed(tmp_path):
 
 def workers_of(process):
     """The judge's workers that a run has now: with the launcher of one, all below it ends."""
-    found = []
+    pids = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 stat = (entry / "stat").read_text().rpartition(")")[2].split()
                 if int(stat[1]) == process.pid and b"execution/launch.py" in (entry / "cmdline").read_bytes():
-                    found.append(int(entry.name))
+                    pids.append(int(entry.name))
             except OSError:
                 continue
-    return found
+    return pids
 
 
-def test_a_worker_storm_changes_nothing(whole, tmp_path):
+def test_a_worker_storm_changes_nothing(undisturbed, tmp_path):
     """Every worker of the judge is killed at once, over and over, with time between for a program or two."""
     folder = tmp_path / "run"
     process = start(folder, SHORT)
@@ -107,7 +107,7 @@ def test_a_worker_storm_changes_nothing(whole, tmp_path):
     output, _ = process.communicate()
     assert process.returncode == 0, output
     assert storms >= 2
-    assert_same_run(whole, folder)
+    assert_same_run(undisturbed, folder)
 
 
 def wrapped(folder, patch):
@@ -154,6 +154,6 @@ def wrapped(folder, patch):
     ],
     ids=["a clock that jumps", "a slow disk"],
 )
-def test_clocks_and_disks_change_nothing(whole, tmp_path, patch):
+def test_clocks_and_disks_change_nothing(undisturbed, tmp_path, patch):
     wrapped(tmp_path / "run", patch)
-    assert_same_run(whole, tmp_path / "run")
+    assert_same_run(undisturbed, tmp_path / "run")
