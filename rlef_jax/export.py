@@ -125,7 +125,7 @@ def _emptied_after_errors(output: Path) -> Iterator[None]:
 
 
 def _write_tokenizer(output: Path, tokenizer: str, chat: ChatFormat, generation_of: str) -> None:
-    """The tokenizer's files, copied or made, and generation_config.json: copied, or with the format's stop ids."""
+    """The tokenizer's files, copied or generated, and generation_config.json: copied, or with the format's stop ids."""
     path = Path(tokenizer)
     if path.suffix == ".gguf" and isinstance(chat.tokenizer, FastTokenizer):
         chat.tokenizer.whole.save(str(output / "tokenizer.json"))

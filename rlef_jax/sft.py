@@ -1,8 +1,8 @@
 """The supervised warm start: python -m rlef_jax.sft --config=configs/tiny_sft.py --workdir=runs/warm_start
 
 Trains a model from scratch on dialogues with failed attempts, feedback and repairs (`data/dialogues.py`) and writes
-`warm_start.npz` to the workdir. The loss is on the author's tokens only. Dialogues are made in a process beside, each
-chunk a function of (seed, chunk), so that a run can be repeated to the bit.
+`warm_start.npz` to the workdir. The loss is on the author's tokens only. Dialogues are generated in a second process;
+each chunk is a function of (seed, chunk), so that a run can be repeated to the bit.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def batches(examples: list[Dialogue], batch_rows: int, rng: np.random.Generator)
 def _chunk(
     tokenizer: tuple[str, str, str], seed: int, chunk: int, settings: dict[str, Any], batch_rows: int
 ) -> list[Batch]:
-    """One chunk's batches; runs in the process beside."""
+    """One chunk's batches; runs in the second process."""
     chat = _chat(*tokenizer)
     examples = dialogues(seed, chunk, chat, problems=CHUNK_PROBLEMS, per_problem=PER_PROBLEM, **settings)
     return batches(examples, batch_rows, np.random.default_rng([seed, chunk, 1]))
@@ -77,7 +77,7 @@ def _chat(tokenizer: str, template: str, options: str) -> ChatFormat:
 def stream(
     tokenizer: tuple[str, str, str], seed: int, chunks: int, settings: dict[str, Any], batch_rows: int, ahead: int = 6
 ) -> Iterator[Batch]:
-    """All batches in order; the next chunks are made while one is trained on. `tokenizer`: see `load_chat`."""
+    """All batches in order; the next chunks are generated while one is trained on. `tokenizer`: see `load_chat`."""
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
         make = functools.partial(_chunk, tokenizer, seed, settings=settings, batch_rows=batch_rows)

@@ -78,7 +78,7 @@ def train(
       config, workdir: as the command has them.
       go_on: False refuses a workdir that holds a run.
       anyway: goes on over other inputs than the run was begun with (`training.inputs`) instead of refusing to.
-      judge: stays open afterwards; without it the config's own is made.
+      judge: stays open afterwards; None starts one as the config has it.
 
     Raises ConfigError, RunError, StoppedError: see `rlef_jax.errors`.
     """

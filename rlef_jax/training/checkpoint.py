@@ -1,7 +1,7 @@
 """Checkpoints: named pytrees of arrays and a JSON object, written by Orbax beside the run, whole or not at all.
 
-A checkpoint is made in a temporary folder and renamed when it is complete, so a kill leaves the last good one. Shapes
-and hashes of what was saved lie in its metadata: one of another model, or whose bytes have changed, is refused.
+A checkpoint is written to a temporary folder and renamed when it is complete, so a kill leaves the last good one.
+Its metadata has shapes and hashes of what was saved: one of another model, or whose bytes have changed, is refused.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class Checkpoints:
                 preservation_policy=keep_rules.AnyPreservationPolicy([keep_rules.LatestN(self._keep), best]),
                 create=True,
                 enable_async_checkpointing=True,
-                # A folder that can't be made is an error of `save`. Made beside it, its writers would wait for twenty
-                # minutes, and the process for them.
+                # Created synchronously, so that a folder that can't be created is an error of `save`. Otherwise the
+                # writers would wait for it for twenty minutes, and the process for them.
                 async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
                 cleanup_tmp_directories=True,
             ),

@@ -41,7 +41,7 @@ class Stopwatch:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
 
     def metrics(self) -> dict[str, float]:
-        """`time/NAME` of each part and `time/total` since this was made."""
+        """`time/NAME` of each part and `time/total` since construction."""
         total = time.perf_counter() - self._began
         return {f"time/{name}": s for name, s in self.seconds.items()} | {"time/total": total}
 

@@ -64,7 +64,7 @@ class SamplerLike(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class RolloutSettings:
-    """How episodes are made.
+    """Settings of the dialogues: sampling, length limits and feedback.
 
     Attributes:
       sampling: how tokens are drawn, and how many at most.

@@ -211,7 +211,7 @@ def drop_after(workdir: Path, iteration: int) -> None:
 
 
 def drop_scores(workdir: Path) -> None:
-    """Removes the evaluations that are made before and after training, so that both are made of the same problems."""
+    """Removes the evaluations before and after training, so that both are repeated on the same problems."""
     for path in (workdir / "evaluations").glob("*.json"):
         if not path.name.startswith("valid_"):
             path.unlink()
