@@ -75,15 +75,15 @@ def main() -> None:
     rounds, count = (1, 2) if quick else (2, 6)
     with tempfile.TemporaryDirectory() as cache:
         jax.config.update("jax_compilation_cache_dir", cache)
-        found: dict[int, list[dict[str, float]]] = {staleness: [] for staleness in STALENESS}
+        iterations: dict[int, list[dict[str, float]]] = {staleness: [] for staleness in STALENESS}
         for seed in range(rounds):
             for staleness in STALENESS:
-                found[staleness] += iterations_of(staleness, count, seed)
+                iterations[staleness] += iterations_of(staleness, count, seed)
     medians = {
         s: {k: statistics.median(r[k] for r in rows) for k in ("time/total", "idle/learner", "idle/actor")}
-        for s, rows in found.items()
+        for s, rows in iterations.items()
     }
-    judged = statistics.median(r["time/wait for judge"] for r in found[0])
+    judged = statistics.median(r["time/wait for judge"] for r in iterations[0])
     limit = medians[0]["time/total"] - judged
     print(f"{'max_staleness':>14}{'s/iteration':>13}{'gain':>7}{'learner idle':>14}{'actor idle':>12}")
     results = []

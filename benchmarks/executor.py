@@ -85,15 +85,15 @@ def tests_of(count: int, shift: int = 0) -> tuple[TestCase, ...]:
 
 def ours(pool: ExecutionPool, work: Work) -> Sample:
     """All programs at once through the pool."""
-    own, workers, start = time.process_time(), tree_cpu_s(pool.worker_pids()), time.perf_counter()
+    pool_cpu, workers, start = time.process_time(), tree_cpu_s(pool.worker_pids()), time.perf_counter()
     futures = [pool.run(program, tests, LIMITS) for program, tests in work]
     results = [result for future in futures for result in future.result()]
     wall = time.perf_counter() - start
-    own = time.process_time() - own
+    pool_cpu = time.process_time() - pool_cpu
     time.sleep(0.05)  # the last programs' processes are being reaped
     workers = tree_cpu_s(pool.worker_pids()) - workers
     assert all(r.status is Status.PASSED for r in results), next(r for r in results if r.status is not Status.PASSED)
-    return Sample(wall, own + workers, sum(r.cpu_s for r in results), own)
+    return Sample(wall, pool_cpu + workers, sum(r.cpu_s for r in results), pool_cpu)
 
 
 def baseline(
@@ -111,11 +111,11 @@ def baseline(
         done = subprocess.run(command, input=job[1].input, capture_output=True, text=True, timeout=LIMITS.wall_s)
         return done.returncode == 0 and outputs_match(job[1].output, done.stdout)
 
-    children, own, start = children_cpu_s(), time.process_time(), time.perf_counter()
+    children, process_cpu, start = children_cpu_s(), time.process_time(), time.perf_counter()
     with concurrent.futures.ThreadPoolExecutor(workers) as threads:
         assert all(threads.map(run, jobs))
     wall = time.perf_counter() - start
-    return Sample(wall, children_cpu_s() - children + time.process_time() - own)
+    return Sample(wall, children_cpu_s() - children + time.process_time() - process_cpu)
 
 
 def children_cpu_s() -> float:
@@ -204,9 +204,9 @@ def report(cases: Sequence[Case], limit_ms: float) -> None:
             results.append({**row, "ratio": round(ratio, 2), "limit_share": round(limit_ms / cpu, 3), "unit": unit})
     print(f"\n{'CPU ms/test in':18} {'tests':>9} {'workers':>9} {'pool':>6}")
     for case in cases:
-        tests, own = (case.per_test_ms("ours", f) for f in (lambda s: s.tests_cpu_s, lambda s: s.own_cpu_s))
+        tests, pool_cpu = (case.per_test_ms("ours", f) for f in (lambda s: s.tests_cpu_s, lambda s: s.own_cpu_s))
         workers = case.per_test_ms("ours", lambda s: s.cpu_s - s.tests_cpu_s - s.own_cpu_s)
-        print(f"{case.name:18} {tests:9.2f} {workers:9.2f} {own:6.2f}")
+        print(f"{case.name:18} {tests:9.2f} {workers:9.2f} {pool_cpu:6.2f}")
     print(json.dumps({"benchmark": "executor", "results": results}))
 
 

@@ -105,12 +105,12 @@ def measure(side: str, folder: Path) -> dict[str, float]:
     watcher = threading.Thread(target=watch)
     watcher.start()
     began = time.perf_counter()
-    kept = load()
+    params = load()
     seconds = time.perf_counter() - began
     done.set()
     watcher.join()
     rise = max(peak[0], own_memory()) - before
-    del kept
+    del params
     return {"seconds": seconds, "rise": rise}
 
 
@@ -128,14 +128,15 @@ def compare(folder: Path, size: int, repeats: int) -> list[dict[str, Any]]:
     """Rounds of both, in turns: medians of the seconds, the most memory beyond `size` bytes."""
     rounds: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
     for number in range(repeats):
-        for side, found in rounds.items():
-            found.append(ask(side, folder))
-            beyond = found[-1]["rise"] - size / _MIB
+        for side, measured in rounds.items():
+            measured.append(ask(side, folder))
+            beyond = measured[-1]["rise"] - size / _MIB
             print(
-                f"  round {number + 1}: {side:<9}{found[-1]['seconds']:7.2f} s, {beyond:8,.0f} MiB beyond", flush=True
+                f"  round {number + 1}: {side:<9}{measured[-1]['seconds']:7.2f} s, {beyond:8,.0f} MiB beyond",
+                flush=True,
             )
-    seconds = {side: statistics.median(r["seconds"] for r in found) for side, found in rounds.items()}
-    beyond = {side: max(r["rise"] for r in found) - size / _MIB for side, found in rounds.items()}
+    seconds = {side: statistics.median(r["seconds"] for r in measured) for side, measured in rounds.items()}
+    beyond = {side: max(r["rise"] for r in measured) - size / _MIB for side, measured in rounds.items()}
     ratio = statistics.median(a["seconds"] / b["seconds"] for a, b in zip(*rounds.values(), strict=True))
     return [
         {"case": "time", **seconds, "ratio": ratio, "limit_share": None, "unit": "s"},

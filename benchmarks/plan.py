@@ -46,13 +46,13 @@ def compare(name: str, repeats: int) -> dict[str, Any]:
             worker.ask("step")
         for number in range(repeats):
             before, _ = predicted(programs, case)
-            taken = worker.ask("step")["seconds"]
+            seconds = worker.ask("step")["seconds"]
             after, speeds = predicted(programs, case)
             guess = (before.total + after.total) / 2
-            rounds.append((guess, taken, guess / taken))
+            rounds.append((guess, seconds, guess / seconds))
             print(
                 f"  round {number + 1}: predicted {guess:.2f} s (products {after.compute:.2f}, memory"
-                f" {after.memory:.2f} at {speeds[0]:.0f} GFLOP/s and {speeds[1]:.0f} GB/s), measured {taken:.2f} s",
+                f" {after.memory:.2f} at {speeds[0]:.0f} GFLOP/s and {speeds[1]:.0f} GB/s), measured {seconds:.2f} s",
                 flush=True,
             )
         worker.close()

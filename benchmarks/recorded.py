@@ -56,15 +56,15 @@ def mutant(program: str, rng: random.Random) -> str:
 
 def rollouts(problems: Sequence[Problem], each: int, turns: int) -> list[Recorded]:
     """`each` dialogues of a problem: junk and mutants, and at the last turn a solution half of the time."""
-    found = []
+    recorded = []
     for number, problem in enumerate(problems):
         rng = random.Random(number)
         for _ in range(each):
             program = rng.choice(problem.solutions)
             wrong = [rng.choice((*JUNK, mutant(program, rng), mutant(program, rng))) for _ in range(turns)]
             right = program if rng.random() < 0.5 else mutant(program, rng)
-            found.append(Recorded(problem, (*wrong[: turns - 1], right)))
-    return found
+            recorded.append(Recorded(problem, (*wrong[: turns - 1], right)))
+    return recorded
 
 
 def results_of(episodes: Sequence[Episode]) -> list[TestResult]:

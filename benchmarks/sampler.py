@@ -200,32 +200,37 @@ def multi_turn(repeats: int, count: int) -> list[Result]:
     )
     sampler = build(TINY, shapes)
     vocabulary = TINY["vocab_size"]
-    how = sampling(new, vocabulary)
+    settings = sampling(new, vocabulary)
     opening, messages = prompts(count, first, vocabulary), prompts(count, feedback, vocabulary)
 
     def dialogues(keep: bool) -> tuple[float, SamplerStats]:
         with sampler.session() as session:
             began = time.perf_counter()
-            held = [session.dialogue(seed=0, step=0, episode=i) for i in range(count)]
+            handles = [session.dialogue(seed=0, step=0, episode=i) for i in range(count)]
             ids = [list(p) for p in opening]
             for turn in range(3):
                 fresh = opening if turn == 0 else messages
                 if not keep:
-                    held = [session.dialogue(seed=0, step=0, episode=i) for i in range(count)]
-                given = fresh if keep else ids
+                    handles = [session.dialogue(seed=0, step=0, episode=i) for i in range(count)]
+                prompt_ids = fresh if keep else ids
                 last = turn == 2 or not keep
-                asked = [session.respond(d, p, how, turn=turn, last=last) for d, p in zip(held, given, strict=True)]
-                for i, future in enumerate(asked):
+                futures = [
+                    session.respond(d, p, settings, turn=turn, last=last)
+                    for d, p in zip(handles, prompt_ids, strict=True)
+                ]
+                for i, future in enumerate(futures):
                     ids[i] += [*future.result().ids, *messages[i]]
             return time.perf_counter() - began, session.stats()
 
     dialogues(True)
-    kept, again = [dialogues(True) for _ in range(repeats)], [dialogues(False) for _ in range(repeats)]
-    wanted = count * (first - 1 + 2 * (feedback + 1 - 1))
-    counted = [runs[0][1].prefilled_tokens for runs in (kept, again)]
-    print(f"multi-turn: {counted[0]} tokens prefilled of {wanted} new ones; {counted[1]} where all is prefilled again")
-    assert kept[0][1].prefilled_tokens == wanted
-    return [result("multi-turn", 3 * new * count, [s for s, _ in kept], [s for s, _ in again], None)]
+    cached, recomputed = [dialogues(True) for _ in range(repeats)], [dialogues(False) for _ in range(repeats)]
+    new_tokens = count * (first - 1 + 2 * (feedback + 1 - 1))
+    counted = [runs[0][1].prefilled_tokens for runs in (cached, recomputed)]
+    print(
+        f"multi-turn: {counted[0]} tokens prefilled of {new_tokens} new ones; {counted[1]} where all is prefilled again"
+    )
+    assert cached[0][1].prefilled_tokens == new_tokens
+    return [result("multi-turn", 3 * new * count, [s for s, _ in cached], [s for s, _ in recomputed], None)]
 
 
 def result(case: str, tokens: int, ours: list[float], baseline: list[float], limit: float | None) -> Result:
@@ -251,7 +256,7 @@ def main() -> None:
     if not BENCH_PYTHON.exists() and {"uniform", "tiny"} & set(args.cases):
         parser.exit(2, f"error: {BENCH_PYTHON} isn't there: run `make bench-env` first\n")
     print(f"{'case':>12}{'tokens/s':>12}{'baseline':>12}{'ratio':>9}{'of limit':>8}")
-    found: list[Result] = []
+    results: list[Result] = []
     if {"uniform", "tiny"} & set(args.cases):
         torch = Torch()
         if "uniform" in args.cases:
@@ -264,7 +269,7 @@ def main() -> None:
                 prefill_tokens=1024,
                 decode_steps=32,
             )
-            found.append(against_torch("uniform", SMOLLM2, shapes, 2, new, repeats, torch))
+            results.append(against_torch("uniform", SMOLLM2, shapes, 2, new, repeats, torch))
         if "tiny" in args.cases:
             new = 16 if quick else 96
             shapes = Shapes(
@@ -275,13 +280,13 @@ def main() -> None:
                 prefill_tokens=768,
                 decode_steps=32,
             )
-            found.append(against_torch("tiny", TINY, shapes, 2, new, 3 * repeats, torch))
+            results.append(against_torch("tiny", TINY, shapes, 2, new, 3 * repeats, torch))
         torch.close()
     if "ragged" in args.cases:
-        found.append(ragged(repeats, 64 if quick else 128))
+        results.append(ragged(repeats, 64 if quick else 128))
     if "multi-turn" in args.cases:
-        found += multi_turn(repeats, 32)
-    print(json.dumps({"benchmark": "sampler", "results": found}))
+        results += multi_turn(repeats, 32)
+    print(json.dumps({"benchmark": "sampler", "results": results}))
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ class Soak:
         self.pool, self.rng = pool, rng
         self.over = threading.Event()
         self.wrong: list[str] = []
-        self.seen: collections.Counter[str] = collections.Counter()
+        self.statuses: collections.Counter[str] = collections.Counter()
         self.holdings: list[dict[str, int]] = []
 
     def run(self, count: int) -> None:
@@ -112,7 +112,7 @@ class Soak:
         if len(results) != len(tests):
             self.wrong.append(f"{len(results)} results for {len(tests)} tests")
         for result in results:
-            self.seen[result.status.value] += 1
+            self.statuses[result.status.value] += 1
             if result.status not in allowed:
                 took = f"{result.cpu_s:.2f} s of the processor in {result.wall_s:.2f} s"
                 self.wrong.append(f"{result.status}: {result.error[-200:]}, not one of {sorted(allowed)}, {took}")
@@ -145,7 +145,7 @@ class Soak:
             "seconds": round(seconds),
             "tests_per_s": rate,
             "retries": stats["retries"],
-            "statuses": dict(self.seen),
+            "statuses": dict(self.statuses),
             "wrong": self.wrong[:10],
             "grown": grown,
             "held": self.holdings[-1:],
@@ -154,14 +154,14 @@ class Soak:
 
 def family() -> set[int]:
     """This process's descendants."""
-    found, todo = set(), [os.getpid()]
+    pids, todo = set(), [os.getpid()]
     while todo:
         for task in pathlib.Path(f"/proc/{todo.pop()}/task").glob("*/children"):
             with contextlib.suppress(OSError):
-                new = {int(pid) for pid in task.read_text().split()} - found
-                found |= new
+                new = {int(pid) for pid in task.read_text().split()} - pids
+                pids |= new
                 todo += new
-    return found
+    return pids
 
 
 def kill_workers(pool: ExecutionPool, every: float, over: threading.Event) -> None:
@@ -170,15 +170,15 @@ def kill_workers(pool: ExecutionPool, every: float, over: threading.Event) -> No
     `every` is longer than any test may take: whichever worker takes up a program that was hit, it ends before it is hit
     four times in a row, after which the pool rightly gives up.
     """
-    seen: dict[int, int] = {}  # pid -> when it was first seen
+    first_turn: dict[int, int] = {}  # pid -> when it was first seen
     for turn in itertools.count():
         if over.wait(every):
             return
         pids = pool.worker_pids()
-        seen = {pid: seen.get(pid, turn) for pid in pids}
+        first_turn = {pid: first_turn.get(pid, turn) for pid in pids}
         if pids:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(min(pids, key=lambda pid: seen[pid]), signal.SIGKILL)
+                os.kill(min(pids, key=lambda pid: first_turn[pid]), signal.SIGKILL)
 
 
 if __name__ == "__main__":

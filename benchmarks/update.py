@@ -63,7 +63,7 @@ class Case:
     model: ModelConfig
     rows: int
     length: int
-    how: dict[str, Any]
+    forward: dict[str, Any]
     microbatch_rows: int
     updates: int = 1
     passes: int = 0
@@ -130,7 +130,7 @@ def serve_ours(name: str, folder: Path) -> None:
     learner = Learner(
         case.model, make_optimizer(case.model, OptimizerSettings(1e-4, warmup_steps=1)), loss=LossSettings(),
         separate_critic=False,
-        forward_settings=ForwardSettings(**case.how),
+        forward_settings=ForwardSettings(**case.forward),
     )  # fmt: skip
     policy = load_params(folder / "weights.npz", case.model)
     state = learner.init(jax.random.PRNGKey(1), policy)
@@ -147,8 +147,8 @@ def serve_ours(name: str, folder: Path) -> None:
             updates, _ = prepare_iteration(learner, state.params, reference, updates)
         for microbatches in updates:
             state, metrics = learner.update(state, microbatches)
-        told = {"loss": metrics["loss"], "seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu}
-        print(json.dumps({**told, "peak_gib": peak_gib()}), flush=True)
+        measured = {"loss": metrics["loss"], "seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu}
+        print(json.dumps({**measured, "peak_gib": peak_gib()}), flush=True)
 
 
 def peak_gib() -> float:
@@ -259,7 +259,7 @@ def programs_of(case: Case) -> dict[str, Program]:
         case.model,
         make_optimizer(case.model, OptimizerSettings(1e-4, warmup_steps=1)),
         separate_critic=False,
-        forward_settings=ForwardSettings(**case.how),
+        forward_settings=ForwardSettings(**case.forward),
     )
     return update_programs(
         learner, jnp.float32, microbatches=case.rows // case.microbatch_rows, rows=case.microbatch_rows,

@@ -94,9 +94,9 @@ def main() -> None:
         else:  # what old and reference log-probabilities and values take
             with torch.no_grad():
                 loss = objective(model, head, batch)
-        told = {"loss": float(loss), "seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu}
+        measured = {"loss": float(loss), "seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu}
         peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
-        print(json.dumps({**told, "peak_gib": int(peak.split()[1]) / 2**20, "pid": os.getpid()}), flush=True)
+        print(json.dumps({**measured, "peak_gib": int(peak.split()[1]) / 2**20, "pid": os.getpid()}), flush=True)
 
 
 if __name__ == "__main__":

@@ -129,23 +129,23 @@ def load_policy(source: str | Path, *, checkpoint: str = "last", overrides: Mapp
 
     Raises ConfigError where it can't be loaded, naming the file or the key.
     """
-    path, given = Path(source), dict(overrides or {})
+    path, values = Path(source), dict(overrides or {})
     of_run = (path / CHECKPOINTS).is_dir()
     if of_run:
         config = config_lib.load_saved(path)
     else:
         published = path.is_dir() or path.suffix == ".gguf"
         config = config_lib.base_config()
-        given = {"model.init": str(source)} | (_ROOM if published else {}) | given
-    config_lib.make_paths_local(config_lib.apply_overrides(config, given))
+        values = {"model.init": str(source)} | (_ROOM if published else {}) | values
+    config_lib.make_paths_local(config_lib.apply_overrides(config, values))
     config = with_model_shape(config)
     if not of_run:
         policy = build_policy(config)
         return Policy(config, policy.cfg, policy.params, policy.chat)
     cfg, chat, _ = describe_policy(config)
-    here = SingleDeviceSharding(jax.devices()[0])
-    like = abstract_params(cfg, config.model.param_dtype, here)
-    params = saved_policy(path, checkpoint, like, lambda: build_policy(config).params)
+    sharding = SingleDeviceSharding(jax.devices()[0])
+    abstract = abstract_params(cfg, config.model.param_dtype, sharding)
+    params = saved_policy(path, checkpoint, abstract, lambda: build_policy(config).params)
     return Policy(config, cfg, params, chat)
 
 
@@ -167,15 +167,15 @@ def sample(
     Raises ConfigError for a message that leaves no room in `config.episode.context`.
     """
     episode = policy.config.episode
-    most = max_new_tokens or episode.max_new_tokens
-    how = SamplingConfig(temperature, top_p, 0, policy.chat.stop_ids, most)
+    token_limit = max_new_tokens or episode.max_new_tokens
+    sampling = SamplingConfig(temperature, top_p, 0, policy.chat.stop_ids, token_limit)
     prompts = [policy.chat.first_prompt(text, episode.system_prompt) for text in messages for _ in range(count)]
     if (longest := max(map(len, prompts), default=0)) >= episode.context:
         raise ConfigError(f"config.episode.context: {episode.context} has no room for a prompt of {longest} tokens")
     with policy._sampler.session() as session:
         dialogues = [session.dialogue(seed=seed, step=0, episode=i) for i in range(len(prompts))]
-        asked = [session.respond(d, p, how, turn=0, last=True) for d, p in zip(dialogues, prompts, strict=True)]
-        texts = [policy.chat.response_text(future.result().ids) for future in asked]
+        futures = [session.respond(d, p, sampling, turn=0, last=True) for d, p in zip(dialogues, prompts, strict=True)]
+        texts = [policy.chat.response_text(future.result().ids) for future in futures]
     return [texts[i : i + count] for i in range(0, len(texts), count)]
 
 
@@ -184,8 +184,8 @@ def solve(
 ) -> list[Episode]:
     """Whole dialogues about problems, judged: `count` for each, those of a problem side by side.
 
-    How long they are and how tokens are drawn say `policy.config.episode` and `.sampling`; `feedback` is "true",
-    "random" or "none". Programs run in the sandbox (docs/executor.md).
+    `policy.config.episode` sets their length, `.sampling` how tokens are drawn; `feedback` is "true", "random" or
+    "none". Programs run in the sandbox (docs/executor.md).
     """
     config = policy.config
     settings = rollout_settings(config, policy.chat.stop_ids, feedback, evaluation=False)
@@ -225,8 +225,8 @@ def run_evaluation(*, out: str | Path | None = None, **flags: Any) -> dict[str, 
     Raises ConfigError where they can't be used.
     """
     overrides = flags.pop("overrides", {})
-    given = flags | ({} if out is None else {"out": out})
-    words = [f"--{name.replace('_', '-')}" + ("" if v is True else f"={v}") for name, v in given.items() if v]
+    arguments = flags | ({} if out is None else {"out": out})
+    words = [f"--{name.replace('_', '-')}" + ("" if v is True else f"={v}") for name, v in arguments.items() if v]
     return evaluate_command.evaluate(
         evaluate_command.parsed([*words, *(f"--config.{key}={value}" for key, value in overrides.items())])
     )

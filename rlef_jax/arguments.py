@@ -23,13 +23,13 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """The arguments; an option that isn't known is an error that names the nearest one."""
-        found, unknown = self.parse_known_args(args, namespace)
+        parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             name = unknown[0].partition("=")[0]
             options = [option for action in self._actions for option in action.option_strings]
             near = "".join(f" (did you mean {option}?)" for option in difflib.get_close_matches(name, options, 1))
             self.error(f"unrecognized argument {unknown[0]}{near}")
-        return found
+        return parsed
 
     def error(self, message: str) -> NoReturn:
         line = " ".join(message.split("\n"))

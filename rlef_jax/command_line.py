@@ -27,7 +27,7 @@ def errors_as_lines() -> Iterator[None]:
     arguments.tolerate_any_text()
     try:
         yield
-        sys.stdout.flush()  # what can't be written, to a full disk, is told now: at exit nobody could
+        sys.stdout.flush()  # a failed write (a full disk) is reported here; at exit it couldn't be
     except (ConfigError, RunError, StoppedError, OSError, jax.errors.JaxRuntimeError) as error:
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -56,9 +56,9 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
 
     Exits, with one line on stderr, for arguments that the parser doesn't know.
     """
-    given, rest = overrides.taken(sys.argv[1:] if argv is None else argv)
+    values, rest = overrides.extract(sys.argv[1:] if argv is None else argv)
     args = parser.parse_args(rest)
-    args.overrides = given
+    args.overrides = values
     return args
 
 

@@ -390,6 +390,6 @@ def load_saved(workdir: Path) -> ConfigDict:
     """
     config = base_config()
     known = set(leaf_keys(config))
-    kept = {k: tuple(v) if isinstance(v, list) else v for k, v in read_saved(workdir).items() if k in known}
-    check(make_paths_local(apply_overrides(config, kept)))
+    saved = {k: tuple(v) if isinstance(v, list) else v for k, v in read_saved(workdir).items() if k in known}
+    check(make_paths_local(apply_overrides(config, saved)))
     return config

@@ -168,8 +168,8 @@ _LENGTHS = "whole numbers above 0 that increase; they are {}"
 
 def _increase(values: Sequence[int]) -> bool:
     """Whether the values are lengths, one or more, in ascending order."""
-    whole = bool(values) and all(isinstance(n, int) and n > 0 for n in values)
-    return whole and all(a < b for a, b in zip(values, values[1:]))
+    positive = bool(values) and all(isinstance(n, int) and n > 0 for n in values)
+    return positive and all(a < b for a, b in zip(values, values[1:]))
 
 
 def _check_ppo(config: ConfigDict) -> Faults:

@@ -1,6 +1,6 @@
 """What config keys were called in earlier versions."""
 
-# Keys and values of earlier versions. A command line or config file that names one is told the new name; the
+# Keys and values of earlier versions. A command line or config file that has one gets an error with the new name; the
 # `config.json` of an older run is read with both replaced.
 RENAMED = {
     "sampling.lanes": "sampling.workers",

@@ -51,9 +51,9 @@ from rlef_jax.types import Problem
 def parser() -> arguments.Parser:
     """The command line."""
     p = arguments.Parser(prog="python -m rlef_jax.evaluate", description=__doc__)
-    what = p.add_mutually_exclusive_group()
-    what.add_argument("--workdir", type=arguments.path, help="a run of rlef_jax.train")
-    what.add_argument("--config", help="a configuration; its model.init are the weights")
+    policy_source = p.add_mutually_exclusive_group()
+    policy_source.add_argument("--workdir", type=arguments.path, help="a run of rlef_jax.train")
+    policy_source.add_argument("--config", help="a configuration; its model.init are the weights")
     p.add_argument("--checkpoint", default="last", help="with --workdir: best (by validation), last, or its iteration")
     p.add_argument("--warm-start", action="store_true", help="evaluate the weights that the run started from")
     p.add_argument(
@@ -100,7 +100,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     broke on so many rollouts that nothing can be said.
     """
     config = _changed_config(args)
-    asked = _n_at_k(args)
+    pairs = _n_at_k(args)
     if args.episodes is not None:
         _check_writable(args.episodes)
     name = args.benchmark or f"{config.data.name}/{config.eval.split}"
@@ -112,33 +112,35 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
             name, args.data, config.eval.problems, source, runner=runner, since=args.since, until=args.until,
             tell=missing.append,
         )  # fmt: skip
-    problems, also = _with_feedback_tests(published, args.feedback_tests)
+    problems, extra_settings = _with_feedback_tests(published, args.feedback_tests)
     if args.feedback == "random" and args.judge_only is None and args.turns > 1:
         check_donors(problems, problems)
-    for told in missing:
-        print(told.line, file=sys.stderr)
-        also |= {"missing_tests": told.line}
+    for notice in missing:
+        print(notice.line, file=sys.stderr)
+        extra_settings |= {"missing_tests": notice.line}
     if args.judge_only is not None:
-        bare = [left_out for told in missing for left_out in told.left_out]
-        made = job.recorded(config, name, problems, args.judge_only, args.turns, args.out, args.chunk, also, bare)
+        without_tests = [left_out for notice in missing for left_out in notice.left_out]
+        rollouts = job.recorded(
+            config, name, problems, args.judge_only, args.turns, args.out, args.chunk, extra_settings, without_tests
+        )
     else:
         shots = few_shot.choose(args.few_shot, args.shots, problems) if args.few_shot is not None else []
-        made = job.sampled(
+        rollouts = job.sampled(
             config, name, problems, workdir=args.workdir, checkpoint=None if args.warm_start else args.checkpoint,
             rollouts=rollouts_for(args.samples, args.turns), feedback=args.feedback, shots=shots, out=args.out,
-            chunk=args.chunk, also=also,
+            chunk=args.chunk, extra_settings=extra_settings,
         )  # fmt: skip
     if args.episodes is not None:
-        episode_io.write_episodes(args.episodes, made.episodes)
+        episode_io.write_episodes(args.episodes, rollouts.episodes)
     try:
         return job.report(
-            made, asked, bootstrap_samples=config.eval.bootstrap_samples, judge=_judge_errors(source, split)
+            rollouts, pairs, bootstrap_samples=config.eval.bootstrap_samples, judge=_judge_errors(source, split)
         )
     except ConfigError:
         raise
     except ValueError as error:
-        again = f"rollouts kept in {made.folder} are not judged again: give another --out"
-        raise RunError(f"{error}: the judge broke on the others; {again}") from error
+        advice = f"rollouts kept in {rollouts.folder} are not judged again: give another --out"
+        raise RunError(f"{error}: the judge broke on the others; {advice}") from error
 
 
 def _with_feedback_tests(problems: Sequence[Problem], count: int) -> tuple[Sequence[Problem], dict[str, Any]]:
@@ -162,7 +164,7 @@ def _source(args: argparse.Namespace, config: ConfigDict, name: str) -> Source:
 
 
 def _fitted(source: Source, config: ConfigDict, split: str) -> Source:
-    """The source with its rules applied to the split; what they leave out is told on stderr."""
+    """The source with its rules applied to the split; what they leave out is reported on stderr."""
     check_source(source)
     prompts = functools.cache(lambda: first_prompt_of(config, describe_policy(config)[1]))  # reads a tokenizer
     with ProgressDisplay(stream=sys.stderr) as display:
@@ -212,8 +214,8 @@ def _changed_config(args: argparse.Namespace) -> ConfigDict:
     else:
         raise ConfigError("one of --workdir, --config and --judge-only is needed")
     config_lib.make_paths_local(config_lib.apply_overrides(config, args.overrides))
-    given = {key: value for name, key in _FLAGS.items() if (value := getattr(args, name)) is not None}
-    config_lib.apply_overrides(config, given)
+    flag_values = {key: value for name, key in _FLAGS.items() if (value := getattr(args, name)) is not None}
+    config_lib.apply_overrides(config, flag_values)
     config.eval.split = config.eval.split or config_lib.base_config().eval.split
     config.eval.random_feedback = args.feedback == "random"
     try:
@@ -255,9 +257,9 @@ def main() -> None:
     """Prints the numbers: a table on stderr, JSON on stdout."""
     logging.set_verbosity(logging.FATAL)  # or Orbax talks of every folder that it looks at
     with errors_as_lines():
-        found = evaluate(parsed())
-        print(job.text_of(found), file=sys.stderr)
-        print(json.dumps(found, indent=2, allow_nan=False))
+        results = evaluate(parsed())
+        print(job.text_of(results), file=sys.stderr)
+        print(json.dumps(results, indent=2, allow_nan=False))
 
 
 if __name__ == "__main__":

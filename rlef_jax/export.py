@@ -70,10 +70,10 @@ def export_run(
     """
     config = with_model_shape(config_lib.load_saved(workdir))
     cfg, chat, weights = describe_policy(config)
-    here = SingleDeviceSharding(jax.devices()[0])
-    like = abstract_params(cfg, config.model.param_dtype, here)
+    sharding = SingleDeviceSharding(jax.devices()[0])
+    abstract = abstract_params(cfg, config.model.param_dtype, sharding)
     iteration = find_checkpoint(workdir, checkpoint)
-    params = saved_policy(workdir, checkpoint, like, lambda: build_policy(config).params)
+    params = saved_policy(workdir, checkpoint, abstract, lambda: build_policy(config).params)
     read, init = tensor_reader(params, cfg), config.model.init
     kind, origin = _DTYPES[dtype], f"{workdir}, {checkpoint}"
     with _emptied_after_errors(output):
@@ -110,8 +110,8 @@ def export_weights(
 @contextlib.contextmanager
 def _emptied_after_errors(output: Path) -> Iterator[None]:
     """A folder to write, new or empty; after an error it is as it was."""
-    there = output.is_dir()
-    if output.exists() and (not there or any(output.iterdir())):
+    existed = output.is_dir()
+    if output.exists() and (not existed or any(output.iterdir())):
         raise ConfigError(f"--output: {output} exists and isn't an empty folder")
     output.mkdir(parents=True, exist_ok=True)
     try:
@@ -119,37 +119,37 @@ def _emptied_after_errors(output: Path) -> Iterator[None]:
     except BaseException:
         for path in output.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        if not there:
+        if not existed:
             output.rmdir()
         raise
 
 
 def _write_tokenizer(output: Path, tokenizer: str, chat: ChatFormat, generation_of: str) -> None:
-    """The tokenizer's files, copied or made, and generation_config.json: copied, or with the format's stop ids."""
+    """The tokenizer's files, copied or generated, and generation_config.json: copied, or with the format's stop ids."""
     path = Path(tokenizer)
     if path.suffix == ".gguf" and isinstance(chat.tokenizer, FastTokenizer):
         chat.tokenizer.whole.save(str(output / "tokenizer.json"))
         template, special = gguf_template(open_gguf(path))
-        told = {"tokenizer_class": "PreTrainedTokenizerFast", **special}
+        tokenizer_config = {"tokenizer_class": "PreTrainedTokenizerFast", **special}
         if template is not None:
-            told["chat_template"] = template
-        (output / "tokenizer_config.json").write_text(json.dumps(told, indent=2) + "\n")
+            tokenizer_config["chat_template"] = template
+        (output / "tokenizer_config.json").write_text(json.dumps(tokenizer_config, indent=2) + "\n")
     elif isinstance(chat.tokenizer, FastTokenizer):
         _copy(path if path.is_dir() else path.parent, output, _TOKENIZER_FILES)
     else:
         shutil.copyfile(resolve(tokenizer, ".model", "model.tokenizer"), output / "tokenizer.model")
-    given = Path(generation_of)
-    if generation_of and (given / GENERATION).is_file():
-        _copy(given, output, (GENERATION,))
+    model_folder = Path(generation_of)
+    if generation_of and (model_folder / GENERATION).is_file():
+        _copy(model_folder, output, (GENERATION,))
     else:
         (output / GENERATION).write_text(json.dumps({"eos_token_id": list(chat.stop_ids)}, indent=2) + "\n")
 
 
 def _write_card(output: Path, init: str, name: str, base_model: str, run: RunFacts | None) -> None:
     license = ""
-    if init and (given := Path(init)).is_dir():
-        _copy(given, output, _LICENSES)
-        base_model, license = base_model or base_model_of(given), license_of(given)
+    if init and (model_folder := Path(init)).is_dir():
+        _copy(model_folder, output, _LICENSES)
+        base_model, license = base_model or base_model_of(model_folder), license_of(model_folder)
     text = model_card(name or output.resolve().name, init, base_model=base_model, license=license, run=run)
     write_text(output / "README.md", text)
 
@@ -175,8 +175,8 @@ def _copy(source: Path, output: Path, patterns: tuple[str, ...]) -> None:
 
 
 def _size(text: str) -> int:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?B)?", text.upper())
-    if found is None or (size := int(float(found[1]) * _UNITS[found[2] or ""])) < 1:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?B)?", text.upper())
+    if match is None or (size := int(float(match[1]) * _UNITS[match[2] or ""])) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no size such as 5GB, 500MB or 2GiB")
     return size
 

@@ -27,29 +27,29 @@ _OVERRIDE = re.compile(r"--?(no)?config\.([^=]*)(?:=(.*))?", re.DOTALL)
 _TRUE, _FALSE = ("true", "t", "1"), ("false", "f", "0")
 
 
-def taken(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+def extract(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """({dotted key: value} of the overrides, the other arguments). What follows `--` is left alone.
 
     Raises ConfigError, in one line, for a key that there isn't or a value that doesn't fit it.
     """
     defaults = _defaults()
-    given: dict[str, Any] = {}
-    others: list[str] = []
-    waiting = list(arguments)
-    while waiting:
-        argument = waiting.pop(0)
+    values: dict[str, Any] = {}
+    rest: list[str] = []
+    remaining = list(arguments)
+    while remaining:
+        argument = remaining.pop(0)
         if argument == "--":
-            return given, [*others, argument, *waiting]
+            return values, [*rest, argument, *remaining]
         match = _OVERRIDE.fullmatch(argument)
         if match is None:
-            others.append(argument)
+            rest.append(argument)
             continue
         negated, key, text = match.groups()
         default = _default_of(key, defaults)
-        if text is None and _takes_next(default, negated, waiting):
-            text = waiting.pop(0)
-        given[key] = _negated(key, default, text) if negated else value_of(key, default, text)
-    return given, others
+        if text is None and _takes_next(default, negated, remaining):
+            text = remaining.pop(0)
+        values[key] = _negated(key, default, text) if negated else value_of(key, default, text)
+    return values, rest
 
 
 @functools.cache
@@ -65,11 +65,11 @@ def _default_of(key: str, defaults: dict[str, Any]) -> Any:
     raise ConfigError(f"unknown key {key!r}; did you mean --config.{nearest_key(key, base_config())}?")
 
 
-def _takes_next(default: Any, negated: str | None, waiting: Sequence[str]) -> bool:
+def _takes_next(default: Any, negated: str | None, remaining: Sequence[str]) -> bool:
     """Whether the value of an argument without `=` is the one after it. That of a bool may be left out."""
-    if negated or not waiting:
+    if negated or not remaining:
         return False
-    return waiting[0].lower() in _TRUE + _FALSE if type(default) is bool else not waiting[0].startswith("--")
+    return remaining[0].lower() in _TRUE + _FALSE if type(default) is bool else not remaining[0].startswith("--")
 
 
 def _negated(key: str, default: Any, text: str | None) -> bool:
@@ -144,7 +144,7 @@ def _parts(text: str) -> list[str]:
 
 def _unquoted(part: str) -> str:
     """An element without the quotes that Python would write around it."""
-    bare = part[1:-1] if len(part) > 1 and part[0] == part[-1] and part[0] in "'\"" else part
-    if not bare or set(bare) & set("()[]'\""):
+    unquoted = part[1:-1] if len(part) > 1 and part[0] == part[-1] and part[0] in "'\"" else part
+    if not unquoted or set(unquoted) & set("()[]'\""):
         raise ValueError(part)
-    return bare
+    return unquoted

@@ -11,7 +11,7 @@ import re
 
 from rlef_jax.errors import ConfigError
 
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # also what pathlib made of one: gs:/bucket
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # one slash: pathlib turns gs://bucket into gs:/bucket
 
 
 def local_text(text: str, option: str) -> str:

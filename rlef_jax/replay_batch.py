@@ -32,17 +32,17 @@ def main() -> None:
 def replay(workdir: Path, update: int | None = None) -> str:
     """The findings as text. Raises ConfigError where there is no such run or update."""
     config = config_lib.load_saved(workdir)
-    known = saved_updates(workdir)
-    if not known:
+    updates = saved_updates(workdir)
+    if not updates:
         raise ConfigError(f"--workdir: {workdir} has no bad updates")
-    number = known[-1] if update is None else update
+    number = updates[-1] if update is None else update
     policy = build_policy(config)
     learner = build_learner(config, policy.cfg)
     state = learner.init(jax.random.PRNGKey(config.seed), policy.params)
     params, microbatches, metrics = load_bad_update(workdir, number, state.params)
     state = state.with_params(jax.device_put(params, learner.param_shardings))
-    told = ", ".join(f"{k} {metrics[k]}" for k in ("loss", "grad_norm", "action_tokens", "turns"))
-    return "\n".join([f"update {number} of {workdir}; then: {told}", *describe(learner, state, microbatches)])
+    metric_text = ", ".join(f"{k} {metrics[k]}" for k in ("loss", "grad_norm", "action_tokens", "turns"))
+    return "\n".join([f"update {number} of {workdir}; then: {metric_text}", *describe(learner, state, microbatches)])
 
 
 if __name__ == "__main__":

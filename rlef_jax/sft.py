@@ -1,8 +1,8 @@
 """The supervised warm start: python -m rlef_jax.sft --config=configs/tiny_sft.py --workdir=runs/warm_start
 
 Trains a model from scratch on dialogues with failed attempts, feedback and repairs (`data/dialogues.py`) and writes
-`warm_start.npz` to the workdir. The loss is on the author's tokens only. Dialogues are made in a process beside, each
-chunk a function of (seed, chunk), so that a run can be repeated to the bit.
+`warm_start.npz` to the workdir. The loss is on the author's tokens only. Dialogues are generated in a second process;
+each chunk is a function of (seed, chunk), so that a run can be repeated to the bit.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ _BUCKET = 32  # row lengths are multiples of it
 Batch = dict[str, np.ndarray]
 
 
-def rows(written: list[Dialogue], length: int) -> Batch:
+def rows(examples: list[Dialogue], length: int) -> Batch:
     """Padded int32 arrays [B, length] of dialogues: tokens, segments (0 = padding), 1 where the loss counts."""
-    batch = {name: np.zeros((len(written), length), np.int32) for name in ("tokens", "segments", "mask")}
-    for i, dialogue in enumerate(written):
+    batch = {name: np.zeros((len(examples), length), np.int32) for name in ("tokens", "segments", "mask")}
+    for i, dialogue in enumerate(examples):
         n = len(dialogue.ids)
         batch["tokens"][i, :n] = dialogue.ids
         batch["segments"][i, :n] = 1
@@ -52,21 +52,21 @@ def rows(written: list[Dialogue], length: int) -> Batch:
     return batch
 
 
-def batches(written: list[Dialogue], batch_rows: int, rng: np.random.Generator) -> list[Batch]:
+def batches(examples: list[Dialogue], batch_rows: int, rng: np.random.Generator) -> list[Batch]:
     """Full batches of dialogues of similar length, in random order; a last short batch is left out."""
-    by_length = sorted(written, key=lambda d: len(d.ids))
+    by_length = sorted(examples, key=lambda d: len(d.ids))
     groups = [by_length[i : i + batch_rows] for i in range(0, len(by_length) - batch_rows + 1, batch_rows)]
-    made = [rows(g, -(-len(g[-1].ids) // _BUCKET) * _BUCKET) for g in groups]
-    return [made[i] for i in rng.permutation(len(made))]
+    padded = [rows(g, -(-len(g[-1].ids) // _BUCKET) * _BUCKET) for g in groups]
+    return [padded[i] for i in rng.permutation(len(padded))]
 
 
 def _chunk(
     tokenizer: tuple[str, str, str], seed: int, chunk: int, settings: dict[str, Any], batch_rows: int
 ) -> list[Batch]:
-    """One chunk's batches; runs in the process beside."""
+    """One chunk's batches; runs in the second process."""
     chat = _chat(*tokenizer)
-    written = dialogues(seed, chunk, chat, problems=CHUNK_PROBLEMS, per_problem=PER_PROBLEM, **settings)
-    return batches(written, batch_rows, np.random.default_rng([seed, chunk, 1]))
+    examples = dialogues(seed, chunk, chat, problems=CHUNK_PROBLEMS, per_problem=PER_PROBLEM, **settings)
+    return batches(examples, batch_rows, np.random.default_rng([seed, chunk, 1]))
 
 
 @functools.cache
@@ -77,16 +77,16 @@ def _chat(tokenizer: str, template: str, options: str) -> ChatFormat:
 def stream(
     tokenizer: tuple[str, str, str], seed: int, chunks: int, settings: dict[str, Any], batch_rows: int, ahead: int = 6
 ) -> Iterator[Batch]:
-    """All batches in order; the next chunks are made while one is trained on. `tokenizer`: see `load_chat`."""
+    """All batches in order; the next chunks are generated while one is trained on. `tokenizer`: see `load_chat`."""
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
         make = functools.partial(_chunk, tokenizer, seed, settings=settings, batch_rows=batch_rows)
-        waiting = [pool.submit(make, chunk) for chunk in range(min(ahead, chunks))]
+        futures = [pool.submit(make, chunk) for chunk in range(min(ahead, chunks))]
         for chunk in range(chunks):
-            made = waiting.pop(0).result()
+            chunk_batches = futures.pop(0).result()
             if chunk + ahead < chunks:
-                waiting.append(pool.submit(make, chunk + ahead))
-            yield from made
+                futures.append(pool.submit(make, chunk + ahead))
+            yield from chunk_batches
 
 
 def loss_and_hits(params: Params, cfg: ModelConfig, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -165,16 +165,16 @@ def schedule(sft: ConfigDict) -> tuple[int, int]:
     per_chunk = CHUNK_PROBLEMS * PER_PROBLEM
     chunks = sft.dialogues // per_chunk
     steps = chunks * (per_chunk // sft.batch_rows)
-    made = f"{steps} steps, all that config.sft.dialogues={sft.dialogues} gives"
+    one_pass = f"{steps} steps, all that config.sft.dialogues={sft.dialogues} gives"
     faults = {
         "dialogues": (chunks < 1, f"at least one chunk of {per_chunk}; it is {sft.dialogues}"),
         "batch_rows": (sft.batch_rows > per_chunk, f"at most a chunk of {per_chunk}; it is {sft.batch_rows}"),
-        "warmup_steps": (sft.warmup_steps >= steps, f"below {made}; it is {sft.warmup_steps}"),
-        "steps": (sft.steps > steps, f"at most {made}; it is {sft.steps}"),
+        "warmup_steps": (sft.warmup_steps >= steps, f"below {one_pass}; it is {sft.warmup_steps}"),
+        "steps": (sft.steps > steps, f"at most {one_pass}; it is {sft.steps}"),
     }
-    for key, (wrong, told) in faults.items():
-        if wrong:
-            raise ConfigError(f"config.sft.{key}: {told}")
+    for key, (violated, fault) in faults.items():
+        if violated:
+            raise ConfigError(f"config.sft.{key}: {fault}")
     return chunks, steps
 
 

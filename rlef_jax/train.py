@@ -78,7 +78,7 @@ def train(
       config, workdir: as the command has them.
       go_on: False refuses a workdir that holds a run.
       anyway: goes on over other inputs than the run was begun with (`training.inputs`) instead of refusing to.
-      judge: stays open afterwards; without it the config's own is made.
+      judge: stays open afterwards; None starts one as the config has it.
 
     Raises ConfigError, RunError, StoppedError: see `rlef_jax.errors`.
     """
@@ -104,7 +104,7 @@ def train(
         first = first_weights(config, cfg, weights, mesh)
         stop = stack.enter_context(StopRequest())
         checkpoints = stack.enter_context(Checkpoints(workdir / CHECKPOINTS, keep=config.train.keep_checkpoints))
-        stack.enter_context(checkpoints.told_in_errors())
+        stack.enter_context(checkpoints.last_good_in_errors())
         for line in (_size(first), *note_lines(chat.notes)):
             display.message(line)
         state, progress = resume(
@@ -202,12 +202,12 @@ def main() -> None:
         help="auto: go on where the workdir's run stopped; never: refuse; anyway: go on over other data, tokenizer,"
         " weights or Python too",
     )  # fmt: skip
-    for name, told in (
+    for name, help_text in (
         ("coordinator", "HOST:PORT where the job's processes meet"),
         ("processes", 'how many there are, or "auto" under SLURM and Kubernetes'),
         ("process", "which one this is, from 0"),
     ):
-        parser.add_argument(f"--{name}", help=f"in a job of several processes (docs/cluster.md): {told}")
+        parser.add_argument(f"--{name}", help=f"in a job of several processes (docs/cluster.md): {help_text}")
 
     def run(config: ConfigDict, args: argparse.Namespace) -> None:
         join(find_job({name: getattr(args, name) for name in NAMES}, os.environ))

@@ -40,29 +40,29 @@ def page() -> str:
     return "\n".join(parts)
 
 
-def _entry(name: str, what: Any) -> str:
+def _entry(name: str, exported: Any) -> str:
     lines = [f"### `rj.{name}`", ""]
-    if isinstance(what, type) and issubclass(what, enum.Enum):
-        lines += [inspect.getdoc(what) or "", "", _code("\n".join(member.name for member in what))]
+    if isinstance(exported, type) and issubclass(exported, enum.Enum):
+        lines += [inspect.getdoc(exported) or "", "", _code("\n".join(member.name for member in exported))]
         return "\n".join([*lines, ""])
     hidden = name in GROUPS["Objects"]  # made by a function, not by their users
     if not hidden:
-        lines += [_code(name + _signature(what)), ""]
-    lines += [_code(inspect.getdoc(what) or ""), ""]
-    if isinstance(what, type):
-        members = {n: m for n, m in vars(what).items() if not n.startswith("_") and inspect.getdoc(m)}
-        for member, value in members.items():
-            if isinstance(value, property) or inspect.isfunction(value):
-                signature = "" if isinstance(value, property) else _signature(value)
-                told = "\n".join(f"    {line}" for line in (inspect.getdoc(value) or "").splitlines())
-                lines.append(_code(f"{member}{signature}\n{told}"))
+        lines += [_code(name + _signature(exported)), ""]
+    lines += [_code(inspect.getdoc(exported) or ""), ""]
+    if isinstance(exported, type):
+        members = {n: m for n, m in vars(exported).items() if not n.startswith("_") and inspect.getdoc(m)}
+        for member, member_value in members.items():
+            if isinstance(member_value, property) or inspect.isfunction(member_value):
+                signature = "" if isinstance(member_value, property) else _signature(member_value)
+                docstring = "\n".join(f"    {line}" for line in (inspect.getdoc(member_value) or "").splitlines())
+                lines.append(_code(f"{member}{signature}\n{docstring}"))
         lines.append("")
     return "\n".join(lines)
 
 
-def _signature(what: Any) -> str:
+def _signature(function: Any) -> str:
     """As in the code: annotations are kept as texts, which would be shown in quotes."""
-    text = re.sub(r"(: |-> )'([^']*)'", r"\1\2", str(inspect.signature(what)))
+    text = re.sub(r"(: |-> )'([^']*)'", r"\1\2", str(inspect.signature(function)))
     if len(text) < 90:
         return text
     inner, _, result = text[1:].rpartition(")")

@@ -83,7 +83,7 @@ def abandoned_reads():
     """
     yield
     gc.collect()
-    for found in gc.get_objects():
-        if isinstance(found, types.CoroutineType) and "orbax" in found.cr_code.co_filename:
+    for candidate in gc.get_objects():
+        if isinstance(candidate, types.CoroutineType) and "orbax" in candidate.cr_code.co_filename:
             with contextlib.suppress(Exception):  # what it makes of being ended
-                found.close()
+                candidate.close()

@@ -257,27 +257,27 @@ def keys_read(source):
             for target, v in pairs:
                 if isinstance(target, ast.Name) and isinstance(v, ast.Attribute) and v.attr in sections:
                     bound.setdefault(target.id, set()).add(v.attr)
-    found = set()
+    keys = set()
     for node in ast.walk(tree):
         if not isinstance(node, ast.Attribute) or not isinstance(node.ctx, ast.Load):
             continue
         parent = node.value
         if isinstance(parent, ast.Attribute):
-            found.add(f"{parent.attr}.{node.attr}")
+            keys.add(f"{parent.attr}.{node.attr}")
         elif isinstance(parent, ast.Name):
             if parent.id in ("config", "cfg"):
-                found.add(node.attr)
-            found |= {f"{section}.{node.attr}" for section in {parent.id} | bound.get(parent.id, set())}
-    return found
+                keys.add(node.attr)
+            keys |= {f"{section}.{node.attr}" for section in {parent.id} | bound.get(parent.id, set())}
+    return keys
 
 
 def test_keys_read_tells_reading_from_writing():
     source = (
         "p, q = c.ppo, c.sft\np.clip_eps\nq.dialogues\nconfig.model.d_ff\neval.split\nconfig.seed\nc.mesh.data = 3\n"
     )
-    found = keys_read(source)
-    assert {"ppo.clip_eps", "sft.dialogues", "model.d_ff", "eval.split", "seed"} <= found
-    assert "mesh.data" not in found and "ppo.dialogues" not in found
+    keys = keys_read(source)
+    assert {"ppo.clip_eps", "sft.dialogues", "model.d_ff", "eval.split", "seed"} <= keys
+    assert "mesh.data" not in keys and "ppo.dialogues" not in keys
 
 
 def is_load(node):

@@ -32,16 +32,16 @@ def tokens(page: Path) -> Iterator[Token]:
 
 def anchors(page: Path) -> set[str]:
     """What GitHub names a page's headings: of equal ones the second is NAME-1."""
-    seen: Counter[str] = Counter()
-    found = set()
+    counts: Counter[str] = Counter()
+    names = set()
     parsed = MARKDOWN.parse(page.read_text())
     for opening, heading in zip(parsed, parsed[1:]):
         if opening.type == "heading_open":
             text = "".join(child.content for child in heading.children or ())
             slug = re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
-            found.add(f"{slug}-{seen[slug]}" if seen[slug] else slug)
-            seen[slug] += 1
-    return found
+            names.add(f"{slug}-{counts[slug]}" if counts[slug] else slug)
+            counts[slug] += 1
+    return names
 
 
 def links(page: Path) -> Iterator[tuple[str, str]]:
@@ -122,16 +122,16 @@ def check_options(snippet: str, arguments: str, file: Path) -> None:
     known = file.read_text()
     if "command_line." in known:
         known += (ROOT / "rlef_jax" / "command_line.py").read_text()
-    given, settings = "", []
+    config_file, settings = "", []
     for word in shlex.split(arguments):
         name, _, value = word.partition("=")
         if name.startswith("--config."):
             settings += [] if PLACEHOLDER.fullmatch(value) else [word]
         elif name.startswith("--"):
-            given = value if name == "--config" else given
+            config_file = value if name == "--config" else config_file
             assert f'"{name}"' in known or f'"{name[2:]}"' in known, f"{snippet}: {name} is no option of {file.name}"
-    if given and not PLACEHOLDER.fullmatch(given):
-        config.load(str(ROOT / given), overrides=overrides.taken(settings)[0])
+    if config_file and not PLACEHOLDER.fullmatch(config_file):
+        config.load(str(ROOT / config_file), overrides=overrides.extract(settings)[0])
 
 
 @pages
@@ -209,10 +209,10 @@ def test_pages_that_code_names_exist():
 
 
 def test_every_page_can_be_found_from_the_readme():
-    seen, left = set(), [PAGES[0]]
-    while left:
-        page = left.pop()
-        seen.add(page)
+    reached, pending = set(), [PAGES[0]]
+    while pending:
+        page = pending.pop()
+        reached.add(page)
         targets = {(page.parent / target.partition("#")[0]).resolve() for _, target in links(page)}
-        left += [p for p in targets if p.suffix == ".md" and p.is_file() and p not in seen]
-    assert set(PAGES) <= seen, f"not linked: {[str(p) for p in set(PAGES) - seen]}"
+        pending += [p for p in targets if p.suffix == ".md" and p.is_file() and p not in reached]
+    assert set(PAGES) <= reached, f"not linked: {[str(p) for p in set(PAGES) - reached]}"

@@ -57,8 +57,8 @@ def test_killed_and_started_again(tmp_path):
     assert without(results, "folder") == without(never, "folder")
     assert tokens(tmp_path / "killed") == tokens(tmp_path / "never")
     command[-2:] = [f"--out={tmp_path / 'whole'}"]
-    whole = json.loads(subprocess.run(command, env=environment(), capture_output=True, timeout=300).stdout)
-    assert without(whole, "folder", "evaluation") == without(never, "folder", "evaluation")
+    one_chunk = json.loads(subprocess.run(command, env=environment(), capture_output=True, timeout=300).stdout)
+    assert without(one_chunk, "folder", "evaluation") == without(never, "folder", "evaluation")
 
 
 HUMAN_EVAL = {

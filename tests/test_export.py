@@ -189,13 +189,15 @@ def test_the_command_pushes_what_it_wrote(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     with hub({"/repos/create": (403, "no right")}) as server:
         monkeypatch.setenv("HF_ENDPOINT", server.url)
-        code, told = command("--push=me/small")
-    assert code == 2 and told.err.startswith("error: --push: ") and "403: " in told.err and told.err.count("\n") == 1
+        code, output = command("--push=me/small")
+    assert (
+        code == 2 and output.err.startswith("error: --push: ") and "403: " in output.err and output.err.count("\n") == 1
+    )
     assert not (tmp_path / "out").exists()
     with hub() as server:
         monkeypatch.setenv("HF_ENDPOINT", server.url)
-        code, told = command("--push=me/small", "--shard-size=40KB")
-    assert (code, told.out) == (0, f"{tmp_path / 'out'}\n{server.url}/me/model/commit/1\n")
+        code, output = command("--push=me/small", "--shard-size=40KB")
+    assert (code, output.out) == (0, f"{tmp_path / 'out'}\n{server.url}/me/model/commit/1\n")
     assert server.files == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     assert len([name for name in server.files if name.endswith(".safetensors")]) == 4
     assert content(tmp_path / "out") == content(source)

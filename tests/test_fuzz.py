@@ -132,8 +132,8 @@ def server():
 
 @MANY(max_examples=examples(500))
 @given(st.booleans(), st.lists(ARGUMENTS, max_size=4))
-def test_any_command_line_runs_or_is_one_error(server, whole, arguments):
-    if whole:
+def test_any_command_line_runs_or_is_one_error(server, complete, arguments):
+    if complete:
         arguments = [f"--config={TINY}", "--workdir=/tmp/x", *arguments]
     arguments = [a.replace("\0", "").encode("utf-8", "replace").decode() for a in arguments]
     server.stdin.write(json.dumps(arguments) + "\n")
@@ -201,17 +201,17 @@ def test_any_damage_to_checkpoints_gives_a_saved_state_or_one_line(good_run, tmp
         if path.exists():
             data = damaged(path.read_bytes(), kind, at, byte)
             path.unlink() if data is None else path.write_bytes(data)
-    told: list[str] = []
+    lines: list[str] = []
     try:
         with Checkpoints(folder / CHECKPOINTS) as checkpoints:
-            state, progress = resume(folder, checkpoints, FRESH, START, checkpoint_every=1, tell=told.append)
+            state, progress = resume(folder, checkpoints, FRESH, START, checkpoint_every=1, tell=lines.append)
     except (ConfigError, RunError, OSError) as error:
         clear(str(error))
     else:
         assert progress.iteration in (0, 1, 2) and isinstance(progress, Progress)
         expected = FRESH if progress.iteration == 0 else make_state(float(progress.iteration))
         jax.tree.map(np.testing.assert_array_equal, state, expected)
-        for line in told:
+        for line in lines:
             clear(line)
     finally:
         shutil.rmtree(folder)

@@ -48,10 +48,10 @@ def rank(name: str, of_a_command: int) -> int:
 def test_imports_point_down():
     up = []
     for path in PACKAGE.rglob("*.py"):
-        own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        for line, name in imported(path) if own not in ("__init__", "api") else ():
-            if rank(name, len(LAYERS) + 1) > rank(own, len(LAYERS)):  # nor does a command import another
-                up.append(f"{path}:{line}: {own} imports {name}")
+        layer = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        for line, name in imported(path) if layer not in ("__init__", "api") else ():
+            if rank(name, len(LAYERS) + 1) > rank(layer, len(LAYERS)):  # nor does a command import another
+                up.append(f"{path}:{line}: {layer} imports {name}")
     assert not up
 
 

@@ -72,43 +72,43 @@ PARSERS = {  # sft's is train's, without the flags that name a job
 }
 
 
-def words(given):
-    first = f"--noconfig.{given[1]}" if given[0] == "-no" else f"--config.{given[0]}"
-    return [first, *given[2 if given[0] == "-no" else 1 :]]
+def words(override):
+    first = f"--noconfig.{override[1]}" if override[0] == "-no" else f"--config.{override[0]}"
+    return [first, *override[2 if override[0] == "-no" else 1 :]]
 
 
 @pytest.mark.parametrize("command", PARSERS)
 def test_every_command_gives_a_value_the_same_meaning(command):
     make, others = PARSERS[command]
-    for given, expected in FITTING:
-        for line in ([*others, *words(given)], [*words(given), *others]):
-            found = command_line.parse(make(), line).overrides
-            assert repr(found) == repr(expected), line
+    for override, expected in FITTING:
+        for line in ([*others, *words(override)], [*words(override), *others]):
+            values = command_line.parse(make(), line).overrides
+            assert repr(values) == repr(expected), line
 
 
 @pytest.mark.parametrize("command", PARSERS)
 def test_what_does_not_fit_is_one_line_that_shows_the_spelling(command):
     make, others = PARSERS[command]
-    for given, line in UNFIT:
+    for override, line in UNFIT:
         with pytest.raises(ConfigError) as refused:
-            command_line.parse(make(), [*others, f"--config.{given}"])
+            command_line.parse(make(), [*others, f"--config.{override}"])
         assert line in str(refused.value) and len(str(refused.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("text", ["seed", "execution.clean_exit=true", "ppo"])
 def test_no_is_for_what_is_true_or_false(text):
     with pytest.raises(ConfigError, match="noconfig|is a section"):
-        overrides.taken([f"--noconfig.{text}"])
+        overrides.extract([f"--noconfig.{text}"])
 
 
 def test_what_follows_two_dashes_is_no_override():
-    assert overrides.taken(["--config.seed=1", "--", "--config.seed=2"]) == ({"seed": 1}, ["--", "--config.seed=2"])
+    assert overrides.extract(["--config.seed=1", "--", "--config.seed=2"]) == ({"seed": 1}, ["--", "--config.seed=2"])
 
 
 def test_each_default_can_be_written_as_python_prints_it():
     """As scripts do that build a command line from values: --config.{key}={value}."""
     values = config.flat(config.base_config())
-    assert overrides.taken([f"--config.{key}={value}" for key, value in values.items()]) == (values, [])
+    assert overrides.extract([f"--config.{key}={value}" for key, value in values.items()]) == (values, [])
 
 
 def test_tuples_of_texts_are_known_by_name():

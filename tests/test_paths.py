@@ -76,8 +76,8 @@ def refused(module, arguments, monkeypatch, capsys):
 @pytest.mark.parametrize(("module", "before", "option"), OPTIONS)
 def test_an_address_is_refused_by_name_and_nothing_is_made(elsewhere, monkeypatch, capsys, module, before, option):
     for address in ADDRESSES[:2]:
-        given = f"{option}={address}" if option else address
-        line = refused(module, [*before, given], monkeypatch, capsys)
+        argument = f"{option}={address}" if option else address
+        line = refused(module, [*before, argument], monkeypatch, capsys)
         assert f"{address!r} is an address; remote folders are not supported" in line
         assert option.removeprefix("--") in line
     assert [path.name for path in elsewhere.iterdir()] == ["configs"]
@@ -101,10 +101,10 @@ def test_home_folders_are_expanded_by_commands_and_in_configurations(elsewhere, 
     monkeypatch.setenv("HOME", str(elsewhere))
     monkeypatch.setattr(sys, "argv", ["train", "--config=~/configs/tiny.py", "--workdir=~/runs/x",
                                       "--config.model.init=~/weights", "--config.data.dir=~"])  # fmt: skip
-    found = []
-    command_line.main(lambda c, workdir: found.append((c.model.init, c.data.dir, c.model.tokenizer, workdir)))
+    calls = []
+    command_line.main(lambda c, workdir: calls.append((c.model.init, c.data.dir, c.model.tokenizer, workdir)))
     home = str(elsewhere)
-    assert found == [(f"{home}/weights", home, "package:tokenizer", elsewhere / "runs" / "x")]
+    assert calls == [(f"{home}/weights", home, "package:tokenizer", elsewhere / "runs" / "x")]
     assert local_text("~root/x", "--out") == os.path.expanduser("~root/x") != "~root/x"
     assert [path.name for path in elsewhere.iterdir()] == ["configs"]
 

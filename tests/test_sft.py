@@ -72,9 +72,9 @@ def test_the_shipped_model_writes_reference_programs_word_for_word(recipe):
     config, chat, cfg = recipe
     params = load_params(resolve("package:warm_start", ".npz", "model.init"), cfg)
     settings = {"marked_share": 1.0, "right_repairs": 0.15, "context": config.episode.context}
-    found = sft.ReadingProbe(cfg, chat, config.seed + 1, settings, problems=48)(params)
-    assert found["first"] > 75 and found["repair"] > 65  # percent; 88.9 and 78.6
-    assert found["repair/separator"] > 90 > 20 > found["repair/order"]  # it reads some questions and not others
+    percent = sft.ReadingProbe(cfg, chat, config.seed + 1, settings, problems=48)(params)
+    assert percent["first"] > 75 and percent["repair"] > 65  # percent; 88.9 and 78.6
+    assert percent["repair/separator"] > 90 > 20 > percent["repair/order"]  # it reads some questions and not others
 
 
 def test_a_model_of_another_shape_is_refused(tmp_path, recipe):
@@ -87,14 +87,14 @@ def test_a_model_of_another_shape_is_refused(tmp_path, recipe):
 
 def test_batches_hold_each_dialogue_once(recipe):
     _, chat, _ = recipe
-    written = dialogues(1, 0, chat, problems=8, per_problem=4)
-    made = sft.batches(written, 8, np.random.default_rng(0))
-    rows = [tuple(row[seg > 0].tolist()) for b in made for row, seg in zip(b["tokens"], b["segments"], strict=True)]
-    left = collections.Counter(d.ids for d in written)
-    left.subtract(rows)
-    assert min(left.values()) >= 0
-    assert left.total() == len(written) % 8
-    for b in made:
+    examples = dialogues(1, 0, chat, problems=8, per_problem=4)
+    batches = sft.batches(examples, 8, np.random.default_rng(0))
+    rows = [tuple(row[seg > 0].tolist()) for b in batches for row, seg in zip(b["tokens"], b["segments"], strict=True)]
+    counts = collections.Counter(d.ids for d in examples)
+    counts.subtract(rows)
+    assert min(counts.values()) >= 0
+    assert counts.total() == len(examples) % 8
+    for b in batches:
         assert b["tokens"].shape[1] % 32 == 0
         assert not (b["mask"] * (1 - b["segments"])).any()
 

@@ -22,8 +22,8 @@ def test_a_test_file_is_named_by_its_module():
     for path in TESTS.rglob("test_*.py"):
         words = path.stem.removeprefix("test_").split("_")
         names = {"_".join(words[:count]) for count in range(1, len(words) + 1)}
-        found = {package / path.parent.relative_to(TESTS) / name for name in names} & modules
-        assert found or path.stem in OF_ALL, (
+        tested = {package / path.parent.relative_to(TESTS) / name for name in names} & modules
+        assert tested or path.stem in OF_ALL, (
             f"{path} is of no module: name it test_MODULE.py or test_MODULE_ANYTHING.py"
         )
 

@@ -106,15 +106,17 @@ def arguments(run: Path, **changes: object) -> argparse.Namespace:
 def test_evaluating_a_run_gives_its_own_numbers(runs, tmp_path):
     summary = json.loads((runs[0] / "summary.json").read_text())
     for warm_start, name in ((True, "warm_start"), (False, "rlef")):
-        found = evaluate(arguments(runs[0], warm_start=warm_start, episodes=tmp_path / f"{name}.jsonl.gz", chunk=3))
-        assert {k: found[k] for k in summary[name]} == summary[name]
-        own = read_episodes(runs[0] / "episodes" / f"{name}.jsonl.gz")
-        assert [e.token_ids for e in read_episodes(tmp_path / f"{name}.jsonl.gz")] == [e.token_ids for e in own]
+        results = evaluate(arguments(runs[0], warm_start=warm_start, episodes=tmp_path / f"{name}.jsonl.gz", chunk=3))
+        assert {k: results[k] for k in summary[name]} == summary[name]
+        run_episodes = read_episodes(runs[0] / "episodes" / f"{name}.jsonl.gz")
+        assert [e.token_ids for e in read_episodes(tmp_path / f"{name}.jsonl.gz")] == [
+            e.token_ids for e in run_episodes
+        ]
 
 
 def test_evaluation_counts_responses(runs, tmp_path):
-    found = evaluate(arguments(runs[0], turns=1, samples=3, problems=2, episodes=tmp_path / "x.jsonl.gz"))
-    assert (found["problems"], found["left_out"]) == (2, 0)
+    results = evaluate(arguments(runs[0], turns=1, samples=3, problems=2, episodes=tmp_path / "x.jsonl.gz"))
+    assert (results["problems"], results["left_out"]) == (2, 0)
     episodes = read_episodes(tmp_path / "x.jsonl.gz")
     assert len(episodes) == 6
     assert all(len(e.turns) == 1 for e in episodes)

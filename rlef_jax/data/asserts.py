@@ -74,10 +74,10 @@ def check_tests(code: str, solution: str, entry_point: str) -> Reading[Tests]:
         elif not _is_test(node, called):
             preamble.append(node)
         elif not (isinstance(node, ast.Assert) and isinstance(node.test, ast.Constant)):
-            own = copy.deepcopy(check)
-            own.body = copy.deepcopy([*preamble, node])
-            call = ast.Expr(ast.Call(ast.Name(own.name), [ast.Name(entry_point)], []))
-            cases.append(_Case(names, ast.Module([own, call], []), text))
+            single_check = copy.deepcopy(check)
+            single_check.body = copy.deepcopy([*preamble, node])
+            call = ast.Expr(ast.Call(ast.Name(single_check.name), [ast.Name(entry_point)], []))
+            cases.append(_Case(names, ast.Module([single_check, call], []), text))
     return (yield from _resolve(cases, entry_point))
 
 

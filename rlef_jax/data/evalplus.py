@@ -154,12 +154,12 @@ def _called(tree: ast.Module) -> str:
 def _tested(asserts: Sequence[str], solution: str) -> str:
     """The function of the solution that MBPP's asserts call."""
     try:
-        own = {node.name for node in ast.parse(solution).body if isinstance(node, ast.FunctionDef)}
+        defined = {node.name for node in ast.parse(solution).body if isinstance(node, ast.FunctionDef)}
     except SyntaxError as error:
         raise ValueError(f"its reference solution fails: {type(error).__name__}: {error}") from error
     for text in asserts:
         for node in (n for statement in _parsed(text.strip()) for n in ast.walk(statement)):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in own:
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in defined:
                 return node.func.id
     raise ValueError("asserts that call no function of its reference solution")
 

@@ -41,7 +41,7 @@ def testable(name: str, problems: Sequence[Problem], tell: Tell = ignore_missing
     encoded = [encodable(problem) for problem in problems]
     unencodable = sum(len(problem.tests) for problem in problems) - sum(len(problem.tests) for problem in encoded)
     with_tests = [problem for problem in encoded if problem.tests]
-    bare = tuple(problem.name for problem in encoded if not problem.tests)
+    without_tests = tuple(problem.name for problem in encoded if not problem.tests)
     if encoded and not with_tests:
         raise ConfigError(f"{name}: none of its {len(encoded)} problems has a test that can be judged")
     hidden = sum(not (p.private_tests or p.generated_tests) for p in with_tests)
@@ -50,12 +50,12 @@ def testable(name: str, problems: Sequence[Problem], tell: Tell = ignore_missing
     counts = {
         "without hidden tests: their public tests decide": hidden,
         "without public tests: nothing can be fed back, and their first valid program is the last": public,
-        "without any test left out": len(bare),
+        "without any test left out": len(without_tests),
         "asserts left out, which can't be judged on results alone": asserts,
         "tests left out, whose text UTF-8 can't hold": unencodable,
     }
     if lines := [f"{count} {words}" for words, count in counts.items() if count]:
-        tell(Missing(f"{name}: {len(with_tests)} problems; {'; '.join(lines)}", bare))
+        tell(Missing(f"{name}: {len(with_tests)} problems; {'; '.join(lines)}", without_tests))
     return with_tests
 
 

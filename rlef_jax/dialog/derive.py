@@ -107,13 +107,13 @@ class _Deriver:
 
     def _split(self, pieces: Sequence[str]) -> Pieces:
         """Texts cut at the marks in them."""
-        found: list[str] = []
+        parts: list[str] = []
         for piece in pieces:
             if isinstance(piece, Slot) or self._mark is None:
-                found.append(piece)
+                parts.append(piece)
             else:
-                found += [Mark(part) if i % 2 else part for i, part in enumerate(self._mark.split(piece))]
-        return tuple(merge_texts(found))
+                parts += [Mark(part) if i % 2 else part for i, part in enumerate(self._mark.split(piece))]
+        return tuple(merge_texts(parts))
 
     def _after_first_response(self, first: Sequence[str]) -> tuple[str, str, str]:
         """What follows the first response, with the next message's placeholder; what precedes it, and its prompt only:
@@ -123,19 +123,19 @@ class _Deriver:
         head, tail = self._around(self._render(_U1, _R1, _U2), _R1)
         self._cut(head, {_U1: USER})
         self._cut(tail, {_U2: USER})
-        now, then = first[-1], head.partition(_U1)[2]
+        before_new, before_earlier = first[-1], head.partition(_U1)[2]
         if head.partition(_U1)[0] != first[0]:
             self._notes.append("history")
-        if then == now:
+        if before_earlier == before_new:
             return tail, "", ""
-        if now.startswith(then):
+        if before_new.startswith(before_earlier):
             self._notes.append("opening")
-            return tail, "", now[len(then) :]
-        if then.startswith(now) and not then[len(now) :].strip():
-            return tail, then[len(now) :], ""
-        if not then.startswith(now):
+            return tail, "", before_new[len(before_earlier) :]
+        if before_earlier.startswith(before_new) and not before_earlier[len(before_new) :].strip():
+            return tail, before_earlier[len(before_new) :], ""
+        if not before_earlier.startswith(before_new):
             raise _RefusedError("what stands before a response is another text once the dialogue goes on")
-        inserted = _THINKING.sub("", then[len(now) :])
+        inserted = _THINKING.sub("", before_earlier[len(before_new) :])
         if self._mark is not None and (mark := self._mark.search(inserted)):
             raise _RefusedError(f"earlier responses begin with {mark[0]}, and it doesn't open a new one so")
         self._notes.append("insertion")
@@ -150,10 +150,10 @@ class _Deriver:
     def _ending(self, tail: str) -> tuple[str, str, list[str]]:
         """(blanks after a response, the token that ends it, what follows up to the next response)."""
         between = tail.partition(_U2)[0]
-        found = None if self._mark is None else self._mark.search(between)
-        if found is None or between[: found.start()].strip():
+        match = None if self._mark is None else self._mark.search(between)
+        if match is None or between[: match.start()].strip():
             raise _RefusedError("no special token follows a response")
-        return between[: found.start()], found[0], self._cut(tail[found.end() :], {_U2: USER})
+        return between[: match.start()], match[0], self._cut(tail[match.end() :], {_U2: USER})
 
     def _with_system(self, tail: str) -> Pieces | None:
         """Turn 1's prompt with a system message, None where the template refuses one or leaves it out."""
@@ -184,24 +184,24 @@ class _Deriver:
     def _trims(self, style: ChatStyle) -> tuple[tuple[str, str], ...]:
         """What happens to blanks around messages, by role."""
 
-        def found(placeholder: str, *texts: str, system: str = "") -> str | None:
+        def trim_name(placeholder: str, *texts: str, system: str = "") -> str | None:
             plain = self._render(*texts, system=system)
             padded = _BLANKS[0] + placeholder + _BLANKS[1]
-            given = [padded if text == placeholder else text for text in texts]
-            rendered = self._render(*given, system=padded if system == placeholder else system)
+            padded_texts = [padded if text == placeholder else text for text in texts]
+            rendered = self._render(*padded_texts, system=padded if system == placeholder else system)
             fits = (name for name, trim in TRIMS.items() if rendered == plain.replace(placeholder, trim(padded)))
             return next(fits, None)
 
-        trims = {"user": found(_U1, _U1), "assistant": found(_R1, _U1, _R1, _U2)}
+        trims = {"user": trim_name(_U1, _U1), "assistant": trim_name(_R1, _U1, _R1, _U2)}
         if style.first_with_system is not None:
-            trims["system"], trims[AFTER_SYSTEM] = found(_S, _U1, system=_S), found(_U1, _U1, system=_S)
+            trims["system"], trims[AFTER_SYSTEM] = trim_name(_S, _U1, system=_S), trim_name(_U1, _U1, system=_S)
         if trims["assistant"] != "":
             self._notes.append("response")
             trims["assistant"] = trims["assistant"] or ""
         for role, name in trims.items():
             if name is None:
                 raise _RefusedError(f"it changes the text of {role} messages, and not only blanks at their ends")
-        if found(_U2, _U1, _R1, _U2) != trims["user"]:
+        if trim_name(_U2, _U1, _R1, _U2) != trims["user"]:
             raise _RefusedError("it treats blanks around the first user message in another way than around later ones")
         return tuple((role, name) for role, name in trims.items() if name)
 

@@ -56,12 +56,12 @@ class FastTokenizer:
         self._plain.encode_special_tokens = True  # as the letters that they are spelled with
         for probe in _PROBES:
             try:
-                found = self.decode(self.encode(probe))
+                decoded = self.decode(self.encode(probe))
             except Exception as error:  # the library raises no other kind
                 raise ValueError(f"its tokenizer can't encode {probe!r}: {error}") from error
             # SentencePiece's older vocabularies put a space in front of each text.
-            if found not in (probe, " " + probe):
-                raise ValueError(f"its tokenizer changes text: {probe!r} comes back as {found!r}")
+            if decoded not in (probe, " " + probe):
+                raise ValueError(f"its tokenizer changes text: {probe!r} comes back as {decoded!r}")
         for mark, i in self.marks.items():
             if i in self.encode(mark):
                 raise ValueError(f"text could spell the special token {mark!r}")
@@ -121,8 +121,8 @@ class FastTokenizer:
 
     def _read(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         anchor = self._reader.encode(_ANCHOR, add_special_tokens=False).ids
-        known = [*anchor, *(int(i) for i in ids if int(i) < self.vocab_size)]
-        return str(self._reader.decode(known, skip_special_tokens=skip_special_tokens)).removeprefix(_ANCHOR)
+        ids_with_token = [*anchor, *(int(i) for i in ids if int(i) < self.vocab_size)]
+        return str(self._reader.decode(ids_with_token, skip_special_tokens=skip_special_tokens)).removeprefix(_ANCHOR)
 
 
 def _anchored(state: dict[str, Any]) -> Tokenizer:
@@ -136,13 +136,13 @@ def read_folder(folder: Path) -> Any:
     """The tokenizer of a Hugging Face folder, as `transformers` has it. Raises ConfigError if it can't be used."""
     library = transformers()
     try:
-        found = library.AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        tokenizer = library.AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever the files make the library raise
-        said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ConfigError(f"{folder}: its tokenizer can't be read by transformers: {said[:300]}") from error
-    if not isinstance(getattr(found, "backend_tokenizer", None), Tokenizer):
+        message = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ConfigError(f"{folder}: its tokenizer can't be read by transformers: {message[:300]}") from error
+    if not isinstance(getattr(tokenizer, "backend_tokenizer", None), Tokenizer):
         raise ConfigError(
-            f"{folder}: {type(found).__name__} is written in Python; rlef_jax needs a tokenizer.json: another revision"
-            " of the model may have one"
+            f"{folder}: {type(tokenizer).__name__} is written in Python; rlef_jax needs a tokenizer.json: another"
+            " revision of the model may have one"
         )
-    return found
+    return tokenizer

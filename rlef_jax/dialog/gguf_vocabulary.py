@@ -44,25 +44,25 @@ def from_gguf(fields: Callable[..., Any], path: Path) -> FastTokenizer:
     vocabulary = {token: i for i, token in enumerate(tokens)}
     merges = _merges(lists["merges"], vocabulary, f"{path}: its {kind}/{split} tokenizer")
     try:
-        whole = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=split == "llama-bpe"))
-        whole.pre_tokenizer, whole.normalizer = splits[split]
-        whole.decoder = decoders.ByteLevel()
-        whole.add_special_tokens([AddedToken(t, normalized=False) for t, k in zip(tokens, types) if k == _CONTROL])
-        whole.add_tokens([AddedToken(t, normalized=False) for t, k in zip(tokens, types) if k == _USER_DEFINED])
-        return FastTokenizer(whole)
+        backend = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=split == "llama-bpe"))
+        backend.pre_tokenizer, backend.normalizer = splits[split]
+        backend.decoder = decoders.ByteLevel()
+        backend.add_special_tokens([AddedToken(t, normalized=False) for t, k in zip(tokens, types) if k == _CONTROL])
+        backend.add_tokens([AddedToken(t, normalized=False) for t, k in zip(tokens, types) if k == _USER_DEFINED])
+        return FastTokenizer(backend)
     except Exception as error:  # the library raises Exception itself
         raise ConfigError(f"{path}: {error}: {_ADVICE}") from error
 
 
-def _merges(written: Sequence[str], vocabulary: Mapping[str, int], what: str) -> list[tuple[str, str]]:
-    """The pairs of tokens that are joined, in order. Raises ConfigError, which begins with `what`."""
+def _merges(merges: Sequence[str], vocabulary: Mapping[str, int], source: str) -> list[tuple[str, str]]:
+    """The pairs of tokens that are joined, in order. Raises ConfigError, which begins with `source`."""
     pairs: list[tuple[str, str]] = []
-    for merge in written:
+    for merge in merges:
         parts = merge.split(" ")
         if len(parts) != 2:
-            raise ConfigError(f"{what} has the merge {merge!r}, which is no pair of tokens: {_ADVICE}")
+            raise ConfigError(f"{source} has the merge {merge!r}, which is no pair of tokens: {_ADVICE}")
         if unknown := [part for part in (*parts, "".join(parts)) if part not in vocabulary]:
-            raise ConfigError(f"{what} has the merge {merge!r}, but no token {unknown[0]!r}: {_ADVICE}")
+            raise ConfigError(f"{source} has the merge {merge!r}, but no token {unknown[0]!r}: {_ADVICE}")
         pairs.append((parts[0], parts[1]))
     return pairs
 

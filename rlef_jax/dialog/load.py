@@ -68,15 +68,15 @@ def _files(name: str) -> Tokenizer | _Files:
     path = Path(name)
     if path.suffix == ".gguf":
         file = open_gguf(resolve(name, "", KEY))
-        found, (template, special) = gguf_vocabulary.from_gguf(file.field, path), gguf_template(file)
-        named = [file.field(f"tokenizer.ggml.{kind}_token_id") for kind in _GGUF_STOPS]
-        return _Files(found, template, special, _stops(found, named, path))
+        tokenizer, (template, special) = gguf_vocabulary.from_gguf(file.field, path), gguf_template(file)
+        stop_ids = [file.field(f"tokenizer.ggml.{kind}_token_id") for kind in _GGUF_STOPS]
+        return _Files(tokenizer, template, special, _stops(tokenizer, stop_ids, path))
     if path.is_dir() or path.name == "tokenizer.json":
         folder = path if path.is_dir() else path.parent
-        read = read_folder(folder)
-        found = _usable(read.backend_tokenizer, folder)
-        stops = _stops(found, [*_generation_stops(folder), read.eos_token_id], folder / GENERATION)
-        return _Files(found, read.chat_template, read.special_tokens_map, stops)
+        hf_tokenizer = read_folder(folder)
+        tokenizer = _usable(hf_tokenizer.backend_tokenizer, folder)
+        stops = _stops(tokenizer, [*_generation_stops(folder), hf_tokenizer.eos_token_id], folder / GENERATION)
+        return _Files(tokenizer, hf_tokenizer.chat_template, hf_tokenizer.special_tokens_map, stops)
     return _sentencepiece(name)
 
 
@@ -91,7 +91,7 @@ def _derived(template: Template, tokenizer: FastTokenizer, stops: Sequence[int])
     return chat
 
 
-def _template(chat: str, own: Any, tokenizer: str) -> tuple[str, str]:
+def _template(chat: str, model_template: Any, tokenizer: str) -> tuple[str, str]:
     """(where the chat template is from, its text): the file that `config.model.chat` names, or the model's own."""
     if chat:
         if not chat.endswith(".jinja") or not Path(chat).is_file():
@@ -102,13 +102,13 @@ def _template(chat: str, own: Any, tokenizer: str) -> tuple[str, str]:
             return chat, Path(chat).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"config.model.chat: {chat} cannot be read: {error}") from error
-    if isinstance(own, Mapping):  # several, by name
-        own = own.get("default")
-    if not isinstance(own, str):
+    if isinstance(model_template, Mapping):  # several, by name
+        model_template = model_template.get("default")
+    if not isinstance(model_template, str):
         raise ConfigError(
             f"{tokenizer} has no chat template, as base models don't: name a file of one (.jinja) in config.model.chat"
         )
-    return tokenizer, own
+    return tokenizer, model_template
 
 
 def _generation_stops(folder: Path) -> list[Any]:
@@ -134,9 +134,9 @@ def _stops(tokenizer: FastTokenizer, ids: Sequence[Any], source: Path) -> tuple[
     return tuple(stops)
 
 
-def _usable(whole: Any, folder: Path) -> FastTokenizer:
+def _usable(backend: Any, folder: Path) -> FastTokenizer:
     try:
-        return FastTokenizer(whole)
+        return FastTokenizer(backend)
     except ValueError as error:
         raise ConfigError(f"{folder}: {error}") from error
 

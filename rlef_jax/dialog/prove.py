@@ -14,30 +14,30 @@ _SYSTEM = "Be brief."
 
 def attempts(marks: Sequence[str]) -> list[str]:
     """Texts that a template or tokenizer may trip over."""
-    some = "".join([*marks[:4], *marks[-4:]])
+    sample = "".join([*marks[:4], *marks[-4:]])
     return [
-        " \n\tblanks at both ends \n\n", f"{some} in {some} a text", f"{some}", "", "word " * 500,
+        " \n\tblanks at both ends \n\n", f"{sample} in {sample} a text", f"{sample}", "", "word " * 500,
         "naïve café — 東京 🙂 \u2028", "```python\nfor i in range(3):\n    print(i)\n```\n",
         "{{ x }} {% if %} 'a' \"b\" \\n",
     ]  # fmt: skip
 
 
-def prove(template: Template, chat: ChatFormat, whole: Any, marks: Sequence[str]) -> None:
+def prove(template: Template, chat: ChatFormat, backend: Any, marks: Sequence[str]) -> None:
     """Raises ConfigError, in one line, for a text that comes out otherwise than in the template's rendering.
 
     Args:
       template, chat: a template and the format derived from it.
-      whole: the model's tokenizer (`tokenizers.Tokenizer`).
+      backend: the model's `tokenizers.Tokenizer`.
       marks: the spellings of its special tokens.
     """
     systems = ["", _SYSTEM] if chat.style.first_with_system is not None else [""]
     for text in attempts(marks):
         _try_response(template, chat.style, text)
         for system in systems if text else ():  # no user message is empty
-            _try(template, chat, whole, text, system, spells=any(mark in text for mark in marks))
+            _try(template, chat, backend, text, system, spells=any(mark in text for mark in marks))
 
 
-def _try(template: Template, chat: ChatFormat, whole: Any, text: str, system: str, *, spells: bool) -> None:
+def _try(template: Template, chat: ChatFormat, backend: Any, text: str, system: str, *, spells: bool) -> None:
     style = chat.style
     first = style.first if not system else style.first_with_system or ()
     opening = _joined(style.fill(first, user=text, system=system))
@@ -52,8 +52,9 @@ def _try(template: Template, chat: ChatFormat, whole: Any, text: str, system: st
     if not longer.endswith("b" + between):
         raise _refused(template, f"the text between turns is another with the message {_shown(text)}")
     if not spells:  # what text spells is encoded otherwise, on purpose
-        same = whole.encode(opening, add_special_tokens=False).ids == chat.first_prompt(text, system)
-        if not (same and whole.encode(between, add_special_tokens=False).ids == chat.next_prompt(text, closed=False)):
+        opening_ids = backend.encode(opening, add_special_tokens=False).ids
+        between_ids = backend.encode(between, add_special_tokens=False).ids
+        if opening_ids != chat.first_prompt(text, system) or between_ids != chat.next_prompt(text, closed=False):
             raise _refused(template, f"the tokenizer makes other ids of its rendering with {_shown(text)}")
 
 

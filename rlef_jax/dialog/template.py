@@ -46,9 +46,15 @@ class Template:
         # The package's public function renders this compiled template, but takes no function for the date.
         try:
             compiled = chat_template_utils._compile_jinja_template(self.text)
-            given = {"tools": None, "documents": None, "strftime_now": DATE.strftime, **self.special, **self.options}
-            given |= {"messages": [dict(m) for m in messages], "add_generation_prompt": True}
-            return str(compiled.render(given))
+            variables = {
+                "tools": None,
+                "documents": None,
+                "strftime_now": DATE.strftime,
+                **self.special,
+                **self.options,
+            }
+            variables |= {"messages": [dict(m) for m in messages], "add_generation_prompt": True}
+            return str(compiled.render(variables))
         except Exception as error:  # whatever the template does
             raise TemplateError(_first_line(error)) from error
 
@@ -68,8 +74,8 @@ def parse_options(text: str) -> dict[str, Any]:
             f"config.model.chat_options: {text!r} is no JSON object of what the template is given, such as"
             ' {"enable_thinking": false}'
         )
-    if taken := [name for name in ("messages", "add_generation_prompt") if name in options]:
-        raise ConfigError(f"config.model.chat_options: {taken[0]} isn't free: each prompt has its own")
+    if reserved := [name for name in ("messages", "add_generation_prompt") if name in options]:
+        raise ConfigError(f"config.model.chat_options: {reserved[0]} isn't free: each prompt has its own")
     return options
 
 

@@ -5,8 +5,8 @@
     inputs.json              the files and programs that they depend on (`training.inputs`)
     results.json             the results, written once all chunks exist
 
-A chunk that was unfinished when the evaluation stopped leaves no file and is made again, so that no rollout counts
-twice.
+A chunk that was unfinished when the evaluation stopped leaves no file and is sampled or judged again, so that no
+rollout counts twice.
 """
 
 from __future__ import annotations

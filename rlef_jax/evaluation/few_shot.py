@@ -71,7 +71,7 @@ def opening(chat: ChatFormat, shots: Sequence[Episode], system: str = "") -> tup
     """Tokens of all dialogues, up to the end of the last response; `ChatFormat.another_prompt` continues them.
 
     Args:
-      chat: the chat format of the evaluated model, with which the dialogues were made.
+      chat: the chat format of the evaluated model; the dialogues must have been sampled with the same.
       shots: dialogues from `choose`.
       system: the system message at the beginning.
 

@@ -72,13 +72,13 @@ def sampled(
     shots: Sequence[Episode],
     out: Path | None,
     chunk: int,
-    also: Mapping[str, Any],
+    extra_settings: Mapping[str, Any],
 ) -> EvaluationRollouts:
     """Samples rollouts of a policy: of a run's checkpoint, or of `config.model.init` if that is None.
 
-    `shots` are dialogues in front of each prompt (`evaluation.few_shot`). `also` is added to the settings. Every
-    rollout depends only on the weights, the seed and its index, as in a run's own evaluations. Raises ConfigError for
-    weights, dialogues or a folder that can't be used.
+    `shots` are dialogues in front of each prompt (`evaluation.few_shot`). `extra_settings` are added to the recorded
+    settings. Every rollout depends only on the weights, the seed and its index, as in a run's own evaluations. Raises
+    ConfigError for weights, dialogues or a folder that can't be used.
     """
     config = with_model_shape(config)
     policy = build_policy(config)
@@ -97,7 +97,7 @@ def sampled(
         "chunk": chunk,
         "settings": _plain(settings),
         "tests": _content(problems),
-        **also,
+        **extra_settings,
     }
     if shots:
         about["few_shot"] = [shot.problem.name for shot in shots]
@@ -139,12 +139,12 @@ def recorded(
     turns: int,
     out: Path | None,
     chunk: int,
-    also: Mapping[str, Any],
+    extra_settings: Mapping[str, Any],
     left_out: Collection[str] = (),
 ) -> EvaluationRollouts:
     """Judges the rollouts in a file (`evaluation.recorded`). If all have a single response, each counts as one sample.
 
-    `also` is added to the settings. Samples of the problems named in `left_out` are skipped.
+    `extra_settings` are added to the settings. Samples of the problems named in `left_out` are skipped.
     """
     rollouts = read_recorded(path, problems, left_out)
     if not rollouts:
@@ -163,7 +163,7 @@ def recorded(
         "chunk": chunk,
         "settings": json.loads(json.dumps({k: v for k, v in execution.items() if k != "workers"})),
         "tests": _content(problems),
-        **also,
+        **extra_settings,
     }
     folder = out or Path("runs") / "benchmarks" / _folder_name(f"{name}_{path.stem}", about)
     with build_pool(config.execution) as pool, ProgressDisplay(stream=sys.stderr) as display:

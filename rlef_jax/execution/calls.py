@@ -115,7 +115,7 @@ def _put_other(value, out, depth):
             break
         out.put(b"\1")
         _encode(item, out, depth + 1)
-    out.put(b"\2" if kind is Iterated and not value.whole else end)
+    out.put(b"\2" if kind is Iterated and not value.complete else end)
 
 
 def _put(out, tag, body):
@@ -393,8 +393,8 @@ def call_results(names, data, limit):
         raise NameError(f"name '{entry_point}' is not defined")
     function = names[entry_point]
     for call in calls:
-        arguments, named = call if type(call) is tuple else (call, {})
+        arguments, keywords = call if type(call) is tuple else (call, {})
         out = _Writer(limit)
-        _encode(function(*arguments, **named), out, 0)
+        _encode(function(*arguments, **keywords), out, 0)
         limit -= len(out.data)
         yield out.data

@@ -122,15 +122,17 @@ def _folders(index: int) -> tuple[int, dict[str, pathlib.Path]]:
 
 def _parents() -> tuple[int, dict[str, pathlib.Path]]:
     """(cgroup version, {controller: the group of this process, in which ours are created}). Raises NoCgroupError."""
-    own = {}
+    group_paths = {}
     for line in pathlib.Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         for controller in controllers.split(","):
-            own[controller] = path.lstrip("/")
-    if (_ROOT / "memory").is_dir() and "memory" in own and "pids" in own:
-        return 1, {kind: _ROOT / kind / own[kind] for kind in ("memory", "pids")}
-    if "" in own:
-        unified = _ROOT / own[""] if (_ROOT / "cgroup.controllers").exists() else _ROOT / "unified" / own[""]
+            group_paths[controller] = path.lstrip("/")
+    if (_ROOT / "memory").is_dir() and "memory" in group_paths and "pids" in group_paths:
+        return 1, {kind: _ROOT / kind / group_paths[kind] for kind in ("memory", "pids")}
+    if "" in group_paths:
+        unified = (
+            _ROOT / group_paths[""] if (_ROOT / "cgroup.controllers").exists() else _ROOT / "unified" / group_paths[""]
+        )
         try:
             _delegate(unified)
         except OSError as exc:

@@ -56,14 +56,14 @@ class Calls:
         self.history, self.claim_start, self.answer, self.text_of = [], 0, None, ShortRepr().repr
         self.function = self.missing  # the assert's own object of that name, if any
 
-    def __call__(self, *arguments, **named):
+    def __call__(self, *arguments, **keywords):
         at = len(self.history)
-        if at == len(self.recorded) or not same_call([list(arguments), named], list(self.recorded[at][:2])):
-            self.stop(["call", at, list(arguments), named])
-        self.history.append((arguments, named, self.recorded[at][2]))
+        if at == len(self.recorded) or not same_call([list(arguments), keywords], list(self.recorded[at][:2])):
+            self.stop(["call", at, list(arguments), keywords])
+        self.history.append((arguments, keywords, self.recorded[at][2]))
         return self.recorded[at][2]
 
-    def missing(self, *arguments, **named):
+    def missing(self, *arguments, **keywords):
         """Called instead of a function that isn't defined."""
         raise NameError(f"name {self.entry_point!r} is not defined")
 
@@ -75,9 +75,9 @@ class Calls:
     def note(self):
         """Text of the current claim's calls and their results; of all calls if it made none."""
         texts = []
-        for arguments, named, result in (self.history[self.claim_start :] or self.history)[-_SHOWN_CALLS:]:
+        for arguments, keywords, result in (self.history[self.claim_start :] or self.history)[-_SHOWN_CALLS:]:
             texts_of_arguments = [self.text_of(a) for a in arguments] + [
-                f"{k}={self.text_of(v)}" for k, v in named.items()
+                f"{k}={self.text_of(v)}" for k, v in keywords.items()
             ]
             texts.append(f"{self.entry_point}({', '.join(texts_of_arguments)}) returned {self.text_of(result)}")
         return ", ".join(texts)
@@ -120,13 +120,13 @@ class Recorder(Calls):
         Calls.__init__(self, entry_point, [])
         self.raised, self.inside = None, False
 
-    def __call__(self, *arguments, **named):
+    def __call__(self, *arguments, **keywords):
         if self.inside:  # a recursive call
-            return self.function(*arguments, **named)
-        arguments_before = copy.deepcopy([list(arguments), named])
+            return self.function(*arguments, **keywords)
+        arguments_before = copy.deepcopy([list(arguments), keywords])
         self.inside = True
         try:
-            result = self.function(*arguments, **named)
+            result = self.function(*arguments, **keywords)
         except Exception as exc:
             self.raised = exc
             raise

@@ -78,8 +78,8 @@ def _steps(test: FunctionTest, limits: Limits) -> Steps:
             return decision
         if spent_s > _TIMES * limits.longest_s:
             return dataclasses.replace(result, status=Status.TIME_LIMIT)
-        at, arguments, named = decision
-        planned, from_reference = [_call(*recorded[i][:2]) for i in range(at)] + [_call(arguments, named)], False
+        at, arguments, keywords = decision
+        planned, from_reference = [_call(*recorded[i][:2]) for i in range(at)] + [_call(arguments, keywords)], False
     error = f"No verdict: the assert wants more than {ROUNDS} rounds of calls."
     return first_failure or dataclasses.replace(result, status=Status.WRONG_ANSWER, error=error)
 
@@ -92,9 +92,9 @@ def _encode(entry_point: str, call_list: list[Any]) -> bytes:
     return calls.encode([entry_point, call_list], _BYTES)
 
 
-def _call(arguments: list[Any], named: dict[str, Any]) -> Any:
+def _call(arguments: list[Any], keywords: dict[str, Any]) -> Any:
     """A call in the form of `calls.call_results`."""
-    return (arguments, named) if named else arguments
+    return (arguments, keywords) if keywords else arguments
 
 
 def _parts(call: Any) -> tuple[list[Any], dict[str, Any]]:

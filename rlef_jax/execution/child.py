@@ -114,8 +114,8 @@ def filter_calls(settings, kernel):
     """Installs the second filter: no further processes, and no signals to others."""
     if not settings["namespaces"]:
         kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
-    own = settings["own_pid_mark"].to_bytes(4, sys.byteorder)
-    kernel.install_filter(settings["child_filter"].replace(own, os.getpid().to_bytes(4, sys.byteorder)))
+    pid_mark = settings["own_pid_mark"].to_bytes(4, sys.byteorder)
+    kernel.install_filter(settings["child_filter"].replace(pid_mark, os.getpid().to_bytes(4, sys.byteorder)))
 
 
 def run(start, request):

@@ -40,14 +40,14 @@ def cpu_quota(proc: Path = _PROC) -> float:
 def _groups(proc: Path) -> Iterator[Path]:
     """The folders of a process's groups and of their parents, in each hierarchy that may have quotas."""
     try:
-        own = [line.split(":", 2) for line in _lines(proc / "cgroup")]
+        memberships = [line.split(":", 2) for line in _lines(proc / "cgroup")]
         mounts = [line.split(" ") for line in _lines(proc / "mountinfo")]
     except OSError:
         return
     for root, mount, kind, options in map(_mount, mounts):
         paths = [
             path
-            for _, controllers, path in own
+            for _, controllers, path in memberships
             if (kind == "cgroup2" and not controllers) or (kind == "cgroup" and "cpu" in controllers.split(","))
         ]
         if kind not in ("cgroup", "cgroup2") or (kind == "cgroup" and "cpu" not in options) or not paths:

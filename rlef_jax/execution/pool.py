@@ -147,8 +147,8 @@ class ExecutionPool:
         limits = dataclasses.replace(limits, wall_s=limits.wall_s * self._wall_scale)
         job = _Job(program, tuple(tests), limits, stop_at_first_failure, frame, concurrent.futures.Future())
         with self._changed:
-            own = threading.current_thread() in self._threads  # called from a callback: it must not wait for itself
-            while len(self._queue) >= self._max_queue and not self._closed and not own:
+            in_pool_thread = threading.current_thread() in self._threads  # from a callback: must not wait for itself
+            while len(self._queue) >= self._max_queue and not self._closed and not in_pool_thread:
                 self._changed.wait()
             if self._closed:
                 raise PoolClosedError("the pool is closed")

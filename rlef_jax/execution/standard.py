@@ -33,11 +33,11 @@ class Opaque:
 class Iterated:
     """The items of a generator or another iterator. Like an iterator, it equals only itself.
 
-    If only the first items were taken (`whole` is False), iterating past them raises RuntimeError.
+    If only the first items were taken (`complete` is False), iterating past them raises RuntimeError.
     """
 
-    def __init__(self, name, items, whole):
-        self.name, self.items, self.whole, self.at = name, items, whole, 0
+    def __init__(self, name, items, complete):
+        self.name, self.items, self.complete, self.at = name, items, complete, 0
 
     def __iter__(self):
         return self
@@ -46,7 +46,7 @@ class Iterated:
         if self.at < len(self.items):
             self.at += 1
             return self.items[self.at - 1]
-        if not self.whole:
+        if not self.complete:
             raise RuntimeError(f"only the first {len(self.items)} items of this {self.name} were taken")
         raise StopIteration
 

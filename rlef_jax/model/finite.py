@@ -44,19 +44,19 @@ def fault(values: np.ndarray, dtypes: Sequence[Any] = ()) -> str | None:
 
 def check_tensor(where: Any, name: str, values: np.ndarray, dtypes: Sequence[Any] = ()) -> None:
     """Raises ConfigError that names the file `where` and the tensor if `fault` finds something."""
-    if (found := fault(values, dtypes)) is not None:
-        raise ConfigError(f"{where}: {name} {found}: weights must be finite")
+    if (fault_text := fault(values, dtypes)) is not None:
+        raise ConfigError(f"{where}: {name} {fault_text}: weights must be finite")
 
 
 def check_params(where: Any, params: Any, dtypes: Sequence[Any] = ()) -> None:
     """`check_tensor` of every array of a tree, named by its path, on the devices where they lie."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
     pending = [[_all_finite(leaf, kind) for kind in (leaf.dtype, *_narrower(leaf.dtype, dtypes))] for _, leaf in leaves]
-    for (path, leaf), good in zip(leaves, jax.device_get(pending), strict=True):
-        if not all(good):
-            narrow = _narrower(leaf.dtype, dtypes)[good.index(False) - 1].name if good[0] else ""
-            what = f"what {narrow} can't hold" if narrow else "NaN or infinity"
-            raise ConfigError(f"{where}: {jax.tree_util.keystr(path)} holds {what}: weights must be finite")
+    for (path, leaf), finite_flags in zip(leaves, jax.device_get(pending), strict=True):
+        if not all(finite_flags):
+            narrow = _narrower(leaf.dtype, dtypes)[finite_flags.index(False) - 1].name if finite_flags[0] else ""
+            values_text = f"what {narrow} can't hold" if narrow else "NaN or infinity"
+            raise ConfigError(f"{where}: {jax.tree_util.keystr(path)} holds {values_text}: weights must be finite")
 
 
 def _narrower(dtype: Any, dtypes: Sequence[Any]) -> list[Any]:

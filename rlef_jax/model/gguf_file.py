@@ -47,17 +47,19 @@ class GGUFFile:
         self._kind = self.field("general.architecture")
         families = [family for family in FAMILIES.values() if family.gguf and family.gguf == self._kind]
         if not families:
-            known = ", ".join(dict.fromkeys(family.gguf for family in FAMILIES.values() if family.gguf))
-            raise ConfigError(f"{path}: architecture {self._kind!r} is not supported; it must be one of {known}")
+            supported = ", ".join(dict.fromkeys(family.gguf for family in FAMILIES.values() if family.gguf))
+            raise ConfigError(f"{path}: architecture {self._kind!r} is not supported; it must be one of {supported}")
         self.family = families[0]
-        held = {tensor.name: tensor for reader in parts.values() for tensor in reader.tensors}
-        if len(held) != (written := self.field("split.tensors.count", len(held))):
-            raise ConfigError(f"{path}: its parts hold {len(held)} tensors of {written}: they are of several models")
-        factors = held.pop(_ROPE_FACTORS, None)
-        self.cfg = self._config(held, None if factors is None else np.asarray(factors.data, np.float64))
+        tensors = {tensor.name: tensor for reader in parts.values() for tensor in reader.tensors}
+        if len(tensors) != (expected_count := self.field("split.tensors.count", len(tensors))):
+            raise ConfigError(
+                f"{path}: its parts hold {len(tensors)} tensors of {expected_count}: they are of several models"
+            )
+        factors = tensors.pop(_ROPE_FACTORS, None)
+        self.cfg = self._config(tensors, None if factors is None else np.asarray(factors.data, np.float64))
         self._places = file_tensors(self.cfg)
         names = {_gguf_name(place): name for name, place in self._places.items()}
-        self._tensors = {names.get(name, name): tensor for name, tensor in held.items()}
+        self._tensors = {names.get(name, name): tensor for name, tensor in tensors.items()}
         files = {tensor.name: part for part, reader in parts.items() for tensor in reader.tensors}
         self._files = {name: files[tensor.name] for name, tensor in self._tensors.items()}
         self._check_types()
@@ -88,12 +90,12 @@ class GGUFFile:
         return self._files[name]
 
     def _check_types(self) -> None:
-        wanted = {name: self._tensors[name] for name in self._places if name in self._tensors}
-        if bad := [name for name, tensor in wanted.items() if not _decodable(tensor.tensor_type)]:
-            first = wanted[bad[0]]
+        model_tensors = {name: self._tensors[name] for name in self._places if name in self._tensors}
+        if undecodable := [name for name, tensor in model_tensors.items() if not _decodable(tensor.tensor_type)]:
+            file, first = self.file_of(undecodable[0]), model_tensors[undecodable[0]]
             raise ConfigError(
-                f"{self.file_of(bad[0])}: tensor {first.name} is of type {first.tensor_type.name}, which can't be"
-                f" decoded ({len(bad)} of {len(wanted)} tensors can't): take another quantization of this model"
+                f"{file}: tensor {first.name} is of type {first.tensor_type.name}, which can't be decoded"
+                f" ({len(undecodable)} of {len(model_tensors)} tensors can't): take another quantization of this model"
             )
 
     def _config(self, tensors: Mapping[str, Any], factors: np.ndarray | None) -> ModelConfig:
@@ -149,18 +151,18 @@ def _parts(path: Path) -> dict[Path, gguf.GGUFReader]:
     count, number = _field(reader, "split.count", 1), _field(reader, "split.no", 0)
     if count <= 1:
         return {path: reader}
-    what = f"{path}: is part {number + 1} of {count} of a split file"
+    prefix = f"{path}: is part {number + 1} of {count} of a split file"
     ending = f"-{number + 1:05}-of-{count:05}.gguf"
     if not path.name.endswith(ending):
-        raise ConfigError(f"{what}, and isn't called NAME{ending}: where the others are can't be told")
+        raise ConfigError(f"{prefix}, and isn't called NAME{ending}: where the others are can't be told")
     paths = [path.with_name(f"{path.name.removesuffix(ending)}-{i + 1:05}-of-{count:05}.gguf") for i in range(count)]
     if number:
-        raise ConfigError(f"{what}: name the first, {paths[0]}")
+        raise ConfigError(f"{prefix}: name the first, {paths[0]}")
     if lacking := [part.name for part in paths if not part.is_file()]:
-        raise ConfigError(f"{what}, and {', '.join(lacking)} isn't there: get every part")
+        raise ConfigError(f"{prefix}, and {', '.join(lacking)} isn't there: get every part")
     readers = {path: reader} | {part: _reader(part) for part in paths[1:]}
-    for i, (part, other) in enumerate(readers.items()):
-        if (_field(other, "split.no", None), _field(other, "split.count", None)) != (i, count):
+    for i, (part, part_reader) in enumerate(readers.items()):
+        if (_field(part_reader, "split.no", None), _field(part_reader, "split.count", None)) != (i, count):
             raise ConfigError(f"{part}: is not part {i + 1} of {count} of a split file, as its name says")
     return readers
 

@@ -65,61 +65,63 @@ _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_exp
 def read_config(path: Path) -> ModelConfig:
     """The model that a config.json describes. Raises ConfigError naming the file, the keys and what is supported."""
     try:
-        given = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read as JSON: {error}") from error
-    if not isinstance(given, dict):
+    if not isinstance(raw, dict):
         raise ConfigError(f"{path}: holds no JSON object")
     try:
-        return parse_config(given)
+        return parse_config(raw)
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def parse_config(given: Mapping[str, Any]) -> ModelConfig:
+def parse_config(raw: Mapping[str, Any]) -> ModelConfig:
     """The same of a parsed file. Raises ValueError."""
-    family = _family(given)
-    resolved, passed_over = _resolved(family, given)
-    values = {**given, **resolved}
+    family = _family(raw)
+    resolved, passed_over = _resolved(family, raw)
+    values = {**raw, **resolved}
     faults, unknown = _unsupported(family, values, resolved, passed_over)
-    more, wrong = _layers(values, resolved)
-    rope, odd = read_rope(values, nested=family.all_options["norms"] == "around", windows="window" in more)
+    layer_fields, layer_faults = _layers(values, resolved)
+    rope, rope_faults = read_rope(
+        values, nested=family.all_options["norms"] == "around", windows="window" in layer_fields
+    )
     if unknown:
-        told = "keys that rlef_jax doesn't know (take out those that change nothing that the model computes)"
-        odd.append(f"{told}: {', '.join(unknown)}")
-    if faults := [*_not_sizes(values), *faults, *wrong, *odd]:
+        reason = "keys that rlef_jax doesn't know (take out those that change nothing that the model computes)"
+        rope_faults.append(f"{reason}: {', '.join(unknown)}")
+    if faults := [*_not_sizes(values), *faults, *layer_faults, *rope_faults]:
         raise ValueError(f"not supported: {'; '.join(faults)}")
     sizes: dict[str, Any] = {field: values.get(key) for key, field in _SIZES.items()}
     sizes["d_head"] = sizes["d_head"] or sizes["d_model"] // sizes["n_heads"]
     scalar = values.get("query_pre_attn_scalar", sizes["d_head"]) if "query_scalar" in family.states else 0
     if scalar and scalar != sizes["d_head"]:
-        more["query_scalar"] = float(scalar)
-    return ModelConfig(**sizes, **rope, **more, **family.all_options, family=family.model_type)
+        layer_fields["query_scalar"] = float(scalar)
+    return ModelConfig(**sizes, **rope, **layer_fields, **family.all_options, family=family.model_type)
 
 
-def _family(given: Mapping[str, Any]) -> Family:
-    name = given.get("model_type")
-    if any(given.get(key) for key in _EXPERTS) or "moe" in str(name):
+def _family(raw: Mapping[str, Any]) -> Family:
+    name = raw.get("model_type")
+    if any(raw.get(key) for key in _EXPERTS) or "moe" in str(name):
         raise ValueError(f"model_type {name!r}: mixtures of experts are not supported")
     if name == "gemma3":
         raise ValueError("model_type 'gemma3' reads images too; only its text models are supported, 'gemma3_text'")
     if not isinstance(name, str) or name not in FAMILIES:
         raise ValueError(f"model_type {name!r} is not supported; it must be one of {', '.join(FAMILIES)}")
-    if given.get("auto_map"):
-        raise ValueError(f"auto_map={given['auto_map']!r}: models that bring code of their own are not supported")
+    if raw.get("auto_map"):
+        raise ValueError(f"auto_map={raw['auto_map']!r}: models that bring code of their own are not supported")
     return FAMILIES[name]
 
 
-def _resolved(family: Family, given: Mapping[str, Any]) -> tuple[dict[str, Any], set[str]]:
+def _resolved(family: Family, raw: Mapping[str, Any]) -> tuple[dict[str, Any], set[str]]:
     """(the fields of transformers' class with their values, keys that change nothing). Raises ValueError."""
-    rest = copy.deepcopy({key: value for key, value in given.items() if key != "model_type"})
+    raw_fields = copy.deepcopy({key: value for key, value in raw.items() if key != "model_type"})
     library = transformers()
     generation = vars(library.GenerationConfig())
     try:
-        config = library.AutoConfig.for_model(family.model_type, **rest)
+        config = library.AutoConfig.for_model(family.model_type, **raw_fields)
     except Exception as error:  # whatever transformers and its validators raise
-        said = " ".join(str(error).split())
-        raise ValueError(f"transformers refuses it: {type(error).__name__}: {said:.300}") from error
+        message = " ".join(str(error).split())
+        raise ValueError(f"transformers refuses it: {type(error).__name__}: {message:.300}") from error
     fields = [field.name for field in dataclasses.fields(config)]
     return {name: getattr(config, name) for name in fields}, _IGNORED | set(generation)
 
@@ -150,8 +152,8 @@ _MUST_BE_OFF = {"quantization_config", "per_layer_config", "attention_bias", "ml
 
 
 def _not_sizes(values: Mapping[str, Any]) -> list[str]:
-    given = {key: values[key] for key in _SIZES if key != "tie_word_embeddings" and values.get(key) is not None}
-    return [f"{key}={value!r} (only above 0)" for key, value in given.items() if not 0 < value < math.inf]
+    sizes = {key: values[key] for key in _SIZES if key != "tie_word_embeddings" and values.get(key) is not None}
+    return [f"{key}={value!r} (only above 0)" for key, value in sizes.items() if not 0 < value < math.inf]
 
 
 def _layers(values: Mapping[str, Any], of_class: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -159,8 +161,8 @@ def _layers(values: Mapping[str, Any], of_class: Mapping[str, Any]) -> tuple[dic
     count, window = values["num_hidden_layers"], of_class.get("sliding_window")
     types = values.get("layer_types") or []
     fields: dict[str, Any] = {}
-    faults = [f"layer_types: {odd!r} (only 'full_attention', 'sliding_attention')"
-              for odd in sorted(set(types) - {"full_attention", "sliding_attention"})]  # fmt: skip
+    faults = [f"layer_types: {layer_type!r} (only 'full_attention', 'sliding_attention')"
+              for layer_type in sorted(set(types) - {"full_attention", "sliding_attention"})]  # fmt: skip
     if types and len(types) != count:
         faults.append(f"layer_types: {len(types)} for num_hidden_layers={count}")
     slides = [kind == "sliding_attention" for kind in types] if "layer_types" in of_class else [bool(window)] * count
@@ -197,29 +199,29 @@ def config_json(cfg: ModelConfig) -> dict[str, Any]:
     if family is None:
         unusual = ", ".join(name for name, value in fields.items() if value != ModelConfig.__dict__[name])
         raise ConfigError(f"no Hugging Face model that rlef_jax knows has these together: {unusual}")
-    written: dict[str, Any] = {"model_type": family.model_type, "architectures": [family.architecture]}
-    written |= {key: getattr(cfg, field) for key, field in _SIZES.items()}
-    written["hidden_activation" if cfg.scale_embeddings else "hidden_act"] = _ACTIVATIONS[cfg.activation]
-    written |= write_rope(cfg)
+    entries: dict[str, Any] = {"model_type": family.model_type, "architectures": [family.architecture]}
+    entries |= {key: getattr(cfg, field) for key, field in _SIZES.items()}
+    entries["hidden_activation" if cfg.scale_embeddings else "hidden_act"] = _ACTIVATIONS[cfg.activation]
+    entries |= write_rope(cfg)
     if "query_scalar" in family.states:
         scalar = cfg.query_scalar or cfg.d_head
-        written["query_pre_attn_scalar"] = int(scalar) if scalar == int(scalar) else scalar
-    return written | _written_layers(cfg, family)
+        entries["query_pre_attn_scalar"] = int(scalar) if scalar == int(scalar) else scalar
+    return entries | _layer_entries(cfg, family)
 
 
 # What a family's class would take for a model of any vocabulary, where it is an id of one published model.
 _NO_PADDING = {"smollm3": {"pad_token_id": None}, "olmo2": {"pad_token_id": None}}
 
 
-def _written_layers(cfg: ModelConfig, family: Family) -> dict[str, Any]:
+def _layer_entries(cfg: ModelConfig, family: Family) -> dict[str, Any]:
     """The keys of `config.json` that say which layers have a window and rotary embeddings."""
-    written: dict[str, Any] = dict(_NO_PADDING.get(family.model_type, {}))
+    entries: dict[str, Any] = dict(_NO_PADDING.get(family.model_type, {}))
     if "rope_layers" in family.states:
-        written["no_rope_layers"] = [int(marked(cfg.rope_layers, layer)) for layer in range(cfg.n_layers)]
+        entries["no_rope_layers"] = [int(marked(cfg.rope_layers, layer)) for layer in range(cfg.n_layers)]
     if family.model_type in ("mistral", "gemma3_text") or cfg.window:
-        written["sliding_window"] = cfg.window or None
+        entries["sliding_window"] = cfg.window or None
     if "window_layers" in family.states and (cfg.window or family.model_type == "gemma3_text"):
         slides = [bool(cfg.window) and marked(cfg.window_layers, layer) for layer in range(cfg.n_layers)]
-        written["layer_types"] = ["sliding_attention" if slide else "full_attention" for slide in slides]
-        written |= {} if family.model_type == "gemma3_text" else {"use_sliding_window": bool(cfg.window)}
-    return written
+        entries["layer_types"] = ["sliding_attention" if slide else "full_attention" for slide in slides]
+        entries |= {} if family.model_type == "gemma3_text" else {"use_sliding_window": bool(cfg.window)}
+    return entries

@@ -31,16 +31,16 @@ def tensor_reader(params: Params, cfg: ModelConfig) -> Read:
     It holds one layer's share of one parameter at a time.
     """
     places = file_tensors(cfg)
-    held: dict[str, np.ndarray] = {}
+    layer_tensors: dict[str, np.ndarray] = {}
 
     def read(name: str) -> np.ndarray:
-        if name not in held:
+        if name not in layer_tensors:
             _, parameter, path, layer = places[name]
             leaf = leaf_at(params, path)
-            held.clear()
+            layer_tensors.clear()
             share = np.asarray(jax.device_get(leaf if layer is None else leaf[layer]))
-            held.update({part.format(layer=layer): tensor for part, tensor in parameter.cut(share).items()})
-        return held[name]
+            layer_tensors.update({part.format(layer=layer): tensor for part, tensor in parameter.cut(share).items()})
+        return layer_tensors[name]
 
     return read
 
@@ -117,8 +117,8 @@ def base_model_of(init: Path) -> str:
         name = json.loads((init / CONFIG).read_text(encoding="utf-8")).get("_name_or_path")
     except (OSError, ValueError, AttributeError):
         return ""
-    found = isinstance(name, str) and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not Path(name).exists()
-    return name if found else ""
+    is_hub_name = isinstance(name, str) and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not Path(name).exists()
+    return name if is_hub_name else ""
 
 
 def license_of(init: Path) -> str:

@@ -1,4 +1,4 @@
-"""The rotary keys of a Hugging Face `config.json`, as `transformers` has made them one spelling, and back."""
+"""The rotary keys of a Hugging Face `config.json`, read and written in the one spelling of `transformers`."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ _LONGEST = 300  # characters of what the Hub said
 
 
 class HubRepository:
-    """OWNER/NAME on the Hub: made, if it isn't there, so that what is refused is refused before anything is written.
+    """A model repository OWNER/NAME on the Hub. It is created first, so that a refusal comes before any writing.
 
     Raises ConfigError without the client, for a name that is none, without a token, and where the Hub refuses.
     """
@@ -39,7 +39,9 @@ class HubRepository:
         try:
             self._api.create_repo(name, private=not public, exist_ok=True)
         except Exception as error:  # of the client, its HTTP client and the system: they have no common class
-            raise ConfigError(f"--push: {self._api.endpoint} doesn't let {name} be made: {_said(error)}") from error
+            raise ConfigError(
+                f"--push: {self._api.endpoint} doesn't let {name} be made: {_error_line(error)}"
+            ) from error
 
     def upload(self, folder: Path, message: str) -> str:
         """Adds or replaces the folder's files; returns the commit's address. Raises RunError where that fails."""
@@ -47,13 +49,13 @@ class HubRepository:
             commit = self._api.upload_folder(repo_id=self.name, folder_path=folder, commit_message=message)
         except Exception as error:
             raise RunError(
-                f"{folder} is written, but was not pushed to {self.name} on {self._api.endpoint}: {_said(error)};"
+                f"{folder} is written, but was not pushed to {self.name} on {self._api.endpoint}: {_error_line(error)};"
                 f" to try again: hf upload {self.name} {folder}"
             ) from error
         return str(commit.commit_url)
 
 
-def _said(error: Any) -> str:
+def _error_line(error: Any) -> str:
     """What went wrong, in one line: the Hub's own words where it said any."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     words = getattr(error, "server_message", None) or str(error) or type(error).__name__

@@ -27,13 +27,13 @@ def in_file_order(sharding: Any, p: Parameter, tensor: FileTensor) -> Any:
     """
     if not isinstance(sharding, NamedSharding):
         return sharding
-    ours = [*sharding.spec, *(len(p.shape) - len(sharding.spec)) * [None]][p.stacked :]
+    stored_axes = [*sharding.spec, *(len(p.shape) - len(sharding.spec)) * [None]][p.stacked :]
     if len(p.tensors) > 1:
-        ours[p.joined] = None
-    theirs: list[Any] = [None] * len(ours)
-    for axis, at in zip(ours, tensor.order, strict=True):
-        theirs[at] = axis
-    return NamedSharding(sharding.mesh, PartitionSpec(*theirs))
+        stored_axes[p.joined] = None
+    file_axes: list[Any] = [None] * len(stored_axes)
+    for axis, at in zip(stored_axes, tensor.order, strict=True):
+        file_axes[at] = axis
+    return NamedSharding(sharding.mesh, PartitionSpec(*file_axes))
 
 
 def placed(weights: Weights, name: str, tensor: FileTensor, sharding: Any, dtypes: Sequence[Any]) -> jax.Array:
@@ -46,10 +46,10 @@ def placed(weights: Weights, name: str, tensor: FileTensor, sharding: Any, dtype
     for device, index in sharding.addressable_devices_indices_map(tensor.split).items():
         devices.setdefault(index, []).append(device)
     parts = []
-    for index, here in devices.items():
+    for index, replicas in devices.items():
         part = read_part(source, tensor, index)
         check_tensor(weights.file_of(name), name, part, dtypes)
-        parts += [jax.device_put(part, device) for device in here]
+        parts += [jax.device_put(part, device) for device in replicas]
     return jax.make_array_from_single_device_arrays(tensor.split, sharding, parts)
 
 

@@ -54,11 +54,13 @@ class HFFolder:
         if not (path / CONFIG).is_file():
             raise ConfigError(f"{path}: no {CONFIG}: is it a Hugging Face model's folder?")
         self.cfg = read_config(path / CONFIG)
-        held = _files(path)
+        stored_files = _files(path)
         # Of a model that was saved without its output layer the names lack the first part, as in transformers.
-        wanted, prefix = tensor_shapes(self.cfg), "model."
-        self._places = {name if name in wanted or prefix + name not in wanted else prefix + name: name for name in held}
-        self._files = {name: held[there] for name, there in self._places.items()}
+        expected, prefix = tensor_shapes(self.cfg), "model."
+        self._places = {
+            name if name in expected or prefix + name not in expected else prefix + name: name for name in stored_files
+        }
+        self._files = {name: stored_files[stored_name] for name, stored_name in self._places.items()}
         self.shapes: Mapping[str, tuple[int, ...]] = {n: f.shapes[self._places[n]] for n, f in self._files.items()}
         self.dtypes: Mapping[str, str] = {n: f.dtypes[self._places[n]] for n, f in self._files.items()}
 
@@ -84,7 +86,7 @@ def _files(folder: Path) -> dict[str, SafetensorsFile]:
     if not index.is_file():
         if parts := sorted(path.name for path in folder.glob("*.safetensors")):
             raise ConfigError(
-                f"{folder}: holds {_named(parts)}, but no {INDEX} that says which of them are the model's: get that"
+                f"{folder}: holds {_listed(parts)}, but no {INDEX} that says which of them are the model's: get that"
                 f" file too, or, if one file is the whole model, rename it to {SINGLE}"
             )
         raise ConfigError(f"{folder}: neither {SINGLE} nor {INDEX}: only safetensors are read, no .bin or .pth")
@@ -95,13 +97,13 @@ def _files(folder: Path) -> dict[str, SafetensorsFile]:
         raise ConfigError(f"{index}: cannot be read as an index: {error!r}") from error
     if lacking := [name for name, path in files.items() if not path.is_file()]:
         raise ConfigError(
-            f"{index}: names files that aren't there: {_named(lacking)}: get them, or the index that goes with the"
+            f"{index}: names files that aren't there: {_listed(lacking)}: get them, or the index that goes with the"
             " files that are there"
         )
     opened = {name: SafetensorsFile(path) for name, path in files.items()}
-    if lost := [name for name, where in places.items() if name not in opened[where].shapes]:
-        raise ConfigError(f"{index}: tensors are not in the files that it names: {_named(lost)}")
-    return {name: opened[where] for name, where in places.items()}
+    if absent := [name for name, file_name in places.items() if name not in opened[file_name].shapes]:
+        raise ConfigError(f"{index}: tensors are not in the files that it names: {_listed(absent)}")
+    return {name: opened[file_name] for name, file_name in places.items()}
 
 
 def open_weights(init: str) -> Weights | None:
@@ -123,26 +125,26 @@ def open_weights(init: str) -> Weights | None:
 
 def check_tensors(weights: Weights, cfg: ModelConfig) -> None:
     """Raises ConfigError naming tensors that are missing, too many or of another shape than the config's."""
-    wanted = tensor_shapes(cfg)
-    undecodable = [name for name in wanted if weights.dtypes.get(name, "F32") not in DTYPES]
+    expected = tensor_shapes(cfg)
+    undecodable = [name for name in expected if weights.dtypes.get(name, "F32") not in DTYPES]
     if undecodable:
         first = undecodable[0]
         raise ConfigError(
             f"{weights.file_of(first)}: {first} is of dtype {weights.dtypes[first]}, as {len(undecodable)} of the"
-            f" model's {len(wanted)} tensors are of dtypes that can't be read; supported are {', '.join(DTYPES)}"
+            f" model's {len(expected)} tensors are of dtypes that can't be read; supported are {', '.join(DTYPES)}"
         )
-    extra = [name for name in weights.shapes if name not in wanted and not _is_redundant(name, weights, cfg)]
+    extra = [name for name in weights.shapes if name not in expected and not _is_redundant(name, weights, cfg)]
     faults = {
-        "missing": [name for name in wanted if name not in weights.shapes],
+        "missing": [name for name in expected if name not in weights.shapes],
         "not of this model": extra,
         "of another shape": [
             f"{name} {weights.shapes[name]} instead of {shape}"
-            for name, shape in wanted.items()
+            for name, shape in expected.items()
             if weights.shapes.get(name, shape) != shape
         ],
     }
-    if told := [f"tensors {what}: {_named(names)}" for what, names in faults.items() if names]:
-        raise ConfigError(f"{weights.path}: {'; '.join(told)}")
+    if fault_texts := [f"tensors {kind}: {_listed(names)}" for kind, names in faults.items() if names]:
+        raise ConfigError(f"{weights.path}: {'; '.join(fault_texts)}")
 
 
 def _is_redundant(name: str, weights: Weights, cfg: ModelConfig) -> bool:
@@ -159,10 +161,10 @@ def _is_redundant(name: str, weights: Weights, cfg: ModelConfig) -> bool:
     return bool(np.array_equal(weights.read(name), weights.read(embed.name)))
 
 
-def _named(names: Iterable[str]) -> str:
-    some = list(names)
-    more = f" and {len(some) - _MOST_NAMED} more" if len(some) > _MOST_NAMED else ""
-    return ", ".join(some[:_MOST_NAMED]) + more
+def _listed(names: Iterable[str]) -> str:
+    all_names = list(names)
+    more = f" and {len(all_names) - _MOST_NAMED} more" if len(all_names) > _MOST_NAMED else ""
+    return ", ".join(all_names[:_MOST_NAMED]) + more
 
 
 def load_pretrained(

@@ -102,11 +102,11 @@ def rope_frequencies(kind: LayerKind, d_head: int) -> np.ndarray:
         turns = (
             original * frequencies / (2 * np.pi)
         )  # full turns over the positions that the model was first trained on
-        kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
-        frequencies = frequencies * (kept + (1 - kept) / factor)
+        kept_share = np.clip((turns - low) / (high - low), 0.0, 1.0)
+        frequencies = frequencies * (kept_share + (1 - kept_share) / factor)
     elif isinstance(kind.rope_scaling, YarnScaling):
-        kept = _kept_by_yarn(kind.rope_theta, kind.rope_scaling, half)
-        frequencies = frequencies * (kept + (1 - kept) / kind.rope_scaling.factor)
+        kept_share = _kept_by_yarn(kind.rope_theta, kind.rope_scaling, half)
+        frequencies = frequencies * (kept_share + (1 - kept_share) / kind.rope_scaling.factor)
     elif kind.rope_scaling is not None:
         frequencies = frequencies / kind.rope_scaling.factor
     return frequencies.astype(np.float32)

@@ -45,8 +45,8 @@ def save_params(path: Path, params: Params) -> None:
     """
     arrays: dict[str, Any] = {name: np.asarray(leaf, np.float32) for name, leaf in _flat(params).items()}
     for name, array in arrays.items():
-        if (found := finite.fault(array)) is not None:
-            raise RunError(f"{path} was not written: {name} {found}: the weights are no longer finite")
+        if (fault_text := finite.fault(array)) is not None:
+            raise RunError(f"{path} was not written: {name} {fault_text}: the weights are no longer finite")
     with replacing(path) as file:
         np.savez(file, **arrays)
 
@@ -56,14 +56,14 @@ def load_params(path: Path, cfg: ModelConfig, dtype: Any = jnp.float32, cast_to:
 
     Raises ConfigError where names or shapes aren't the config's, or an entry isn't finite in one of these dtypes.
     """
-    wanted, tree = jax.tree_util.tree_flatten_with_path(describe(cfg, dtype))
-    names = ["/".join(str(part.key) for part in leaf_path) for leaf_path, _ in wanted]
+    expected, tree = jax.tree_util.tree_flatten_with_path(describe(cfg, dtype))
+    names = ["/".join(str(part.key) for part in leaf_path) for leaf_path, _ in expected]
     with np.load(path) as stored:
         if set(stored.files) != set(names):
-            odd = sorted(set(stored.files) ^ set(names))
-            raise ConfigError(f"{path}: not a model of this config: {', '.join(odd)} missing or unexpected")
+            mismatched = sorted(set(stored.files) ^ set(names))
+            raise ConfigError(f"{path}: not a model of this config: {', '.join(mismatched)} missing or unexpected")
         leaves = []
-        for name, (_, parameter) in zip(names, wanted, strict=True):
+        for name, (_, parameter) in zip(names, expected, strict=True):
             array = stored[name]
             if array.shape != parameter.shape:
                 raise ConfigError(f"{path}: {name} is {array.shape}, the config's model needs {parameter.shape}")

@@ -50,8 +50,8 @@ def _write_update(
     for number, batch in enumerate(microbatches):
         arrays: dict[str, Any] = {f.name: np.asarray(getattr(batch, f.name)) for f in dataclasses.fields(batch)}
         np.savez(part / f"microbatch_{number:04d}.npz", **arrays)
-    told = {k: v if math.isfinite(v) else str(v) for k, v in metrics.items()}
-    write_json(part / "metrics.json", {"update": update, **told})
+    json_metrics = {k: v if math.isfinite(v) else str(v) for k, v in metrics.items()}
+    write_json(part / "metrics.json", {"update": update, **json_metrics})
 
 
 def saved_updates(workdir: Path) -> list[int]:

@@ -1,7 +1,7 @@
 """Checkpoints: named pytrees of arrays and a JSON object, written by Orbax beside the run, whole or not at all.
 
-A checkpoint is made in a temporary folder and renamed when it is complete, so a kill leaves the last good one. Shapes
-and hashes of what was saved lie in its metadata: one of another model, or whose bytes have changed, is refused.
+A checkpoint is written to a temporary folder and renamed when it is complete, so a kill leaves the last good one.
+Its metadata has shapes and hashes of what was saved: one of another model, or whose bytes have changed, is refused.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class Checkpoints:
                 preservation_policy=keep_rules.AnyPreservationPolicy([keep_rules.LatestN(self._keep), best]),
                 create=True,
                 enable_async_checkpointing=True,
-                # A folder that can't be made is an error of `save`. Made beside it, its writers would wait for twenty
-                # minutes, and the process for them.
+                # Created synchronously, so that a folder that can't be created is an error of `save`. Otherwise the
+                # writers would wait for it for twenty minutes, and the process for them.
                 async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
                 cleanup_tmp_directories=True,
             ),
@@ -71,7 +71,7 @@ class Checkpoints:
         if step in self.steps():
             raise ValueError(f"{self.folder} holds checkpoint {step} already: it exists")
         # Orbax copies from an accelerator before it returns; on a CPU it would go on reading the caller's own buffers.
-        copies = {name: jax.tree.map(_own, tree) for name, tree in items.items()}
+        copies = {name: jax.tree.map(_snapshot, tree) for name, tree in items.items()}
         shapes = {name: _shapes(tree) for name, tree in copies.items()}
         facts = {"shapes": shapes, "hashes": {name: content_hash(tree) for name, tree in copies.items()}}
         args = ocp.args.Composite(
@@ -111,12 +111,12 @@ class Checkpoints:
         abstract = {name: jax.tree.map(ocp.utils.to_shape_dtype_struct, tree) for name, tree in like.items()}
         args = ocp.args.Composite(**{name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()})
         try:
-            found = self._manager.restore(step, args=args)
-            restored = {name: found[name] for name in like}
+            composite = self._manager.restore(step, args=args)
+            restored = {name: composite[name] for name in like}
         except Exception as error:  # zarr, OCDBT and JSON each have their own
             raise self._damaged(step, error) from error
         for name, tree in restored.items():
-            if (written := saved["hashes"].get(name)) is not None and content_hash(tree) != written:
+            if (saved_hash := saved["hashes"].get(name)) is not None and content_hash(tree) != saved_hash:
                 raise self._damaged(step, ValueError(f"the hash of {name!r} is not the one that was saved"))
         return restored
 
@@ -125,10 +125,10 @@ class Checkpoints:
         if step not in self.steps():
             raise FileNotFoundError(f"no checkpoint {step} in {self.folder}; there are {self.steps() or 'none'}")
         try:
-            found = self._manager.restore(step, args=ocp.args.Composite(**{_METADATA: ocp.args.JsonRestore()}))
-            if not {"shapes", "hashes"} <= set(found[_METADATA]):
+            composite = self._manager.restore(step, args=ocp.args.Composite(**{_METADATA: ocp.args.JsonRestore()}))
+            if not {"shapes", "hashes"} <= set(composite[_METADATA]):
                 raise ValueError("its metadata lacks shapes or hashes")
-            return found[_METADATA]
+            return composite[_METADATA]
         except Exception as error:
             raise self._damaged(step, error) from error
 
@@ -151,8 +151,8 @@ class Checkpoints:
             raise self._unwritten(error) from error
 
     @contextlib.contextmanager
-    def told_in_errors(self) -> Iterator[None]:
-        """Makes an error of the file system one that says from where the run can go on."""
+    def last_good_in_errors(self) -> Iterator[None]:
+        """Adds to a file system error the checkpoint from which the run can go on."""
         try:
             yield
         except OSError as error:
@@ -180,12 +180,12 @@ class Checkpoints:
             finally:
                 self.close()
 
-    def _compare(self, step: int, name: str, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-        for leaf in sorted({*saved, *wanted}):
-            if saved.get(leaf) != wanted.get(leaf):
+    def _compare(self, step: int, name: str, saved: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+        for leaf in sorted({*saved, *expected}):
+            if saved.get(leaf) != expected.get(leaf):
                 raise ConfigError(
                     f"checkpoint {step} in {self.folder} is of another model: {name}{leaf} is"
-                    f" {saved.get(leaf, 'absent')} there, {wanted.get(leaf, 'absent')} in this config"
+                    f" {saved.get(leaf, 'absent')} there, {expected.get(leaf, 'absent')} in this config"
                 )
 
     def _unwritten(self, error: Exception) -> RunError:
@@ -195,8 +195,8 @@ class Checkpoints:
         )
 
     def _last_good(self) -> str:
-        kept = self.steps()
-        return f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
+        steps = self.steps()
+        return f"the last good checkpoint is {steps[-1]}" if steps else "there is no checkpoint yet"
 
     def _damaged(self, step: int, error: Exception) -> DamagedCheckpointError:
         return DamagedCheckpointError(f"checkpoint {step} in {self.folder} is damaged: {_first_line(error)}")
@@ -225,7 +225,7 @@ def _not_a_later_failure(record: logging.LogRecord) -> bool:
     return "exception was never retrieved" not in record.getMessage()
 
 
-def _own(leaf: jax.Array) -> jax.Array:
+def _snapshot(leaf: jax.Array) -> jax.Array:
     on_cpu = any(device.platform == "cpu" for device in leaf.devices())
     return jnp.copy(leaf) if on_cpu else leaf
 

@@ -76,12 +76,12 @@ class Evaluator:
     ) -> dict[str, Any]:
         """The split's summary in percent. Episodes go to episodes/NAME.jsonl.gz, the summary to evaluations/NAME.json.
 
-        A summary that was made of the same `version` (updates) is read back. Raises StoppedError if the run is asked to
+        A summary of the same `version` (updates) is read back. Raises StoppedError if the run is asked to
         stop, where it `may_stop`; UnjudgedError where no rollout was judged.
         """
         path = self._workdir / FOLDER / f"{name}.json"
-        if (known := _known(path, version)) is not None:
-            return known
+        if (saved := _saved_summary(path, version)) is not None:
+            return saved
         e, began = self._config.eval, time.perf_counter()
         count = len(evaluation_problems(self._source, split, e.problems))
         self._actor.set_weights(params, version)
@@ -95,15 +95,15 @@ class Evaluator:
         episode_io.write_episodes(self._workdir / "episodes" / f"{name}.jsonl.gz", episodes)
         if all(e.end == "infra" for e in episodes):
             raise UnjudgedError(f"{name}: the judge broke on all {len(episodes)} rollouts (INFRA_ERROR): no score")
-        found = summarise(episodes, max_turns=self._config.episode.max_turns, bootstrap_samples=e.bootstrap_samples)
+        summary = summarise(episodes, max_turns=self._config.episode.max_turns, bootstrap_samples=e.bootstrap_samples)
         path.parent.mkdir(exist_ok=True)
-        write_json(path, {"version": version, "split": split, "summary": found})
-        rates = "  ".join(f"{k} {v:.1f}" for k, v in found.items() if "@" in k and isinstance(v, float))
-        broken = f", {found['infra']} of them broken by the judge" if found["infra"] else ""
+        write_json(path, {"version": version, "split": split, "summary": summary})
+        rates = "  ".join(f"{k} {v:.1f}" for k, v in summary.items() if "@" in k and isinstance(v, float))
+        infra_note = f", {summary['infra']} of them broken by the judge" if summary["infra"] else ""
         self._display.message(
-            f"{name}: {len(episodes)} problems of {split}{broken}, {rates} ({time.perf_counter() - began:.0f} s)"
+            f"{name}: {len(episodes)} problems of {split}{infra_note}, {rates} ({time.perf_counter() - began:.0f} s)"
         )
-        return found
+        return summary
 
     def under_both_feedbacks(self, prefix: str, params: Params, version: int) -> dict[str, dict[str, Any]]:
         """The summary's entries for some weights: under true feedback and, if asked for, under random feedback."""
@@ -120,10 +120,10 @@ def scored_version(workdir: Path, name: str) -> int | None:
         return None
 
 
-def _known(path: Path, version: int) -> dict[str, Any] | None:
-    """The summary that was kept for these weights; None where it must be made (again)."""
+def _saved_summary(path: Path, version: int) -> dict[str, Any] | None:
+    """The saved summary of these weights; None where it must be computed (again)."""
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        return kept["summary"] if kept["version"] == version else None
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return record["summary"] if record["version"] == version else None
     except (OSError, ValueError, LookupError, TypeError):
         return None

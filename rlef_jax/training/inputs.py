@@ -52,24 +52,24 @@ def identities(config: ConfigDict, interpreter: Interpreter, source: Source, spl
 
     Raises ConfigError or OSError where something can't be read.
     """
-    found: dict[str, Sequence[str]] = {
+    facts: dict[str, Sequence[str]] = {
         f"problems of {split} (config.data)": problems_identity(source, split) for split in splits
     }
     if config.model.init:
-        found["first weights (config.model.init)"] = _weights_files(config.model.init)
-    return found | tokenizer_identity(config.model.tokenizer, config.model.chat) | python_identity(interpreter)
+        facts["first weights (config.model.init)"] = _weights_files(config.model.init)
+    return facts | tokenizer_identity(config.model.tokenizer, config.model.chat) | python_identity(interpreter)
 
 
 def problems_identity(source: Source, split: str) -> list[str]:
     """A hash of a split's problems, and one of the positions that `config.data`'s rules leave of them."""
     if source.name != CODE_CONTESTS:
-        drawn = [mini_contests.problem_at(split, 0, i) for i in range(_DRAWS)]
-        return [f"hash {_hash(problem_json(problem).encode('ascii') for problem in drawn)}"]
+        problems = [mini_contests.problem_at(split, 0, i) for i in range(_DRAWS)]
+        return [f"hash {_hash(problem_json(problem).encode('ascii') for problem in problems)}"]
     facts = [f"hash {_hash(text.encode() for text in shard_hashes(source.dir, split))}"]
-    kept = source.positions.get(split)
-    if kept is None:
+    positions = source.positions.get(split)
+    if positions is None:
         return facts
-    return [*facts, f"{len(kept)} kept by config.data's rules", f"kept {_hash([json.dumps(kept).encode()])}"]
+    return [*facts, f"{len(positions)} kept by config.data's rules", f"kept {_hash([json.dumps(positions).encode()])}"]
 
 
 def python_identity(interpreter: Interpreter) -> dict[str, Sequence[str]]:
@@ -83,8 +83,8 @@ def python_identity(interpreter: Interpreter) -> dict[str, Sequence[str]]:
 
 def tokenizer_identity(name: str, template: str = "") -> dict[str, Sequence[str]]:
     """The files that make a chat format: the tokenizer's, and that of a template beside it."""
-    found: dict[str, Sequence[str]] = {"tokenizer (config.model.tokenizer)": _tokenizer_files(name)}
-    return found | ({"chat template (config.model.chat)": [_file_fact(Path(template))]} if template else {})
+    facts: dict[str, Sequence[str]] = {"tokenizer (config.model.tokenizer)": _tokenizer_files(name)}
+    return facts | ({"chat template (config.model.chat)": [_file_fact(Path(template))]} if template else {})
 
 
 def _tokenizer_files(name: str) -> list[str]:
@@ -141,15 +141,15 @@ class Difference:
 
     @property
     def slight(self) -> bool:
-        """Whether it may be told instead of refused: another patch of the same Python, which mends faults only."""
+        """Whether it is reported, not refused: another patch release of the same Python, which only fixes bugs."""
         minor = {version.rpartition(".")[0] for version in (*self.before, *self.now)}
         return self.name == PYTHON and len(minor) == 1
 
     def __str__(self) -> str:
-        return f"{self.name}: {_some(self.before)} before, {_some(self.now)} now"
+        return f"{self.name}: {_listed(self.before)} before, {_listed(self.now)} now"
 
 
-def _some(facts: Sequence[str]) -> str:
+def _listed(facts: Sequence[str]) -> str:
     more = f" and {len(facts) - _NAMED} more" if len(facts) > _NAMED else ""
     return (", ".join(facts[:_NAMED]) or "none") + more
 
@@ -158,9 +158,10 @@ def differences(before: Inputs, now: Inputs) -> list[Difference]:
     """What differs of the inputs that both name: one that an older version didn't record can't be compared."""
 
     def of(name: str) -> Difference:
-        there, here = before[name], now[name]
-        gone, new = [fact for fact in there if fact not in here], [fact for fact in here if fact not in there]
-        return Difference(name, tuple(gone), tuple(new))
+        facts_before, facts_now = before[name], now[name]
+        removed = [fact for fact in facts_before if fact not in facts_now]
+        added = [fact for fact in facts_now if fact not in facts_before]
+        return Difference(name, tuple(removed), tuple(added))
 
     return [of(name) for name in now if name in before and list(before[name]) != list(now[name])]
 
@@ -173,7 +174,7 @@ def check_inputs(
     Args:
       begun: whether the folder holds results already; without any, whatever was recorded doesn't matter.
       mend: what to do about a difference: the end of the error's line.
-      tell: hears in a line of slight differences, of accepted ones, and of results without a record.
+      tell: called with one line for a slight or accepted difference, and for results without a record.
       accept: goes on over other inputs.
 
     Raises ConfigError, naming what differs, before and after.
@@ -182,11 +183,11 @@ def check_inputs(
     before = _recorded(path)
     if begun and before is None:
         tell(f"{folder} doesn't say what it was begun with (no {RECORD}): recorded as it is now")
-    found = differences(before or {}, now) if begun else []
-    refused = [difference for difference in found if not difference.slight]
+    differing = differences(before or {}, now) if begun else []
+    refused = [difference for difference in differing if not difference.slight]
     if refused and not accept:
         raise ConfigError(f"{folder} was begun with other inputs: {'; '.join(map(str, refused))}. {mend}")
-    for difference in found:
+    for difference in differing:
         tell(f"{folder} goes on with another input, {difference}")
     write_json(path, {name: list(facts) for name, facts in now.items()})
     return bool(refused)
@@ -196,16 +197,18 @@ def _recorded(path: Path) -> Inputs | None:
     if not path.exists():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return {str(name): [str(fact) for fact in facts] for name, facts in found.items()}
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return {str(name): [str(fact) for fact in facts] for name, facts in record.items()}
     except (ValueError, AttributeError, TypeError) as error:
         raise ConfigError(f"{path} is not what a run wrote ({error}): remove it to go on without comparing") from error
 
 
 def agreed(inputs: Sequence[Inputs]) -> Inputs:
-    """What all processes of a job have found. Raises ConfigError, naming the first that has found something else."""
-    for number, other in enumerate(inputs):
-        if found := [difference for difference in differences(inputs[0], other) if not difference.slight]:
-            told = "; ".join(f"{d.name}: {_some(d.before)} in process 0, {_some(d.now)} in it" for d in found)
-            raise ConfigError(f"process {number} of this job has other inputs than process 0: {told}")
+    """The inputs that all processes of a job share. Raises ConfigError, naming the first process that differs."""
+    for number, other_inputs in enumerate(inputs):
+        if differing := [difference for difference in differences(inputs[0], other_inputs) if not difference.slight]:
+            details = "; ".join(
+                f"{d.name}: {_listed(d.before)} in process 0, {_listed(d.now)} in it" for d in differing
+            )
+            raise ConfigError(f"process {number} of this job has other inputs than process 0: {details}")
     return inputs[0]

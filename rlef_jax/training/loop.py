@@ -41,7 +41,7 @@ class Stopwatch:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
 
     def metrics(self) -> dict[str, float]:
-        """`time/NAME` of each part and `time/total` since this was made."""
+        """`time/NAME` of each part and `time/total` since construction."""
         total = time.perf_counter() - self._began
         return {f"time/{name}": s for name, s in self.seconds.items()} | {"time/total": total}
 
@@ -61,13 +61,13 @@ class ProblemFeed:
         Starts on the next iteration's, of requests that differ in nothing else.
         """
         every = request.settings.needs_donors
-        wanted = range(request.count) if every else request.indexes
+        indexes = range(request.count) if every else request.indexes
         for step in range(request.step, min(request.step + 1, self._last) + 1):
             if step not in self._ahead:
-                names = self._source, request.split, request.seed, step, request.count, wanted
+                names = self._source, request.split, request.seed, step, request.count, indexes
                 self._ahead[step] = self._pool.submit(training_problems, *names)
-        found = self._ahead.pop(request.step).result()
-        return found[request.indexes.start : request.indexes.stop] if every else found, found
+        problems = self._ahead.pop(request.step).result()
+        return problems[request.indexes.start : request.indexes.stop] if every else problems, problems
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
@@ -126,8 +126,8 @@ def skipped_in_row(before: int, applied: Sequence[bool]) -> tuple[int, int]:
     `before` updates in a row were skipped just before these.
     """
     longest, row = 0, before
-    for one in applied:
-        row = 0 if one else row + 1
+    for was_applied in applied:
+        row = 0 if was_applied else row + 1
         longest = max(longest, row)
     return longest, row
 
@@ -138,14 +138,16 @@ def staleness_metrics(episodes: Sequence[Episode], *, version: int, updates: int
     `staleness_mean` and `staleness_max` over tokens; `mixed_versions`: the share of episodes with a token that more
     than one version of the weights had a hand in. {} where no token was sampled.
     """
-    made = [versions for e in episodes if (versions := [v for turn in e.turns for v in turn.policy_version])]
-    if not made:
+    episode_versions = [
+        versions for e in episodes if (versions := [v for turn in e.turns for v in turn.policy_version])
+    ]
+    if not episode_versions:
         return {}
-    ages = np.array([(version - v) / updates for versions in made for v in versions])
+    ages = np.array([(version - v) / updates for versions in episode_versions for v in versions])
     return {
         "staleness_mean": float(ages.mean()),
         "staleness_max": float(ages.max()),
-        "mixed_versions": float(np.mean([len(set(versions)) > 1 for versions in made])),
+        "mixed_versions": float(np.mean([len(set(versions)) > 1 for versions in episode_versions])),
     }
 
 
@@ -179,7 +181,7 @@ def time_metrics(rollouts: Rollouts, watch: Stopwatch, *, synchronous: bool) -> 
         "tokens_per_s": tokens / metrics["time/total"],
         "sampler/saved_dialogues": float(sampler.saved),
         "idle/learner": waited / metrics["time/total"],
-        **{name: part / whole for name, (part, whole) in shares.items() if whole > 0},
+        **{name: part / total for name, (part, total) in shares.items() if total > 0},
     }
 
 

@@ -1,7 +1,7 @@
 """The processes of a job find each other before JAX starts, so that what is wrong with their address is one line.
 
 JAX's own start ends in C++ where the port is taken or the address is none, and waits for minutes where nobody answers.
-So process 0 first listens at the very address itself. The others connect, and all are told to go on when all are there:
+So process 0 first listens at that address itself. The others connect, and when all are there each one gets a `go`:
 
     process 0 -> other   RLEF-JAX
     other -> process 0   RLEF-JAX <process> of <processes>
@@ -92,7 +92,7 @@ def _look_up(host: str, port: int, seconds: float) -> None:
 def _host(coordinator: str, port: int, processes: int, deadline: float) -> None:
     """Process 0: waits for the others, and tells them all to go on, or why not."""
     visitors: dict[int, socket.socket] = {}
-    lost = ""
+    failure = ""
     with contextlib.ExitStack() as stack:
         with _listening(coordinator, port) as server, selectors.DefaultSelector() as ready:
             ready.register(server, selectors.EVENT_READ)
@@ -101,30 +101,30 @@ def _host(coordinator: str, port: int, processes: int, deadline: float) -> None:
                     if key.fileobj is server:
                         visitor = stack.enter_context(server.accept()[0])
                         ready.register(visitor, selectors.EVENT_READ)
-                        _tell(visitor, _GREETING)
+                        _send(visitor, _GREETING)
                         continue
                     visitor = cast(socket.socket, key.fileobj)
                     number = next((n for n, other in visitors.items() if other is visitor), None)
                     if number is None and _welcome(visitor, processes, visitors):
                         continue
                     ready.unregister(visitor)
-                    if number is not None and not lost:  # those who come in the next seconds are told, too
-                        lost = f"process {number} of {processes} ended before the job at {coordinator} began"
+                    if number is not None and not failure:  # those who come in the next seconds get it too
+                        failure = f"process {number} of {processes} ended before the job at {coordinator} began"
                         deadline = min(deadline, time.monotonic() + _LATE_S)
-        if not lost and len(visitors) < processes - 1:
+        if not failure and len(visitors) < processes - 1:
             lacking = ", ".join(str(i) for i in range(1, processes) if i not in visitors)
             within = f"within {_seconds(START_WAIT):g} s ({START_WAIT})"
-            lost = f"process {lacking} of {processes} did not come to {coordinator} {within}"
+            failure = f"process {lacking} of {processes} did not come to {coordinator} {within}"
         for visitor in visitors.values():  # the port is free again: JAX needs it
-            _tell(visitor, f"no {lost}\n".encode() if lost else b"go\n")
-    if lost:
-        raise RunError(lost)
+            _send(visitor, f"no {failure}\n".encode() if failure else b"go\n")
+    if failure:
+        raise RunError(failure)
 
 
 def _welcome(visitor: socket.socket, processes: int, visitors: dict[int, socket.socket]) -> bool:
     """Whether who has come is a process of this job, now one of the visitors.
 
-    Those of other jobs are told so; strangers, such as a cluster's probes, are let go.
+    A process of another job gets the reason; a stranger, such as a cluster's probe, is disconnected.
     """
     match = re.fullmatch(rb"RLEF-JAX (\d+) of (\d+)\n", _heard(visitor))
     if match is None:
@@ -135,7 +135,7 @@ def _welcome(visitor: socket.socket, processes: int, visitors: dict[int, socket.
         visitors[number] = visitor
         return True
     reason = f"has {processes} processes, not {count}" if count != processes else f"has a process {number} already"
-    _tell(visitor, f"no the job there {reason}\n".encode())
+    _send(visitor, f"no the job there {reason}\n".encode())
     visitor.close()
     return False
 
@@ -146,7 +146,7 @@ def _heard(visitor: socket.socket) -> bytes:
     return b""
 
 
-def _tell(visitor: socket.socket, line: bytes) -> None:
+def _send(visitor: socket.socket, line: bytes) -> None:
     with contextlib.suppress(OSError):  # one that has ended is noticed where it is read
         visitor.settimeout(_GREETING_S)
         visitor.sendall(line)
@@ -183,10 +183,12 @@ def _visit(coordinator: str, address: tuple[str, int], processes: int, process: 
 def _connected(coordinator: str, address: tuple[str, int], deadline: float) -> socket.socket:
     while True:
         try:
-            found = socket.create_connection(address, timeout=max(min(deadline - time.monotonic(), _GREETING_S), 1.0))
-            if found.getsockname() != found.getpeername():  # where nobody listens, a socket may get to itself
-                return found
-            found.close()
+            connection = socket.create_connection(
+                address, timeout=max(min(deadline - time.monotonic(), _GREETING_S), 1.0)
+            )
+            if connection.getsockname() != connection.getpeername():  # where nobody listens, a socket may get to itself
+                return connection
+            connection.close()
         except OSError as error:
             if time.monotonic() > deadline:
                 raise RunError(
@@ -196,11 +198,11 @@ def _connected(coordinator: str, address: tuple[str, int], deadline: float) -> s
         time.sleep(_PAUSE_S)
 
 
-def _line(server: socket.socket, said: bytes = b"") -> bytes:
-    """A line, after something was `said`; or what came of one before the connection ended or the time was over."""
-    heard = b""
+def _line(server: socket.socket, message: bytes = b"") -> bytes:
+    """Sends `message` and reads a line: what came of it, if the connection or the time ended first."""
+    received = b""
     with contextlib.suppress(OSError):
-        server.sendall(said)
-        while not heard.endswith(b"\n") and len(heard) < _LONGEST and (more := server.recv(1)):
-            heard += more
-    return heard
+        server.sendall(message)
+        while not received.endswith(b"\n") and len(received) < _LONGEST and (more := server.recv(1)):
+            received += more
+    return received

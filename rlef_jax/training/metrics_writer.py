@@ -119,5 +119,5 @@ def _no_number(name: str) -> Any:
 def _keep_before(path: Path, step: int) -> None:
     if not path.exists():
         return
-    kept = [record for record in _records(path) if record["step"] < step]
-    write_text(path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in kept))
+    earlier = [record for record in _records(path) if record["step"] < step]
+    write_text(path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in earlier))

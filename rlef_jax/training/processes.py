@@ -1,6 +1,6 @@
 """A job of several processes: who is who, and what must go from one to the others.
 
-Each process drives its own devices and runs the same program on the same episodes. What a job is made of is found in
+Each process drives its own devices and runs the same program on the same episodes. A job's processes are looked up in
 this order:
 
     flags        --coordinator=HOST:PORT --processes=4 --process=0
@@ -44,21 +44,21 @@ def find_job(flags: Mapping[str, str | None], environment: Mapping[str, str]) ->
 
     Raises ConfigError where some of what is needed is missing, or isn't a number.
     """
-    given = {name: flags.get(name) or environment.get(variable) for name, variable in NAMES.items()}
-    if not any(given.values()):
+    values = {name: flags.get(name) or environment.get(variable) for name, variable in NAMES.items()}
+    if not any(values.values()):
         return None
-    if given["processes"] == "auto":
+    if values["processes"] == "auto":
         return Job()
-    missing = [f"--{name} or {NAMES[name]}" for name, value in given.items() if not value]
+    missing = [f"--{name} or {NAMES[name]}" for name, value in values.items() if not value]
     if missing:
         raise ConfigError(f"a job of several processes needs {', '.join(missing)} too")
     try:
-        processes, process = int(given["processes"] or ""), int(given["process"] or "")
+        processes, process = int(values["processes"] or ""), int(values["process"] or "")
     except ValueError as error:
         raise ConfigError(f"--processes and --process are numbers: {error}") from error
     if not 0 <= process < processes:
         raise ConfigError(f"--process={process} must be from 0 to {processes - 1}, one less than --processes")
-    return Job(given["coordinator"], processes, process)
+    return Job(values["coordinator"], processes, process)
 
 
 def join(job: Job | None) -> None:
@@ -107,11 +107,11 @@ def on_this_process(tree: Any, mesh: jax.sharding.Mesh, dtype: Any = None) -> An
     With a `dtype` they are cast, before they travel.
     """
     if jax.process_count() == 1:
-        same = all(a.dtype == (dtype or a.dtype) for a in jax.tree.leaves(tree))
-        return tree if same else jax.jit(_cast, static_argnums=1)(tree, dtype)
+        dtype_fits = all(a.dtype == (dtype or a.dtype) for a in jax.tree.leaves(tree))
+        return tree if dtype_fits else jax.jit(_cast, static_argnums=1)(tree, dtype)
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    whole = jax.jit(_cast, static_argnums=1, out_shardings=everywhere)(tree, dtype)
-    return jax.tree.map(lambda a: a.addressable_data(0), whole)
+    replicated = jax.jit(_cast, static_argnums=1, out_shardings=everywhere)(tree, dtype)
+    return jax.tree.map(lambda a: a.addressable_data(0), replicated)
 
 
 def _cast(tree: Any, dtype: Any) -> Any:

@@ -59,11 +59,11 @@ class RandomFeedback:
 
     def donor(self, episode: Episode) -> Problem:
         """The other problem whose failures follow the episode's last turn. Raises ConfigError as `check_donors`."""
-        own = _statement(episode.problem)
+        statement = _statement(episode.problem)
         for donors in self._preferred:
             first = int(_generator(episode).integers(len(donors))) if donors else 0
             for donor in (*donors[first:], *donors[:first]):
-                if _statement(donor) != own:
+                if _statement(donor) != statement:
                     return donor
         raise _alone(episode.problem, len(self._preferred[-1]))
 

@@ -64,7 +64,7 @@ class SamplerLike(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class RolloutSettings:
-    """How episodes are made.
+    """Settings of the dialogues: sampling, length limits and feedback.
 
     Attributes:
       sampling: how tokens are drawn, and how many at most.
@@ -306,17 +306,17 @@ class _Driver:
             return self._end(row)
         closed = episode.turns[-1].finish_reason == "stop"
         prompt = self._chat.next_prompt(message, closed=closed, start=episode.problem.start)
-        seen = self._seen_instead(episode) if self._settings.cut_thinking else None
-        prompt = prompt if seen is None else [*seen, *prompt]
-        if machine.room(episode, len(prompt), self._settings.context, restart=seen is not None) < 1:
+        short_context = self._context_without_thinking(episode) if self._settings.cut_thinking else None
+        prompt = prompt if short_context is None else [*short_context, *prompt]
+        if machine.room(episode, len(prompt), self._settings.context, restart=short_context is not None) < 1:
             self._episodes[row] = machine.end_by_context(episode)
             return self._end(row)
-        if seen is not None:
+        if short_context is not None:
             self._session.end(self._dialogues[row])
             self._dialogues[row] = self._session.dialogue(seed=episode.seed, step=episode.step, episode=episode.index)
-        self._ask(row, prompt, restart=seen is not None)
+        self._ask(row, prompt, restart=short_context is not None)
 
-    def _seen_instead(self, episode: Episode) -> list[int] | None:
+    def _context_without_thinking(self, episode: Episode) -> list[int] | None:
         """What later turns see in place of the context so far; None where it has no thinking."""
         context, response = episode.context_ids, episode.turns[-1].response_ids
         return self._chat.without_thinking(context[: len(context) - len(response)], response)

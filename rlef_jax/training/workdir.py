@@ -73,7 +73,7 @@ def open_workdir(workdir: Path, config: ConfigDict, *, resume: bool) -> None:
         if differing:
             raise ConfigError(
                 f"{workdir} holds a run with another config; give another --workdir, or the same values:\n"
-                + "\n".join(f"  config.{key}: {there!r} there, {here!r} here" for key, there, here in differing)
+                + "\n".join(f"  config.{key}: {saved!r} there, {current!r} here" for key, saved, current in differing)
             )
     elif any((workdir / name).exists() for name in (CHECKPOINTS, "metrics.jsonl")):
         raise ConfigError(f"{workdir} holds a run without its {config_lib.SAVED_NAME}: give another --workdir")
@@ -86,11 +86,11 @@ def has_results(workdir: Path) -> bool:
 
 
 def _differences(saved: Mapping[str, Any], config: ConfigDict) -> list[tuple[str, Any, Any]]:
-    """(key, value there, value here) of every key that matters. A key that is new since then has its default there."""
+    """(key, saved value, current value) of every key that matters. A key added since has its default as saved."""
     defaults = config_lib.flat(config_lib.base_config())
-    here = {key: _plain(value) for key, value in config_lib.flat(config).items()}
-    there = {key: _plain(saved.get(key, defaults[key])) for key in here}
-    return [(key, there[key], here[key]) for key in here if key not in FREE_KEYS and there[key] != here[key]]
+    current = {key: _plain(value) for key, value in config_lib.flat(config).items() if key not in FREE_KEYS}
+    complete = {key: _plain(saved.get(key, defaults[key])) for key in current}
+    return [(key, complete[key], current[key]) for key in current if complete[key] != current[key]]
 
 
 def _plain(value: Any) -> Any:
@@ -149,19 +149,19 @@ def resume(
       RunError: there are checkpoints, and none can be read; or iterations are recorded and their checkpoints are gone.
       ConfigError: the newest checkpoint is of another model or another reference policy.
     """
-    found = _newest(checkpoints, fresh, start, tell, accept)
-    if found is None:
-        lost = _recorded(workdir)
+    newest = _newest(checkpoints, fresh, start, tell, accept)
+    if newest is None:
+        recorded = _recorded(workdir)
         # A save waits for the one before it: so many records mean that a first checkpoint was complete.
-        saved_once = lost > 2 * checkpoint_every
+        saved_once = recorded > 2 * checkpoint_every
         if (workdir / ("damaged_" + CHECKPOINTS)).exists() or saved_once:
             raise RunError(
-                f"{workdir} has records of {lost} iterations and no checkpoint that can be read; "
+                f"{workdir} has records of {recorded} iterations and no checkpoint that can be read; "
                 "start again with another --workdir"
             )
         state, progress = fresh, start
     else:
-        state, progress = found
+        state, progress = newest
         tell(f"going on from iteration {progress.iteration} ({checkpoints.folder})")
     broadcast_from_first(lambda: drop_after(workdir, progress.iteration))
     return state, progress
@@ -172,18 +172,18 @@ def _newest(
 ) -> tuple[TrainState, Progress] | None:
     for step in reversed(checkpoints.steps()):
         try:
-            told = checkpoints.metadata(step)
-            if told.get("reference") != start.reference and not accept:
+            metadata = checkpoints.metadata(step)
+            if metadata.get("reference") != start.reference and not accept:
                 raise ConfigError(
                     f"checkpoint {step} in {checkpoints.folder} belongs to a run with another reference policy "
-                    f"({told.get('reference')}); config.model.init now gives {start.reference}"
+                    f"({metadata.get('reference')}); config.model.init now gives {start.reference}"
                 )
             items = checkpoints.restore(step, items_of(fresh))
             check_params(f"checkpoint {step} in {checkpoints.folder}", items)
             state = state_of(items, fresh.frozen)
             # A checkpoint of an earlier version lacks what is new since, which has its default then.
             names = [field.name for field in dataclasses.fields(Progress)]
-            progress = Progress(**{name: told[name] for name in names if name in told})
+            progress = Progress(**{name: metadata[name] for name in names if name in metadata})
             return state, dataclasses.replace(progress, reference=start.reference)
         except DamagedCheckpointError as error:
             tell(f"{error}; moved to {checkpoints.set_aside(step)}, trying the one before it")
@@ -211,7 +211,7 @@ def drop_after(workdir: Path, iteration: int) -> None:
 
 
 def drop_scores(workdir: Path) -> None:
-    """Removes the evaluations that are made before and after training, so that both are made of the same problems."""
+    """Removes the evaluations before and after training, so that both are repeated on the same problems."""
     for path in (workdir / "evaluations").glob("*.json"):
         if not path.name.startswith("valid_"):
             path.unlink()
@@ -222,15 +222,15 @@ def find_checkpoint(workdir: Path, name: str) -> int:
     if not (workdir / CHECKPOINTS).is_dir():
         raise ConfigError(f"--workdir: {workdir} has no checkpoints yet")
     with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
-        known = checkpoints.steps()
-        if not known:
+        steps = checkpoints.steps()
+        if not steps:
             raise ConfigError(f"--workdir: {workdir} has no checkpoint yet")
-        best = checkpoints.metadata(known[-1])["best_iteration"]
+        best = checkpoints.metadata(steps[-1])["best_iteration"]
     if name == "best" and best is None:
         raise ConfigError("--checkpoint=best: nothing was validated (config.eval.every); use --checkpoint=last")
-    chosen = {"best": best, "last": known[-1]}.get(name, int(name) if name.isdecimal() else None)
-    if chosen not in known:
-        raise ConfigError(f"--checkpoint={name}: give best, last or one of {', '.join(map(str, known))}")
+    chosen = {"best": best, "last": steps[-1]}.get(name, int(name) if name.isdecimal() else None)
+    if chosen not in steps:
+        raise ConfigError(f"--checkpoint={name}: give best, last or one of {', '.join(map(str, steps))}")
     return chosen
 
 

@@ -29,8 +29,8 @@ SEEDS = st.integers(0, 2**31 - 1)
 
 @given(SIZES, SEEDS, st.integers(0, 5))
 def test_every_epoch_is_a_permutation(size, seed, epoch):
-    taken = [position_at(size, seed, epoch * size + i) for i in range(size)]
-    assert sorted(taken) == list(range(size))
+    positions = [position_at(size, seed, epoch * size + i) for i in range(size)]
+    assert sorted(positions) == list(range(size))
 
 
 @given(st.integers(20, 300), SEEDS)
@@ -96,8 +96,8 @@ def test_longer_prompts_are_left_out_counted_and_remembered(folder):
         return words(description)
 
     fitted = fit(source, ["train", "valid", "train"], counting, tell=lines.append, report=lambda *a: reported.append(a))
-    whole = open_split(folder, "train")
-    short = [i for i, p in enumerate(whole) if len(words(p.description)) <= 12]
+    unfiltered = open_split(folder, "train")
+    short = [i for i, p in enumerate(unfiltered) if len(words(p.description)) <= 12]
     assert fitted.positions["train"] == tuple(short) and 0 < len(short) < 23
     assert fitted.positions["valid"] == tuple(range(5))
     assert lines == [

@@ -74,7 +74,7 @@ DAMAGE = {
 }
 
 
-def said(read, path) -> str:
+def error_line(read, path) -> str:
     with pytest.raises(ConfigError) as raised:
         read()
     text = str(raised.value)
@@ -95,7 +95,7 @@ def test_damage_is_one_line_for_every_reader(tmp_path, name):
         path = tmp_path / where.replace(".", "_") / where
         path.parent.mkdir()
         path.write_bytes(damage(gzip.compress(good)))
-        text = said(lambda read=read, path=path: read(path), path)
+        text = error_line(lambda read=read, path=path: read(path), path)
         if where in ("HumanEval.jsonl.gz", "samples.jsonl.gz"):  # others may report an earlier line
             assert words in text
 
@@ -103,16 +103,20 @@ def test_damage_is_one_line_for_every_reader(tmp_path, name):
 def test_what_is_no_file_is_one_line(tmp_path):
     (tmp_path / "HumanEval.jsonl").mkdir()
     (tmp_path / "train.parquet").mkdir()
-    assert "is a folder" in said(lambda: benchmarks.load("human_eval", tmp_path, runner=no_runs), "HumanEval.jsonl")
-    assert "is a folder" in said(lambda: read_recorded(tmp_path, [PROBLEM]), tmp_path)
-    assert "is a folder" in said(lambda: build(tmp_path, tmp_path / "built"), "train.parquet")
-    assert "no file" in said(lambda: find_problem(str(tmp_path / "x.jsonl"), "", no_runs), "x.jsonl")
+    assert "is a folder" in error_line(
+        lambda: benchmarks.load("human_eval", tmp_path, runner=no_runs), "HumanEval.jsonl"
+    )
+    assert "is a folder" in error_line(lambda: read_recorded(tmp_path, [PROBLEM]), tmp_path)
+    assert "is a folder" in error_line(lambda: build(tmp_path, tmp_path / "built"), "train.parquet")
+    assert "no file" in error_line(lambda: find_problem(str(tmp_path / "x.jsonl"), "", no_runs), "x.jsonl")
 
 
 def test_a_file_of_another_release_is_named(tmp_path):
     (tmp_path / "HumanEval.jsonl").write_text(json.dumps({"task_id": "HumanEval/1"}))
     (tmp_path / "HumanEvalPlus-OriginFmt.jsonl").write_text(json.dumps({"task_id": "HumanEval/0"}))
-    text = said(lambda: benchmarks.load("human_eval_plus", tmp_path, runner=no_runs), tmp_path / "HumanEval.jsonl")
+    text = error_line(
+        lambda: benchmarks.load("human_eval_plus", tmp_path, runner=no_runs), tmp_path / "HumanEval.jsonl"
+    )
     assert "no task HumanEval/0" in text
 
 
@@ -124,13 +128,13 @@ def test_a_build_goes_on_after_a_damaged_file_is_downloaded_again(tmp_path):
     good = (source / "train-0.parquet").read_bytes()
     middle = pq.ParquetFile(source / "train-0.parquet").metadata.row_group(1).column(0).data_page_offset
     (source / "train-0.parquet").write_bytes(good[:middle] + bytes(40) + good[middle + 40 :])
-    assert "download it again" in said(lambda: build(source, out), source / "train-0.parquet")
+    assert "download it again" in error_line(lambda: build(source, out), source / "train-0.parquet")
     shards = {path.name.removeprefix("code_contests-train.array_record-") for path in out.glob("*train*")}
     assert not (out / DONE).exists() and "00001-of-00002" not in shards and "00001-of-00002.part" in shards
     with pytest.raises(ConfigError, match="was interrupted; go on"):
         read_plan(out)
     (source / "train-0.parquet").write_bytes(good[:middle])  # with another size
-    said(lambda: build(source, out), source / "train-0.parquet")
+    error_line(lambda: build(source, out), source / "train-0.parquet")
     (source / "train-0.parquet").write_bytes(good)
     assert build(source, out) == build(source, tmp_path / "fresh")
 

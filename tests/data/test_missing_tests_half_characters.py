@@ -33,10 +33,12 @@ def test_such_tests_are_left_out_and_counted():
     function = FunctionTest("f", ((HALF,),), (HALF,), text=f"assert f('{HALF}')")
     bad = Problem(f"n{HALF}", f"d{HALF}", (INPUT, WHOLE), (OUTPUT,), (WHOLE, INPUT), start=HALF, shown_tests=(HALF,))
     problems = [Problem("whole", "w", (WHOLE,), (WHOLE,)), bad, Problem("f", "f", (function,), ())]
-    whole, mended, untouched = those_with_tests(
+    encodable_problem, mended, untouched = those_with_tests(
         "x", [*problems, Problem("none", "n", (INPUT,), (OUTPUT,))], reports.append
     )
-    assert whole == problems[0] and mended == Problem("n�", "d�", (WHOLE,), (), (WHOLE,), start="�", shown_tests=("�",))
+    assert encodable_problem == problems[0] and mended == Problem(
+        "n�", "d�", (WHOLE,), (), (WHOLE,), start="�", shown_tests=("�",)
+    )
     assert is_encodable(function) and untouched.public_tests[0].calls == ((HALF,),)  # any str can be passed
     assert untouched.public_tests[0].text == "assert f('�')"
     assert reports[0].left_out == ("none",)

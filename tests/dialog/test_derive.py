@@ -202,17 +202,17 @@ def test_a_template_that_breaks_a_rule_is_refused_in_one_line(text, rule):
 
 
 @pytest.mark.parametrize(
-    "content, what",
+    "content, message",
     [
         ("(m.content if m.content else raise_exception('no'))", "it can't be rendered with the response '': no"),
         ("(m.content | replace('東', 'x'))", "its first turn is another with the message 'na"),
         ("(m.content if loop.first else m.content | replace('```', ''))", "the text between turns is another"),
     ],
 )
-def test_texts_that_trip_a_template_are_found_when_it_is_loaded(content, what, tmp_path):
+def test_texts_that_trip_a_template_are_found_when_it_is_loaded(content, message, tmp_path):
     folder = write_folder(tmp_path, "chatml")
     (folder / "chat_template.jinja").write_text(MESSAGE.replace("CONTENT", content) + OPENING)
-    with pytest.raises(ConfigError, match=what) as error:
+    with pytest.raises(ConfigError, match=message) as error:
         load_chat(str(folder))
     assert len(str(error.value).splitlines()) == 1
 

@@ -184,7 +184,7 @@ def test_a_continued_response_keeps_its_docstrings_and_its_imports_from_the_futu
     body = '    def g(y):\n        """\n        ```\n        g(1)\n        ```\n        """\n        return 2 * y\n'
     assert continued(start, f"{body}    return g(x)\n```\n") == f"{start}{body}    return g(x)\n"
     assert continued(start, "\ufeff    return 2 * x") == f"{start}    return 2 * x"
-    whole = "from __future__ import annotations; y = 2\n\ndef f(x: No):\n    return y * x"
+    program = "from __future__ import annotations; y = 2\n\ndef f(x: No):\n    return y * x"
     names = {}
-    exec(continued(start, f"```python\n{whole}\n```"), names)
+    exec(continued(start, f"```python\n{program}\n```"), names)
     assert names["f"](3) == 6

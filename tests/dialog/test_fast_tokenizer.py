@@ -71,13 +71,13 @@ def test_special_tokens_take_white_space_away_where_the_vocabulary_says_so():
 
 @pytest.mark.parametrize("text", ["    ", "\t\t", "\n\n", "def ", "hello", "<b>", "==="])
 def test_added_tokens_that_are_ordinary_text_are_found_in_text(text):
-    whole = byte_bpe()
-    whole.add_tokens([AddedToken(text, normalized=False)])
-    tokenizer = FastTokenizer(whole)
+    backend = byte_bpe()
+    backend.add_tokens([AddedToken(text, normalized=False)])
+    tokenizer = FastTokenizer(backend)
     program = f"x{text}y\n    for i in z:{text}{text}print('<|im_end|>')"
     plain = program.replace("<|im_end|>", "")
-    assert tokenizer.encode(plain) == whole.encode(plain).ids
-    assert whole.token_to_id(text) in tokenizer.encode(program)
+    assert tokenizer.encode(plain) == backend.encode(plain).ids
+    assert backend.token_to_id(text) in tokenizer.encode(program)
     assert tokenizer.decode(tokenizer.encode(program)) == program
     with pytest.raises(ValueError, match="no special token"):
         tokenizer.special_id(text)
@@ -87,9 +87,9 @@ def test_added_tokens_that_are_ordinary_text_are_found_in_text(text):
     "mark", ["<tool_call>", "</tool_response>", "<|fim_prefix|>", "<｜fim▁hole｜>", "</think>", "[|user|]", "[/INST]"]
 )
 def test_marks_are_special_where_their_flag_says_otherwise(mark):
-    whole = byte_bpe()
-    whole.add_tokens([AddedToken(mark, normalized=False)])
-    assert FastTokenizer(whole).special_id(mark) not in FastTokenizer(whole).encode(mark)
+    backend = byte_bpe()
+    backend.add_tokens([AddedToken(mark, normalized=False)])
+    assert FastTokenizer(backend).special_id(mark) not in FastTokenizer(backend).encode(mark)
 
 
 def test_shown_and_decoded():
@@ -108,10 +108,10 @@ def test_a_folder_is_read_as_transformers_reads_it(tmp_path):
 
 
 def test_a_length_that_the_file_cuts_or_fills_texts_to_is_passed_over():
-    whole = byte_bpe()
-    whole.enable_truncation(3)
-    whole.enable_padding(length=50)
-    assert FastTokenizer(whole).encode("def f(x): pass") == TOKENIZER.encode("def f(x): pass")
+    backend = byte_bpe()
+    backend.enable_truncation(3)
+    backend.enable_padding(length=50)
+    assert FastTokenizer(backend).encode("def f(x): pass") == TOKENIZER.encode("def f(x): pass")
 
 
 def test_tokenizers_that_lose_text_are_refused(tmp_path):
@@ -126,8 +126,8 @@ def test_tokenizers_that_lose_text_are_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(state))
     with pytest.raises(ConfigError, match=r"its tokenizer changes text: .* comes back as"):
         load_tokenizer(str(tmp_path))
-    whole = Tokenizer(models.WordLevel({"a": 0}, unk_token="missing"))
-    whole.save(str(tmp_path / "tokenizer.json"))
+    backend = Tokenizer(models.WordLevel({"a": 0}, unk_token="missing"))
+    backend.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(ConfigError, match="its tokenizer can't encode .*: WordLevel error"):
         load_tokenizer(str(tmp_path))
     (tmp_path / "tokenizer.json").write_text("{}")

@@ -60,6 +60,6 @@ def test_a_vocabulary_that_cannot_be_used_is_refused_in_one_line(changes, messag
     fields = metadata(STATE, byte_bpe().get_vocab()) | {f"tokenizer.ggml.{k}": v for k, v in changes.items()}
     with pytest.raises(ConfigError, match=message) as caught:
         from_gguf(fields.get, tmp_path / "model.gguf")
-    told = str(caught.value)
-    assert told.startswith(f"{tmp_path / 'model.gguf'}: ") and "\n" not in told
-    assert told.endswith("set config.model.tokenizer to a folder with tokenizer.json")
+    line = str(caught.value)
+    assert line.startswith(f"{tmp_path / 'model.gguf'}: ") and "\n" not in line
+    assert line.endswith("set config.model.tokenizer to a folder with tokenizer.json")

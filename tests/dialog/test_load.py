@@ -33,9 +33,9 @@ def test_what_cannot_be_used_is_named(template, chat, options, message, tmp_path
 
 
 def test_the_tiny_models_format_takes_no_template():
-    for given, key in ((("x.jinja", ""), "chat"), (("", "{}"), "chat_options")):
+    for template_arguments, key in ((("x.jinja", ""), "chat"), (("", "{}"), "chat_options")):
         with pytest.raises(ConfigError, match=rf"config\.model\.{key}: package:tokenizer has a format of its own"):
-            load_chat("package:tokenizer", *given)
+            load_chat("package:tokenizer", *template_arguments)
 
 
 def test_a_template_of_ones_own(tmp_path):
@@ -62,9 +62,9 @@ def test_bos_comes_once_whichever_file_names_it(where, tmp_path):
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
     (folder / where).write_text(json.dumps({"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}))
     (folder / "chat_template.jinja").write_text(TEMPLATES["llama3"])
-    whole = byte_bpe()
-    state = json.loads(whole.to_str())
-    bos = whole.token_to_id("<|begin_of_text|>")
+    backend = byte_bpe()
+    state = json.loads(backend.to_str())
+    bos = backend.token_to_id("<|begin_of_text|>")
     state["post_processor"] = {
         "type": "TemplateProcessing", "pair": [sequence := {"Sequence": {"id": "A", "type_id": 0}}],
         "single": [{"SpecialToken": {"id": "<|begin_of_text|>", "type_id": 0}}, sequence],
@@ -81,16 +81,16 @@ def test_bos_comes_once_whichever_file_names_it(where, tmp_path):
 
 
 def test_ids_that_a_models_files_name_end_a_response(tmp_path):
-    whole = byte_bpe()
-    whole.add_special_tokens([AddedToken("<|turn_end|>", normalized=False)])
+    backend = byte_bpe()
+    backend.add_special_tokens([AddedToken("<|turn_end|>", normalized=False)])
     folder = write_tokenizer(tmp_path / "model", TEMPLATES["chatml"])
-    whole.save(str(folder / "tokenizer.json"))
-    end, im_end = (whole.token_to_id(mark) for mark in ("<|turn_end|>", "<|im_end|>"))
+    backend.save(str(folder / "tokenizer.json"))
+    end, im_end = (backend.token_to_id(mark) for mark in ("<|turn_end|>", "<|im_end|>"))
     assert end not in load_chat(str(folder)).stop_ids
     for named in ([end, im_end], end):
         (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": named}))
         stops = load_chat(str(folder)).stop_ids
-        assert end in stops and stops[0] == im_end and whole.token_to_id("<|eot_id|>") in stops
+        assert end in stops and stops[0] == im_end and backend.token_to_id("<|eot_id|>") in stops
     for named in ([end, 10**6], "<|turn_end|>", -1, [end, -1], 10**20, True):
         (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": named}))
         with pytest.raises(ConfigError, match=r"generation_config\.json: .* is no token of the tokenizer"):

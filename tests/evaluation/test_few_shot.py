@@ -128,8 +128,8 @@ def test_tokens_are_those_of_the_dialogues_and_only_appended_to(pool, saved, epi
     assert episode.solved and list(episode.token_ids) == sampler.streams[0]
     assert episode.token_ids[: len(front)] == front
     assert front[: len(shots[0].token_ids)] == shots[0].token_ids  # as sampled, one token per character
-    own = CHAT.user_turn(problem_prompt(PROBLEMS[0].description))
-    assert list(episode.turns[0].prompt_delta_ids[-len(own) :]) == own
+    last_turn = CHAT.user_turn(problem_prompt(PROBLEMS[0].description))
+    assert list(episode.turns[0].prompt_delta_ids[-len(last_turn) :]) == last_turn
     # Dialogues that were themselves made with few-shot prompts can be shown: only their own part is used.
     assert opening(CHAT, [episode]) == (*CHAT.first_prompt(problem_prompt(PROBLEMS[0].description)),
                                      *episode.token_ids[len(episode.turns[0].prompt_delta_ids) :])  # fmt: skip

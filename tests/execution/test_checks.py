@@ -173,18 +173,20 @@ def test_an_assert_may_not_ask_for_ever(tests_of, judge, monkeypatch):
 
 def test_they_stand_among_other_tests(pool, tests_of, judge):
     plain = FunctionTest("f", ((2,),), (4,))
-    (own,) = tests_of(SQUARE, "assert f(3) > 5")
-    statuses = [r.status for r in judge("f = lambda x: {2: 4, 3: 9, 4: 0}[x]", plain, own, plain, own, own, plain)]
+    (claim,) = tests_of(SQUARE, "assert f(3) > 5")
+    statuses = [
+        r.status for r in judge("f = lambda x: {2: 4, 3: 9, 4: 0}[x]", plain, claim, plain, claim, claim, plain)
+    ]
     assert statuses == [Status.PASSED] * 6
     wrong = "f = lambda x: 4"
-    assert [r.status for r in judge(wrong, plain, own, plain, own)] == [Status.PASSED, Status.WRONG_ANSWER] * 2
-    assert len(judge(wrong, plain, own, plain, own, stop=True)) == 2
-    assert [r.status for r in judge("def f(x) return", plain, own, own)] == [Status.SYNTAX_ERROR] * 3
-    assert [r.status for r in judge("def f(x) return", own, own, stop=True)] == [Status.SYNTAX_ERROR]
-    (crash,) = judge("def f(x):\n    return 1 / 0\n", own)
+    assert [r.status for r in judge(wrong, plain, claim, plain, claim)] == [Status.PASSED, Status.WRONG_ANSWER] * 2
+    assert len(judge(wrong, plain, claim, plain, claim, stop=True)) == 2
+    assert [r.status for r in judge("def f(x) return", plain, claim, claim)] == [Status.SYNTAX_ERROR] * 3
+    assert [r.status for r in judge("def f(x) return", claim, claim, stop=True)] == [Status.SYNTAX_ERROR]
+    (crash,) = judge("def f(x):\n    return 1 / 0\n", claim)
     assert crash.status is Status.RUNTIME_ERROR and crash.error.endswith("ZeroDivisionError: division by zero")
-    assert judge("def g(x): return 9", own)[0].error.endswith("NameError: name 'f' is not defined")
-    assert judge("import os\nos._exit(0)", own)[0].status is Status.WRONG_ANSWER
+    assert judge("def g(x): return 9", claim)[0].error.endswith("NameError: name 'f' is not defined")
+    assert judge("import os\nos._exit(0)", claim)[0].status is Status.WRONG_ANSWER
 
 
 def test_results_that_can_hardly_be_sent_are_the_programs_failure(tests_of, judge):

@@ -244,14 +244,14 @@ def test_long_claims_do_not_break_the_worker(interpreter, level):
         pytest.skip(f"level {level} is not available here: {reason}")
     flood = "import os\nfor _ in range(200):\n    for fd in (1, 3): os.write(fd, b'V' * (1 << 20))\nos._exit(0)"
     limits = Limits(wall_s=60.0, memory_bytes=100 << 20, output_bytes=256 << 20)
-    with ExecutionPool(1, interpreter, level=level.value) as own:
-        assert judge(own, flood, limits=limits).status not in (Status.PASSED, Status.INFRA_ERROR)
-        assert judge(own, "def add(a, b): return a + b").status is Status.PASSED
-        assert own.stats()["retries"] == 0
+    with ExecutionPool(1, interpreter, level=level.value) as pool:
+        assert judge(pool, flood, limits=limits).status not in (Status.PASSED, Status.INFRA_ERROR)
+        assert judge(pool, "def add(a, b): return a + b").status is Status.PASSED
+        assert pool.stats()["retries"] == 0
 
 
 @pytest.mark.parametrize(
-    ("result", "expected", "how", "right"),
+    ("result", "expected", "comparison", "passes"),
     [
         (1.0000001, 1.0, {}, False),  # published asserts compare with ==
         (1.001, 1.0, {"atol": 0.01}, False),
@@ -287,9 +287,9 @@ def test_long_claims_do_not_break_the_worker(interpreter, level):
         (True, 1, {}, True),
     ],
 )
-def test_comparisons(result, expected, how, right):
-    test = FunctionTest("f", ((),), (expected,), **how)
-    assert (compare(result, expected, test, ()) is None) == right
+def test_comparisons(result, expected, comparison, passes):
+    test = FunctionTest("f", ((),), (expected,), **comparison)
+    assert (compare(result, expected, test, ()) is None) == passes
 
 
 def tasks(pool, name, step):

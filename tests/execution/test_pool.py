@@ -63,38 +63,38 @@ def test_the_program_of_a_request_is_the_one_that_runs(run):
 
 def test_a_killed_worker_changes_no_result(interpreter):
     slow = f"{call_itself('rlef-slow-1')}import time\nn = int(input())\nif n == 2: time.sleep(2)\nprint(2 * n)"
-    with ExecutionPool(1, interpreter) as own:
-        future = own.run(slow, TESTS, Limits(wall_s=70.0, memory_bytes=256 << 20))
+    with ExecutionPool(1, interpreter) as pool:
+        future = pool.run(slow, TESTS, Limits(wall_s=70.0, memory_bytes=256 << 20))
         assert is_running("rlef-slow-1")
         time.sleep(0.5)  # during the test that sleeps
-        for pid in own.worker_pids():
+        for pid in pool.worker_pids():
             os.kill(pid, signal.SIGKILL)
         results = future.result(timeout=60)
         assert [r.status for r in results] == [Status.PASSED] * 5
         assert [r.stdout for r in results] == [f"{t.output}\n" for t in TESTS]
-        assert own.stats()["retries"] == 1
+        assert pool.stats()["retries"] == 1
 
 
 def test_a_worker_that_always_breaks_is_an_infrastructure_error_not_a_failure(interpreter):
     name = "rlef-slow-2"
     sleep = f"    {call_itself(name)}    import time; time.sleep(60)"
     program = f"n = int(input())\nif n == 2:\n{sleep}\nprint(2 * n)"
-    with ExecutionPool(1, interpreter) as own:
-        future = own.run(program, TESTS, Limits(wall_s=70.0))
+    with ExecutionPool(1, interpreter) as pool:
+        future = pool.run(program, TESTS, Limits(wall_s=70.0))
         for _ in range(1 + RETRIES):
             assert is_running(name)
-            for pid in own.worker_pids():
+            for pid in pool.worker_pids():
                 os.kill(pid, signal.SIGKILL)
             assert wait_until(lambda: not processes_called(name))
         results = future.result(timeout=60)
         assert [r.status for r in results] == [Status.PASSED] * 2 + [Status.INFRA_ERROR] * 3
-        assert own.run(DOUBLE, TESTS, LIMITS).result(timeout=60)[2].status is Status.PASSED  # the next one is fine
+        assert pool.run(DOUBLE, TESTS, LIMITS).result(timeout=60)[2].status is Status.PASSED  # the next one is fine
 
 
 def test_an_interpreter_that_does_not_run_is_an_infrastructure_error(tmp_path):
-    with ExecutionPool(1, Interpreter(str(tmp_path / "python"), "3.10.0")) as own:
-        results = own.run(DOUBLE, TESTS, LIMITS).result(timeout=60)
-        stopped = own.run(DOUBLE, TESTS, LIMITS, stop_at_first_failure=True).result(timeout=60)
+    with ExecutionPool(1, Interpreter(str(tmp_path / "python"), "3.10.0")) as pool:
+        results = pool.run(DOUBLE, TESTS, LIMITS).result(timeout=60)
+        stopped = pool.run(DOUBLE, TESTS, LIMITS, stop_at_first_failure=True).result(timeout=60)
     assert [r.status for r in results] == [Status.INFRA_ERROR] * 5
     assert "could not be started" in results[0].error or "process: " in results[0].error
     assert len(stopped) == 1
@@ -102,21 +102,21 @@ def test_an_interpreter_that_does_not_run_is_an_infrastructure_error(tmp_path):
 
 def test_close_leaves_no_process_or_thread_behind(interpreter):
     old_threads, threads = descendants(), threading.active_count()
-    own = ExecutionPool(2, interpreter)
-    own.run("import os\nopen('x', 'w').close()\nos.fork()", TESTS, LIMITS).result(timeout=60)
-    running = [own.run("import time; time.sleep(60)", TESTS, Limits(wall_s=70.0)) for _ in range(2)]
-    waiting = own.run(DOUBLE, TESTS, LIMITS)
+    pool = ExecutionPool(2, interpreter)
+    pool.run("import os\nopen('x', 'w').close()\nos.fork()", TESTS, LIMITS).result(timeout=60)
+    running = [pool.run("import time; time.sleep(60)", TESTS, Limits(wall_s=70.0)) for _ in range(2)]
+    waiting = pool.run(DOUBLE, TESTS, LIMITS)
     while not all(f.running() for f in running):
         time.sleep(0.01)
     time.sleep(0.2)
     assert len(descendants() - old_threads) >= 4  # workers and programs
-    own.close()
-    own.close()
+    pool.close()
+    pool.close()
     assert waiting.cancelled()
     for future in running:
         assert isinstance(future.exception(timeout=10), PoolClosedError)
     with pytest.raises(PoolClosedError):
-        own.run(DOUBLE, TESTS, LIMITS)
+        pool.run(DOUBLE, TESTS, LIMITS)
     deadline = time.monotonic() + 5
     while descendants() - old_threads and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -125,9 +125,9 @@ def test_close_leaves_no_process_or_thread_behind(interpreter):
 
 
 def test_stats_count_every_test(interpreter):
-    with ExecutionPool(1, interpreter) as own:
-        own.run(DOUBLE, [*TESTS, TestCase("1", "1")], LIMITS).result(timeout=60)
-        stats = own.stats()
+    with ExecutionPool(1, interpreter) as pool:
+        pool.run(DOUBLE, [*TESTS, TestCase("1", "1")], LIMITS).result(timeout=60)
+        stats = pool.stats()
     assert stats["tests"] == 6
     assert stats["statuses"] == {"PASSED": 5, "WRONG_ANSWER": 1}
     assert stats["retries"] == 0
@@ -155,8 +155,8 @@ def test_verdict_fails_by_the_first_failed_test(pool):
     final = submit_hidden(pool, only_small, p, verdict, LIMITS).result(timeout=60)
     assert final.status is Status.RUNTIME_ERROR and not final.passed
     assert [r.status for r in final.hidden] == [Status.PASSED, Status.RUNTIME_ERROR]
-    whole = submit_hidden(pool, only_small, p, verdict, LIMITS, stop_at_first_failure=False).result(timeout=60)
-    assert len(whole.hidden) == 3 and whole.status is Status.RUNTIME_ERROR
+    all_tests = submit_hidden(pool, only_small, p, verdict, LIMITS, stop_at_first_failure=False).result(timeout=60)
+    assert len(all_tests.hidden) == 3 and all_tests.status is Status.RUNTIME_ERROR
 
 
 def test_verdict_without_a_program_or_with_failed_public_tests(pool):
@@ -170,28 +170,28 @@ def test_verdict_without_a_program_or_with_failed_public_tests(pool):
     assert [r.status for r in wrong.public] == [Status.PASSED, Status.WRONG_ANSWER]
     assert wrong.status is Status.WRONG_ANSWER and wrong.valid and not wrong.public_passed
     assert submit_hidden(pool, "print(0)", p, wrong, LIMITS).result(timeout=60) == wrong
-    whole = submit_hidden(pool, "print(0)", p, wrong, LIMITS, stop_at_first_failure=False).result(timeout=60)
-    assert len(whole.hidden) == 3 and not whole.passed
+    all_tests = submit_hidden(pool, "print(0)", p, wrong, LIMITS, stop_at_first_failure=False).result(timeout=60)
+    assert len(all_tests.hidden) == 3 and not all_tests.passed
 
 
 def test_any_infrastructure_error_is_the_verdicts(tmp_path):
     p = problem(TESTS[:2], TESTS[2:])
-    with ExecutionPool(1, Interpreter(str(tmp_path / "python"), "3.10.0")) as own:
-        verdict = submit_public(own, DOUBLE, p, LIMITS).result(timeout=60)
+    with ExecutionPool(1, Interpreter(str(tmp_path / "python"), "3.10.0")) as pool:
+        verdict = submit_public(pool, DOUBLE, p, LIMITS).result(timeout=60)
         assert verdict.status is Status.INFRA_ERROR
-        assert submit_hidden(own, DOUBLE, p, verdict, LIMITS).result(timeout=60) == verdict
-        future = submit_public(own, DOUBLE, p, LIMITS)
+        assert submit_hidden(pool, DOUBLE, p, verdict, LIMITS).result(timeout=60) == verdict
+        future = submit_public(pool, DOUBLE, p, LIMITS)
     assert future.cancelled() or future.exception() is not None or future.result().status is Status.INFRA_ERROR
 
 
 def test_limits_are_the_problems_own_where_it_has_them():
     default = Limits(wall_s=10.0, memory_bytes=1 << 30)
     bare = problem(TESTS, TESTS)
-    own = Problem("q", "", (), (), time_limit_s=2.0, memory_limit_bytes=64 << 20)
+    limited = Problem("q", "", (), (), time_limit_s=2.0, memory_limit_bytes=64 << 20)
     assert limits_for(bare, default) == default
-    assert limits_for(own, default) == Limits(wall_s=2.0, memory_bytes=64 << 20)
-    assert limits_for(own, default, max_wall_s=1.5).wall_s == 1.5
-    assert limits_for(own, default, max_wall_s=0).wall_s == 2.0
+    assert limits_for(limited, default) == Limits(wall_s=2.0, memory_bytes=64 << 20)
+    assert limits_for(limited, default, max_wall_s=1.5).wall_s == 1.5
+    assert limits_for(limited, default, max_wall_s=0).wall_s == 2.0
     assert limits_for(bare, default, max_wall_s=60).wall_s == 10.0
 
 

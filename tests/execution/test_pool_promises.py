@@ -28,49 +28,49 @@ def cases(*inputs, output=None):
 
 
 def test_run_waits_while_the_queue_is_full(interpreter):
-    with ExecutionPool(1, interpreter, max_queue=2) as own:
-        first = own.run(SLEEP, cases(1.5, output="woke"), LIMITS)
+    with ExecutionPool(1, interpreter, max_queue=2) as pool:
+        first = pool.run(SLEEP, cases(1.5, output="woke"), LIMITS)
         assert wait_until(first.running)
         rest = []
 
         def submit():
-            rest.extend(own.run(ECHO, cases(i), LIMITS) for i in range(4))
+            rest.extend(pool.run(ECHO, cases(i), LIMITS) for i in range(4))
 
         thread = threading.Thread(target=submit)
         thread.start()
-        assert wait_until(lambda: own.stats()["queue_length"] == 2)
+        assert wait_until(lambda: pool.stats()["queue_length"] == 2)
         assert thread.is_alive() and len(rest) == 2  # the third waits for room
         thread.join(60)
         assert [f.result(60)[0].status for f in (first, *rest)] == [Status.PASSED] * 5
 
 
 def test_a_callback_may_submit_to_a_full_queue(interpreter):
-    with ExecutionPool(1, interpreter, max_queue=1) as own:
+    with ExecutionPool(1, interpreter, max_queue=1) as pool:
         after = concurrent.futures.Future()
-        first = own.run(SLEEP, cases(0.5, output="woke"), LIMITS)
+        first = pool.run(SLEEP, cases(0.5, output="woke"), LIMITS)
         assert wait_until(first.running)
-        waiting = own.run(ECHO, cases(1), LIMITS)  # the queue is full
-        first.add_done_callback(lambda _: after.set_result(own.run(ECHO, cases(2), LIMITS)))
+        waiting = pool.run(ECHO, cases(1), LIMITS)  # the queue is full
+        first.add_done_callback(lambda _: after.set_result(pool.run(ECHO, cases(2), LIMITS)))
         assert after.result(60).result(60)[0].status is Status.PASSED
         assert waiting.result(60)[0].status is Status.PASSED
 
 
 def test_a_long_program_lets_others_go_first(interpreter):
-    with ExecutionPool(1, interpreter) as own:
-        long = own.run(SLEEP.replace("woke", "{i}"), cases(*[0.25] * 24, output="{i}"), LIMITS)
+    with ExecutionPool(1, interpreter) as pool:
+        long = pool.run(SLEEP.replace("woke", "{i}"), cases(*[0.25] * 24, output="{i}"), LIMITS)
         assert wait_until(long.running)
-        short = own.run(ECHO, cases(7), LIMITS)
+        short = pool.run(ECHO, cases(7), LIMITS)
         assert short.result(60)[0].status is Status.PASSED
         assert not long.done()
         assert [r.status for r in long.result(60)] == [Status.PASSED] * 24
-        assert own.stats()["tests"] == 25 and own.stats()["retries"] == 0
+        assert pool.stats()["tests"] == 25 and pool.stats()["retries"] == 0
 
 
 def test_a_test_longer_than_a_slice_is_not_begun_again(interpreter):
-    with ExecutionPool(1, interpreter) as own:
-        long = own.run(SLEEP, cases(3, 0, output="woke"), LIMITS)
+    with ExecutionPool(1, interpreter) as pool:
+        long = pool.run(SLEEP, cases(3, 0, output="woke"), LIMITS)
         assert wait_until(long.running)
-        shorts = [own.run(ECHO, cases(i), LIMITS) for i in range(3)]
+        shorts = [pool.run(ECHO, cases(i), LIMITS) for i in range(3)]
         results = long.result(60)
         assert [r.status for r in results] == [Status.PASSED] * 2
         assert results[0].wall_s >= 3
@@ -78,41 +78,41 @@ def test_a_test_longer_than_a_slice_is_not_begun_again(interpreter):
 
 
 def test_cancelling_a_waiting_and_a_running_program(interpreter):
-    with ExecutionPool(1, interpreter) as own:
-        running = own.run(call_itself("rlef-cancel") + SLEEP, cases(60, output="woke"), Limits(wall_s=70.0))
-        waiting = own.run(ECHO, cases(1), LIMITS)
-        other = own.run(ECHO, cases(2), LIMITS)
+    with ExecutionPool(1, interpreter) as pool:
+        running = pool.run(call_itself("rlef-cancel") + SLEEP, cases(60, output="woke"), Limits(wall_s=70.0))
+        waiting = pool.run(ECHO, cases(1), LIMITS)
+        other = pool.run(ECHO, cases(2), LIMITS)
         assert is_running("rlef-cancel")
-        assert own.cancel(waiting) and waiting.cancelled()
-        pid = own.worker_pids()
-        assert own.cancel(running)
+        assert pool.cancel(waiting) and waiting.cancelled()
+        pid = pool.worker_pids()
+        assert pool.cancel(running)
         with pytest.raises(concurrent.futures.CancelledError):
             running.result(30)
         assert other.result(60)[0].status is Status.PASSED
-        assert not processes_called("rlef-cancel") and own.worker_pids() == pid  # the same worker goes on
-        assert not own.cancel(other)
-        assert own.stats()["cancelled"] == 2
+        assert not processes_called("rlef-cancel") and pool.worker_pids() == pid  # the same worker goes on
+        assert not pool.cancel(other)
+        assert pool.stats()["cancelled"] == 2
 
 
 def test_stopping_at_the_first_failure_does_not_wait_for_the_tests_after_it(interpreter):
-    with ExecutionPool(1, interpreter) as own:
-        results = own.run(SLEEP, cases(0, output="x") + cases(20), LIMITS, stop_at_first_failure=True).result(15)
+    with ExecutionPool(1, interpreter) as pool:
+        results = pool.run(SLEEP, cases(0, output="x") + cases(20), LIMITS, stop_at_first_failure=True).result(15)
         assert [r.status for r in results] == [Status.WRONG_ANSWER]
-        assert own.run(ECHO, cases(1), LIMITS).result(60)[0].status is Status.PASSED
+        assert pool.run(ECHO, cases(1), LIMITS).result(60)[0].status is Status.PASSED
 
 
 def test_time_per_status_is_counted(interpreter):
-    with ExecutionPool(1, interpreter) as own:
-        own.run(SLEEP, cases(0.3, 60, output="woke"), Limits(wall_s=1.0)).result(60)
-        stats = own.stats()
+    with ExecutionPool(1, interpreter) as pool:
+        pool.run(SLEEP, cases(0.3, 60, output="woke"), Limits(wall_s=1.0)).result(60)
+        stats = pool.stats()
     assert stats["statuses"] == {"PASSED": 1, "TIME_LIMIT": 1}
     assert stats["status_s"]["PASSED"] >= 0.3 and stats["status_s"]["TIME_LIMIT"] >= 1.0
     assert stats["tests_per_s"] > 0 and stats["queue_length"] == 0
 
 
 def test_a_scale_stretches_the_wall_clock_limit(interpreter):
-    with ExecutionPool(1, interpreter, wall_scale=20.0) as own:
-        assert own.run(SLEEP, cases(1, output="woke"), Limits(wall_s=0.5)).result(60)[0].status is Status.PASSED
+    with ExecutionPool(1, interpreter, wall_scale=20.0) as pool:
+        assert pool.run(SLEEP, cases(1, output="woke"), Limits(wall_s=0.5)).result(60)[0].status is Status.PASSED
 
 
 def cgroups_of(pid):
@@ -163,8 +163,8 @@ def test_nothing_is_left_when_the_pools_process_ends(number):
 def test_close_leaves_no_descriptor_and_no_cgroup(interpreter):
     ExecutionPool(1, interpreter).close()  # after the first pool has loaded and cached everything
     old_descriptors = len(os.listdir("/proc/self/fd"))
-    with ExecutionPool(2, interpreter) as own:
-        own.run(ECHO, cases(1), LIMITS).result(60)
+    with ExecutionPool(2, interpreter) as pool:
+        pool.run(ECHO, cases(1), LIMITS).result(60)
     assert len(os.listdir("/proc/self/fd")) == old_descriptors
     assert not cgroups_of(os.getpid())
 
@@ -186,9 +186,9 @@ def test_a_pool_sweeps_what_a_killed_janitor_could_not(interpreter):
 def test_a_level_can_be_required(interpreter):
     with pytest.raises(ValueError, match="not a valid Level"):
         ExecutionPool(1, interpreter, require="strong")
-    with ExecutionPool(1, interpreter, require="process") as own:
-        assert own.level is not None
-    best = own.level
+    with ExecutionPool(1, interpreter, require="process") as pool:
+        assert pool.level is not None
+    best = pool.level
     if best is not Level.FULL:
         with pytest.raises(IsolationError, match="full: "):
             ExecutionPool(1, interpreter, require="full")
@@ -226,11 +226,11 @@ def test_every_level_judges_alike(level, interpreter):
     if isinstance(reason := trial(level, interpreter), str):
         pytest.skip(f"level {level} is not available here: {reason}")
     program = "import random\nn = int(input())\nif n == 2: 1 / 0\nprint(n, random.random())"
-    with ExecutionPool(1, interpreter, level=level.value) as own:
-        assert own.level is level
-        results = own.run(program, cases(1, 2, 3), LIMITS).result(60)
-        big = own.run("x = bytearray(1 << 30)", cases(1), LIMITS).result(60)
-        loop = own.run("while True: pass", cases(1), Limits(wall_s=1.0)).result(60)
+    with ExecutionPool(1, interpreter, level=level.value) as pool:
+        assert pool.level is level
+        results = pool.run(program, cases(1, 2, 3), LIMITS).result(60)
+        big = pool.run("x = bytearray(1 << 30)", cases(1), LIMITS).result(60)
+        loop = pool.run("while True: pass", cases(1), Limits(wall_s=1.0)).result(60)
     with ExecutionPool(1, interpreter) as best:
         expected = best.run(program, cases(1, 2, 3), LIMITS).result(60)
     assert [(r.status, r.stdout, r.error) for r in results] == [(r.status, r.stdout, r.error) for r in expected]

@@ -11,8 +11,8 @@ LIMITS = Limits(wall_s=30.0, memory_bytes=256 << 20)
 FRAME = "from math import *\n", "\n\nSolution = Solution\n"
 
 
-def ended(pool, program, *tests, **how):
-    return pool.run(program, tests or [TestCase("3 4\n", "7\n")], LIMITS, **how).result(60)
+def ended(pool, program, *tests, **options):
+    return pool.run(program, tests or [TestCase("3 4\n", "7\n")], LIMITS, **options).result(60)
 
 
 @pytest.mark.parametrize(

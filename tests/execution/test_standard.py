@@ -186,9 +186,9 @@ REFUSED = {
 @pytest.mark.parametrize("name", READ)
 def test_hostile_values_are_compared_in_no_time(name):
     began, value = time.process_time(), calls.decode(READ[name])
-    for how in ("equal", "plus", "set", "sequence", "truth", "presence", "root"):
+    for comparison in ("equal", "plus", "set", "sequence", "truth", "presence", "root"):
         for expected in (0.5, [1.0, 2.0], {1, 2}, [[1.5] * 10] * 10, 10**400, {0.5: 1}):
-            test = FunctionTest("f", ((),), (expected,), compare=how)
+            test = FunctionTest("f", ((),), (expected,), compare=comparison)
             assert len(compare(value, expected, test, ([1, 2],)) or "") < 100_000
     assert time.process_time() - began < 10
 

@@ -144,7 +144,7 @@ def write_folder(folder: Path, name: str) -> Path:
     """A Hugging Face folder of that tokenizer and template."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer_of(name).save(str(folder / "tokenizer.json"))
-    told = {"tokenizer_class": "PreTrainedTokenizerFast", **MODELS[name].special}
-    (folder / "tokenizer_config.json").write_text(json.dumps(told))
+    tokenizer_config = {"tokenizer_class": "PreTrainedTokenizerFast", **MODELS[name].special}
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
     (folder / "chat_template.jinja").write_text(MODELS[name].text, encoding="utf-8")
     return folder

@@ -22,10 +22,10 @@ def processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    told = {
+    features = {
         line for line in lines if line.startswith(("model name", "flags", "CPU implementer", "CPU part", "Features"))
     }
-    text = "\n".join(sorted(told)) or platform.processor()
+    text = "\n".join(sorted(features)) or platform.processor()
     return f"{platform.machine()}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 

@@ -8,14 +8,14 @@ import time
 
 def processes_called(name):
     """Ids of the host's processes and threads of that name."""
-    found = []
+    pids = []
     for comm in pathlib.Path("/proc").glob("[0-9]*/task/[0-9]*/comm"):
         try:
             if comm.read_text().strip() == name:
-                found.append(int(comm.parts[2]))
+                pids.append(int(comm.parts[2]))
         except OSError:
             continue
-    return found
+    return pids
 
 
 def wait_until(condition, seconds=30.0):
@@ -47,20 +47,20 @@ def descendants():
         except OSError:
             continue
         parents[int(stat.parent.name)] = int(fields[1])
-    found, new = set(), {os.getpid()}
+    below, new = set(), {os.getpid()}
     while new:
         new = {pid for pid, parent in parents.items() if parent in new}
-        found |= new
-    return found
+        below |= new
+    return below
 
 
 def tree(pids):
     """The processes and all that descend from them."""
-    found, todo = set(), list(pids)
+    reached, todo = set(), list(pids)
     while todo:
         pid = todo.pop()
-        found.add(pid)
+        reached.add(pid)
         for task in pathlib.Path(f"/proc/{pid}/task").glob("*/children"):
             with contextlib.suppress(OSError):
                 todo += [int(child) for child in task.read_text().split()]
-    return found
+    return reached

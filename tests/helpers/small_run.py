@@ -48,9 +48,9 @@ OVERRIDES: dict[str, Any] = {
 def command(workdir: Path, overrides: dict[str, Any] | None = None, *flags: str) -> list[str]:
     """The command line of `rlef_jax.train` on a tiny run."""
     values = OVERRIDES | (overrides or {})
-    given = [f"--config.{key}={value}" for key, value in values.items()]
+    options = [f"--config.{key}={value}" for key, value in values.items()]
     return [
-        sys.executable, "-m", "rlef_jax.train", "--config=configs/tiny.py", f"--workdir={workdir}", *given, *flags,
+        sys.executable, "-m", "rlef_jax.train", "--config=configs/tiny.py", f"--workdir={workdir}", *options, *flags,
     ]  # fmt: skip
 
 

@@ -15,9 +15,9 @@ def plain(queries, keys, values, segments, window=0):
     length = queries.shape[1]
     before = np.arange(length)[:, None] - np.arange(length)[None, :]
     allowed = (before >= 0) & (before < (window or length))
-    seen = (segments[:, :, None] == segments[:, None, :]) & allowed[None]
+    visible = (segments[:, :, None] == segments[:, None, :]) & allowed[None]
     scores = jnp.einsum("btkrh,bskh->bkrts", queries, keys)
-    weights = jax.nn.softmax(jnp.where(seen[:, None, None], scores, -jnp.inf))
+    weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, -jnp.inf))
     return jnp.einsum("bkrts,bskh->btkrh", weights, values)
 
 

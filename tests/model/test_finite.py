@@ -27,12 +27,12 @@ UP = "model.layers.1.mlp.up_proj.weight"
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
-@pytest.mark.parametrize("value, told", [(np.nan, "holds nan"), (np.inf, "holds inf"), (-np.inf, "holds -inf")])
-def test_one_entry_is_enough(dtype, value, told):
+@pytest.mark.parametrize("value, message", [(np.nan, "holds nan"), (np.inf, "holds inf"), (-np.inf, "holds -inf")])
+def test_one_entry_is_enough(dtype, value, message):
     values = np.linspace(-3.0, 3.0, 30).reshape(5, 6).astype(dtype)
     assert fault(values) is None
     values[4, 5] = value
-    assert fault(values) == fault(values.T) == told
+    assert fault(values) == fault(values.T) == message
 
 
 def test_all_of_a_large_tensor_is_looked_at():
@@ -43,7 +43,7 @@ def test_all_of_a_large_tensor_is_looked_at():
 
 
 @pytest.mark.parametrize(
-    "value, dtype, target, told",
+    "value, dtype, target, message",
     [
         (65519.0, np.float32, jnp.float16, None),  # rounds to 65504, the largest
         (65520.0, np.float32, jnp.float16, "holds 65520, which float16 can't hold"),
@@ -54,9 +54,9 @@ def test_all_of_a_large_tensor_is_looked_at():
         (1e5, ml_dtypes.bfloat16, jnp.float16, "holds 99840, which float16 can't hold"),
     ],
 )
-def test_what_a_narrower_dtype_cannot_hold_is_found(value, dtype, target, told):
+def test_what_a_narrower_dtype_cannot_hold_is_found(value, dtype, target, message):
     values = np.array([1.0, value, 2.0]).astype(dtype)
-    assert fault(values, [target]) == told and fault(values) is None
+    assert fault(values, [target]) == message and fault(values) is None
 
 
 def test_arrays_on_devices_are_named_by_their_path():
@@ -133,18 +133,18 @@ def warm_start(path, name, value):
 
 
 @pytest.mark.parametrize(
-    "name, value, model, told",
+    "name, value, model, message",
     [
         ("embed", np.nan, {}, "embed holds nan: weights must be finite"),
         ("layers/attn_norm", -np.inf, {}, "layers/attn_norm holds -inf"),
         ("embed", 3.4e38, {"model.compute_dtype": "bfloat16"}, "which bfloat16 can't hold"),
     ],
 )
-def test_config_model_init_is_refused_before_anything_runs(tmp_path, name, value, model, told):
+def test_config_model_init_is_refused_before_anything_runs(tmp_path, name, value, model, message):
     """Training, evaluation and the supervised warm start all begin with this."""
     path = warm_start(tmp_path / "spoilt.npz", name, value)
     config = config_lib.load("configs/tiny.py", overrides={"model.init": str(path), **model})
-    with pytest.raises(ConfigError, match=f"spoilt.npz: .*{told}") as refused:
+    with pytest.raises(ConfigError, match=f"spoilt.npz: .*{message}") as refused:
         build_policy(config)
     assert len(str(refused.value).splitlines()) == 1
 

@@ -107,9 +107,9 @@ def test_quantized_tensors_are_near(tmp_path):
         ("model.embed_tokens.weight", 0.01),
         ("model.layers.0.mlp.up_proj.weight", 0.0),
     ):
-        found, wanted = file.read(name), cases.tensor(name, file.shapes[name])
-        assert found.dtype == np.float32 and np.abs(found - wanted).max() <= bound
-        assert bound == 0.0 or (found != wanted).any()
+        tensor, exact = file.read(name), cases.tensor(name, file.shapes[name])
+        assert tensor.dtype == np.float32 and np.abs(tensor - exact).max() <= bound
+        assert bound == 0.0 or (tensor != exact).any()
 
 
 def test_llama_31s_and_32s_scaling_is_recognised(tmp_path):
@@ -158,19 +158,19 @@ def test_a_type_that_cannot_be_decoded_is_named_at_opening(kind, tmp_path):
 def test_types_that_can_be_decoded_are_read(kind, tmp_path):
     kinds = {"up_proj": (None, gguf.GGMLQuantizationType[kind])}
     file = open_weights(str(write_gguf(tmp_path / "model.gguf", WIDE, kinds=kinds)))
-    found = file.read("model.layers.0.mlp.up_proj.weight")
-    assert found.shape == (256, 256) and found.dtype == np.float32 and not found.any()
+    tensor = file.read("model.layers.0.mlp.up_proj.weight")
+    assert tensor.shape == (256, 256) and tensor.dtype == np.float32 and not tensor.any()
 
 
 def test_a_split_file_is_the_whole_one(tmp_path, quick_compilation):
     """Its parts are found beside the first, and errors name the one that holds a tensor."""
-    whole = open_weights(str(write_gguf(tmp_path / "whole.gguf", cases.LLAMA)))
+    single = open_weights(str(write_gguf(tmp_path / "whole.gguf", cases.LLAMA)))
     write_gguf(tmp_path / "model.gguf", cases.LLAMA, most=9)
     parts = sorted(tmp_path.glob("model-*"))
     assert [path.name for path in parts] == [f"model-{i:05}-of-00003.gguf" for i in (1, 2, 3)]
     split = open_weights(str(parts[0]))
-    assert split.cfg == whole.cfg and dict(split.shapes) == dict(whole.shapes)
-    ours, theirs = (load_pretrained(weights, whole.cfg) for weights in (split, whole))
+    assert split.cfg == single.cfg and dict(split.shapes) == dict(single.shapes)
+    ours, theirs = (load_pretrained(weights, single.cfg) for weights in (split, single))
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
     assert {split.file_of(name) for name in split.shapes} == set(parts)
     assert split.file_of("lm_head.weight") == parts[2] and split.file_of("model.embed_tokens.weight") == parts[0]

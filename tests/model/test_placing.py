@@ -20,13 +20,13 @@ PLACES = file_tensors(parse_config(cases.FAMILIES["qwen2"] | {"num_key_value_hea
 
 
 class Recorder:
-    """A tensor that counts the entries that are taken of it."""
+    """A tensor that counts the entries that are read of it."""
 
     def __init__(self, shape):
-        self.values, self.taken = np.arange(math.prod(shape)).reshape(shape), 0
+        self.values, self.entries_read = np.arange(math.prod(shape)).reshape(shape), 0
 
     def __getitem__(self, index):
-        self.taken += self.values[index].size
+        self.entries_read += self.values[index].size
         return self.values[index]
 
 
@@ -35,12 +35,12 @@ def test_a_part_is_read_out_of_the_smallest_block(name):
     """Any slices of any axes give the right part; of an axis that a mesh splits only the part itself is read."""
     tensor = PLACES[name].tensor
     axes = PLACES[name].parameter.axes[-len(tensor.split) :]  # those without a name are never split
-    whole = np.arange(math.prod(tensor.shape)).reshape(tensor.split)
+    tensor_values = np.arange(math.prod(tensor.shape)).reshape(tensor.split)
     for index in itertools.product(*([slice(None), slice(n // 2, n), slice(n // 3, n - n // 3)] for n in tensor.split)):
         source = Recorder(tensor.shape)
-        np.testing.assert_array_equal(read_part(source, tensor, index), whole[index])
+        np.testing.assert_array_equal(read_part(source, tensor, index), tensor_values[index])
         if all(index[axis] == slice(None) or name is not None for axis, name in zip(tensor.order, axes, strict=True)):
-            assert source.taken == whole[index].size
+            assert source.entries_read == tensor_values[index].size
 
 
 def test_a_sharding_is_told_in_the_files_order():

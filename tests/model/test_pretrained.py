@@ -53,9 +53,9 @@ def test_shards_and_dtypes(tmp_path):
     for a, b in zip(jax.tree.leaves(exact), jax.tree.leaves(rounded), strict=True):
         assert b.dtype == jnp.float32
         np.testing.assert_array_equal(np.asarray(a).astype(ml_dtypes.bfloat16).astype(np.float32), b)
-    kept = load_pretrained(three, three.cfg, jnp.bfloat16)
-    assert {leaf.dtype for leaf in jax.tree.leaves(kept)} == {jnp.dtype(jnp.bfloat16)}
-    np.testing.assert_array_equal(kept["layers"]["qkv"], rounded["layers"]["qkv"].astype(jnp.bfloat16))
+    narrow = load_pretrained(three, three.cfg, jnp.bfloat16)
+    assert {leaf.dtype for leaf in jax.tree.leaves(narrow)} == {jnp.dtype(jnp.bfloat16)}
+    np.testing.assert_array_equal(narrow["layers"]["qkv"], rounded["layers"]["qkv"].astype(jnp.bfloat16))
 
 
 def test_our_safetensors_are_everybodys(tmp_path):
@@ -211,8 +211,8 @@ def test_tensors_of_other_dtypes_are_named(tmp_path):
 )
 def test_damaged_files_are_named(data, message, tmp_path):
     folder = write_folder(tmp_path / "model", cases.LLAMA, shards=2)
-    whole = (folder / OLD).read_bytes()
-    (folder / OLD).write_bytes(data if isinstance(data, bytes) else whole[:data])
+    content = (folder / OLD).read_bytes()
+    (folder / OLD).write_bytes(data if isinstance(data, bytes) else content[:data])
     with pytest.raises(ConfigError, match=rf"{OLD}: not a safetensors file: .*{message}$"):
         open_weights(str(folder))
 
@@ -274,8 +274,8 @@ def test_every_device_gets_its_part_and_the_host_holds_little(tmp_path):
     benchmark = runpy.run_path(str(script))
     small, large = tmp_path / "small", tmp_path / "large"
     write_folder(small, cases.FAMILIES["qwen2"] | {"vocab_size": 64, "tie_word_embeddings": False}, shards=2)
-    kept = benchmark["make_folder"](large, benchmark["SMALL"], 50 << 20) >> 20
-    assert kept == 228 and len(list(large.glob("model-0000?-of-00005.safetensors"))) == 5
+    size_mib = benchmark["make_folder"](large, benchmark["SMALL"], 50 << 20) >> 20
+    assert size_mib == 228 and len(list(large.glob("model-0000?-of-00005.safetensors"))) == 5
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(SOURCE), small, large, script],
         env=os.environ | benchmark["DEVICES"], capture_output=True, text=True, timeout=600,
@@ -284,4 +284,4 @@ def test_every_device_gets_its_part_and_the_host_holds_little(tmp_path):
     held, measured = map(json.loads, done.stdout.splitlines())
     assert held == [0.25, 0.5, 1.0]  # matrices, biases by heads, norms
     # A tensor is 4 MiB, a stack of them 64 MiB; programs are compiled meanwhile.
-    assert kept - 8 < measured["rise"] < kept + 32
+    assert size_mib - 8 < measured["rise"] < size_mib + 32

@@ -124,18 +124,18 @@ def test_greedy_tokens_are_the_references(name, expected, tmp_path, quick_compil
     sampler = Sampler(Programs(weights.cfg, shapes, make_mesh()))
     params = load_pretrained(weights, weights.cfg)
     sampler.set_weights(params, version=0)
-    how = SamplingConfig(
+    sampling = SamplingConfig(
         temperature=0.0, top_p=1.0, top_k=0, stop_ids=(weights.cfg.vocab_size,), max_new_tokens=cases.NEW
     )
     with sampler.session() as session:
         dialogue = session.dialogue(seed=0, step=0, episode=0)
         prompt = cases.tokens()[0, : cases.PROMPT].tolist()
-        found = session.respond(dialogue, prompt, how, turn=0, last=True).result()
-    np.testing.assert_array_equal(found.ids, expected[f"{name} greedy"])
-    row = np.array([[*prompt, *found.ids]], np.int32)
+        response = session.respond(dialogue, prompt, sampling, turn=0, last=True).result()
+    np.testing.assert_array_equal(response.ids, expected[f"{name} greedy"])
+    row = np.array([[*prompt, *response.ids]], np.int32)
     logp = jax.nn.log_softmax(all_logits(weights.cfg, params, row)[cases.PROMPT - 1 : -1])
     np.testing.assert_allclose(
-        found.policy_logp, np.take_along_axis(logp, row[0, cases.PROMPT :, None], axis=1)[:, 0], atol=TOLERANCE
+        response.policy_logp, np.take_along_axis(logp, row[0, cases.PROMPT :, None], axis=1)[:, 0], atol=TOLERANCE
     )
 
 

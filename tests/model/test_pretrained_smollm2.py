@@ -63,12 +63,12 @@ def row_logits(model, expected):
     return all_logits(*model, expected["tokens"])
 
 
-def distances(found, expected, name):
+def distances(values, expected, name):
     """|ours - theirs| at each entry that the reference kept: all, or in a golden file a few of each position."""
     assert expected["tokens"].size == 512
     if "entries" in expected:
-        found = np.take_along_axis(found, expected["entries"], axis=1)
-    return np.abs(found - expected[name])
+        values = np.take_along_axis(values, expected["entries"], axis=1)
+    return np.abs(values - expected[name])
 
 
 def test_logits_over_512_tokens(model, expected):
@@ -76,17 +76,17 @@ def test_logits_over_512_tokens(model, expected):
     cfg, params = model
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda a: a.astype(jnp.float64), params)
-        found = all_logits(cfg, wide, expected["tokens"], jnp.float64)
-    assert distances(found, expected, "logits_float64").max() < TOLERANCE
+        logits = all_logits(cfg, wide, expected["tokens"], jnp.float64)
+    assert distances(logits, expected, "logits_float64").max() < TOLERANCE
 
 
 def test_logits_over_512_tokens_in_float32(row_logits, expected):
     """Each of two float32 implementations is 1.1e-4 to 1.8e-4 from exact arithmetic in the worst of 25 million
     entries, transformers too, so no two can agree to 1e-4 in all: in 99 of 100, and everywhere to rounding."""
-    found = distances(row_logits, expected, "logits")
+    ours = distances(row_logits, expected, "logits")
     theirs = np.abs(expected["logits"] - expected["logits_float64"])
-    assert np.quantile(found, 0.99) < TOLERANCE and found.max() < 3 * TOLERANCE
-    assert found.mean() < 2 * theirs.mean()
+    assert np.quantile(ours, 0.99) < TOLERANCE and ours.max() < 3 * TOLERANCE
+    assert ours.mean() < 2 * theirs.mean()
     np.testing.assert_allclose(jax.nn.logsumexp(row_logits, -1), expected["logsumexp"], atol=2 * TOLERANCE, rtol=0)
 
 
@@ -104,8 +104,8 @@ def test_prefill_and_decode_equal_one_pass(model, expected, row_logits):
     for step in range(steps):
         fed = tokens[:, head + step]
         hidden, tail = decode(apart, seen=cache, tail=tail, tokens=fed, lengths=row + head, step=np.int32(step))
-        found, whole = unembed(params, cfg, hidden[:, None])[0, 0], row_logits[head + step]
-        apart_by = np.abs(jax.nn.log_softmax(found) - jax.nn.log_softmax(whole))
+        decoded, one_pass = unembed(params, cfg, hidden[:, None])[0, 0], row_logits[head + step]
+        apart_by = np.abs(jax.nn.log_softmax(decoded) - jax.nn.log_softmax(one_pass))
         # Two float32 programs: as in the test above, rounding decides the last of 49,152 entries, by processor.
         assert np.quantile(apart_by, 0.99) < TOLERANCE and apart_by.max() < 3 * TOLERANCE
 
@@ -116,8 +116,8 @@ def test_greedy_continuations(model, expected):
     prompts = np.split(expected["prompts"], np.cumsum(expected["lengths"])[:-1])
     assert expected["continuations"].shape == (len(prompts), 128) == (20, 128)
     count, steps = (20, 128) if LIVE else (5, 32)
-    found = greedy(cfg, params, prompts[:count], steps)
-    np.testing.assert_array_equal(found, expected["continuations"][:count, :steps])
+    continuations = greedy(cfg, params, prompts[:count], steps)
+    np.testing.assert_array_equal(continuations, expected["continuations"][:count, :steps])
 
 
 def greedy(cfg, params, prompts, steps):
@@ -133,13 +133,13 @@ def greedy(cfg, params, prompts, steps):
     )
     sampler = Sampler(Programs(dataclasses.replace(cfg, max_positions=longest), shapes, make_mesh()))
     sampler.set_weights(params, version=0)
-    how = SamplingConfig(temperature=0.0, top_p=1.0, top_k=0, stop_ids=(cfg.vocab_size,), max_new_tokens=steps)
+    sampling = SamplingConfig(temperature=0.0, top_p=1.0, top_k=0, stop_ids=(cfg.vocab_size,), max_new_tokens=steps)
     with sampler.session() as session:
-        asked = [
-            session.respond(session.dialogue(seed=0, step=0, episode=i), prompt, how, turn=0, last=True)
+        futures = [
+            session.respond(session.dialogue(seed=0, step=0, episode=i), prompt, sampling, turn=0, last=True)
             for i, prompt in enumerate(prompts)
         ]
-        return np.array([future.result().ids for future in asked])
+        return np.array([future.result().ids for future in futures])
 
 
 @pytest.mark.parametrize("number", range(len(cases.CONVERSATIONS)))

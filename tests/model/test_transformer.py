@@ -56,11 +56,13 @@ def reference_logits(params, cfg, tokens):
             for head in range(cfg.n_heads):
                 k, r = divmod(head, group)
                 query = rotate(normed[t] @ layer["qkv"][:, k, r], t, kind)
-                seen = range(max(t + 1 - kind.window, 0) if kind.window else 0, t + 1)
-                keys = [rotate(normed[s] @ layer["qkv"][:, k, group], s, kind) for s in seen]
+                visible = range(max(t + 1 - kind.window, 0) if kind.window else 0, t + 1)
+                keys = [rotate(normed[s] @ layer["qkv"][:, k, group], s, kind) for s in visible]
                 scores = np.array([query @ key for key in keys]) / np.sqrt(cfg.d_head)
                 weights = np.exp(scores) / np.exp(scores).sum()
-                mixed = sum(w * (normed[s] @ layer["qkv"][:, k, group + 1]) for s, w in zip(seen, weights, strict=True))
+                mixed = sum(
+                    w * (normed[s] @ layer["qkv"][:, k, group + 1]) for s, w in zip(visible, weights, strict=True)
+                )
                 xs[t] = xs[t] + mixed @ layer["attn_out"][k, r]
         for t, x in enumerate(xs):
             normed_x = norm(x, layer["mlp_norm"])

@@ -82,16 +82,18 @@ def smollm2(gguf: Path, full: bool) -> tuple[dict[str, np.ndarray], list[list[in
         logits = model(tokens).logits[0].numpy()
         exact = model.double()(tokens).logits[0].float().numpy()
     shown = np.random.default_rng(1).integers(0, logits.shape[1], (ROW, ENTRIES))
-    kept = {"logits": logits, "logits_float64": exact}
+    golden_logits = {"logits": logits, "logits_float64": exact}
     if not full:
-        kept = {"entries": shown} | {name: np.take_along_axis(all_, shown, axis=1) for name, all_ in kept.items()}
+        golden_logits = {"entries": shown} | {
+            name: np.take_along_axis(all_, shown, axis=1) for name, all_ in golden_logits.items()
+        }
     arrays = {
         "tokens": row.astype(np.int32),
         "prompts": np.concatenate(prompts).astype(np.int32),
         "lengths": np.array([len(p) for p in prompts], np.int32),
         "continuations": written.astype(np.int32),
         "logsumexp": torch.logsumexp(torch.from_numpy(logits), -1).numpy(),
-        **kept,
+        **golden_logits,
     }
     return arrays, [chat(messages) for messages in cases.CONVERSATIONS]
 

@@ -89,9 +89,9 @@ def _run(
         return Checked(problem.name, tuple(references.reason(problem, future.result()) for future in futures))
 
     for problem in problems:
-        own = limits_for(problem, limits)
+        problem_limits = limits_for(problem, limits)
         programs = problem.solutions[:solutions] if problem.tests else ()
-        futures = [pool.run(text, problem.tests, own, stop_at_first_failure=True) for text in programs]
+        futures = [pool.run(text, problem.tests, problem_limits, stop_at_first_failure=True) for text in programs]
         waiting.append((problem, futures))
         if len(waiting) >= ahead:
             yield take()

@@ -126,13 +126,13 @@ class _Tester:
         outputs = [r.output.removesuffix("\n") for r in results]
         return None if size < 2 and max(map(len, outputs)) > _PUBLIC_CHARS else (text, outputs)
 
-    def find(self, sizes: Sequence[int], accept: Callable[[list[str]], bool], taken: set[str]) -> TestCase | None:
-        """A test whose input isn't in `taken` and whose outputs satisfy `accept`; None after too many attempts."""
+    def find(self, sizes: Sequence[int], accept: Callable[[list[str]], bool], used_inputs: set[str]) -> TestCase | None:
+        """A test with an input not in `used_inputs` and outputs that satisfy `accept`; None after too many attempts."""
         for attempt in range(_ATTEMPTS):
             drawn = self.outputs(sizes[attempt % len(sizes)])
-            if drawn is None or drawn[0] in taken or not accept(drawn[1]):
+            if drawn is None or drawn[0] in used_inputs or not accept(drawn[1]):
                 continue
-            taken.add(drawn[0])
+            used_inputs.add(drawn[0])
             return TestCase(drawn[0], drawn[1][self.right])
         return None
 
@@ -195,14 +195,16 @@ def build_problem(spec: Spec, rng: Rng, accept_description: Callable[[str], bool
     If the statement is ambiguous, all readings agree on the example. On two more public tests and at least two hidden
     ones, each reading has a different output.
     """
-    tester, taken = _Tester(spec, rng), set[str]()
-    example = tester.find((0, 1), _all_equal, taken) if spec.is_open else tester.find((1,), _all_differ, taken)
+    tester, used_inputs = _Tester(spec, rng), set[str]()
+    example = (
+        tester.find((0, 1), _all_equal, used_inputs) if spec.is_open else tester.find((1,), _all_differ, used_inputs)
+    )
     if example is None or not accept_description(describe(spec, example)):
         return None
     tests = [example]
     wanted = [((1,), _all_differ)] * 2 + [((1, 2), _all_differ), ((2, 1), _all_differ)] + [((2, 1), bool)] * 2
     for sizes, accept in wanted:
-        test = tester.find(sizes, accept, taken)
+        test = tester.find(sizes, accept, used_inputs)
         if test is None:
             return None
         tests.append(test)
