@@ -130,7 +130,7 @@ SAVES = """
     logging.set_verbosity(logging.FATAL)
     folder, wait, rows = Path(sys.argv[1]), sys.argv[2] == "wait", int(sys.argv[3])
     with errors_as_lines(), Checkpoints(folder / "checkpoints", keep=50) as checkpoints:
-        with checkpoints.told_in_errors():
+        with checkpoints.last_good_in_errors():
             for step in range(1, 40):
                 state = {f"w{i}": jnp.full((1000,), step * i / 7) for i in range(rows)}
                 checkpoints.save(step, {"state": state}, {})
