@@ -134,6 +134,7 @@ def trained(folder, monkeypatch, batches, **overrides):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.usefixtures("quick_compilation")
 def test_a_batch_without_a_counted_token_moves_nothing(tmp_path, monkeypatch):
     """Nor does a loss of nothing enter the mean."""
     prompts = ONES | {"mask": np.eye(1, 32, dtype=np.int32).repeat(64, 0)}  # the first token is nobody's target
@@ -145,6 +146,7 @@ def test_a_batch_without_a_counted_token_moves_nothing(tmp_path, monkeypatch):
             np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
+@pytest.mark.usefixtures("quick_compilation")
 def test_a_loss_that_is_not_finite_ends_it(tmp_path, monkeypatch):
     with pytest.raises(RunError, match=r"the loss is (nan|inf) at step [23]: lower config.sft.learning_rate"):
         trained(tmp_path, monkeypatch, [ONES] * 3, learning_rate=1e38, warmup_steps=0)
