@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from multiprocessing import parent_process
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -54,7 +55,10 @@ def serve_parent() -> None:
     """
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    run = parent_process()
+    # Not whoever is the parent by now: the run may have been killed while this helper imported what it needs.
+    parent = os.getppid() if run is None or run.pid is None else run.pid
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
 def _end_with(parent: int) -> None:

@@ -6,8 +6,9 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
-from rlef_jax.training.interrupt import StopRequest
+from rlef_jax.training.interrupt import StopRequest, serve_parent
 
 
 def test_the_first_signal_asks_and_the_old_meaning_comes_back():
@@ -62,6 +63,30 @@ def test_a_helper_ignores_signals_and_ends_with_its_parent():
     parent.kill()
     parent.communicate()
     deadline = time.monotonic() + 10
+    while alive(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(child)
+
+
+def late_helper():
+    """A helper whose imports take longer than its run lives."""
+    print(os.getpid(), flush=True)
+    time.sleep(1.0)
+    serve_parent()
+    time.sleep(60)
+
+
+def test_a_helper_whose_run_was_killed_before_it_was_ready_ends_too():
+    parent = run(f"""
+        import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+        from multiprocessing import get_context
+        from tests.training.test_interrupt import late_helper
+        get_context("spawn").Process(target=late_helper).start()
+        """)
+    child = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 20
     while alive(child) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not alive(child)
