@@ -21,6 +21,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from rlef_jax.model import transformer
 from rlef_jax.model.attention import Attention
@@ -63,6 +64,18 @@ def unstack(params: Params, cfg: ModelConfig) -> Params:
             jax.tree.map(turned, layers, transformer.layer_params(params, index)) for index in range(cfg.n_layers)
         ),
     }
+
+
+def unstacked_shardings(shardings: Params, cfg: ModelConfig) -> Params:
+    """Where `unstack`'s results lie, for stacked parameters that lie as `shardings` (a NamedSharding each) say."""
+
+    def turned(p: Parameter, sharding: NamedSharding) -> NamedSharding | OutputMajor:
+        axes = (*sharding.spec, *[None] * len(p.shape))[1 : len(p.shape)]
+        spec = NamedSharding(sharding.mesh, PartitionSpec(*axes[p.inputs :], *axes[: p.inputs]))
+        return OutputMajor(spec) if p.inputs else spec  # type: ignore[arg-type]
+
+    layer = jax.tree.map(turned, describe(cfg)["layers"], shardings["layers"])
+    return {**shardings, "layers": (layer,) * cfg.n_layers}
 
 
 def first_slots(cache: KVCache, capacity: int) -> KVCache:

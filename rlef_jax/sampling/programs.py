@@ -119,9 +119,11 @@ class Programs:
             lambda s: NamedSharding(mesh, PartitionSpec(*(None if a == "fsdp" else a for a in s.spec))),
             param_shardings(mesh, cfg),
         )
+        self._turned = kv_cache.unstacked_shardings(self._weights, cfg)
         # A copy even where nothing is to be cast: jit would hand an array that it doesn't change through.
         self._unstack = jax.jit(
-            lambda params: kv_cache.unstack(jax.tree.map(lambda a: jnp.copy(a).astype(self.dtype), params), cfg)
+            lambda params: kv_cache.unstack(jax.tree.map(lambda a: jnp.copy(a).astype(self.dtype), params), cfg),
+            out_shardings=self._turned,
         )
         self._decode: dict[tuple[int, bool], Any] = {}
         self._prefill: dict[tuple[int, bool], Any] = {}
@@ -138,53 +140,64 @@ class Programs:
             kv_cache.init_cache(self.cfg, self.shapes.rows, self.shapes.slots, self.dtype), self._cache
         )
 
+    def lowered(self, dtype: Any = jnp.float32) -> dict[str, jax.stages.Lowered]:
+        """Each program by its name, from shapes and shardings alone: the mesh's devices needn't be there.
+
+        "decode LENGTH plain" and "decode LENGTH cut" (see `decode`), "prefill CHUNK first" and "prefill CHUNK later",
+        "take", "put", and "prepare" from the trainer's stacked weights, kept in `dtype`.
+        """
+        found = {name: lower() for name, lower in self._lowerings()}
+        return found | {"prepare": self._unstack.lower(abstract_params(self.cfg, dtype, self._weights))}
+
     def compile(self, on_progress: Callable[[int, int], None] | None = None, threads: int = 2) -> None:
         """Compiles what isn't yet; `on_progress(done, all)` is told."""
         if self._put is not None:
             return
-        jobs = list(self._jobs())
+
+        def build(job: tuple[str, Callable[[], jax.stages.Lowered]]) -> tuple[str, Any]:
+            return job[0], job[1]().compile(self._options)
+
+        jobs, made = list(self._lowerings()), {}
         with ThreadPoolExecutor(threads, "compile") as pool:
-            for done, _ in enumerate(pool.map(lambda job: job(), jobs), 1):
+            for done, (name, program) in enumerate(pool.map(build, jobs), 1):
+                made[name] = program
                 if on_progress is not None:
                     on_progress(done, len(jobs))
+        self.compiled += len(made)
+        for name, program in made.items():
+            what, *which = name.split()
+            if what == "decode":
+                self._decode[int(which[0]), which[1] == "plain"] = program
+            elif what == "prefill":
+                self._prefill[int(which[0]), which[1] == "first"] = program
+        self._take, self._put = made["take"], made["put"]
 
-    def _jobs(self) -> Iterator[Callable[[], None]]:
-        """What compiles each program. The pair of `take` and `put` comes last."""
+    def _lowerings(self) -> Iterator[tuple[str, Callable[[], jax.stages.Lowered]]]:
+        """(name, what lowers it) of each program of a session."""
         s = self.shapes
-        weights, cache = self._abstract_weights(), self._abstract_cache()
-        rows = self._abstract_rows()
+        weights, cache, rows = self._abstract_weights(), self._abstract_cache(), self._abstract_rows()
 
-        def build(table: Any, key: Any, function: Any, donate: tuple[int, ...], out: Any, *args: Any) -> None:
-            jitted = jax.jit(function, donate_argnums=donate, out_shardings=out)
-            table[key] = jitted.lower(*args).compile(self._options)
-            self.compiled += 1
+        def program(function: Any, donate: tuple[int, ...], out: Any, *args: Any) -> Callable[[], jax.stages.Lowered]:
+            return lambda: jax.jit(function, donate_argnums=donate, out_shardings=out).lower(*args)
 
         for capacity in sorted({s.cache_length(length) for length in range(1, s.max_len + 1)}):
             for plain in _KINDS:
                 run = functools.partial(decode, cfg=self.cfg, steps=s.decode_steps, capacity=capacity, plain=plain)
-                yield functools.partial(
-                    build, self._decode, (capacity, plain), run, (1,), (self._cache, None), weights, cache, rows
-                )
+                name = f"decode {capacity} {'plain' if plain else 'cut'}"
+                yield name, program(run, (1,), (self._cache, None), weights, cache, rows)
         for chunk in s.prefill_chunks:
             count = s.chunk_rows(chunk)
             tokens = jax.ShapeDtypeStruct((count, chunk), jnp.int32, sharding=self._whole)
             each = jax.ShapeDtypeStruct((count,), jnp.int32, sharding=self._whole)
             for first in (True, False):
                 fill = functools.partial(_prefill, cfg=self.cfg, capacity=0 if first else s.max_len)
-                yield functools.partial(
-                    build, self._prefill, (chunk, first), fill, (1,), self._cache, weights, cache, each, tokens, each
-                )
+                name = f"prefill {chunk} {'first' if first else 'later'}"
+                yield name, program(fill, (1,), self._cache, weights, cache, each, tokens, each)
         one = jax.ShapeDtypeStruct((), jnp.int32, sharding=self._whole)
         row = jax.eval_shape(_take, cache, one)
         row = jax.ShapeDtypeStruct(row.shape, row.dtype, sharding=self._whole)
-        moves: dict[str, Any] = {}
-
-        def build_moves() -> None:
-            build(moves, "take", _take, (), self._whole, cache, one)
-            build(moves, "put", _put, (0,), self._cache, cache, one, row)
-            self._take, self._put = moves["take"], moves["put"]
-
-        yield build_moves
+        yield "take", program(_take, (), self._whole, cache, one)
+        yield "put", program(_put, (0,), self._cache, cache, one, row)
 
     def decode(self, weights: Params, cache: KVCache, rows: Rows) -> tuple[KVCache, Drawn]:
         """One dispatch; `rows` holds numpy arrays. The cache is consumed."""
@@ -211,13 +224,13 @@ class Programs:
         return self._put(cache, *jax.device_put((np.int32(row), whole), self._whole))
 
     def _abstract_weights(self) -> Params:
-        stacked = abstract_params(self.cfg, self.dtype, self._weights)
-        # What compiling it says of its outputs' placement is what `prepare` will give.
-        lowered = self._unstack.lower(stacked).compile()
         return jax.tree.map(
             lambda a, sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding),
-            jax.eval_shape(functools.partial(kv_cache.unstack, cfg=self.cfg), stacked),
-            lowered.output_shardings,
+            jax.eval_shape(
+                functools.partial(kv_cache.unstack, cfg=self.cfg),
+                abstract_params(self.cfg, self.dtype, self._weights),
+            ),
+            self._turned,
         )
 
     def _abstract_cache(self) -> KVCache:
