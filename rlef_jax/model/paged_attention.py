@@ -24,7 +24,7 @@ from jax.experimental.pallas import triton
 # The smallest matrix that a tensor core multiplies: fewer queries of a group are padded.
 _LEAST_QUERIES = 16
 # Programs that keep a large card busy (an H100 has 132 multiprocessors), and most parts of a row.
-_PROGRAMS, _MOST_PARTS = 1024, 16
+_PROGRAMS, _MOST_PARTS = 512, 16
 # Below every score, but finite: -inf minus itself is NaN.
 _LOWEST = -1e30
 

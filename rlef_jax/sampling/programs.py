@@ -75,6 +75,11 @@ class Shapes:
         """Pages of the longest row."""
         return -(-self.max_len // self.page_slots)
 
+    def page_bytes(self, cfg: ModelConfig, dtype: Any, tensor: int) -> int:
+        """Bytes of a page's keys and values on each of the `tensor` devices that share the heads."""
+        heads = cfg.n_kv_heads // tensor
+        return 2 * cfg.n_layers * heads * self.page_slots * cfg.d_head * jnp.dtype(dtype).itemsize
+
     @property
     def moved_pages(self) -> int:
         """Pages that are moved together, out of the cache or back: some hundred tokens."""
