@@ -64,9 +64,7 @@ def base_config() -> ConfigDict:
                 workers=2,  # threads with rows // workers rows each: more than one for CPU cores only
                 min_ready_fraction=0.5,  # of a worker's dialogues must have work before it goes on; 0 never waits
                 decode_steps=8,  # decoding steps between two looks at what came and what ended
-                cache_lengths=(
-                    128,
-                ),  # lengths of row that decoding is compiled for, beside the context; not on GPUs
+                cache_lengths=(128,),  # lengths of row that decoding is compiled for, beside the context; not on GPUs
                 prefill_chunks=(32, 64),  # lengths of chunk in which prompts are prefilled
                 prefill_tokens=512,  # of the chunks that are prefilled together, about
                 data=1,  # devices that share the rows

@@ -51,14 +51,26 @@ class SamplerWorker:
         """Works until it is closed. What is unfinished then, or if it fails, is `abandon`'s."""
         while self._read_inbox():
             with self._clock.busy():
-                self._now, self._version = self._weights()
-                self._admit()
-                if self._due() or self._quiet:
-                    self._fill()
-                    # Who came meanwhile decodes along, instead of a dispatch later, while there are rows for more.
-                    if not self._seats.free_rows or self.inbox.empty():
-                        self._decode()
-                        self._quiet = False
+                self.advance()
+
+    def advance(self) -> None:
+        """Rows for those who wait, prompts, and one dispatch, unless too few have work or more has come meanwhile."""
+        self._now, self._version = self._weights()
+        self._admit()
+        if self._due() or self._quiet:
+            self._fill()
+            # Who came meanwhile decodes along, instead of a dispatch later, while there are rows for more.
+            if not self._seats.free_rows or self.inbox.empty():
+                self._decode()
+                self._quiet = False
+
+    def take_in(self, item: Job | Dialogue) -> None:
+        """A job has come, or a dialogue is over."""
+        self._stuck = False
+        if isinstance(item, Dialogue):
+            self._seats.end(item)
+        else:
+            self._receive(item)
 
     def abandon(self, error: BaseException) -> None:
         """Ends with `error` what was asked for and isn't finished. `run` must have returned or failed."""
@@ -83,12 +95,10 @@ class SamplerWorker:
             except queue.Empty:
                 self._quiet = self._quiet or not due
                 return True
-            if isinstance(item, Dialogue):
-                self._seats.end(item)
-            elif item is not None:
-                self._receive(item)
-                burst = self._seats.free_rows > len(self._seats.waiting)
             self._stuck = False
+            if item is not None:
+                self.take_in(item)
+                burst = isinstance(item, Job) and self._seats.free_rows > len(self._seats.waiting)
         return False
 
     def _due(self) -> bool:
