@@ -99,19 +99,20 @@ def init_cache(cfg: ModelConfig, pages: int, slots: int, dtype: Any = jnp.float3
     return KVCache(tuple((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(cfg.n_layers)))
 
 
-def unstack(params: Params, cfg: ModelConfig) -> Params:
-    """The same parameters with a tuple of layers in place of the stack, and their matrices with outputs first."""
+def turned_layer(layers: Params, index: int | jax.Array, cfg: ModelConfig, dtype: Any = None) -> Params:
+    """One layer of stacked `layers`, its matrices with outputs first, in `dtype` (None: as they are)."""
 
-    def turned(p: Parameter, array: jax.Array) -> jax.Array | OutputMajor:
+    def turned(p: Parameter, stack: jax.Array) -> jax.Array | OutputMajor:
+        array = jax.lax.dynamic_index_in_dim(stack, index, keepdims=False)
+        array = array if dtype is None else array.astype(dtype)
         return OutputMajor(jnp.moveaxis(array, range(p.inputs), range(-p.inputs, 0))) if p.inputs else array
 
-    layers = describe(cfg)["layers"]
-    return {
-        **params,
-        "layers": tuple(
-            jax.tree.map(turned, layers, transformer.layer_params(params, index)) for index in range(cfg.n_layers)
-        ),
-    }
+    return jax.tree.map(turned, describe(cfg)["layers"], layers)
+
+
+def unstack(params: Params, cfg: ModelConfig) -> Params:
+    """The same parameters with a tuple of layers in place of the stack, and their matrices with outputs first."""
+    return {**params, "layers": tuple(turned_layer(params["layers"], index, cfg) for index in range(cfg.n_layers))}
 
 
 def unstacked_shardings(shardings: Params, cfg: ModelConfig) -> Params:

@@ -146,11 +146,9 @@ class Programs:
             param_shardings(mesh, cfg),
         )
         self._turned = kv_cache.unstacked_shardings(self._weights, cfg)
-        # A copy even where nothing is to be cast: jit would hand an array that it doesn't change through.
-        self._unstack = jax.jit(
-            lambda params: kv_cache.unstack(jax.tree.map(lambda a: jnp.copy(a).astype(self.dtype), params), cfg),
-            out_shardings=self._turned,
-        )
+        # Copies even where nothing is to be cast: jit would hand an array that it doesn't change through.
+        self._cast = jax.jit(lambda tree: jax.tree.map(lambda a: jnp.copy(a).astype(self.dtype), tree))
+        self._layer = jax.jit(lambda layers, index: kv_cache.turned_layer(layers, index, cfg, self.dtype))
         make = functools.partial(kv_cache.init_cache, cfg, self.shards * self.pages, shapes.page_slots, self.dtype)
         self._empty = jax.jit(make, out_shardings=self._cache)
         self._decode: dict[tuple[int, bool], Any] = {}
@@ -159,21 +157,37 @@ class Programs:
         self._put: Any = None
 
     def prepare(self, params: Params) -> Params:
-        """A copy of parameters as the programs take them, in their dtype: the caller may donate its own afterwards."""
-        return self._unstack(jax.device_put(params, self._weights))
+        """A copy of parameters as the programs take them, in their dtype: the caller may donate its own afterwards.
+
+        One layer after the other is cast and turned where it lies, and then travels: beside the weights themselves no
+        device holds more than a layer.
+        """
+        others = {name: tree for name, tree in params.items() if name != "layers"}
+        layers = tuple(
+            jax.device_put(self._layer(params["layers"], np.int32(index)), self._turned["layers"][index])
+            for index in range(self.cfg.n_layers)
+        )
+        found = {name: jax.device_put(self._cast(tree), self._turned[name]) for name, tree in others.items()}
+        return {**found, "layers": layers}
 
     def new_cache(self) -> KVCache:
         """An empty cache."""
         return self._empty()
 
-    def lowered(self, dtype: Any = jnp.float32) -> dict[str, jax.stages.Lowered]:
+    def lowered(self, dtype: Any = jnp.float32, trainer: Params | None = None) -> dict[str, jax.stages.Lowered]:
         """Each program by its name, from shapes and shardings alone: the mesh's devices needn't be there.
 
         "decode LENGTH plain" and "decode LENGTH cut" (see `decode`), "prefill CHUNK first" and "prefill CHUNK later",
-        "take", "put", and "prepare" from the trainer's stacked weights, kept in `dtype`.
+        "take", "put", and "prepare", which makes one layer out of the trainer's stacked weights, where they lie.
+
+        Args:
+          dtype, trainer: of the trainer's weights, and where they lie (by default split as the sampler's).
         """
+        layers = abstract_params(self.cfg, dtype, self._weights if trainer is None else trainer)["layers"]
+        [mesh] = {array.sharding.mesh for array in jax.tree.leaves(layers)}
+        index = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
         found = {name: lower() for name, lower in self._lowerings()}
-        return found | {"prepare": self._unstack.lower(abstract_params(self.cfg, dtype, self._weights))}
+        return found | {"prepare": self._layer.lower(layers, index)}
 
     def compile(self, on_progress: Callable[[int, int], None] | None = None, threads: int = 2) -> None:
         """Compiles what isn't yet; `on_progress(done, all)` is told."""
