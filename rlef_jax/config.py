@@ -58,11 +58,13 @@ def base_config() -> ConfigDict:
                 temperature=1.0,  # A.1
                 top_p=1.0,
                 top_k=0,  # 0 = no limit
-                rows=256,  # dialogues that are sampled at the same time
+                rows=256,  # responses that are decoded together
+                cache_gib=0.0,  # GiB of a device for keys and values; 0 = what `rows` dialogues of a full context need
+                page_slots=64,  # tokens of a page, in which that memory is given out; a power of two for GPUs
                 workers=2,  # threads with rows // workers rows each: more than one for CPU cores only
                 min_ready_fraction=0.5,  # of a worker's dialogues must have work before it goes on; 0 never waits
                 decode_steps=8,  # decoding steps between two looks at what came and what ended
-                cache_lengths=(128,),  # lengths of row that decoding is compiled for, beside episode.context
+                cache_lengths=(128,),  # lengths of row that decoding is compiled for, beside the context; not on GPUs
                 prefill_chunks=(32, 64),  # lengths of chunk in which prompts are prefilled
                 prefill_tokens=512,  # of the chunks that are prefilled together, about
                 data=1,  # devices that share the rows

@@ -18,7 +18,7 @@ _AT_LEAST_1 = (
     "model.d_model", "model.n_layers", "model.n_heads", "model.n_kv_heads", "model.d_head", "model.d_ff",
     "episode.max_turns", "episode.context", "episode.max_new_tokens",
     "sampling.rows", "sampling.workers", "sampling.decode_steps", "sampling.prefill_tokens", "sampling.data",
-    "sampling.tensor",
+    "sampling.tensor", "sampling.page_slots",
     "execution.memory_mb", "execution.output_kb", "execution.wall_patience",
     "ppo.rollouts", "ppo.updates", "ppo.microbatch_rows", "ppo.row_episodes", "model.logit_tokens",
     "mesh.data", "mesh.fsdp", "mesh.tensor",
@@ -27,7 +27,7 @@ _AT_LEAST_1 = (
 )  # fmt: skip
 _AT_LEAST_0 = (
     "seed", "model.vocab_size", "model.window", "model.window_rope_theta", "model.query_scalar",
-    "episode.max_failures_shown", "episode.max_text_chars", "sampling.top_k",
+    "episode.max_failures_shown", "episode.max_text_chars", "sampling.top_k", "sampling.cache_gib",
     "execution.workers", "execution.max_wall_s", "ppo.warmup_steps", "ppo.weight_decay", "ppo.clip_norm",
     "ppo.max_grad_norm", "ppo.kl_beta", "ppo.value_coef", "train.iterations", "train.max_staleness",
     "train.max_skipped", "eval.temperature", "eval.problems", "eval.every", "eval.patience",

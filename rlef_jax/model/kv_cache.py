@@ -1,168 +1,222 @@
-"""The key/value cache of a fixed number of rows: chunks of prompts go in, decoding steps read it.
+"""The key/value cache: pages that dialogues are given as they grow. Chunks of prompts go in, decoding steps read it.
 
-The token at position p of a row lies in slot p of the row. Decoding doesn't write there: the steps of one dispatch keep
-their keys and values in a small *tail*, step i of every row in slot i, so that each step writes one slice in place and
-what lies in the cache stays as it is while they run; `flush` moves the tail behind the rows' ends afterwards. Slots at
-and behind a row's end are never looked at, so padding may be written there. What a row reads depends on nothing but
-its own tokens.
+A page is S slots of one dialogue, or free. A row's *table* names its dialogue's pages in the order of its tokens: the
+token at position p of a row lies in page table[p // S] at slot p % S. A number that no page has, such as P, stands for
+a page that isn't there. Decoding doesn't write to pages: the steps of one dispatch keep their keys and values in a
+small *tail*, step i of every row in slot i, so that each step writes one slice in place and what lies in the cache
+stays as it is while they run; `write` moves the tail behind the rows' ends afterwards. Slots at and behind a row's end
+are never looked at, so padding may be written there. What a row reads depends on nothing but its own tokens.
+
+Nothing copies the cache. A GPU's kernel reads the pages where they are (`paged_attention.py`). Elsewhere a dispatch
+begins with a contiguous copy of its rows' pages (`gather`), which costs less than reading single pages at each step.
+
+On a mesh the pages are split over the axes of rows: each shard of rows has a pool of its own, and tables hold the
+numbers that a page has in its shard. Key/value heads are split over `tensor`.
 
 `params` have their layers apart here (`unstack`): decoding reads each layer's weights where they are.
 
-Shapes: B rows of the cache, S its slots, T slots of the tail, R rows of a chunk, C its tokens, K key/value heads, Q
-query heads per key/value head, H head width, D model width.
+Shapes: P pages of a shard, S slots of a page, B rows, N pages of a table, T slots of the tail, R rows of a chunk, C its
+tokens, K key/value heads, Q query heads per key/value head, H head width, D model width.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rlef_jax.model import transformer
 from rlef_jax.model.attention import Attention
+from rlef_jax.model.cached_attention import Part, attend, attend_by_cudnn, attend_part
+from rlef_jax.model.paged_attention import kernel_fits, merge, paged_attention
 from rlef_jax.model.parameters import Parameter, describe
+from rlef_jax.model.sharding import ROWS
 from rlef_jax.model.transformer import LayerKind, ModelConfig, OutputMajor, Params
 
 Pair = tuple[jax.Array, jax.Array]
-# Keys and values [B, K, S, H], and which of the S may be seen: bool, broadcastable to [B, K, Q, C, S].
-Part = tuple[jax.Array, jax.Array, jax.Array]
+
+# What is split over a mesh: [P or B, K, ...]; what `take` gives; [B, C, K, ...]; masks of rows, masks of all rows.
+POOL = PartitionSpec(*ROWS, "tensor")
+MOVED = PartitionSpec(*ROWS, None, None, None, "tensor")
+_QUERIES = PartitionSpec(*ROWS, None, "tensor")
+_SEEN, _SAME = ROWS, PartitionSpec()
+
+
+@dataclasses.dataclass(frozen=True)
+class Where:
+    """Where a cache lies, and how attention reaches it there.
+
+    Attributes:
+      mesh: None is one device.
+      kernel: decoding reads pages by the kernel for GPUs; `interpret`: in Pallas' interpreter.
+      cudnn: prompts are attended to by cuDNN.
+    """
+
+    mesh: Mesh | None = None
+    kernel: bool = False
+    interpret: bool = False
+    cudnn: bool = False
+
+    def on_shards(self, function: Callable[..., Any], inputs: Any, outputs: Any) -> Callable[..., Any]:
+        """The function of each shard's own parts."""
+        if self.mesh is None or self.mesh.size == 1:
+            return function
+        return jax.shard_map(function, mesh=self.mesh, in_specs=inputs, out_specs=outputs, check_vma=False)
+
+
+def reached(mesh: Mesh, cfg: ModelConfig, slots: int, dtype: Any) -> Where:
+    """How a cache in pages of `slots` is best reached on a mesh's devices, which needn't be there."""
+    gpu = mesh.devices.flat[0].platform in ("gpu", "cuda")
+    half = jnp.dtype(dtype).itemsize == 2
+    return Where(
+        mesh,
+        kernel=gpu and kernel_fits(cfg.d_head, slots),
+        cudnn=gpu and half and cfg.d_head % 8 == 0 and cfg.d_head <= 128,
+    )
 
 
 @flax.struct.dataclass
 class KVCache:
-    """One (keys, values) pair of [B, K, S, H] per layer, in separate arrays: a stack would be copied each step."""
+    """One (keys, values) pair of [P, K, S, H] per layer, in separate arrays: a stack would be copied each step."""
 
     layers: tuple[Pair, ...]
 
     @property
     def capacity(self) -> int:
-        """Slots of a row (S)."""
+        """Slots of a page (S)."""
         return self.layers[0][0].shape[2]
 
 
-def init_cache(cfg: ModelConfig, rows: int, capacity: int, dtype: Any = jnp.float32) -> KVCache:
+def init_cache(cfg: ModelConfig, pages: int, slots: int, dtype: Any = jnp.float32) -> KVCache:
     """An empty cache: zeros, since a masked slot must still be finite."""
-    shape = (rows, cfg.n_kv_heads, capacity, cfg.d_head)
+    shape = (pages, cfg.n_kv_heads, slots, cfg.d_head)
     return KVCache(tuple((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(cfg.n_layers)))
+
+
+def turned_layer(layers: Params, index: int | jax.Array, cfg: ModelConfig, dtype: Any = None) -> Params:
+    """One layer of stacked `layers`, its matrices with outputs first, in `dtype` (None: as they are)."""
+
+    def turned(p: Parameter, stack: jax.Array) -> jax.Array | OutputMajor:
+        array = jax.lax.dynamic_index_in_dim(stack, index, keepdims=False)
+        array = array if dtype is None else array.astype(dtype)
+        return OutputMajor(jnp.moveaxis(array, range(p.inputs), range(-p.inputs, 0))) if p.inputs else array
+
+    return jax.tree.map(turned, describe(cfg)["layers"], layers)
 
 
 def unstack(params: Params, cfg: ModelConfig) -> Params:
     """The same parameters with a tuple of layers in place of the stack, and their matrices with outputs first."""
-
-    def turned(p: Parameter, array: jax.Array) -> jax.Array | OutputMajor:
-        return OutputMajor(jnp.moveaxis(array, range(p.inputs), range(-p.inputs, 0))) if p.inputs else array
-
-    layers = describe(cfg)["layers"]
-    return {
-        **params,
-        "layers": tuple(
-            jax.tree.map(turned, layers, transformer.layer_params(params, index)) for index in range(cfg.n_layers)
-        ),
-    }
+    return {**params, "layers": tuple(turned_layer(params["layers"], index, cfg) for index in range(cfg.n_layers))}
 
 
-def first_slots(cache: KVCache, capacity: int) -> KVCache:
-    """The cache's first `capacity` slots; the cache itself, not copied, where it has no more."""
-    if capacity >= cache.capacity:
-        return cache
-    return KVCache(jax.tree.map(lambda slots: slots[:, :, :capacity], cache.layers))
+def unstacked_shardings(shardings: Params, cfg: ModelConfig) -> Params:
+    """Where `unstack`'s results lie, for stacked parameters that lie as `shardings` (a NamedSharding each) say."""
+
+    def turned(p: Parameter, sharding: NamedSharding) -> NamedSharding | OutputMajor:
+        axes = (*sharding.spec, *[None] * len(p.shape))[1 : len(p.shape)]
+        spec = NamedSharding(sharding.mesh, PartitionSpec(*axes[p.inputs :], *axes[: p.inputs]))
+        return OutputMajor(spec) if p.inputs else spec  # type: ignore[arg-type]
+
+    layer = jax.tree.map(turned, describe(cfg)["layers"], shardings["layers"])
+    return {**shardings, "layers": (layer,) * cfg.n_layers}
 
 
-def write(cache: KVCache, new: Sequence[Pair], rows: jax.Array, starts: jax.Array) -> KVCache:
-    """Write new [R, K, C, H] into the cache's rows [R] from slots starts [R] on.
+def gather(cache: KVCache, tables: jax.Array, capacity: int, where: Where) -> KVCache:
+    """A contiguous copy [B, K, capacity, H] of the first slots of the rows whose pages are in tables [B, N].
 
-    What doesn't fit, starts + C > S or a row that the cache hasn't got, is left out whole. Rows must differ.
+    What lies in pages that a table hasn't got is some finite number.
     """
-    numbers = jax.lax.ScatterDimensionNumbers(
-        update_window_dims=(1, 2, 3), inserted_window_dims=(0,), scatter_dims_to_operand_dims=(0, 2)
-    )
-    where = jnp.stack([rows, starts], axis=1)
+    slots = cache.capacity
+    count = -(-capacity // slots)
 
-    def put(slots: jax.Array, piece: jax.Array) -> jax.Array:
+    def one(pool: jax.Array, tables: jax.Array) -> jax.Array:
+        b, (_, k, _, h) = len(tables), pool.shape
+        numbers = jax.lax.GatherDimensionNumbers(offset_dims=(1, 3, 4), collapsed_slice_dims=(0,), start_index_map=(0,))
+        pages = jax.lax.gather(
+            pool, tables[:, :count, None], numbers, (1, k, slots, h), mode=jax.lax.GatherScatterMode.CLIP
+        )
+        return pages.reshape(b, k, count * slots, h)[:, :, :capacity]
+
+    on_shards = where.on_shards(one, (POOL, ROWS), POOL)
+    return KVCache(jax.tree.map(lambda pool: on_shards(pool, tables), cache.layers))
+
+
+def write(cache: KVCache, new: Sequence[Pair], tables: jax.Array, starts: jax.Array, where: Where) -> KVCache:
+    """Write new [R, K, C, H] into the pages of rows with tables [R, N], from their slots starts [R] on, in place.
+
+    A token whose page the table hasn't got is left out. Rows must not share pages.
+    """
+    slots, names = cache.capacity, tables.shape[1]
+    numbers = jax.lax.ScatterDimensionNumbers(
+        update_window_dims=(1, 3), inserted_window_dims=(0, 2), scatter_dims_to_operand_dims=(0, 2)
+    )
+
+    def put(pool: jax.Array, piece: jax.Array, tables: jax.Array, starts: jax.Array) -> jax.Array:
+        at = starts[:, None] + jnp.arange(piece.shape[2])[None, :]
+        number = at // slots
+        page = jnp.take_along_axis(tables, jnp.minimum(number, names - 1), axis=1)
+        place = jnp.stack([jnp.where(number < names, page, len(pool)), at % slots], axis=-1)
         return jax.lax.scatter(
-            slots, where, piece, numbers, mode=jax.lax.GatherScatterMode.FILL_OR_DROP, unique_indices=True
+            pool, place, piece, numbers, mode=jax.lax.GatherScatterMode.FILL_OR_DROP, unique_indices=True
         )
 
+    on_shards = where.on_shards(put, (POOL, POOL, ROWS, ROWS), POOL)
     return KVCache(
-        tuple((put(k, a), put(v, b)) for (k, v), (a, b) in zip(cache.layers, new, strict=True)),
+        tuple(
+            (on_shards(k, a, tables, starts), on_shards(v, b, tables, starts))
+            for (k, v), (a, b) in zip(cache.layers, new, strict=True)
+        )
     )
 
 
-def flush(cache: KVCache, tail: KVCache, lengths: jax.Array) -> KVCache:
-    """Move the tail behind each row's `lengths` [B] tokens. A row needs lengths + T <= S, or nothing is moved."""
-    return write(cache, tail.layers, jnp.arange(lengths.shape[0]), lengths)
+def take(cache: KVCache, pages: jax.Array, where: Where) -> jax.Array:
+    """The contents [D, L, 2, M, K, S, H] of the pages [D, M] of each of the D shards of rows."""
+
+    def one(layers: tuple[Pair, ...], pages: jax.Array) -> jax.Array:
+        found = [jnp.stack([jnp.take(pool, pages[0], axis=0, mode="clip") for pool in pair]) for pair in layers]
+        return jnp.stack(found)[None]
+
+    return where.on_shards(one, (POOL, ROWS), MOVED)(cache.layers, pages)
 
 
-# Up to so many queries of a group XLA's CPU backend takes less time for one after the other (docs/lab/sampler.md).
-_FEW_QUERIES = 4
+def put(cache: KVCache, pages: jax.Array, contents: jax.Array, where: Where) -> KVCache:
+    """Puts what `take` gave into the pages [D, M], of which those that aren't there are left out, in place."""
 
+    def one(layers: tuple[Pair, ...], pages: jax.Array, contents: jax.Array) -> tuple[Pair, ...]:
+        return tuple(
+            (
+                keys.at[pages[0]].set(contents[0, layer, 0], mode="drop", unique_indices=True),
+                values.at[pages[0]].set(contents[0, layer, 1], mode="drop", unique_indices=True),
+            )
+            for layer, (keys, values) in enumerate(layers)
+        )
 
-def _products(queries: jax.Array, keys: jax.Array) -> jax.Array:
-    """Inner products [B, K, N, S] of queries [B, K, N, H] and keys [B, K, S, H].
-
-    On CPUs a product of matrices packs and turns all of the keys first, one of a matrix and a vector reads them as they
-    lie. A GPU wants few, large products.
-    """
-
-    def together(queries: jax.Array, keys: jax.Array) -> jax.Array:
-        return jnp.einsum("bknh,bksh->bkns", queries, keys)
-
-    def one_by_one(queries: jax.Array, keys: jax.Array) -> jax.Array:
-        count = queries.shape[2]
-        return jnp.stack([jnp.einsum("bkh,bksh->bks", queries[:, :, n], keys) for n in range(count)], axis=2)
-
-    if queries.shape[2] > _FEW_QUERIES:
-        return together(queries, keys)
-    return jax.lax.platform_dependent(queries, keys, cpu=one_by_one, default=together)
-
-
-def attend(queries: jax.Array, parts: Sequence[Part]) -> jax.Array:
-    """Attention of queries [B, C, K, Q, H] over several parts at once -> [B, C, K, Q, H].
-
-    One softmax over all parts, whose keys and values stay apart. Each query must see something.
-    """
-    b, c, k, q, h = queries.shape
-    # One plain batched product per part: with five-dimensional operands XLA's CPU backend takes twice as long.
-    flat = jnp.transpose(queries, (0, 2, 3, 1, 4)).reshape(b, k, q * c, h)
-
-    def scores(keys: jax.Array, seen: jax.Array) -> jax.Array:
-        found = _products(flat, keys).astype(jnp.float32)
-        return jnp.where(seen, found.reshape(b, k, q, c, -1), -jnp.inf)
-
-    found = [scores(keys, seen) for keys, _, seen in parts]
-    largest = functools.reduce(jnp.maximum, [jnp.max(s, axis=-1, keepdims=True) for s in found])
-    shares = [jnp.exp(s - largest).reshape(b, k, q * c, -1) for s in found]
-    total = functools.reduce(jnp.add, [jnp.sum(e, axis=-1, keepdims=True) for e in shares])
-    mixed = functools.reduce(
-        jnp.add,
-        [
-            jnp.einsum("bkrs,bksh->bkrh", e.astype(values.dtype), values).astype(jnp.float32)
-            for e, (_, values, _) in zip(shares, parts, strict=True)
-        ],
-    )
-    return jnp.transpose((mixed / total).reshape(b, k, q, c, h), (0, 3, 1, 2, 4)).astype(queries.dtype)
+    return KVCache(where.on_shards(one, (POOL, ROWS, MOVED), POOL)(cache.layers, pages, contents))
 
 
 def prefill(
     params: Params,
     cfg: ModelConfig,
     cache: KVCache,
-    rows: jax.Array,
+    tables: jax.Array,
     tokens: jax.Array,
     starts: jax.Array,
     *,
     capacity: int,
+    where: Where,
 ) -> KVCache:
-    """Put tokens [R, C] into the cache's rows [R], at positions starts [R] and after.
+    """Put tokens [R, C] into the rows with tables [R, N], at positions starts [R] and after.
 
-    `capacity`: slots of the cache that are looked at, at least the largest of starts. Chunks may be padded at the
-    right, and a chunk of a row that the cache hasn't got (B or more) is dropped. Needs starts + C <= S.
+    `capacity`: slots of the rows that are looked at, at least the largest of starts. Chunks may be padded at the
+    right: what has no page is dropped, and so is all of a chunk whose table is empty.
     """
-    count, width = tokens.shape
+    width = tokens.shape[1]
     positions = starts[:, None] + jnp.arange(width)[None, :]
     before = (jnp.arange(capacity)[None, :] < starts[:, None])[:, None, None, None, :]
     causal = jnp.tril(jnp.ones((width, width), bool))[None, None, None]
@@ -181,15 +235,22 @@ def prefill(
             k, v = jnp.moveaxis(k, 1, 2), jnp.moveaxis(v, 1, 2)
             parts: list[Part] = [(k, v, see_chunk)]
             if capacity:
-                keys, values = (jnp.take(slots, rows, axis=0, mode="clip")[:, :, :capacity] for slots in old)
+                [(keys, values)] = gather(KVCache((old,)), tables, capacity, where).layers
                 parts.append((keys, values, see_before))
-            return attend(q, parts), (k, v)
+            if not where.cudnn:
+                return attend(q, parts), (k, v)
+            by_cudnn = where.on_shards(
+                lambda q, *parts: attend_by_cudnn(q, parts, kind.window),
+                (_QUERIES, *[(POOL, POOL, _SEEN if part[2].shape[0] > 1 else _SAME) for part in parts]),
+                _QUERIES,
+            )
+            return by_cudnn(q, *parts), (k, v)
 
         return attention
 
     dtype = cache.layers[0][0].dtype
     _, new = transformer.run_model(params, cfg, tokens, positions, attend_chunk, cache.layers, dtype=dtype)
-    return write(cache, new, rows, starts)
+    return write(cache, new, tables, starts, where)
 
 
 def decode_step(
@@ -200,11 +261,15 @@ def decode_step(
     tokens: jax.Array,
     lengths: jax.Array,
     step: jax.Array,
+    *,
+    tables: jax.Array | None = None,
+    where: Where | None = None,
 ) -> tuple[jax.Array, KVCache]:
     """Run one token a row: tokens [B] at positions lengths + step, whose keys and values go to slot `step` of the tail.
 
     `seen` holds the `lengths` [B] tokens before this dispatch, slots 0 to step - 1 of the tail those of its steps so
-    far. Returns (hidden [B, D] after the final norm, tail).
+    far. `seen` is a contiguous copy (`gather`); or with `tables` [B, N] and `where` the pages themselves, which a GPU's
+    kernel reads. Returns (hidden [B, D] after the final norm, tail).
     """
     see_seen = (jnp.arange(seen.capacity)[None, :] < lengths[:, None])[:, None, None, None, :]
     see_tail = (jnp.arange(tail.capacity) <= step)[None, None, None, None, :]
@@ -217,6 +282,16 @@ def decode_step(
         in_tail = jnp.arange(tail.capacity)[None, None, None, None, :] > step - window
         return see_seen & (jnp.arange(seen.capacity)[None, None, None, None, :] > last), see_tail & in_tail
 
+    def attend_pages(q: jax.Array, old: Pair, recent: Part, window: int) -> jax.Array:
+        assert where is not None
+        starts = jnp.maximum(lengths + step - window + 1, 0) if window else jnp.zeros_like(lengths)
+        kernel = where.on_shards(
+            functools.partial(paged_attention, interpret=where.interpret), (POOL, POOL, POOL, ROWS, ROWS, ROWS), POOL
+        )
+        queries = q[:, 0]
+        found = merge([kernel(queries, *old, tables, starts, lengths), attend_part(queries, *recent)])
+        return found[:, None].astype(q.dtype)
+
     def attend_step(kind: LayerKind, memory: tuple[Pair, Pair]) -> Attention:
         old, recent = memory
         in_seen, in_tail = masks(kind.window)
@@ -227,6 +302,8 @@ def decode_step(
                 jax.lax.dynamic_update_slice(slots, jnp.moveaxis(one, 1, 2), place)
                 for slots, one in zip(recent, (k, v), strict=True)
             )
+            if tables is not None:
+                return attend_pages(q, old, (k, v, in_tail), kind.window), (k, v)
             return attend(q, [(*old, in_seen), (k, v, in_tail)]), (k, v)
 
         return attention

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from rlef_jax.model import kv_cache, transformer
-from rlef_jax.model.kv_cache import KVCache
+from rlef_jax.model.kv_cache import KVCache, Where
 from rlef_jax.model.transformer import ModelConfig, Params
 from rlef_jax.sampling.distribution import inverse_cdf, modified_weights, weights
 
@@ -21,6 +21,7 @@ class Rows:
       room: largest number of tokens to draw; 0 for an idle row.
       seed, step, episode, turn: the response's name (see `token_uniforms`); `drawn`: its number of tokens so far.
       temperature, top_k, top_p: see `distribution`.
+      tables: [B, N], the row's pages (see `kv_cache`).
     """
 
     tokens: jax.Array
@@ -35,6 +36,7 @@ class Rows:
     top_k: jax.Array
     top_p: jax.Array
     stop_ids: jax.Array
+    tables: jax.Array
 
 
 @flax.struct.dataclass
@@ -65,20 +67,29 @@ def token_uniforms(rows: Rows, count: int) -> jax.Array:
 
 
 def decode(
-    params: Params, cache: KVCache, rows: Rows, *, cfg: ModelConfig, steps: int, capacity: int, plain: bool
+    params: Params,
+    cache: KVCache,
+    rows: Rows,
+    *,
+    cfg: ModelConfig,
+    where: Where,
+    steps: int,
+    capacity: int,
+    plain: bool,
 ) -> tuple[KVCache, Drawn]:
     """Runs up to `steps` steps of every row, fewer if all rows are done. Returns (updated cache, drawn tokens).
 
     For a row that has drawn n tokens, its `tokens` entry and the first n - 1 drawn ones are added to the cache after
-    `lengths`.
+    `lengths`, as far as there are pages for them.
 
     Args:
       params: weights with separate layers (`kv_cache.unstack`).
-      capacity: slots of the cache that are read, at least the largest of `lengths`. Needs lengths + steps <= S.
+      capacity: slots of the rows that are read, at least the largest of `lengths`; the kernel reads what there is.
       plain: whether no row has temperature 0, a top_k or a top_p, which takes fewer passes over the vocabulary.
     """
     count = rows.tokens.shape[0]
-    prefix = kv_cache.first_slots(cache, capacity)
+    seen = cache if where.kernel else kv_cache.gather(cache, rows.tables, capacity, where)
+    tables = rows.tables if where.kernel else None
     uniforms = token_uniforms(rows, steps)
 
     def draw(hidden: jax.Array, step: jax.Array, out: Drawn) -> Drawn:
@@ -110,7 +121,9 @@ def decode(
         step = out.steps
         last = jax.lax.dynamic_index_in_dim(out.ids, jnp.maximum(step - 1, 0), axis=1, keepdims=False)
         tokens = jnp.where(step == 0, rows.tokens, last)
-        hidden, tail = kv_cache.decode_step(params, cfg, prefix, tail, tokens, rows.lengths, step)
+        hidden, tail = kv_cache.decode_step(
+            params, cfg, seen, tail, tokens, rows.lengths, step, tables=tables, where=where
+        )
         return tail, draw(hidden, step, out)
 
     empty = Drawn(
@@ -123,4 +136,4 @@ def decode(
     )
     tail = kv_cache.init_cache(cfg, count, steps, cache.layers[0][0].dtype)
     tail, out = jax.lax.while_loop(unfinished, advance, (tail, empty))
-    return kv_cache.flush(cache, tail, rows.lengths), out
+    return kv_cache.write(cache, tail.layers, rows.tables, rows.lengths, where), out

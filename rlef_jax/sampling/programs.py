@@ -1,14 +1,15 @@
 """The sampler's compiled programs: a few static shapes, all compiled before the first token.
 
-`decode` for each length of row and kind of distribution, `prefill` for each length of chunk, and a pair that moves one
-row's keys and values out of the cache and back. Nothing is compiled later: an argument of another shape is an error.
+`decode` for each length of row and kind of distribution, `prefill` for each length of chunk, and a pair that moves a
+few pages of keys and values out of the cache and back. Nothing is compiled later: an argument of another shape is an
+error.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rlef_jax.model import kv_cache
-from rlef_jax.model.kv_cache import KVCache
+from rlef_jax.model.kv_cache import KVCache, Where
 from rlef_jax.model.parameters import abstract_params
 from rlef_jax.model.sharding import ROWS, param_shardings
 from rlef_jax.model.transformer import ModelConfig, Params
@@ -36,11 +37,13 @@ class Shapes:
       rows: rows of the cache that are decoded together.
       max_len: most tokens of a row.
       cache_lengths: lengths of row for which decoding is compiled, ascending; `max_len` is one more. The shortest that
-        holds all rows is used.
+        holds all rows is used. A kernel that reads pages looks at none of them.
       prefill_chunks: lengths of chunk in which prompts are prefilled, ascending.
       prefill_tokens: of the chunks that are prefilled together, about.
       decode_steps: decoding steps of one dispatch.
       stop_ids: most stop ids of a request.
+      page_slots: tokens of a page of keys and values.
+      pages: of each device's rows (of each worker); 0 is as many as its rows need at `max_len` tokens each.
     Raises ValueError for shapes that can't be.
     """
 
@@ -51,9 +54,11 @@ class Shapes:
     prefill_tokens: int
     decode_steps: int
     stop_ids: int = 4
+    page_slots: int = 64
+    pages: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("rows", "max_len", "prefill_tokens", "decode_steps", "stop_ids"):
+        for name in ("rows", "max_len", "prefill_tokens", "decode_steps", "stop_ids", "page_slots"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("cache_lengths", "prefill_chunks"):
@@ -62,23 +67,32 @@ class Shapes:
                 raise ValueError(f"{name} must be ascending and at least 1, not {values}")
         if not self.prefill_chunks:
             raise ValueError("prefill_chunks must name at least one length")
+        if self.pages and self.pages < self.row_pages:
+            raise ValueError(f"pages={self.pages} can't hold a row of {self.max_len} tokens, {self.row_pages} pages")
 
     @property
-    def slots(self) -> int:
-        """Slots of a row: a chunk or a dispatch may begin at its last token."""
-        return self.max_len + max(self.decode_steps, self.prefill_chunks[-1])
+    def row_pages(self) -> int:
+        """Pages of the longest row."""
+        return -(-self.max_len // self.page_slots)
 
-    def chunk_rows(self, chunk: int) -> int:
-        """Chunks of a length that are prefilled together."""
-        return min(self.rows, max(1, self.prefill_tokens // chunk))
+    def page_bytes(self, cfg: ModelConfig, dtype: Any, tensor: int) -> int:
+        """Bytes of a page's keys and values on each of the `tensor` devices that share the heads."""
+        heads = cfg.n_kv_heads // tensor
+        return 2 * cfg.n_layers * heads * self.page_slots * cfg.d_head * jnp.dtype(dtype).itemsize
+
+    @property
+    def moved_pages(self) -> int:
+        """Pages that are moved together, out of the cache or back: some hundred tokens."""
+        return min(self.row_pages, max(1, 512 // self.page_slots))
+
+    def chunk_rows(self, chunk: int, shards: int = 1) -> int:
+        """Chunks of a length that are prefilled together, as many in each of the shards of rows."""
+        each = max(1, self.prefill_tokens // chunk // shards)
+        return shards * min(self.rows // shards, each)
 
     def cache_length(self, longest: int) -> int:
-        """The shortest cache length that holds rows of `longest` tokens.
-
-        To look at less than the whole cache costs a copy each dispatch; that isn't worth an eighth more to read.
-        """
-        whole = self.slots if self.slots <= self.max_len * 9 // 8 else self.max_len
-        return next((c for c in self.cache_lengths if longest <= c < self.max_len), whole)
+        """The shortest cache length that holds rows of `longest` tokens."""
+        return next((c for c in self.cache_lengths if longest <= c < self.max_len), self.max_len)
 
     def split(self, count: int) -> list[tuple[int, int]]:
         """(tokens, length of chunk) of the chunks of a prompt of `count` tokens: a function of the prompt alone."""
@@ -91,192 +105,251 @@ class Shapes:
 class Programs:
     """The compiled programs of one model and set of shapes, on the devices of `mesh`.
 
+    Attributes: `shards` of rows, each with a pool of `pages`. Pages that aren't there have the number `pages`.
+
     They hold no state. Weights are given as `prepare` makes them, cache and arrays as `new_cache` and `Rows` say.
     """
 
     def __init__(
-        self, cfg: ModelConfig, shapes: Shapes, mesh: Mesh, *, dtype: Any = jnp.float32, one_thread: bool = False
+        self,
+        cfg: ModelConfig,
+        shapes: Shapes,
+        mesh: Mesh,
+        *,
+        dtype: Any = jnp.float32,
+        one_thread: bool = False,
+        where: Where | None = None,
     ) -> None:
         """Args:
           one_thread: on CPUs, a program runs on one core, for as many workers as there are cores: workers that share
             all of the cores wait for each other's products.
+          where: how attention reaches the cache, if not as it is best on the mesh's devices.
 
         Raises ValueError where the model is too short for the rows or the mesh doesn't divide them.
         """
         if shapes.max_len > cfg.max_positions:
             raise ValueError(f"max_len={shapes.max_len} is over the model's max_positions={cfg.max_positions}")
-        shards = mesh.shape["data"] * mesh.shape["fsdp"]
-        if shapes.rows % shards:
-            raise ValueError(f"mesh axes data * fsdp = {shards} don't divide {shapes.rows} rows")
+        self.shards = mesh.shape["data"] * mesh.shape["fsdp"]
+        if shapes.rows % self.shards:
+            raise ValueError(f"mesh axes data * fsdp = {self.shards} don't divide {shapes.rows} rows")
         self.cfg, self.shapes, self.mesh, self.dtype = cfg, shapes, mesh, jnp.dtype(dtype)
+        self.pages = shapes.pages or shapes.rows // self.shards * shapes.row_pages
+        self.where = kv_cache.reached(mesh, cfg, shapes.page_slots, dtype) if where is None else where
         self.compiled = 0
         cpu = mesh.devices.flat[0].platform == "cpu"
         self._options = {"xla_cpu_multi_thread_eigen": False} if one_thread and cpu else None
         self._rows = NamedSharding(mesh, ROWS)
-        self._whole = NamedSharding(mesh, PartitionSpec())
-        self._cache = NamedSharding(mesh, PartitionSpec(*ROWS, "tensor"))
+        self._cache = NamedSharding(mesh, kv_cache.POOL)
+        self._moved = NamedSharding(mesh, kv_cache.MOVED)
         self._weights = jax.tree.map(
             lambda s: NamedSharding(mesh, PartitionSpec(*(None if a == "fsdp" else a for a in s.spec))),
             param_shardings(mesh, cfg),
         )
-        # A copy even where nothing is to be cast: jit would hand an array that it doesn't change through.
-        self._unstack = jax.jit(
-            lambda params: kv_cache.unstack(jax.tree.map(lambda a: jnp.copy(a).astype(self.dtype), params), cfg)
-        )
+        self._turned = kv_cache.unstacked_shardings(self._weights, cfg)
+        # Copies even where nothing is to be cast: jit would hand an array that it doesn't change through.
+        self._cast = jax.jit(lambda tree: jax.tree.map(lambda a: jnp.copy(a).astype(self.dtype), tree))
+        self._layer = jax.jit(lambda layers, index: kv_cache.turned_layer(layers, index, cfg, self.dtype))
+        make = functools.partial(kv_cache.init_cache, cfg, self.shards * self.pages, shapes.page_slots, self.dtype)
+        self._empty = jax.jit(make, out_shardings=self._cache)
         self._decode: dict[tuple[int, bool], Any] = {}
         self._prefill: dict[tuple[int, bool], Any] = {}
         self._take: Any = None
         self._put: Any = None
 
     def prepare(self, params: Params) -> Params:
-        """A copy of parameters as the programs take them, in their dtype: the caller may donate its own afterwards."""
-        return self._unstack(jax.device_put(params, self._weights))
+        """A copy of parameters as the programs take them, in their dtype: the caller may donate its own afterwards.
+
+        One layer after the other is cast and turned where it lies, and then travels: beside the weights themselves no
+        device holds more than a layer.
+        """
+        others = {name: tree for name, tree in params.items() if name != "layers"}
+        layers = tuple(
+            jax.device_put(self._layer(params["layers"], np.int32(index)), self._turned["layers"][index])
+            for index in range(self.cfg.n_layers)
+        )
+        found = {name: jax.device_put(self._cast(tree), self._turned[name]) for name, tree in others.items()}
+        return {**found, "layers": layers}
 
     def new_cache(self) -> KVCache:
         """An empty cache."""
-        return jax.device_put(
-            kv_cache.init_cache(self.cfg, self.shapes.rows, self.shapes.slots, self.dtype), self._cache
-        )
+        return self._empty()
+
+    def lowered(self, dtype: Any = jnp.float32, trainer: Params | None = None) -> dict[str, jax.stages.Lowered]:
+        """Each program by its name, from shapes and shardings alone: the mesh's devices needn't be there.
+
+        "decode LENGTH plain" and "decode LENGTH cut" (see `decode`), "prefill CHUNK first" and "prefill CHUNK later",
+        "take", "put", and "prepare", which makes one layer out of the trainer's stacked weights, where they lie.
+
+        Args:
+          dtype, trainer: of the trainer's weights, and where they lie (by default split as the sampler's).
+        """
+        layers = abstract_params(self.cfg, dtype, self._weights if trainer is None else trainer)["layers"]
+        [mesh] = {array.sharding.mesh for array in jax.tree.leaves(layers)}
+        index = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
+        found = {name: lower() for name, lower in self._lowerings()}
+        return found | {"prepare": self._layer.lower(layers, index)}
 
     def compile(self, on_progress: Callable[[int, int], None] | None = None, threads: int = 2) -> None:
         """Compiles what isn't yet; `on_progress(done, all)` is told."""
         if self._put is not None:
             return
-        jobs = list(self._jobs())
+
+        def build(job: tuple[str, Callable[[], jax.stages.Lowered]]) -> tuple[str, Any]:
+            return job[0], job[1]().compile(self._options)
+
+        jobs, made = list(self._lowerings()), {}
         with ThreadPoolExecutor(threads, "compile") as pool:
-            for done, _ in enumerate(pool.map(lambda job: job(), jobs), 1):
+            for done, (name, program) in enumerate(pool.map(build, jobs), 1):
+                made[name] = program
                 if on_progress is not None:
                     on_progress(done, len(jobs))
+        self.compiled += len(made)
+        for name, program in made.items():
+            what, *which = name.split()
+            if what == "decode":
+                self._decode[int(which[0]), which[1] == "plain"] = program
+            elif what == "prefill":
+                self._prefill[int(which[0]), which[1] == "first"] = program
+        self._take, self._put = made["take"], made["put"]
 
-    def _jobs(self) -> Iterator[Callable[[], None]]:
-        """What compiles each program. The pair of `take` and `put` comes last."""
+    def _lowerings(self) -> Iterator[tuple[str, Callable[[], jax.stages.Lowered]]]:
+        """(name, what lowers it) of each program of a session."""
         s = self.shapes
-        weights, cache = self._abstract_weights(), self._abstract_cache()
-        rows = self._abstract_rows()
+        weights, cache, rows = self._abstract_weights(), self._abstract_cache(), self._abstract_rows()
 
-        def build(table: Any, key: Any, function: Any, donate: tuple[int, ...], out: Any, *args: Any) -> None:
-            jitted = jax.jit(function, donate_argnums=donate, out_shardings=out)
-            table[key] = jitted.lower(*args).compile(self._options)
-            self.compiled += 1
+        def program(function: Any, donate: tuple[int, ...], out: Any, *args: Any) -> Callable[[], jax.stages.Lowered]:
+            def lower() -> jax.stages.Lowered:
+                jitted = jax.jit(function, donate_argnums=donate, out_shardings=out)
+                if not self.where.kernel:
+                    return jitted.lower(*args)
+                with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):  # a kernel asks it what GPU there is
+                    return jitted.lower(*args)
 
-        for capacity in sorted({s.cache_length(length) for length in range(1, s.max_len + 1)}):
+            return lower
+
+        def per_row(*shape: int) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=self._rows)
+
+        for capacity in self._capacities():
             for plain in _KINDS:
-                run = functools.partial(decode, cfg=self.cfg, steps=s.decode_steps, capacity=capacity, plain=plain)
-                yield functools.partial(
-                    build, self._decode, (capacity, plain), run, (1,), (self._cache, None), weights, cache, rows
+                run = functools.partial(
+                    decode, cfg=self.cfg, where=self.where, steps=s.decode_steps, capacity=capacity, plain=plain
                 )
+                name = f"decode {capacity} {'plain' if plain else 'cut'}"
+                yield name, program(run, (1,), (self._cache, None), weights, cache, rows)
         for chunk in s.prefill_chunks:
-            count = s.chunk_rows(chunk)
-            tokens = jax.ShapeDtypeStruct((count, chunk), jnp.int32, sharding=self._whole)
-            each = jax.ShapeDtypeStruct((count,), jnp.int32, sharding=self._whole)
+            count = s.chunk_rows(chunk, self.shards)
+            args = per_row(count, s.row_pages), per_row(count, chunk), per_row(count)
             for first in (True, False):
-                fill = functools.partial(_prefill, cfg=self.cfg, capacity=0 if first else s.max_len)
-                yield functools.partial(
-                    build, self._prefill, (chunk, first), fill, (1,), self._cache, weights, cache, each, tokens, each
-                )
-        one = jax.ShapeDtypeStruct((), jnp.int32, sharding=self._whole)
-        row = jax.eval_shape(_take, cache, one)
-        row = jax.ShapeDtypeStruct(row.shape, row.dtype, sharding=self._whole)
-        moves: dict[str, Any] = {}
+                fill = functools.partial(_prefill, cfg=self.cfg, capacity=0 if first else s.max_len, where=self.where)
+                name = f"prefill {chunk} {'first' if first else 'later'}"
+                yield name, program(fill, (1,), self._cache, weights, cache, *args)
+        pages = per_row(self.shards, s.moved_pages)
+        take, put = (functools.partial(f, where=self.where) for f in (kv_cache.take, kv_cache.put))
+        moved = jax.eval_shape(take, cache, pages)
+        moved = jax.ShapeDtypeStruct(moved.shape, moved.dtype, sharding=self._moved)
+        yield "take", program(take, (), self._moved, cache, pages)
+        yield "put", program(put, (0,), self._cache, cache, pages, moved)
 
-        def build_moves() -> None:
-            build(moves, "take", _take, (), self._whole, cache, one)
-            build(moves, "put", _put, (0,), self._cache, cache, one, row)
-            self._take, self._put = moves["take"], moves["put"]
-
-        yield build_moves
+    def _capacities(self) -> list[int]:
+        """The lengths that decoding is compiled for."""
+        s = self.shapes
+        return [s.max_len] if self.where.kernel else sorted({s.cache_length(n) for n in range(1, s.max_len + 1)})
 
     def decode(self, weights: Params, cache: KVCache, rows: Rows) -> tuple[KVCache, Drawn]:
         """One dispatch; `rows` holds numpy arrays. The cache is consumed."""
         plain = bool(np.all((rows.temperature > 0) & (rows.top_k == 0) & (rows.top_p >= 1.0)))
-        capacity = self.shapes.cache_length(int(np.max(np.where(rows.room > 0, rows.lengths, 0), initial=1)))
+        longest = int(np.max(np.where(rows.room > 0, rows.lengths, 0), initial=1))
+        capacity = self.shapes.max_len if self.where.kernel else self.shapes.cache_length(longest)
         return self._decode[capacity, plain](weights, cache, jax.device_put(rows, self._rows))
 
     def prefill(
-        self, weights: Params, cache: KVCache, rows: np.ndarray, tokens: np.ndarray, starts: np.ndarray
+        self, weights: Params, cache: KVCache, tables: np.ndarray, tokens: np.ndarray, starts: np.ndarray
     ) -> KVCache:
-        """Prefills chunks [R, C], all at the start of their rows or none. The cache is consumed."""
+        """Prefills chunks [R, C] of rows with `tables` [R, N], all at the start of their rows or none.
+
+        The R places are shared evenly and in order by the shards. The cache is consumed.
+        """
         program = self._prefill[tokens.shape[1], not starts.any()]
-        return program(weights, cache, *jax.device_put((rows, tokens, starts), self._whole))
+        return program(weights, cache, *jax.device_put((tables, tokens, starts), self._rows))
 
-    def take(self, cache: KVCache, row: int, length: int) -> np.ndarray:
-        """The keys and values [L, 2, K, length, H] of a row, on the host."""
-        taken = self._take(cache, jax.device_put(np.int32(row), self._whole))
-        return np.array(np.asarray(taken)[:, :, :, :length])
+    def take(self, cache: KVCache, shard: int, pages: Sequence[int]) -> np.ndarray:
+        """The contents [L, 2, M, K, S, H] of M pages of a shard, on the host."""
+        parts = [
+            np.asarray(self._take(cache, numbers))[shard, :, :, :count] for numbers, count in self._moves(shard, pages)
+        ]
+        return np.concatenate(parts, axis=2)
 
-    def put(self, cache: KVCache, row: int, taken: np.ndarray) -> KVCache:
-        """Puts a row's keys and values back, bit for bit, into any row. The cache is consumed."""
-        padding = self.shapes.slots - taken.shape[3]
-        whole = np.pad(taken, ((0, 0), (0, 0), (0, 0), (0, padding), (0, 0)))
-        return self._put(cache, *jax.device_put((np.int32(row), whole), self._whole))
+    def put(self, cache: KVCache, shard: int, pages: Sequence[int], taken: np.ndarray) -> KVCache:
+        """Puts pages' contents back, bit for bit, into any pages of any shard. The cache is consumed."""
+        together, at = self.shapes.moved_pages, 0
+        for numbers, count in self._moves(shard, pages):
+            part = np.zeros((self.shards, *taken.shape[:2], together, *taken.shape[3:]), taken.dtype)
+            part[shard, :, :, :count] = taken[:, :, at : at + count]
+            cache, at = self._put(cache, numbers, jax.device_put(part, self._moved)), at + count
+        return cache
+
+    def _moves(self, shard: int, pages: Sequence[int]) -> Iterator[tuple[jax.Array, int]]:
+        """(page numbers as `take` and `put` are given them, how many of them are meant), in order."""
+        together = self.shapes.moved_pages
+        for at in range(0, len(pages), together):
+            part = pages[at : at + together]
+            numbers = np.full((self.shards, together), self.pages, np.int32)
+            numbers[shard, : len(part)] = part
+            yield jax.device_put(numbers, self._rows), len(part)
 
     def _abstract_weights(self) -> Params:
-        stacked = abstract_params(self.cfg, self.dtype, self._weights)
-        # What compiling it says of its outputs' placement is what `prepare` will give.
-        lowered = self._unstack.lower(stacked).compile()
         return jax.tree.map(
             lambda a, sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding),
-            jax.eval_shape(functools.partial(kv_cache.unstack, cfg=self.cfg), stacked),
-            lowered.output_shardings,
+            jax.eval_shape(
+                functools.partial(kv_cache.unstack, cfg=self.cfg),
+                abstract_params(self.cfg, self.dtype, self._weights),
+            ),
+            self._turned,
         )
 
     def _abstract_cache(self) -> KVCache:
-        made = jax.eval_shape(
-            functools.partial(kv_cache.init_cache, self.cfg, self.shapes.rows, self.shapes.slots, self.dtype)
-        )
+        made = jax.eval_shape(self._empty)
         return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=self._cache), made)
 
     def _abstract_rows(self) -> Rows:
         return jax.tree.map(
             lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=self._rows),
-            empty_rows(self.shapes.rows, self.shapes.stop_ids),
+            self.empty_rows(),
         )
 
+    def empty_rows(self) -> Rows:
+        """Idle rows, as numpy arrays."""
 
-def empty_rows(count: int, stop_ids: int) -> Rows:
-    """Idle rows, as numpy arrays."""
+        def filled(value: float, dtype: Any, *shape: int) -> Any:
+            return np.full((self.shapes.rows, *shape), value, dtype)
 
-    def filled(value: float, dtype: Any, *shape: int) -> Any:
-        return np.full((count, *shape), value, dtype)
-
-    return Rows(
-        tokens=filled(0, np.int32),
-        lengths=filled(0, np.int32),
-        room=filled(0, np.int32),
-        seed=filled(0, np.uint32),
-        step=filled(0, np.int32),
-        episode=filled(0, np.int32),
-        turn=filled(0, np.int32),
-        drawn=filled(0, np.int32),
-        temperature=filled(1, np.float32),
-        top_k=filled(0, np.int32),
-        top_p=filled(1, np.float32),
-        stop_ids=filled(-1, np.int32, stop_ids),
-    )
+        return Rows(
+            tokens=filled(0, np.int32),
+            lengths=filled(0, np.int32),
+            room=filled(0, np.int32),
+            seed=filled(0, np.uint32),
+            step=filled(0, np.int32),
+            episode=filled(0, np.int32),
+            turn=filled(0, np.int32),
+            drawn=filled(0, np.int32),
+            temperature=filled(1, np.float32),
+            top_k=filled(0, np.int32),
+            top_p=filled(1, np.float32),
+            stop_ids=filled(-1, np.int32, self.shapes.stop_ids),
+            tables=filled(self.pages, np.int32, self.shapes.row_pages),
+        )
 
 
 def _prefill(
     params: Params,
     cache: KVCache,
-    rows: jax.Array,
+    tables: jax.Array,
     tokens: jax.Array,
     starts: jax.Array,
     *,
     cfg: ModelConfig,
     capacity: int,
+    where: Where,
 ) -> KVCache:
-    return kv_cache.prefill(params, cfg, cache, rows, tokens, starts, capacity=capacity)
-
-
-def _take(cache: KVCache, row: jax.Array) -> jax.Array:
-    """[L, 2, K, S, H]"""
-    return jnp.stack([jnp.stack([slots[row] for slots in pair]) for pair in cache.layers])
-
-
-def _put(cache: KVCache, row: jax.Array, taken: jax.Array) -> KVCache:
-    return KVCache(
-        tuple(
-            (keys.at[row].set(taken[layer, 0]), values.at[row].set(taken[layer, 1]))
-            for layer, (keys, values) in enumerate(cache.layers)
-        )
-    )
+    return kv_cache.prefill(params, cfg, cache, tables, tokens, starts, capacity=capacity, where=where)

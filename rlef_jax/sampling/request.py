@@ -49,7 +49,9 @@ class Dialogue:
       seed, step, episode: its name.
       worker: the worker that it belongs to.
       length: tokens of it that were run; one more, `pending`, follows where it is not None.
-      row: of the worker's cache, -1 where it has none; then `saved` [L, 2, K, length, H] holds what was there.
+      pages: numbers of the pages of `shard` that hold their keys and values; or `saved` [L, 2, M, K, S, H] holds what
+        was in its M pages.
+      row: in which it is decoded, -1 where in none.
     """
 
     seed: int
@@ -58,6 +60,8 @@ class Dialogue:
     worker: int
     length: int = 0
     pending: int | None = None
+    shard: int = 0
+    pages: list[int] = dataclasses.field(default_factory=list)
     row: int = -1
     saved: np.ndarray | None = None
 
@@ -68,7 +72,10 @@ class Job:
 
     Attributes:
       tokens: what is prefilled, and behind it the token that decoding begins with.
-      last: the dialogue ends with it, and gives its row up.
+      last: the dialogue ends with it, and gives its pages up.
+      arrived: its place in the order in which the worker received jobs; `seated_before`: how many
+        had been given rows by then.
+      opens: it is its dialogue's first.
       leads: others wait for what this job's prompt leaves in the cache.
       chunks: (tokens, length of chunk) that are still to be prefilled; `filled` tokens have been.
     """
@@ -80,6 +87,9 @@ class Job:
     sampling: SamplingConfig
     last: bool
     future: Future[Sample]
+    arrived: int = 0
+    seated_before: int = 0
+    opens: bool = False
     tokens: list[int] = dataclasses.field(default_factory=list)
     leads: bool = False
     chunks: list[tuple[int, int]] = dataclasses.field(default_factory=list)
@@ -88,11 +98,6 @@ class Job:
     behavior_logp: list[float] = dataclasses.field(default_factory=list)
     policy_logp: list[float] = dataclasses.field(default_factory=list)
     versions: list[int] = dataclasses.field(default_factory=list)
-
-    @property
-    def first(self) -> bool:
-        """Whether it opens its dialogue."""
-        return self.turn == 0 and self.dialogue.length == 0
 
     def sample(self, stopped: bool) -> Sample:
         """The response, complete."""

@@ -25,7 +25,9 @@ class SamplerStats:
     Attributes:
       tokens: drawn; `row_steps`: rows times steps of all dispatches, so that 1 - tokens / row_steps had no work.
       prefilled_tokens: of prompts, run; `prefill_places`: with padding; `shared_tokens`: copied instead.
-      dispatches: of decoding; `saved`: dialogues whose keys and values were moved out of a row for others.
+      dispatches: of decoding; `saved`: how often a dialogue's keys and values were moved to the host for others.
+      live_slots: slots of the cache with tokens of dialogues, summed over the dispatches during which somebody waited
+        for a row or for pages; `all_slots`: all slots, the same.
       busy_s: seconds in which some worker worked; `wall_s`: since the session began.
     """
 
@@ -38,6 +40,13 @@ class SamplerStats:
     saved: int
     busy_s: float
     wall_s: float
+    live_slots: int = 0
+    all_slots: int = 0
+
+    @property
+    def cache_use(self) -> float:
+        """Share of the cache's slots that hold tokens while somebody waits; 1 if nobody ever did."""
+        return self.live_slots / self.all_slots if self.all_slots else 1.0
 
     @property
     def idle_rows(self) -> float:
@@ -104,13 +113,14 @@ class Session:
         if len(sampling.stop_ids) > shapes.stop_ids:
             raise ValueError(f"{len(sampling.stop_ids)} stop ids, compiled for {shapes.stop_ids}")
         job = Job(dialogue, turn, tuple(map(int, prompt)), room, sampling, last, Future())
+        job.opens = turn == 0 and dialogue.length == 0
         with self._lock:
             if self._error is not None:
                 job.future.set_exception(self._error)
                 return job.future
             if last:  # just after who waits for the response goes on: the next dialogue may still be dealt without it
                 job.future.add_done_callback(lambda _: self._count_out(dialogue))
-            if job.first:
+            if job.opens:
                 self._prefixes.want(job.prompt)
             self._workers[dialogue.worker].inbox.put(job)
         return job.future
@@ -140,6 +150,8 @@ class Session:
             saved=count("saved"),
             busy_s=self._clock.seconds(),
             wall_s=time.perf_counter() - self._began,
+            live_slots=count("live_slots"),
+            all_slots=count("all_slots"),
         )
 
     def __enter__(self) -> Self:

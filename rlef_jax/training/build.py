@@ -209,10 +209,22 @@ def build_pool(execution: ConfigDict) -> ExecutionPool:
 def build_samplers(config: ConfigDict, cfg: ModelConfig, stop_ids: Sequence[int], count: int) -> list[Sampler]:
     """Samplers of a model of these sizes, without weights, that share their compiled programs.
 
-    Raises ConfigError where their devices aren't there or don't divide the model.
+    Raises ConfigError where their devices aren't there or don't divide the model, or where the longest dialogue doesn't
+    fit the memory for keys and values.
     """
-    s, mesh = config.sampling, build_sampler_mesh(config)
+    mesh = build_sampler_mesh(config)
     mesh_shardings(mesh, cfg, "sampling")
+    programs = build_sampling_programs(config, cfg, mesh, len(stop_ids))
+    s = config.sampling
+    return [Sampler(programs, workers=s.workers, min_ready_fraction=s.min_ready_fraction) for _ in range(count)]
+
+
+def build_sampling_programs(config: ConfigDict, cfg: ModelConfig, mesh: Mesh, stop_ids: int) -> Programs:
+    """A sampler's programs on a mesh, whose devices needn't be there, for at most so many stop ids.
+
+    Raises ConfigError where the longest dialogue doesn't fit the memory for keys and values.
+    """
+    s, dtype = config.sampling, jnp.dtype(config.model.compute_dtype)
     shapes = Shapes(
         rows=s.rows // s.workers,
         max_len=config.episode.context,
@@ -220,11 +232,21 @@ def build_samplers(config: ConfigDict, cfg: ModelConfig, stop_ids: Sequence[int]
         prefill_chunks=tuple(s.prefill_chunks),
         prefill_tokens=s.prefill_tokens,
         decode_steps=s.decode_steps,
-        stop_ids=len(stop_ids),
+        stop_ids=stop_ids,
+        page_slots=s.page_slots,
     )
-    one_thread = s.workers >= whole_cores()
-    programs = Programs(cfg, shapes, mesh, dtype=jnp.dtype(config.model.compute_dtype), one_thread=one_thread)
-    return [Sampler(programs, workers=s.workers, min_ready_fraction=s.min_ready_fraction) for _ in range(count)]
+    if s.cache_gib:
+        page = shapes.page_bytes(cfg, dtype, s.tensor)
+        pages = int(s.cache_gib * 2**30 / s.workers) // page
+        if pages < shapes.row_pages:
+            least = math.ceil(shapes.row_pages * page * s.workers / 2**30 * 1000) / 1000
+            raise ConfigError(
+                f"config.sampling.cache_gib: {s.cache_gib} GiB can't hold the keys and values of one dialogue of"
+                f" episode.context={shapes.max_len} tokens{' for each worker' if s.workers > 1 else ''}: raise it to"
+                f" {least} or more, lower config.episode.context, or raise config.sampling.tensor"
+            )
+        shapes = dataclasses.replace(shapes, pages=pages)
+    return Programs(cfg, shapes, mesh, dtype=dtype, one_thread=s.workers >= whole_cores())
 
 
 def first_prompt_of(config: ConfigDict, chat: ChatFormat) -> Callable[[str], list[int]]:

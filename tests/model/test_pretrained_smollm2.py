@@ -95,11 +95,13 @@ def test_prefill_and_decode_equal_one_pass(model, expected, row_logits):
     head, steps, chunk = 500, 8, 250
     cache = kv_cache.init_cache(cfg, 1, head + chunk)
     apart = jax.jit(functools.partial(kv_cache.unstack, cfg=cfg))(params)
-    prefill = jax.jit(functools.partial(kv_cache.prefill, cfg=cfg, capacity=head))
+    prefill = jax.jit(functools.partial(kv_cache.prefill, cfg=cfg, capacity=head, where=kv_cache.Where()))
     decode = jax.jit(functools.partial(kv_cache.decode_step, cfg=cfg))
     tokens, row = expected["tokens"][None], np.zeros(1, np.int32)
     for start in range(0, head, chunk):
-        cache = prefill(apart, cache=cache, rows=row, tokens=tokens[:, start : start + chunk], starts=row + start)
+        cache = prefill(
+            apart, cache=cache, tables=row[:, None], tokens=tokens[:, start : start + chunk], starts=row + start
+        )
     tail = kv_cache.init_cache(cfg, 1, steps)
     for step in range(steps):
         fed = tokens[:, head + step]

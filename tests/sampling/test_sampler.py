@@ -27,7 +27,14 @@ PARAMS = jax.tree.map(
     lambda a: a * 2.5, jax.device_get(jax.jit(init_params, static_argnums=1)(jax.random.PRNGKey(0), CFG))
 )
 SHAPES = Shapes(
-    rows=3, max_len=64, cache_lengths=(), prefill_chunks=(4, 8), prefill_tokens=16, decode_steps=4, stop_ids=2
+    rows=3,
+    max_len=64,
+    cache_lengths=(),
+    prefill_chunks=(4, 8),
+    prefill_tokens=16,
+    decode_steps=4,
+    stop_ids=2,
+    page_slots=8,
 )
 HOW = SamplingConfig(temperature=1.0, top_p=1.0, top_k=0, stop_ids=(STOP,), max_new_tokens=6)
 WAIT_S = 120.0

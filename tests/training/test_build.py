@@ -12,8 +12,9 @@ import pytest
 from rlef_jax import config as config_lib
 from rlef_jax.errors import ConfigError
 from rlef_jax.model.hf_config import parse_config
+from rlef_jax.model.sharding import make_mesh
 from rlef_jax.model.weights import load_params, model_config, save_params
-from rlef_jax.training.build import build_mesh, build_policy, with_model_shape
+from rlef_jax.training.build import build_mesh, build_policy, build_sampling_programs, with_model_shape
 from tests.helpers.byte_bpe import TEMPLATES, byte_bpe, write_tokenizer
 from tests.helpers.hf_folder import write_folder
 from tests.parity import cases
@@ -112,3 +113,20 @@ def test_scalings_that_are_none_are_refused():
     for wrong in ((8.0, 1.0), (8.0, 4.0, 1.0, 32.0), (0.0, 1.0, 4.0, 32.0)):
         with pytest.raises(ConfigError, match=r"config\.model\.rope_scaling: four numbers above 0"):
             configured(rope_scaling=wrong)
+
+
+def test_the_samplers_memory_is_as_many_pages_as_it_holds():
+    """8B: 128 KiB a token, so 40 GiB are 5,120 pages of 64; 0 is what all rows need; too little says what to do."""
+    config = config_lib.load("configs/llama31_8b.py")
+    cfg = model_config(config.model, 128_256, config.episode.context)
+
+    def pages(**keys):
+        changed = config_lib.load("configs/llama31_8b.py", {f"sampling.{key}": value for key, value in keys.items()})
+        return build_sampling_programs(changed, cfg, make_mesh(), 2).pages
+
+    assert pages() == 5120 and pages(page_slots=128) == 2560
+    assert pages(cache_gib=0.0, rows=8) == 8 * 8192 // 64
+    assert pages(cache_gib=1.0) == 128  # one dialogue of 8,192 tokens
+    message = r"config.sampling.cache_gib: 0.5 GiB can't hold .* episode.context=8192 tokens: raise it to 1.0 or more"
+    with pytest.raises(ConfigError, match=message):
+        pages(cache_gib=0.5)
