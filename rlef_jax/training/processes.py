@@ -101,18 +101,10 @@ def broadcast_from_first(make: Callable[[], Any]) -> Any:
     return all_gather(make() if is_first() else None)[0]
 
 
-def on_this_process(tree: Any, mesh: jax.sharding.Mesh, dtype: Any = None) -> Any:
-    """Arrays that lie on all processes' devices, whole on one of this process's; where they are in a job of one.
-
-    With a `dtype` they are cast, before they travel.
-    """
+def on_this_process(tree: Any, mesh: jax.sharding.Mesh) -> Any:
+    """Arrays that lie on all processes' devices, whole on one of this process's; where they are in a job of one."""
     if jax.process_count() == 1:
-        dtype_fits = all(a.dtype == (dtype or a.dtype) for a in jax.tree.leaves(tree))
-        return tree if dtype_fits else jax.jit(_cast, static_argnums=1)(tree, dtype)
+        return tree
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    replicated = jax.jit(_cast, static_argnums=1, out_shardings=everywhere)(tree, dtype)
+    replicated = jax.jit(lambda tree: tree, out_shardings=everywhere)(tree)
     return jax.tree.map(lambda a: a.addressable_data(0), replicated)
-
-
-def _cast(tree: Any, dtype: Any) -> Any:
-    return tree if dtype is None else jax.tree.map(lambda a: a.astype(dtype), tree)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from rlef_jax.dialog.chat import ChatFormat
@@ -89,7 +88,7 @@ class Run:
         """One iteration, written down; where they are due, a validation and a checkpoint."""
         watch, judged_before = Stopwatch(), self.actor.judge_counters()
         with watch.part("weights"):
-            thread.publish(step, self._sampled_weights(state), int(state.step))
+            thread.publish(step, state.params["policy"], int(state.step))
         with watch.part("wait for rollouts"):
             # One process alone may leave in the middle of an iteration; several must agree, at its end.
             rollouts = thread.get(step, self.stop if jax.process_count() == 1 else bool)
@@ -142,15 +141,11 @@ class Run:
         if logged or metrics["skipped_updates"]:
             self.display.iteration(step, metrics)
 
-    def _sampled_weights(self, state: TrainState) -> Params:
-        dtype = jnp.dtype(self.config.model.compute_dtype)
-        return on_this_process(state.params["policy"], self.learner.mesh, dtype)
-
     def _validate(self, state: TrainState, progress: Progress) -> dict[str, Any] | None:
         """The summary; None where the judge broke on every rollout, which says nothing of the policy."""
         name, split = f"valid_{progress.iteration:06d}", self.config.eval.valid_split
         # It belongs to the iteration, whose weights can't be saved without its score: a signal waits for it.
-        policy, version = self._sampled_weights(state), int(state.step)
+        policy, version = state.params["policy"], int(state.step)
 
         def found() -> dict[str, Any] | None:
             try:

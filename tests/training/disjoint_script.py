@@ -19,7 +19,6 @@ from rlef_jax.train import train
 from rlef_jax.training.build import build_learner, build_policy, build_pool, build_samplers
 from rlef_jax.training.episode_io import read_episodes
 from rlef_jax.training.metrics_writer import read_metrics
-from rlef_jax.training.processes import on_this_process
 from tests.helpers.plain_loop import rollouts
 from tests.helpers.small_run import OVERRIDES
 
@@ -76,18 +75,17 @@ def devices_of(tree):
 
 
 def places(name):
-    """Which devices hold what, and the dtype in which weights reach a sampler in bfloat16."""
+    """Which devices hold what, and the dtypes of the weights of a sampler in bfloat16."""
     config = configured(name, **{"model.compute_dtype": "bfloat16"})
     policy = build_policy(config)
     learner = build_learner(config, policy.cfg)
     state = learner.init(jax.random.PRNGKey(0), policy.params)
     [sampler] = build_samplers(config, policy.cfg, policy.chat.stop_ids, 1)
-    sent = on_this_process(state.params["policy"], learner.mesh, "bfloat16")
-    sampler.set_weights(sent, 7)
+    sampler.set_weights(state.params["policy"], 7)
     weights, version = sampler.weights()
     return {
         "trainer": devices_of(state),
-        "sent": [devices_of(sent), sorted({str(a.dtype) for a in jax.tree.leaves(sent)})],
+        "dtypes": sorted({str(a.dtype) for a in jax.tree.leaves(weights)}),
         "reference": devices_of(learner.place_policy(policy.params)),
         "sampler": devices_of((weights, sampler.programs.new_cache())),
         "version": version,
