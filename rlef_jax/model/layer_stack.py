@@ -17,6 +17,7 @@ from typing import Any
 
 import flax.struct
 import jax
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from rlef_jax.model.rope import LayerKind
 
@@ -85,10 +86,17 @@ def _add_in_place(run: Run, kept: tuple[Any, ...], d_x: jax.Array) -> tuple[jax.
         )
         _, vjp = jax.vjp(lambda x, layer: run(x, {**layer, **rest}), x, layer)
         d_x, d_layer = vjp(d_x)
-        return d_x, jax.tree.map(lambda total, d: total.at[index].add(d.astype(total.dtype)), totals, d_layer)
+        return d_x, jax.tree.map(
+            lambda total, d: _as_it_lay(total.at[index].add(d.astype(total.dtype))), totals, d_layer
+        )
 
     d_x, totals = jax.lax.fori_loop(0, count, back, (d_x, totals))
     return d_x, totals, None, None
+
+
+def _as_it_lay(total: jax.Array) -> jax.Array:
+    """In the layout in which it came: in that of the layers' gradients it would be copied before the loop and after."""
+    return with_layout_constraint(total, Layout(tuple(range(total.ndim))))
 
 
 _accumulating.defvjp(_keep_inputs, _add_in_place)

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rlef_jax.model.parameters import Parameter, describe
@@ -183,7 +184,9 @@ class MeshSharding:
         local = self.local_ids(jax.lax.all_gather(tokens, "fsdp", axis=0, tiled=True), len(table))
         here = (local >= 0) & (local < len(table))
         part = jnp.where(here[:, :, None], table[jnp.where(here, local, 0)], 0).astype(dtype)
-        return _leave(jax.lax.all_to_all(part, "fsdp", split_axis=0, concat_axis=2, tiled=True))
+        rows = _leave(jax.lax.all_to_all(part, "fsdp", split_axis=0, concat_axis=2, tiled=True))
+        # In the exchange's layout, width first, all layers' inputs would be copied between the passes.
+        return with_layout_constraint(rows, Layout((0, 1, 2)))
 
     def local_ids(self, tokens: jax.Array, size: int) -> jax.Array:
         """Ids as this device counts its part, of `size`, of the vocabulary; others' are below 0 or from `size` on."""
