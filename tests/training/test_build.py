@@ -121,7 +121,9 @@ def test_the_samplers_memory_is_as_many_pages_as_it_holds():
     cfg = model_config(config.model, 128_256, config.episode.context)
 
     def pages(**keys):
-        changed = config_lib.load("configs/llama31_8b.py", {f"sampling.{key}": value for key, value in keys.items()})
+        changed = config_lib.load(
+            "configs/llama31_8b.py", overrides={f"sampling.{key}": value for key, value in keys.items()}
+        )
         return build_sampling_programs(changed, cfg, make_mesh(), 2).pages
 
     assert pages() == 5120 and pages(page_slots=128) == 2560
