@@ -134,6 +134,7 @@ def _kernel(
 ) -> None:
     queries, start, length = q_ref[...], start_ref[...], length_ref[...]
     count, width = queries.shape
+    tf32 = False if queries.dtype == jnp.float32 else None  # not by tensor cores' 10 bits
     first, end = start // slots, (length + slots - 1) // slots
     share = (jnp.maximum(end - first, 0) + parts - 1) // parts
     begin = first + pl.program_id(2) * share
@@ -141,7 +142,7 @@ def _kernel(
     def add_page(index: jax.Array, carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
         mixed, total, largest = carry
         page = table_ref[index]
-        scores = triton.dot(queries, k_ref[page].T)
+        scores = triton.dot(queries, k_ref[page], trans_b=True, allow_tf32=tf32)
         at = index * slots + jnp.arange(slots)
         seen = jnp.broadcast_to(((at >= start) & (at < length))[None], (count, slots))
         scores = jnp.where(seen, scores, _LOWEST)
@@ -149,7 +150,7 @@ def _kernel(
         weights = jnp.where(seen, jnp.exp(scores - most[:, None]), 0.0)
         old = jnp.exp(largest - most)
         values = v_ref[page]
-        mixed = mixed * old[:, None] + triton.dot(weights.astype(values.dtype), values)
+        mixed = mixed * old[:, None] + triton.dot(weights.astype(values.dtype), values, allow_tf32=tf32)
         return mixed, total * old + jnp.sum(weights, axis=1), most
 
     empty = (jnp.zeros((count, width)), jnp.zeros((count,)), jnp.full((count,), _LOWEST))

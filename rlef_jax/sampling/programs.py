@@ -21,6 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rlef_jax.model import kv_cache
 from rlef_jax.model.kv_cache import KVCache, Where
 from rlef_jax.model.parameters import abstract_params
+from rlef_jax.model.resharding import reshard
 from rlef_jax.model.sharding import ROWS, param_shardings
 from rlef_jax.model.transformer import ModelConfig, Params
 from rlef_jax.sampling.decode import Drawn, Rows, decode
@@ -146,8 +147,6 @@ class Programs:
             param_shardings(mesh, cfg),
         )
         self._turned = kv_cache.unstacked_shardings(self._weights, cfg)
-        # Copies even where nothing is to be cast: jit would hand an array that it doesn't change through.
-        self._cast = jax.jit(lambda tree: jax.tree.map(lambda a: jnp.copy(a).astype(self.dtype), tree))
         self._layer = jax.jit(lambda layers, index: kv_cache.turned_layer(layers, index, cfg, self.dtype))
         make = functools.partial(kv_cache.init_cache, cfg, self.shards * self.pages, shapes.page_slots, self.dtype)
         self._empty = jax.jit(make, out_shardings=self._cache)
@@ -160,15 +159,19 @@ class Programs:
         """A copy of parameters as the programs take them, in their dtype: the caller may donate its own afterwards.
 
         One layer after the other is cast and turned where it lies, and then travels: beside the weights themselves no
-        device holds more than a layer.
+        device holds more than a layer. Raises ValueError where the trainer's devices aren't a multiple of the shards.
         """
-        others = {name: tree for name, tree in params.items() if name != "layers"}
+
+        def moved(tree: Any, shardings: Any) -> Any:
+            return jax.tree.map(lambda array, sharding: reshard(array, sharding, self.dtype), tree, shardings)
+
         layers = tuple(
-            jax.device_put(self._layer(params["layers"], np.int32(index)), self._turned["layers"][index])
-            for index in range(self.cfg.n_layers)
+            moved(self._layer(params["layers"], np.int32(index)), shardings)
+            for index, shardings in enumerate(self._turned["layers"])
         )
-        found = {name: jax.device_put(self._cast(tree), self._turned[name]) for name, tree in others.items()}
-        return {**found, "layers": layers}
+        return {name: moved(tree, self._turned[name]) for name, tree in params.items() if name != "layers"} | {
+            "layers": layers
+        }
 
     def new_cache(self) -> KVCache:
         """An empty cache."""

@@ -133,14 +133,18 @@ def test_responses_end_at_a_stop_id_or_at_the_limit(programs):
         assert s.versions == (7,) * len(s.ids)
 
 
-def test_arrival_order_neighbours_and_rows_that_are_given_up_change_nothing(programs):
-    """Twenty dialogues in three rows, so that most are moved out of a row and back: the same as alone, bit for bit."""
+def test_arrival_order_neighbours_and_pages_that_are_given_up_change_nothing(programs):
+    """Twenty dialogues in three rows and their pages, most moved to the host and back: as alone, bit for bit."""
     episodes = range(20)
     crowded, stats = at_once(make_sampler(programs), episodes)
     assert stats.saved > 10
     assert one_by_one(make_sampler(programs), episodes) == crowded
     for kwargs in ({"workers": 2}, {"workers": 3, "min_ready_fraction": 0.7}, {"min_ready_fraction": 1.0}):
         assert at_once(make_sampler(programs, **kwargs), episodes)[0] == crowded
+    # Memory for hardly more than the longest dialogue: those that are decoded are moved out and back too.
+    tight = Programs(CFG, dataclasses.replace(SHAPES, pages=9), make_mesh())
+    moved, tight_stats = at_once(make_sampler(tight), episodes)
+    assert moved == crowded and tight_stats.saved > stats.saved
     few, stats = at_once(make_sampler(programs), (4, 11))
     assert stats.saved == 0
     assert all(crowded[key] == found for key, found in few.items())
