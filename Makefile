@@ -9,7 +9,7 @@ FLAGS ?=
 # constraints.txt holds the versions that the tests ran against; `make lock` writes it anew.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile -c constraints.txt
 
-.PHONY: help demo test test-slow soak lint format lock warm-start smollm2 bench-env parity golden clean
+.PHONY: help demo test test-slow test-gpu-compile test-tpu-compile gpu-env tpu-env soak lint format lock warm-start smollm2 bench-env parity golden clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -75,6 +75,24 @@ $(BENCH)/.installed:
 	@touch $@
 
 bench-env: $(BENCH)/.installed ## the environment of references and baselines: Python 3.11, torch, transformers
+
+# JAX's compilers for GPUs and TPUs, each in an environment of its own (several GB): they compile for hardware that
+# isn't there. `make test` never needs them. Their JAX is the one of constraints.txt.
+GPU := .gpu-env
+TPU := .tpu-env
+$(GPU)/.installed $(TPU)/.installed: setup.py constraints.txt
+	@folder=$(@D); python=$$(PYTHON="$(PYTHON)" sh scripts/find_python.sh) && { [ -x $$folder/bin/python ] || "$$python" -m venv $$folder; }
+	@sh scripts/compiler_env.sh $(@D)
+	@touch $@
+
+gpu-env: $(GPU)/.installed ## the environment that compiles for GPUs without one: jax[cuda12] (6 GB)
+tpu-env: $(TPU)/.installed ## the environment that compiles for TPUs without one: jax[tpu]
+
+test-gpu-compile: $(GPU)/.installed ## programs compiled for H100s: memory, exchanges, kernels (20 minutes at most)
+	@JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=3 XLA_FLAGS="$$XLA_FLAGS --xla_gpu_autotune_level=0" $(GPU)/bin/python -m pytest -q -m gpu_compile $(FLAGS)
+
+test-tpu-compile: $(TPU)/.installed ## programs compiled for TPUs
+	@JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 $(TPU)/bin/python -m pytest -q -m tpu_compile $(FLAGS)
 
 REFERENCE := runs/reference
 parity: $(VENV)/.installed-dev $(BENCH)/.installed smollm2 ## compare models with transformers on torch, live (10 minutes)

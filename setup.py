@@ -23,8 +23,8 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.12",
     packages=find_packages(include=["rlef_jax", "rlef_jax.*"]),
-    # The tiny model, its tokenizer and the recipe they came from ship with the package.
-    package_data={"rlef_jax": ["py.typed", "assets/**/*"]},
+    # The tiny model, its tokenizer and the recipe they came from ship with the package, and so does what hardware is.
+    package_data={"rlef_jax": ["py.typed", "assets/**/*", "planning/targets/*"]},
     install_requires=[
         "absl-py>=2.1",
         "flax>=0.12",

@@ -27,7 +27,7 @@ SERVE = str(Path(__file__).with_name("update.py"))
 def predicted(programs: dict[str, Program], case: Case) -> tuple[Seconds, list[float]]:
     """Seconds of an update on this machine as it is now, and its speeds: GFLOP/s, GB/s."""
     card = measure(case.model, case.microbatch_rows * case.length)
-    parts = (training_seconds(programs[name], card, 1.0, 1.0) for name in ("gradients", "apply"))
+    parts = (training_seconds(programs[name].work, card, 1.0, 1.0) for name in ("gradients", "apply"))
     return sum(parts, Seconds(0.0, 0.0, 0.0)), [card.flops / 1e9, card.memory_bandwidth / 1e9]
 
 

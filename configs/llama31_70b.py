@@ -27,4 +27,5 @@ def get_config(variant: str = "") -> ConfigDict:
     config.ppo.microbatch_rows = 256
     config.sampling.tensor = 8  # a card holds an eighth of the weights and of each token's keys and values
     config.train.iterations = 2000  # 8,000 updates
+    config.plan.sampler_devices = 1280
     return config

@@ -61,4 +61,5 @@ def get_config(variant: str = "") -> ConfigDict:
     config.eval.split, config.eval.valid_split = "test", "valid"
     config.eval.every = 200  # 800 updates
     config.eval.temperature, config.eval.top_p = 0.2, 0.95
+    config.plan.target, config.plan.sampler_devices = "h100", 160
     return config

@@ -118,6 +118,10 @@ def base_config() -> ConfigDict:
                 bootstrap_samples=1000,  # resamplings of the problems for an interval
             ),
             sft=_sft(),
+            plan=dict(  # what rlef_jax.plan compiles for; a run doesn't read it (docs/hardware.md)
+                target="cpu",  # or h100, h200, a100, b200, tpu-v5p, tpu-v6e
+                sampler_devices=0,  # devices that sample beside the mesh's; 0 = the mesh's own, in turn with training
+            ),
         )
     )
     return config.lock()

@@ -31,10 +31,12 @@ _AT_LEAST_0 = (
     "execution.workers", "execution.max_wall_s", "ppo.warmup_steps", "ppo.weight_decay", "ppo.clip_norm",
     "ppo.max_grad_norm", "ppo.kl_beta", "ppo.value_coef", "train.iterations", "train.max_staleness",
     "train.max_skipped", "eval.temperature", "eval.problems", "eval.every", "eval.patience",
-    "data.max_prompt_tokens", "sft.steps", "sft.warmup_steps", "sft.weight_decay", "sft.clip_norm",
+    "data.max_prompt_tokens", "plan.sampler_devices", "sft.steps", "sft.warmup_steps", "sft.weight_decay",
+    "sft.clip_norm",
 )  # fmt: skip
 _SHARES = ("sampling.min_ready_fraction", "sft.marked_share", "sft.unmarked_right_repairs", "sft.unmarked_habit")
-_CHOICES = {
+CHOICES = {
+    "plan.target": ("cpu", "a100", "b200", "h100", "h200", "tpu-v5p", "tpu-v6e"),
     "model.param_dtype": ("float32", "bfloat16"),
     "model.compute_dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "dots", "full"),
@@ -86,7 +88,7 @@ def _check_each(config: ConfigDict) -> Faults:
         yield not 0 < _at(config, key) <= 1, key, f"above 0, at most 1; it is {_at(config, key)}"
     for key in ("ppo.adam_b1", "ppo.adam_b2"):
         yield not 0 <= _at(config, key) < 1, key, f"from 0 to below 1; it is {_at(config, key)}"
-    for key, choices in _CHOICES.items():
+    for key, choices in CHOICES.items():
         known = " or ".join(f'"{choice}"' for choice in choices)
         yield _at(config, key) not in choices, key, f"{known}, not {_at(config, key)!r}"
     penalty = config.reward.invalid_penalty

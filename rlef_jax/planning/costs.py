@@ -1,8 +1,8 @@
-"""Estimates the time of a run's programs on given hardware.
+"""Estimates the time of a run's programs on given hardware, part by part; `schedule.py` follows their order.
 
 Matrix products take operations / (peak * MFU), everything else bytes read and written / memory bandwidth. An exchange
 takes the bytes that a device sends / its link's bandwidth: the node's link if all its devices are in one node, else the
-network. A decoding step reads all weights and the cache once. Operations and bytes come from the compiled programs.
+network. Operations and bytes come from the compiled programs.
 """
 
 from __future__ import annotations
@@ -15,28 +15,9 @@ import jax
 
 from rlef_jax.model.parameters import describe
 from rlef_jax.model.transformer import ModelConfig
-from rlef_jax.planning.hlo import Collective
-from rlef_jax.planning.programs import Program
-
-
-@dataclasses.dataclass(frozen=True)
-class Card:
-    """A device: peak operations per second, memory in bytes, bandwidths in bytes per second."""
-
-    flops: float
-    memory: float
-    memory_bandwidth: float
-    link: float
-    network: float
-    node: int = 8  # devices per node
-
-
-# NVIDIA's data sheets (SXM): dense bfloat16, NVLink in one direction, one 400 Gb/s adapter per card.
-CARDS = {
-    "h100": Card(989e12, 80e9, 3.35e12, 450e9, 50e9),
-    "h200": Card(989e12, 141e9, 4.8e12, 450e9, 50e9),
-    "a100": Card(312e12, 80e9, 2.04e12, 300e9, 25e9),
-}
+from rlef_jax.planning.exchanges import Collective
+from rlef_jax.planning.target import Card
+from rlef_jax.planning.work import Work
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,19 +50,13 @@ def exchange_seconds(collectives: Iterable[Collective], card: Card, share: float
     return sum(c.bytes / ((card.link if c.span <= card.node else card.network) * share) for c in collectives)
 
 
-def training_seconds(program: Program, card: Card, mfu: float, share: float) -> Seconds:
-    """Seconds of a training program; `mfu` and `share` are the fractions of peak and bandwidths that are reached."""
+def training_seconds(work: Work, card: Card, mfu: float, share: float) -> Seconds:
+    """Seconds of a training program's work; `mfu` and `share` are the fractions of peak and bandwidths reached."""
     return Seconds(
-        program.work.flops / (card.flops * mfu),
-        program.work.bytes / (card.memory_bandwidth * share),
-        exchange_seconds(program.work.collectives, card, share),
+        work.flops / (card.flops * mfu),
+        work.bytes / (card.memory_bandwidth * share),
+        exchange_seconds(work.collectives, card, share),
     )
-
-
-def decode_seconds(program: Program, card: Card, share: float) -> float:
-    """Seconds of a decoding step: the slower of its products and its memory reads, plus its exchanges."""
-    read = program.arguments / (card.memory_bandwidth * share)
-    return max(program.work.flops / card.flops, read) + exchange_seconds(program.work.collectives, card, share)
 
 
 def flops_per_token(cfg: ModelConfig, length: int, action_share: float) -> float:

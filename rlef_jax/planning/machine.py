@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from rlef_jax.model.transformer import ModelConfig
-from rlef_jax.planning.costs import Card
+from rlef_jax.planning.target import Card
 
 
 def measure(cfg: ModelConfig, tokens: int, repeats: int = 5) -> Card:

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from rlef_jax.model.parameters import abstract_params
 from rlef_jax.model.sharding import ROWS, make_mesh, over_mesh, param_shardings, place, specs_of
 from rlef_jax.model.transformer import ModelConfig, Params
 from rlef_jax.ppo import values
@@ -121,6 +122,10 @@ class Learner:
     def ref_logp(self, ref_params: Params, batch: TokenBatch) -> jax.Array:
         """Log-probabilities [B, T] under a reference policy, 0 on tokens that weren't sampled."""
         return self._ref(ref_params, place(batch, self.reference_rows))
+
+    def lowered_reference(self, dtype: Any, batch: TokenBatch) -> Any:
+        """`ref_logp`'s program before it is compiled, for weights of `dtype` and a batch of `ShapeDtypeStruct`s."""
+        return self._ref.lower(abstract_params(self.model_cfg, dtype, self.reference_shardings), batch)
 
     def update(self, state: TrainState, microbatches: Sequence[TokenBatch]) -> tuple[TrainState, dict[str, float]]:
         """One optimizer step on the mean loss over all micro-batches. `state` is donated: use the one returned.

@@ -124,19 +124,19 @@ def _check_length(config: ConfigDict, weights: Weights, rows: int) -> None:
         raise ConfigError(f"config.{key}: {rows} tokens; the model in {weights.path} was made for {most} at most")
 
 
-def build_mesh(config: ConfigDict) -> Mesh:
-    """The policy's devices in training, and the critic's where they share them.
+def build_mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
+    """The policy's devices in training, and the critic's where they share them: the first of `devices` (default: all).
 
     Raises ConfigError where there are fewer, or parts are to lie on devices of their own in a job of several processes.
     """
     _check_processes(config)
     try:
-        return make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+        return make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices=devices)
     except ValueError as error:
         raise ConfigError(f"config.mesh: {error}") from error
 
 
-def build_critic_mesh(config: ConfigDict) -> Mesh | None:
+def build_critic_mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh | None:
     """The critic's own devices, those after the policy's in a mesh of the same shape; None where it has none.
 
     Raises ConfigError as `build_mesh`.
@@ -147,7 +147,7 @@ def build_critic_mesh(config: ConfigDict) -> Mesh | None:
     _check_processes(config)
     policy = m.data * m.fsdp * m.tensor
     try:
-        return make_mesh(m.data, m.fsdp, m.tensor, devices=jax.devices()[policy:])
+        return make_mesh(m.data, m.fsdp, m.tensor, devices=(jax.devices() if devices is None else devices)[policy:])
     except ValueError as error:
         mend = 'make config.mesh smaller or set config.mesh.critic="shared"'
         raise ConfigError(f"config.mesh.critic: {error} after the policy's {policy}: {mend}") from error
@@ -167,15 +167,18 @@ def _check_processes(config: ConfigDict) -> None:
         )
 
 
-def build_sampler_mesh(config: ConfigDict) -> Mesh:
+def build_sampler_mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
     """The sampler's devices: with `sampling.own_devices` those after the trainer's, else this process's first ones.
+
+    `devices` are those of all parts together (default: all that there are).
 
     Raises ConfigError as `build_mesh`.
     """
     s, m = config.sampling, config.mesh
     _check_processes(config)
     trainer = m.data * m.fsdp * m.tensor * (1 if m.critic == "shared" else 2)
-    devices = jax.devices()[trainer:] if s.own_devices else jax.local_devices()
+    everywhere, local = (jax.devices(), jax.local_devices()) if devices is None else (devices, devices)
+    devices = everywhere[trainer:] if s.own_devices else local
     try:
         return make_mesh(data=s.data, tensor=s.tensor, devices=devices)
     except ValueError as error:
@@ -302,8 +305,8 @@ def ppo_settings(config: ConfigDict) -> PpoSettings:
     )  # fmt: skip
 
 
-def build_learner(config: ConfigDict, cfg: ModelConfig) -> Learner:
-    """The update's compiled functions, on meshes of the configured shape.
+def build_learner(config: ConfigDict, cfg: ModelConfig, devices: Sequence[Any] | None = None) -> Learner:
+    """The update's compiled functions, on meshes of the configured shape over `devices` (default: all there are).
 
     Raises ConfigError where the devices don't match the mesh, or the mesh doesn't divide the model.
     """
@@ -312,11 +315,11 @@ def build_learner(config: ConfigDict, cfg: ModelConfig) -> Learner:
         compute_dtype=jnp.dtype(m.compute_dtype), remat=m.remat, unroll=m.unroll, attention=m.attention,
         logit_tokens=m.logit_tokens, reduce_dtype=jnp.dtype(config.mesh.reduce_dtype),
     )  # fmt: skip
-    mesh = build_mesh(config)
+    mesh = build_mesh(config, devices)
     mesh_shardings(mesh, cfg)  # whether it divides the model
     return Learner(
         cfg, make_optimizer(cfg, p.optimizer), loss=p.loss, separate_critic=p.separate_critic, mesh=mesh,
         forward_settings=ForwardSettings(**forward), max_grad_norm=p.max_grad_norm,
-        critic_mesh=build_critic_mesh(config),
-        reference_mesh=build_sampler_mesh(config) if config.mesh.reference == "sampler" else None,
+        critic_mesh=build_critic_mesh(config, devices),
+        reference_mesh=build_sampler_mesh(config, devices) if config.mesh.reference == "sampler" else None,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Costs of compiled programs: of a hand-written module, and of one that XLA compiles."""
+"""Costs of compiled programs: of a hand-written module, of those that XLA compiles, and of saved ones for H100s."""
 
 import dataclasses
 
@@ -8,8 +8,12 @@ import pytest
 
 from rlef_jax.model.parameters import count_params
 from rlef_jax.model.transformer import ModelConfig
-from rlef_jax.planning.costs import CARDS, exchange_seconds, flops_per_token
-from rlef_jax.planning.hlo import Collective, read_work
+from rlef_jax.planning import target
+from rlef_jax.planning.costs import exchange_seconds, flops_per_token
+from rlef_jax.planning.exchanges import Collective
+from rlef_jax.planning.hlo import parse
+from rlef_jax.planning.work import Kernel, read_work, work_of
+from tests.helpers.hlo_texts import saved
 
 MODULE = """\
 HloModule jit_f, entry_computation_layout={(f32[16,8]{1,0})->f32[16,8]{1,0}}
@@ -62,8 +66,10 @@ def test_loops_count_as_often_as_they_run():
     assert work.flops == 5 * inside + 3 * (2 * 16 * 16 * 8)
     gathered, reduced = sorted(work.collectives, key=lambda c: c.kind)
     # Half of 8 x 32 bfloat16, five times, between devices 0 and 2: they differ along fsdp.
-    assert gathered == Collective("all-gather", ("fsdp",), 2, 3, 5 * 0.5 * 8 * 32 * 2, 5)
-    assert reduced == Collective("all-reduce", ("fsdp", "tensor"), 4, 4, 2 * 0.75 * (16 * 8 + 4) * 4, 1)
+    whole = 8 * 32 * 2
+    assert gathered == Collective("all-gather", ("fsdp",), 2, 3, 5 * 0.5 * whole, 5, "bf16", 5 * whole, (5.0,))
+    whole = (16 * 8 + 4) * 4
+    assert reduced == Collective("all-reduce", ("fsdp", "tensor"), 4, 4, 2 * 0.75 * whole, 1, "f32", whole)
 
 
 def test_what_is_no_product_moves_its_arguments_and_results():
@@ -76,6 +82,8 @@ def test_what_is_no_product_moves_its_arguments_and_results():
 
     assert moved(lambda x: jnp.tanh(x) * 2 + x, x) == 2 * x.nbytes
     assert moved(lambda x, y: x @ y, x, x.T) == 0
+    product = jax.jit(lambda x, y: x @ y).lower(x, x.T).compile().as_text()
+    assert read_work(product, (1, 1, 1), ("data", "fsdp", "tensor")).product_bytes == 2 * x.nbytes + 64 * 64 * 4
     stacked = moved(lambda xs: jax.lax.scan(lambda c, x: (c, jnp.sin(x)), 0.0, xs)[1], jnp.ones((50, 64, 32)))
     # A slice read and one written each time; the whole stack each time would be 50 times that.
     assert 2 * 50 * x.nbytes <= stacked < 4 * 50 * x.nbytes
@@ -98,8 +106,60 @@ def test_the_compilers_own_text_is_read():
     assert read_work(text, (1, 1, 1), ("data", "fsdp", "tensor")).flops == 7 * 2 * 6 * 8 * 8
 
 
+AXES = ("data", "fsdp", "tensor")
+
+
+def test_a_gpus_fsdp_step():
+    """Four layers h + tanh(h W) W', W of bfloat16 [1024, 4096], 8 x 512 tokens a card, on 2 x 8 cards.
+
+    A layer is two products, of which the first is made again for the backward pass, and four there. Weights are
+    gathered for both passes, and gradients are reduced and scattered once for each layer.
+    """
+    work = work_of(parse(saved("fsdp")), (2, 8, 1), AXES)
+    one = 2 * 8 * 512 * 1024 * 4096
+    assert work.flops == 4 * (2 + 1 + 4) * one
+    by_kind = {}
+    for c in work.collectives:
+        by_kind[c.kind] = by_kind.get(c.kind, 0) + c.output
+    layer = 1024 * 4096 * 2
+    assert by_kind["all-gather"] == 4 * 2 * layer
+    assert by_kind["reduce-scatter"] == 4 * layer / 8
+    assert all(c.axes == ("fsdp",) and c.dtype == "bf16" for c in work.collectives if c.kind != "all-reduce")
+
+
+def test_kernels_are_counted_by_formula():
+    """cuDNN's causal attention of 2,048 tokens, 32 heads of 128: two products forward, five backward, half of each."""
+    forward, backward = work_of(parse(saved("cudnn")), (2, 8, 1), AXES).kernels
+    square = 2 * 32 * 2048 * 2048 * 128 / 2
+    assert forward == Kernel("__cudnn$fmhaSoftmax", 1, 2 * square, forward.bytes)
+    assert backward.flops == 5 * square
+    assert forward.bytes == 2 * 2048 * 128 * (32 + 8 + 8 + 32) + 4 * 32 * 2048
+
+
+def test_cublas_products_are_read_from_their_configuration():
+    text = """\
+HloModule m
+
+ENTRY %main () -> f32[16,32] {
+  %p = f32[16,8]{1,0} parameter(0)
+  %q = f32[8,32]{1,0} parameter(1)
+  ROOT %g = (f32[16,32]{1,0}, s8[4194304]{0}) custom-call(%p, %q), custom_call_target="__cublas$gemm", \
+backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]}}}
+}
+"""
+    assert work_of(parse(text), (1, 1, 1), AXES).flops == 2 * 16 * 32 * 8
+    with pytest.raises(ValueError, match="lhs_contracting_dimensions"):
+        work_of(parse(text.replace("lhs_contr", "contr")), (1, 1, 1), AXES)
+
+
+def test_a_row_put_into_a_cache_moves_the_row():
+    work = work_of(parse(saved("put")), (1, 1, 1), AXES)
+    row = 8 * 1024 * 128 * 2
+    assert 2 * row <= work.bytes <= 3 * row + 100  # the row, its slot, and what was there
+
+
 def test_exchanges_within_a_node_take_its_links():
-    card = CARDS["h100"]
+    card = target.card("h100")
     near = Collective("all-gather", ("fsdp",), 8, 8, 450e9, 1)
     far = Collective("all-reduce", ("data",), 16, 121, 50e9, 1)
     assert exchange_seconds([near, far], card, 0.5) == pytest.approx(4.0)
