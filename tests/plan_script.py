@@ -21,16 +21,25 @@ def planned(devices, *extra, names):
 
 def numbers(run_plan):
     """A plan's numbers, per token or in total."""
-    gradients = run_plan.programs["gradients"]
+    gradients = run_plan.training["gradients"]
     return {
         "flops": gradients.work.flops,
         "moved": gradients.work.bytes,
-        "optimizer_moves": run_plan.programs["apply"].work.bytes,
-        "weights": run_plan.memory()["weights"],
-        "optimizer": run_plan.memory()["optimizer"],
-        "temporary": run_plan.memory()["activations and other temporary memory"],
-        "sent": {"+".join(c.axes) + " " + c.kind: c.bytes for c in gradients.work.collectives},
+        "optimizer_moves": run_plan.training["apply"].work.bytes,
+        "weights": run_plan.resident["weights"],
+        "optimizer": run_plan.resident["moments"],
+        "temporary": gradients.temporary,
+        "sent": sent(gradients.work.collectives),
     }
+
+
+def sent(collectives):
+    """{"AXES KIND": bytes}"""
+    totals = {}
+    for c in collectives:
+        name = "+".join(c.axes) + " " + c.kind
+        totals[name] = totals.get(name, 0.0) + c.bytes
+    return totals
 
 
 SMALL = ["--config.model.n_layers=2", "--config.model.unroll=False", "--config.mesh.fsdp=2", "--config.ppo.rollouts=64"]
@@ -45,7 +54,7 @@ def main():
         "devices": (8, *base),
         "fsdp": (4, *base, "--config.mesh.fsdp=4"),
     }
-    whole = planned(4, *base, names=plan.PROGRAMS)
+    whole = planned(4, *base, names=None)
     by_case = {name: numbers(planned(*words, names=("gradients", "apply"))) for name, words in doubled.items()}
     print(json.dumps(by_case | {"base": numbers(whole), "table": plan.report.table(whole)}))
 

@@ -1,4 +1,4 @@
-"""Plans: the effect of doubling length, batch or devices on each number."""
+"""Plans: the effect of doubling length, batch or devices on each number; what is refused."""
 
 import json
 import pathlib
@@ -6,6 +6,9 @@ import subprocess
 import sys
 
 import pytest
+
+from rlef_jax import plan
+from rlef_jax.planning import environment
 
 pytestmark = pytest.mark.long
 
@@ -56,6 +59,29 @@ def test_weights_travel_and_activations_do_not(plans):
     assert base["fsdp all-gather"] > 0
 
 
-def test_the_table_names_what_was_assumed(plans):
-    for part in ("optimizer", "all-gather", "by XLA, which counts a loop once", "assumed:", "compiled for CPUs"):
+def test_the_table_names_programs_and_what_was_assumed(plans):
+    for part in ("decode 256 plain", "new weights arrive", "all-gather", "exposed", "assumed:", "compiled for CPUs"):
         assert part in plans["table"]
+
+
+@pytest.mark.parametrize(
+    "words, line",
+    [
+        (["--devices=1"], "error: --config is needed, e.g. --config=configs/llama31_8b.py; or --all"),
+        (
+            ["--config=configs/llama31_8b.py", "--devices=9"],
+            "error: --devices=9 must be a multiple of mesh.fsdp * mesh.tensor = 8",
+        ),
+        (["--config=configs/llama31_8b.py"], "make gpu-env"),
+        (["--config=configs/tiny.py", "--target=tpu-v5p"], "make tpu-env"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_line(words, line, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(environment, "ROOT", tmp_path)
+    monkeypatch.setattr(environment, "_has_plugin", lambda _: False)
+    monkeypatch.setattr(sys, "argv", ["plan", *words])
+    with pytest.raises(SystemExit) as stop:
+        plan.main()
+    assert stop.value.code == 2
+    [told] = capsys.readouterr().err.splitlines()
+    assert line in told

@@ -42,14 +42,14 @@ def variables(platform: str, given: Mapping[str, str]) -> dict[str, str]:
     return wanted | {"XLA_FLAGS": f"{given.get('XLA_FLAGS', '')} {_NO_CARD}".strip()}
 
 
-def find_python(platform: str, root: Path = ROOT) -> Path:
+def find_python(platform: str, root: Path | None = None) -> Path:
     """A Python with the platform's plugin: this one, or that of the environment that the Makefile makes.
 
     Raises ConfigError, naming the command that makes it, where there is none.
     """
     if _has_plugin(platform):
         return Path(sys.executable)
-    python = root / _FOLDERS[platform] / "bin" / "python"
+    python = (root or ROOT) / _FOLDERS[platform] / "bin" / "python"
     if not python.exists():
         raise ConfigError(
             f"compiling for {platform} needs JAX's plugin for it, here or in {python.parents[1]}: {_TARGETS[platform]}"

@@ -163,7 +163,8 @@ def sampler_programs(
 ) -> dict[str, Program]:
     """A sampler's programs on `mesh`, of `Programs.lowered`: the `largest` of these `kinds`, by default of all.
 
-    `mesh` is the sampler's, or the trainer's for "prepare" alone, which runs there. A dispatch of decoding ends when its rows do, after `decode_steps` at most: those are counted.
+    `mesh` is the sampler's, or the trainer's for "prepare" alone, which runs there. A dispatch of decoding ends when
+    its rows do, after `decode_steps` at most: those are counted.
     """
     shape = tuple(mesh.shape[axis] for axis in AXES)
     chosen = [name for name in largest(lowered) if kinds is None or name.split()[0] in kinds]
