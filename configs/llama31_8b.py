@@ -4,6 +4,14 @@ Source: Gehring et al. (ICML 2025), section 3 and appendix A.1. Values that the 
 Command: python -m rlef_jax.train --config=configs/llama31_8b.py --workdir=runs/8b     (128 H100s train, 160 sample)
 Expected: 1@3 of 17.2 on valid and 16.1 on test, from 8.9 and 10.5, after 12,000 updates in about 20 hours.
 
+Plan: PLAN
+
+Variants (configs/llama31_8b.py:NAME):
+  node  one node of 8 H100s trains and samples in turn; the cache's memory is free while it trains.
+        Plan: PLAN
+  64    64 H100s: 32 train, 32 sample.
+        Plan: PLAN
+
 Needs Meta's weights as Hugging Face has them (meta-llama/Llama-3.1-8B-Instruct: config.json, safetensors and
 tokenizer.json) in `weights/llama31_8b_instruct`, or where --config.model.init=FOLDER says; and CodeContests in
 `data/code_contests` (docs/code_contests.md). The shape below is in the weights' folder too: a folder of another model
@@ -15,9 +23,12 @@ from ml_collections import ConfigDict
 from rlef_jax.config import base_config, unknown_variant
 
 
+VARIANTS = ("", "node", "64")
+
+
 def get_config(variant: str = "") -> ConfigDict:
-    if variant:
-        raise unknown_variant(variant, ("",))
+    if variant not in VARIANTS:
+        raise unknown_variant(variant, VARIANTS)
     config = base_config()
 
     m = config.model
@@ -62,4 +73,13 @@ def get_config(variant: str = "") -> ConfigDict:
     config.eval.every = 200  # 800 updates
     config.eval.temperature, config.eval.top_p = 0.2, 0.95
     config.plan.target, config.plan.sampler_devices = "h100", 160
+    if variant == "node":
+        p.microbatch_rows = 8
+        config.mesh.data, config.mesh.fsdp = 1, 8
+        config.sampling.rows, config.sampling.tensor = 256, 8  # one model over all cards, for the training's state
+        config.plan.sampler_devices = 0
+    elif variant == "64":
+        p.microbatch_rows = 32
+        config.mesh.data, config.mesh.fsdp = 4, 8
+        config.plan.sampler_devices = 32
     return config

@@ -47,7 +47,10 @@ LLAMA3_VOCABULARY = 128_256
 MEASURED = "measured"
 STOP_IDS = 4
 # Configurations that name hardware, for --all.
-MATRIX = ("configs/llama31_8b.py", "configs/llama31_70b.py")
+MATRIX = (
+    "configs/llama31_8b.py", "configs/llama31_8b.py:node", "configs/llama31_8b.py:64", "configs/llama31_70b.py",
+    "configs/llama30_8b.py", "configs/llama32_1b.py",
+)  # fmt: skip
 
 
 def parser() -> arguments.Parser:
@@ -107,7 +110,8 @@ def make_plan(config: ConfigDict, args: argparse.Namespace, names: Collection[st
     return Plan(
         cfg=cfg, mesh=dict(learner.mesh.shape), training=training, sampling=sampling,
         resident=resident_bytes(learner, dtype),
-        separate_critic=p.separate_critic, shared=not others, compile_seconds=time.perf_counter() - began,
+        separate_critic=p.separate_critic, shared=not others,
+        in_turn=not others and config.train.max_staleness == 0, compile_seconds=time.perf_counter() - began,
         assumed=Assumptions(
             speeds=Speeds(card, 1.0 if measured else args.mfu, 1.0 if measured else args.bandwidth_share),
             measured=measured, target=config.plan.target, length=length, action_share=args.action_share,

@@ -65,14 +65,17 @@ def sampler_parts(programs: Mapping[str, Program]) -> dict[str, float]:
     return {"sampler's weights": float(decode.arguments - decode.aliased), "cache": float(decode.aliased)}
 
 
-def sampling_moments(programs: Mapping[str, Program], beside: Mapping[str, float]) -> list[Moment]:
+def sampling_moments(programs: Mapping[str, Program], beside: Mapping[str, float], *, in_turn: bool) -> list[Moment]:
     """A sampling card in each of the sampler's programs; `beside` are {content: bytes} of a trainer on the same card.
 
-    While new weights arrive the old ones and the cache still lie there.
+    While new weights arrive the old ones still lie there, and the cache too, unless the sampler works `in_turn` with a
+    trainer: then it has no cache between two iterations' rollouts.
     """
     parts = sampler_parts(programs)
     held = sum(parts.values())
-    moments = [Moment(NEW_WEIGHTS, {**parts, **beside, "new weights": parts["sampler's weights"]})]
+    weights = parts["sampler's weights"]
+    kept = {"sampler's weights": weights} if in_turn else parts
+    moments = [Moment(NEW_WEIGHTS, {**kept, **beside, "new weights": weights})]
     for name, p in programs.items():
         more = {
             "arguments beside": max(0.0, p.arguments - held),

@@ -47,7 +47,8 @@ class Plan:
     """A run's programs, sizes and assumptions.
 
     `training` are the learner's programs in an iteration's order, `sampling` the sampler's. `resident` is what lies on
-    a training card all the time: {"weights", "moments", "reference": bytes}. `shared`: both lie on the same cards.
+    a training card all the time: {"weights", "moments", "reference": bytes}. `shared`: both lie on the same cards;
+    `in_turn`: and there is no cache while the trainer works.
     """
 
     cfg: ModelConfig
@@ -57,6 +58,7 @@ class Plan:
     resident: Mapping[str, float]
     separate_critic: bool
     shared: bool
+    in_turn: bool
     compile_seconds: float
     assumed: Assumptions
 
@@ -73,11 +75,15 @@ class Plan:
     def training_moments(self) -> list[Moment]:
         """What lies on a training card in each program."""
         beside = sampler_parts(self.sampling) if self.shared and self.sampling else {}
+        if self.in_turn:
+            beside.pop("cache", None)
         return training_moments(self.training, self.resident, self.networks, beside)
 
     def sampling_moments(self) -> list[Moment]:
         """What lies on a sampling card in each program."""
-        return sampling_moments(self.sampling, dict(self.resident) if self.shared else {})
+        if not self.sampling:
+            return []
+        return sampling_moments(self.sampling, dict(self.resident) if self.shared else {}, in_turn=self.in_turn)
 
     def too_large(self) -> list[Moment]:
         """The programs in which a card holds more than a run may use."""

@@ -36,6 +36,8 @@ def test_a_training_card_holds_everything_and_what_a_program_adds():
 
 def test_a_sampling_card_holds_old_and_new_weights_for_a_while():
     assert sampler_parts(SAMPLER) == {"sampler's weights": 10, "cache": 20}
-    moments = {m.program: m.total for m in sampling_moments(SAMPLER, {})}
+    moments = {m.program: m.total for m in sampling_moments(SAMPLER, {}, in_turn=False)}
     assert moments == {NEW_WEIGHTS: 40, "decode 64 plain": 31, "take": 32}
-    assert peak(sampling_moments(SAMPLER, RESIDENT)).total == 68
+    assert peak(sampling_moments(SAMPLER, RESIDENT, in_turn=False)).total == 68
+    in_turn = sampling_moments(SAMPLER, RESIDENT, in_turn=True)
+    assert in_turn[0].total == 28 + 20 and peak(in_turn).program == "take"
