@@ -89,10 +89,10 @@ gpu-env: $(GPU)/.installed ## the environment that compiles for GPUs without one
 tpu-env: $(TPU)/.installed ## the environment that compiles for TPUs without one: jax[tpu]
 
 test-gpu-compile: $(GPU)/.installed ## programs compiled for H100s: memory, exchanges, kernels (20 minutes at most)
-	@JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=3 XLA_FLAGS="$$XLA_FLAGS --xla_gpu_autotune_level=0" $(GPU)/bin/python -m pytest -q -m gpu_compile $(FLAGS)
+	@JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=3 JAX_ENABLE_COMPILATION_CACHE=false XLA_FLAGS="$$XLA_FLAGS --xla_gpu_autotune_level=0" $(GPU)/bin/python -m pytest -q -m gpu_compile $(FLAGS)
 
 test-tpu-compile: $(TPU)/.installed ## programs compiled for TPUs
-	@JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 $(TPU)/bin/python -m pytest -q -m tpu_compile $(FLAGS)
+	@JAX_PLATFORMS=cpu JAX_ENABLE_COMPILATION_CACHE=false TPU_SKIP_MDS_QUERY=1 $(TPU)/bin/python -m pytest -q -m tpu_compile $(FLAGS)
 
 REFERENCE := runs/reference
 parity: $(VENV)/.installed-dev $(BENCH)/.installed smollm2 ## compare models with transformers on torch, live (10 minutes)

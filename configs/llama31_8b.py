@@ -22,7 +22,6 @@ from ml_collections import ConfigDict
 
 from rlef_jax.config import base_config, unknown_variant
 
-
 VARIANTS = ("", "node", "64")
 
 

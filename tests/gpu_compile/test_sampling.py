@@ -24,6 +24,7 @@ from tests.helpers import hlo_text
 if importlib.util.find_spec("jax_cuda12_plugin") is None:
     pytest.skip("no CUDA plugin to compile with: see `make gpu-env`", allow_module_level=True)
 
+pytestmark = pytest.mark.gpu_compile
 # The card's description: a data file of the package, or where it was first tried.
 DEVICE = next(iter([*Path(rlef_jax.__file__).parent.rglob("h100.txtpb"), Path("/work/shared/aot/h100.txtpb")]))
 OPTIONS = {"xla_gpu_autotune_level": 0}  # there is no card to time kernels on
