@@ -8,7 +8,6 @@ is. A test fails for a key that no code reads. Values default to the paper's whe
 from __future__ import annotations
 
 import difflib
-import importlib
 import importlib.util
 import json
 import re
@@ -26,7 +25,7 @@ from rlef_jax.paths import local_text
 
 SAVED_NAME = "config.json"
 TEXT_TUPLES = ("data.exclude", "data.families")  # an empty tuple doesn't say what its elements are; others are numbers
-# Keys that may hold a path. What has no slash in execution.python is a version, and package:NAME ships with rlef_jax.
+# Keys that may hold a path: what has no slash in execution.python is a version; package:NAME ships with rlef_jax.
 PATH_KEYS = ("model.init", "model.tokenizer", "model.chat", "data.dir", "execution.python")
 
 
