@@ -89,7 +89,7 @@ def test_70b_differs_from_8b_where_it_must(tmp_path, monkeypatch):
     small, large = config.flat(load("llama31_8b.py")), config.flat(load("llama31_70b.py"))
     differing = {key for key in small if small[key] != large[key]}
     sizes = {"model.d_model", "model.n_layers", "model.n_heads", "model.d_ff", "mesh.tensor", "sampling.tensor"}
-    cost = {"ppo.microbatch_rows", "plan.sampler_devices"}
+    cost = {"ppo.microbatch_rows", "sampling.cache_gib", "plan.sampler_devices"}
     assert differing == sizes | cost | {"model.init", "train.iterations"}
 
 
