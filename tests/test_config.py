@@ -85,7 +85,8 @@ def test_70b_differs_from_8b_where_it_must(tmp_path, monkeypatch):
     small, large = config.flat(load("llama31_8b.py")), config.flat(load("llama31_70b.py"))
     differing = {key for key in small if small[key] != large[key]}
     sizes = {"model.d_model", "model.n_layers", "model.n_heads", "model.d_ff", "mesh.tensor", "sampling.tensor"}
-    assert differing == sizes | {"model.init", "train.iterations", "plan.sampler_devices"}
+    choices = {"model.init", "train.iterations", "plan.sampler_devices", "ppo.microbatch_rows"}
+    assert differing == sizes | choices
 
 
 def test_single_turn_makes_as_many_responses():
