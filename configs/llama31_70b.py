@@ -26,6 +26,7 @@ def get_config(variant: str = "") -> ConfigDict:
     # Two rows for each 8 GPUs, an update's 256 at once: `fsdp` crosses nodes, and weights travel once instead of twice.
     config.ppo.microbatch_rows = 256
     config.sampling.tensor = 8  # a card holds an eighth of the weights and of each token's keys and values
+    config.sampling.cache_gib = 38.0  # beside old and new weights
     config.train.iterations = 2000  # 8,000 updates
     config.plan.sampler_devices = 1280
     return config

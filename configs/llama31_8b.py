@@ -4,13 +4,13 @@ Source: Gehring et al. (ICML 2025), section 3 and appendix A.1. Values that the 
 Command: python -m rlef_jax.train --config=configs/llama31_8b.py --workdir=runs/8b     (128 H100s train, 160 sample)
 Expected: 1@3 of 17.2 on valid and 16.1 on test, from 8.9 and 10.5, after 12,000 updates in about 20 hours.
 
-Plan: PLAN
+Plan: trains in 41.1 GiB (reduce), samples in 69.9 GiB (new weights arrive) of 72.8 a card: fits
 
 Variants (configs/llama31_8b.py:NAME):
   node  one node of 8 H100s trains and samples in turn; the cache's memory is free while it trains.
-        Plan: PLAN
+        Plan: trains in 43.0 GiB (reduce), samples in 68.4 GiB (prefill 512 later) of 72.8 a card: fits
   64    64 H100s: 32 train, 32 sample.
-        Plan: PLAN
+        Plan: trains in 41.1 GiB (reduce), samples in 69.9 GiB (new weights arrive) of 72.8 a card: fits
 
 Needs Meta's weights as Hugging Face has them (meta-llama/Llama-3.1-8B-Instruct: config.json, safetensors and
 tokenizer.json) in `weights/llama31_8b_instruct`, or where --config.model.init=FOLDER says; and CodeContests in

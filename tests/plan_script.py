@@ -54,7 +54,7 @@ def main():
         "devices": (8, *base),
         "fsdp": (4, *base, "--config.mesh.fsdp=4"),
     }
-    whole = planned(4, *base, names=None)
+    whole = planned(4, *base, names=("gradients", "apply", "score", "decode"))
     by_case = {name: numbers(planned(*words, names=("gradients", "apply"))) for name, words in doubled.items()}
     print(json.dumps(by_case | {"base": numbers(whole), "table": plan.report.table(whole)}))
 

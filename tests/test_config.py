@@ -26,8 +26,12 @@ ALL = [
     "tiny.py:random_feedback",
     "tiny.py:paper_iteration",
     "tiny_sft.py",
+    "llama30_8b.py",
     "llama31_8b.py",
+    "llama31_8b.py:node",
+    "llama31_8b.py:64",
     "llama31_70b.py",
+    "llama32_1b.py",
     "smollm2_135m.py",
     "smollm2_135m.py:code_contests",
     "smollm2_135m.py:easy",
@@ -85,8 +89,8 @@ def test_70b_differs_from_8b_where_it_must(tmp_path, monkeypatch):
     small, large = config.flat(load("llama31_8b.py")), config.flat(load("llama31_70b.py"))
     differing = {key for key in small if small[key] != large[key]}
     sizes = {"model.d_model", "model.n_layers", "model.n_heads", "model.d_ff", "mesh.tensor", "sampling.tensor"}
-    choices = {"model.init", "train.iterations", "plan.sampler_devices", "ppo.microbatch_rows"}
-    assert differing == sizes | choices
+    cost = {"ppo.microbatch_rows", "sampling.cache_gib", "plan.sampler_devices"}
+    assert differing == sizes | cost | {"model.init", "train.iterations"}
 
 
 def test_single_turn_makes_as_many_responses():
