@@ -25,8 +25,7 @@ if importlib.util.find_spec("jax_cuda12_plugin") is None:
     pytest.skip("no CUDA plugin to compile with: see `make gpu-env`", allow_module_level=True)
 
 pytestmark = pytest.mark.gpu_compile
-# The card's description: a data file of the package, or where it was first tried.
-DEVICE = next(iter([*Path(rlef_jax.__file__).parent.rglob("h100.txtpb"), Path("/work/shared/aot/h100.txtpb")]))
+DEVICE = Path(rlef_jax.__file__).parent / "planning" / "targets" / "h100.txtpb"
 OPTIONS = {"xla_gpu_autotune_level": 0}  # there is no card to time kernels on
 GIB = 2**30
 SMALL = dict(vocab_size=128_256, d_model=4096, n_heads=32, n_kv_heads=8, d_head=128, d_ff=14336, tie_embeddings=False)
