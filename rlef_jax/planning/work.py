@@ -23,6 +23,7 @@ _FREE = (
 _READS = ("slice", "dynamic-slice", "gather")  # they read only as much of their first argument as their result holds
 _WRITES = ("dynamic-update-slice", "scatter")  # the rest of their first argument stays where it is
 _SLICES = (*_READS, *_WRITES)
+_PRODUCTS = ("dot", "convolution")  # TPUs' products are convolutions
 _CUBLAS, _FMHA = "__cublas$", "__cudnn$fmha"
 
 
@@ -96,9 +97,9 @@ def work_of(
 
 
 def flops_of(i: Instruction, shapes: dict[str, str]) -> float:
-    """Operations of an instruction's own matrix products: a dot, a cuBLAS call, cuDNN's attention."""
-    if i.kind in ("dot", "convolution"):
-        return _dot_flops(i, shapes) if i.kind == "dot" else 0.0
+    """Operations of an instruction's own matrix products: a dot or convolution, a cuBLAS call, cuDNN attention."""
+    if i.kind in _PRODUCTS:
+        return _dot_flops(i, shapes) if i.kind == "dot" else _convolution_flops(i, shapes)
     if i.kind != "custom-call":
         return 0.0
     if i.target.startswith(_CUBLAS):
@@ -110,6 +111,23 @@ def _dot_flops(i: Instruction, shapes: dict[str, str]) -> float:
     contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", i.rest)
     assert contracted is not None, i
     return _product(i.shape, shapes[i.arguments[0]], [int(d) for d in contracted[1].split(",") if d])
+
+
+def _convolution_flops(i: Instruction, shapes: dict[str, str]) -> float:
+    """Operations of a product as TPUs have it: a convolution over features ("i" of the right side's labels).
+
+    Its other axes are numbered. Of those that a product sums over the result has one place, and all of the left side's
+    count; the rest, batches and free axes, meet one place each.
+    """
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", i.rest)
+    assert labels is not None, i
+    left, right = (sizes(shapes[name]) for name in i.arguments[:2])
+    result = sizes(i.shape)
+    summed = right[labels[2].index("i")]
+    for axis in filter(str.isdigit, labels[1]):
+        if result[labels[3].index(axis)] == 1:
+            summed *= left[labels[1].index(axis)]
+    return 2.0 * math.prod(result) * summed
 
 
 def _cublas_flops(i: Instruction, shapes: dict[str, str]) -> float:
@@ -139,7 +157,7 @@ def is_product(i: Instruction, module: Module) -> bool:
     """Whether an instruction is a matrix product, alone or in a fusion."""
     if i.kind in ("fusion", "fusion-start"):
         return any(is_product(part, module) for part in module.computations[i.called[0]])
-    return i.kind == "dot" or (i.kind == "custom-call" and i.target.startswith(_CUBLAS))
+    return i.kind in _PRODUCTS or (i.kind == "custom-call" and i.target.startswith(_CUBLAS))
 
 
 def bytes_moved(i: Instruction, module: Module, shapes: dict[str, str], float_bytes: int) -> float:

@@ -152,6 +152,29 @@ backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting
         work_of(parse(text.replace("lhs_contr", "contr")), (1, 1, 1), AXES)
 
 
+@pytest.mark.parametrize(
+    "left, right, result, how, products",
+    [
+        ("512,1024", "1024,2048", "512,2048", "dim_labels=bf_io->bf", 512 * 1024 * 2048),
+        ("8,512,128", "8,512,128", "8,512,512", "window={size=8 stride=7 lhs_dilate=8}, dim_labels=0bf_0oi->0bf", 2**28),
+        ("2,512,1,9", "9,8,128,1", "2,512,8,128", "window={size=1x8 pad=0_0x7_7}, dim_labels=0b1f_i1o0->0b1f", 9 * 2**20),
+        ("16,32,64", "32,64,128", "16,1,128", "window={size=32}, dim_labels=b0f_0io->b0f", 16 * 32 * 64 * 128),
+    ],
+    ids=["plain", "batch", "free", "summed"],
+)  # fmt: skip
+def test_a_tpus_products_are_convolutions(left, right, result, how, products):
+    text = f"""\
+HloModule m
+
+ENTRY %main () -> f32[] {{
+  %p = bf16[{left}]{{2,1,0:T(8,128)(2,1)}} parameter(0)
+  %q = bf16[{right}]{{2,1,0:T(8,128)(2,1)}} parameter(1)
+  ROOT %c = bf16[{result}]{{2,1,0:T(8,128)(2,1)}} convolution(%p, %q), {how}
+}}
+"""
+    assert work_of(parse(text), (1, 1, 1), AXES).flops == 2 * products
+
+
 def test_a_row_put_into_a_cache_moves_the_row():
     work = work_of(parse(saved("put")), (1, 1, 1), AXES)
     row = 8 * 1024 * 128 * 2

@@ -19,9 +19,9 @@ if importlib.util.find_spec("libtpu") is None:
 
 pytestmark = pytest.mark.tpu_compile
 SMALL = [
-    "--config.model.n_layers=4", "--config.model.d_model=1024", "--config.model.d_ff=4096",
+    "--config.model.n_layers=2", "--config.model.d_model=1024", "--config.model.d_ff=4096",
     "--config.model.n_heads=8", "--config.model.vocab_size=32768", "--config.ppo.microbatch_rows=8",
-    "--config.ppo.rollouts=64", "--config.mesh.data=2", "--config.mesh.fsdp=4", "--length=1024",
+    "--config.ppo.rollouts=32", "--config.mesh.data=2", "--config.mesh.fsdp=4", "--length=512",
 ]  # fmt: skip
 
 
