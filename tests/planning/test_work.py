@@ -156,8 +156,14 @@ backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting
     "left, right, result, how, products",
     [
         ("512,1024", "1024,2048", "512,2048", "dim_labels=bf_io->bf", 512 * 1024 * 2048),
-        ("8,512,128", "8,512,128", "8,512,512", "window={size=8 stride=7 lhs_dilate=8}, dim_labels=0bf_0oi->0bf", 2**28),
-        ("2,512,1,9", "9,8,128,1", "2,512,8,128", "window={size=1x8 pad=0_0x7_7}, dim_labels=0b1f_i1o0->0b1f", 9 * 2**20),
+        (
+            "8,512,128", "8,512,128", "8,512,512",
+            "window={size=8 stride=7 lhs_dilate=8}, dim_labels=0bf_0oi->0bf", 2**28,
+        ),
+        (
+            "2,512,1,9", "9,8,128,1", "2,512,8,128",
+            "window={size=1x8 pad=0_0x7_7}, dim_labels=0b1f_i1o0->0b1f", 9 * 2**20,
+        ),
         ("16,32,64", "32,64,128", "16,1,128", "window={size=32}, dim_labels=b0f_0io->b0f", 16 * 32 * 64 * 128),
     ],
     ids=["plain", "batch", "free", "summed"],
