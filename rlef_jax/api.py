@@ -30,7 +30,7 @@ from rlef_jax.training import episode_io
 from rlef_jax.training.build import (
     build_policy,
     build_pool,
-    build_samplers,
+    build_sampler,
     describe_policy,
     limits_of,
     rollout_settings,
@@ -72,7 +72,7 @@ class Policy:
 
     @functools.cached_property
     def _sampler(self) -> Sampler:
-        [sampler] = build_samplers(self.config, self.cfg, self.chat.stop_ids, 1)
+        sampler = build_sampler(self.config, self.cfg, self.chat.stop_ids)
         sampler.set_weights(self.params, version=0)
         return sampler
 

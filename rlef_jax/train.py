@@ -42,7 +42,7 @@ from rlef_jax.training.build import (
     build_learner,
     build_mesh,
     build_pool,
-    build_samplers,
+    build_sampler,
     describe_policy,
     first_prompt_of,
     first_weights,
@@ -90,8 +90,7 @@ def train(
     cfg, chat, weights = describe_policy(config)
     mesh, learner = build_mesh(config), build_learner(config, cfg)
     with contextlib.ExitStack() as stack:
-        # One for the training rollouts, one for the evaluations.
-        samplers = build_samplers(config, cfg, chat.stop_ids, 2)
+        sampler = build_sampler(config, cfg, chat.stop_ids)  # rollouts and evaluations take turns with it
         pool = stack.enter_context(build_pool(config.execution)) if judge is None else judge
         log = None if is_first() else stack.enter_context(open(os.devnull, "w"))
         display = stack.enter_context(ProgressDisplay(stream=log))
@@ -118,9 +117,9 @@ def train(
         writer = None
         if is_first():
             writer = stack.enter_context(MetricsWriter(workdir, start_step=progress.iteration))
-        actor = LocalActor(samplers[0], chat, pool, feed, display=display)
+        actor = LocalActor(sampler, chat, pool, feed, display=display)
         split_problems = SplitProblems(source, e.problems)
-        eval_actor = LocalActor(samplers[1], chat, pool, split_problems, display=display, should_stop=stop)
+        eval_actor = LocalActor(sampler, chat, pool, split_problems, display=display, should_stop=stop)
         evaluate = Evaluator(config, eval_actor, chat.stop_ids, workdir, display, source)
         summary: dict[str, Any] = {}
         if e.split:

@@ -25,7 +25,7 @@ from rlef_jax.training.actor import LocalActor, RolloutRequest
 from rlef_jax.training.build import (
     build_policy,
     build_pool,
-    build_samplers,
+    build_sampler,
     limits_of,
     rollout_settings,
     with_model_shape,
@@ -112,7 +112,7 @@ def sampled(
         _open(folder, about, tokenizer | python_identity(pool.interpreter))
         for line in note_lines(policy.chat.notes):
             display.message(line)
-        [sampler] = build_samplers(config, policy.cfg, policy.chat.stop_ids, 1)
+        sampler = build_sampler(config, policy.cfg, policy.chat.stop_ids)
         actor = LocalActor(sampler, policy.chat, pool, find, display=display)
         actor.set_weights(params, version=0)
 

@@ -7,7 +7,6 @@ program; where they don't, each has a trainer of its own, with its own term of t
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -86,13 +85,15 @@ class MeshTrainer:
         self._score = jax.jit(
             program(self._score_fn, (params, rows), rows), in_shardings=(params, rows), out_shardings=one
         )
-        first = (trainable, frozen, stacked_rows, one)
+        in_place = self.forward_settings.adds_in_place
+        function = self._gradients_in_place_fn if in_place else self._gradients_fn
+        arguments = (*((self.total_shardings,) if in_place else ()), trainable, frozen, stacked_rows, one)
         self._gradients = jax.jit(
-            program(functools.partial(self._gradients_fn, None), first, share), in_shardings=first, out_shardings=share
-        )
-        further = (self.total_shardings, *first)
-        self._more_gradients = jax.jit(
-            program(self._gradients_fn, further, share), in_shardings=further, out_shardings=share, donate_argnums=(0,)
+            program(function, arguments, share),
+            in_shardings=arguments, out_shardings=share, donate_argnums=(0,) if in_place else (),
+        )  # fmt: skip
+        self._add = jax.jit(
+            _sum, in_shardings=(self.total_shardings,) * 2, out_shardings=self.total_shardings, donate_argnums=(0,)
         )
         self._no_gradients = jax.jit(self._zeros, out_shardings=self.total_shardings)
         self._reduce = jax.jit(_added_up, in_shardings=(self.total_shardings,), out_shardings=trainable)
@@ -153,17 +154,15 @@ class MeshTrainer:
         )
         counts = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in values.METRICS}
         one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), microbatches)
-        arguments = (state.trainable, state.frozen, microbatches, counts)
+        arguments: tuple[Any, ...] = (state.trainable, state.frozen, microbatches, counts)
         total = jax.tree.map(
             lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
             jax.eval_shape(self._zeros, state.trainable), self.total_shardings,
         )  # fmt: skip
         if self.forward_settings.adds_in_place:
-            lowered = self._more_gradients.lower(total, *arguments)
-        else:
-            lowered = self._gradients.lower(*arguments)
+            arguments = (total, *arguments)
         programs = {
-            "gradients": lowered,
+            "gradients": self._gradients.lower(*arguments),
             "apply": self._applied(where).lower(dataclasses.replace(state, frozen={}), state.trainable, ()),
             "score": self._score.lower(state.params, one),
         }
@@ -186,10 +185,11 @@ class MeshTrainer:
         """
         trainable, frozen = partition(select_parts(params, self.names), self.trainable)
         stacked = place(stacked, self.stacked_rows)
-        if total is None and not self.forward_settings.adds_in_place:
-            return self._gradients(trainable, frozen, stacked, denominators)
-        total = self._no_gradients(trainable) if total is None else total
-        return self._more_gradients(total, trainable, frozen, stacked, denominators)
+        if self.forward_settings.adds_in_place:
+            total = self._no_gradients(trainable) if total is None else total
+            return self._gradients(total, trainable, frozen, stacked, denominators)
+        grads, sums = self._gradients(trainable, frozen, stacked, denominators)
+        return grads if total is None else self._add(total, grads), sums
 
     def reduced(self, grads: dict[str, Any]) -> dict[str, Any]:
         """Gradients that `accumulate` gave, added up over the mesh: once an update, whatever the micro-batches."""
@@ -229,24 +229,34 @@ class MeshTrainer:
         return scores(params, self.model_cfg, batch, self.forward_settings)
 
     def _gradients_fn(
-        self, total: dict[str, Any] | None, trainable: Any, frozen: Any, stacked: TokenBatch, denominators: Any
+        self, trainable: Any, frozen: Any, stacked: TokenBatch, denominators: dict[str, jax.Array]
     ) -> GradientsAndSums:
-        """(`total` and the gradients of micro-batches [M, B, ...], one after the other; their metric sums).
+        """The gradients of micro-batches [M, B, ...], one after the other, and their metric sums.
 
         Of this device's rows: gradients aren't added up over `data` here.
         """
-        if total is not None and not self.alone:
-            total = jax.tree.map(lambda a: a[0], total)
+        grads, sums = gradients.summed(self._objective(denominators), trainable, frozen, stacked)
+        return self._of_all_rows(grads, sums)
 
-        def objective_of(params: dict[str, Any], batch: TokenBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def _gradients_in_place_fn(
+        self, total: dict[str, Any], trainable: Any, frozen: Any, stacked: TokenBatch, denominators: Any
+    ) -> GradientsAndSums:
+        """`_gradients_fn` with `total` added to the gradients."""
+        if not self.alone:
+            total = jax.tree.map(lambda a: a[0], total)
+        apart = [(name,) for name in self.names] if self.separate_critic else [self.names]
+        objective_of = self._objective(denominators)
+        grads, sums = gradients.added_in_place(objective_of, total, trainable, frozen, stacked, apart)
+        return self._of_all_rows(grads, sums)
+
+    def _objective(self, denominators: dict[str, jax.Array]) -> gradients.Objective:
+        def of(params: dict[str, Any], batch: TokenBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
             return objective(params, batch, denominators, self.model_cfg, self.loss, self.forward_settings)
 
-        if total is not None and self.forward_settings.adds_in_place:
-            apart = [(name,) for name in self.names] if self.separate_critic else [self.names]
-            grads, sums = gradients.added_in_place(objective_of, total, trainable, frozen, stacked, apart)
-        else:
-            grads, sums = gradients.summed(objective_of, trainable, frozen, stacked)
-            grads = grads if total is None else jax.tree.map(jnp.add, total, grads)
+        return of
+
+    def _of_all_rows(self, grads: dict[str, Any], sums: dict[str, jax.Array]) -> GradientsAndSums:
+        """This device's gradients as its share of `total_shardings`, metric sums over all devices."""
         if self.alone:
             return grads, sums
         return jax.tree.map(lambda a: a[None], grads), jax.lax.psum(sums, ROW_AXES)
@@ -270,6 +280,10 @@ class MeshTrainer:
         before = (state.trainable, state.opt_state)
         trainable, opt_state = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, before)
         return TrainState(trainable, state.frozen, opt_state, state.step + 1), (norm, good)
+
+
+def _sum(total: dict[str, Any], grads: dict[str, Any]) -> dict[str, Any]:
+    return jax.tree.map(jnp.add, total, grads)
 
 
 def _added_up(grads: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,9 @@ else is going on.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
 
 from rlef_jax.model.transformer import Params
 from rlef_jax.sampling.programs import Programs
@@ -20,10 +22,7 @@ from rlef_jax.sampling.session import Session
 
 
 class Sampler:
-    """Compiled programs, and the weights that they run with.
-
-    Samplers may share programs; each has weights of its own.
-    """
+    """Compiled programs, and the weights that they run with. Samplers may share programs; each has its own weights."""
 
     def __init__(self, programs: Programs, *, workers: int = 1, min_ready_fraction: float = 0.0) -> None:
         """Args:
@@ -38,6 +37,7 @@ class Sampler:
             raise ValueError(f"workers={workers} on a mesh of {programs.mesh.size} devices: must be 1 there")
         self.programs, self.workers, self.min_ready_fraction = programs, workers, min_ready_fraction
         self._weights: tuple[Params, int] | None = None
+        self._in_session = threading.Lock()
 
     def set_weights(self, params: Params, version: int) -> None:
         """Take a copy of params, named `version`: the caller may change or donate its own afterwards.
@@ -53,7 +53,13 @@ class Sampler:
             raise RuntimeError("set_weights must be called before anything is sampled")
         return self._weights
 
-    def session(self, on_compile: Callable[[int, int], None] | None = None) -> Session:
-        """A session with empty rows, as a context manager, once all is compiled; `on_compile(done, all)` is told."""
-        self.programs.compile(on_compile)
-        return Session(self.programs, self.weights, self.workers, self.min_ready_fraction)
+    @contextlib.contextmanager
+    def session(self, on_compile: Callable[[int, int], None] | None = None) -> Iterator[Session]:
+        """A session with empty rows, once all is compiled; `on_compile(done, all)` is told.
+
+        A device has memory for one cache: a session that another thread has open is waited for.
+        """
+        with self._in_session:
+            self.programs.compile(on_compile)
+            with Session(self.programs, self.weights, self.workers, self.min_ready_fraction) as session:
+                yield session

@@ -168,6 +168,8 @@ class Session:
         self._wake()
         for thread in self._threads:
             thread.join()
+        for worker in self._workers:
+            worker.release()
 
     def _wake(self) -> None:
         for worker in self._workers:

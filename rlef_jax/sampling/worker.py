@@ -81,6 +81,11 @@ class SamplerWorker:
         while self._unfinished:
             self._unfinished.popitem()[1].future.set_exception(error)
 
+    def release(self) -> None:
+        """Lets go of the cache and the weights, whoever still refers to this worker. `run` must have ended."""
+        del self._seats
+        vars(self).pop("_now", None)
+
     def _read_inbox(self) -> bool:
         """Takes what has come; waits where there is nothing to do or too little, and a moment for the next of a burst.
 

@@ -209,8 +209,8 @@ def build_pool(execution: ConfigDict) -> ExecutionPool:
         raise ConfigError(f"execution.require_isolation: {exc}") from exc
 
 
-def build_samplers(config: ConfigDict, cfg: ModelConfig, stop_ids: Sequence[int], count: int) -> list[Sampler]:
-    """Samplers of a model of these sizes, without weights, that share their compiled programs.
+def build_sampler(config: ConfigDict, cfg: ModelConfig, stop_ids: Sequence[int]) -> Sampler:
+    """A sampler of a model of these sizes, without weights.
 
     Raises ConfigError where their devices aren't there or don't divide the model, or where the longest dialogue doesn't
     fit the memory for keys and values.
@@ -219,7 +219,7 @@ def build_samplers(config: ConfigDict, cfg: ModelConfig, stop_ids: Sequence[int]
     mesh_shardings(mesh, cfg, "sampling")
     programs = build_sampling_programs(config, cfg, mesh, len(stop_ids))
     s = config.sampling
-    return [Sampler(programs, workers=s.workers, min_ready_fraction=s.min_ready_fraction) for _ in range(count)]
+    return Sampler(programs, workers=s.workers, min_ready_fraction=s.min_ready_fraction)
 
 
 def build_sampling_programs(config: ConfigDict, cfg: ModelConfig, mesh: Mesh, stop_ids: int) -> Programs:

@@ -13,7 +13,7 @@ from rlef_jax.ppo.pack import pack
 from rlef_jax.ppo.settings import TargetSettings
 from rlef_jax.ppo.update import prepare_iteration, split_updates
 from rlef_jax.sampling.sampler import Sampler
-from rlef_jax.training.build import Policy, build_learner, build_policy, build_pool, build_samplers, rollout_settings
+from rlef_jax.training.build import Policy, build_learner, build_policy, build_pool, build_sampler, rollout_settings
 from rlef_jax.training.rollout import collect
 from rlef_jax.types import Episode
 from tests.helpers.small_run import OVERRIDES
@@ -32,7 +32,7 @@ def run(workdir: Path, iterations: int) -> None:
     learner = build_learner(config, policy.cfg)
     state = learner.init(jax.random.PRNGKey(config.seed), policy.params)
     reference = learner.place_policy(policy.params)
-    [sampler] = build_samplers(config, policy.cfg, policy.chat.stop_ids, 1)
+    sampler = build_sampler(config, policy.cfg, policy.chat.stop_ids)
     with build_pool(config.execution) as pool:
         for step in range(iterations):
             sampler.set_weights(state.params["policy"], int(state.step))

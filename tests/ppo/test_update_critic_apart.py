@@ -49,9 +49,9 @@ def test_checkpoints_are_restored_on_one_mesh_and_on_two(told):
 
 def test_one_mesh_runs_one_program_for_each_step(told):
     """Two groups of micro-batches; only two meshes need to be told each other's norm."""
-    assert told["programs"]["shared"] == {"_gradients_fn": 2, "_added_up": 1, "_apply_fn": 1}
+    assert told["programs"]["shared"] == {"_gradients_fn": 2, "_sum": 1, "_added_up": 1, "_apply_fn": 1}
     assert told["programs"]["apart"] == {
-        "_gradients_fn": 4, "_added_up": 2, "_squared_norm": 2, "_apply_fn": 2,
+        "_gradients_fn": 4, "_sum": 2, "_added_up": 2, "_squared_norm": 2, "_apply_fn": 2,
     }  # fmt: skip
 
 

@@ -9,35 +9,14 @@ import numpy as np
 import pytest
 from jax import monitoring
 
-from rlef_jax.errors import RunError, StoppedError
 from rlef_jax.model.logp import token_logp
-from rlef_jax.model.parameters import init_params
 from rlef_jax.model.sharding import make_mesh
-from rlef_jax.model.transformer import ModelConfig, forward, unembed
+from rlef_jax.model.transformer import forward, unembed
 from rlef_jax.sampling.programs import Programs, Shapes
 from rlef_jax.sampling.request import SamplingConfig
-from rlef_jax.sampling.sampler import Sampler
+from tests.helpers.toy_sampler import CFG, HOW, PARAMS, SHAPES, STOP, WAIT_S, at_once, make_sampler, prompt_of
 
 pytestmark = pytest.mark.long
-
-CFG = ModelConfig(vocab_size=24, d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, d_head=8, d_ff=24)
-STOP = 3
-# Sharp enough that a wrong position or mask moves log-probabilities by far more than 1e-4.
-PARAMS = jax.tree.map(
-    lambda a: a * 2.5, jax.device_get(jax.jit(init_params, static_argnums=1)(jax.random.PRNGKey(0), CFG))
-)
-SHAPES = Shapes(
-    rows=3,
-    max_len=64,
-    cache_lengths=(),
-    prefill_chunks=(4, 8),
-    prefill_tokens=16,
-    decode_steps=4,
-    stop_ids=2,
-    page_slots=8,
-)
-HOW = SamplingConfig(temperature=1.0, top_p=1.0, top_k=0, stop_ids=(STOP,), max_new_tokens=6)
-WAIT_S = 120.0
 
 
 @jax.jit
@@ -56,32 +35,6 @@ def programs():
     made = Programs(CFG, SHAPES, make_mesh())
     made.compile()
     return made
-
-
-def make_sampler(programs, params=PARAMS, **kwargs):
-    sampler = Sampler(programs, **kwargs)
-    sampler.set_weights(params, version=7)
-    return sampler
-
-
-def prompt_of(turn, episode, longest=14):
-    """Prompts of different lengths, a function of turn and episode alone."""
-    rng = np.random.default_rng((turn, episode))
-    return rng.integers(4, 24, rng.integers(1, longest + 1)).tolist()
-
-
-def at_once(sampler, episodes, turns=3, how=HOW, prompt=prompt_of, step=2):
-    """{(episode, turn): (prompt, sample)}, each turn of all episodes asked for at once; and the session's counts."""
-    made = {}
-    with sampler.session() as session:
-        dialogues = {e: session.dialogue(seed=1, step=step, episode=e) for e in episodes}
-        for turn in range(turns):
-            futures = {
-                e: session.respond(d, prompt(turn, e), how, turn=turn, last=turn == turns - 1)
-                for e, d in dialogues.items()
-            }
-            made |= {(e, turn): (prompt(turn, e), f.result(WAIT_S)) for e, f in futures.items()}
-        return made, session.stats()
 
 
 def one_by_one(sampler, episodes, turns=3):
@@ -185,19 +138,6 @@ def test_a_prompt_that_several_begin_with_is_prefilled_once(programs):
         alone, stats = at_once(sampler, range(10), prompt=all_different, turns=2)
         assert stats.shared_tokens == 0
         assert shared[5, 0] == alone[5, 0] and shared[5, 1] == alone[5, 1]
-
-
-def test_dialogues_of_one_response_are_dealt_to_all_lanes(programs):
-    """They count until the response is there, not until it is asked for."""
-    session = make_sampler(programs, workers=3).session()  # nothing is answered before its threads begin
-    dialogues = [session.dialogue(seed=1, step=2, episode=e) for e in range(2)]
-    asked = [session.respond(d, [4, 5], HOW, turn=0, last=True) for d in dialogues]
-    dialogues += [session.dialogue(seed=1, step=2, episode=e) for e in range(2, 6)]
-    assert [d.worker for d in dialogues] == [0, 1, 2, 0, 1, 2]
-    with session:
-        for future in asked:
-            future.result(WAIT_S)
-    assert [session.dialogue(seed=1, step=3, episode=e).worker for e in range(2)] == [0, 1]
 
 
 def test_seed_step_episode_and_turn_each_change_the_draws(programs):
@@ -370,61 +310,3 @@ def test_any_schedule_gives_every_response_once(programs, seed):
                 else:
                     session.end(dialogue)
     assert made == expected
-
-
-def test_what_breaks_in_a_lane_reaches_everyone(programs):
-    broken = Programs(CFG, SHAPES, make_mesh())
-    broken.compile()
-
-    def fail(*_):
-        raise ZeroDivisionError("the worker broke")
-
-    broken.decode = fail
-    with make_sampler(broken, workers=2).session() as session:
-        futures = [session.respond(session.dialogue(seed=0, step=0, episode=e), [4, 5], HOW, turn=0) for e in range(8)]
-        for future in futures:
-            assert isinstance(future.exception(WAIT_S), (ZeroDivisionError, StoppedError))
-        late = session.respond(session.dialogue(seed=0, step=0, episode=9), [4], HOW, turn=0)
-        assert isinstance(late.exception(WAIT_S), ZeroDivisionError)
-
-
-def test_a_session_that_ends_leaves_nobody_waiting(programs):
-    with make_sampler(programs).session() as session:
-        futures = [
-            session.respond(session.dialogue(seed=0, step=0, episode=e), [4] * 20, HOW, turn=0) for e in range(200)
-        ]
-    assert all(future.done() for future in futures)
-    unfinished = [future for future in futures if future.exception() is not None]
-    assert unfinished and all(isinstance(future.exception(), StoppedError) for future in unfinished)
-
-
-def test_nothing_is_sampled_without_weights(programs):
-    with pytest.raises(RuntimeError, match="set_weights"):
-        Sampler(programs).session()
-
-
-GREEDY = dataclasses.replace(HOW, temperature=0.0)
-CUT = dataclasses.replace(HOW, top_p=0.9, top_k=5)
-
-
-@pytest.mark.parametrize("how", [HOW, GREEDY, CUT], ids=["plain", "greedy", "cut"])
-@pytest.mark.parametrize("what", ["one nan", "one inf", "all -inf", "overflow"])
-def test_a_policy_that_is_not_finite_ends_the_session(programs, how, what):
-    """One entry of the embedding of a token that no prompt holds, a norm, weights that overflow in the layers."""
-    params = jax.tree.map(jnp.asarray, PARAMS)
-    if what == "one nan":
-        params["embed"] = params["embed"].at[2, 3].set(jnp.nan)
-    elif what == "one inf":
-        params["embed"] = params["embed"].at[2, 3].set(jnp.inf)
-    elif what == "all -inf":
-        params["final_norm"] = jnp.full_like(params["final_norm"], -jnp.inf)
-    else:
-        params["layers"]["up"] = params["layers"]["up"] * 1e30
-        params["layers"]["down"] = params["layers"]["down"] * 1e30
-    sampler = make_sampler(programs, params)
-    message = r"log-probabilities are not finite \(weights of version 7, episode [012], turn 1\)"
-    with pytest.raises(RunError, match=message) as ended:
-        at_once(sampler, range(3), how=how)
-    assert len(str(ended.value).splitlines()) == 1
-    sampler.set_weights(PARAMS, version=8)  # what was left in caches and rows matters to nobody
-    at_once(sampler, range(3), how=how)

@@ -16,7 +16,7 @@ import numpy as np
 
 from rlef_jax import config as config_lib
 from rlef_jax.train import train
-from rlef_jax.training.build import build_learner, build_policy, build_pool, build_samplers
+from rlef_jax.training.build import build_learner, build_policy, build_pool, build_sampler
 from rlef_jax.training.episode_io import read_episodes
 from rlef_jax.training.metrics_writer import read_metrics
 from tests.helpers.plain_loop import rollouts
@@ -47,7 +47,7 @@ def first_tokens(name, judge):
     """Of the first iteration's episodes, without a run."""
     config = configured(name)
     policy = build_policy(config)
-    [sampler] = build_samplers(config, policy.cfg, policy.chat.stop_ids, 1)
+    sampler = build_sampler(config, policy.cfg, policy.chat.stop_ids)
     sampler.set_weights(policy.params, 0)
     return tokens(rollouts(config, policy, sampler, judge, step=0))
 
@@ -80,7 +80,7 @@ def places(name):
     policy = build_policy(config)
     learner = build_learner(config, policy.cfg)
     state = learner.init(jax.random.PRNGKey(0), policy.params)
-    [sampler] = build_samplers(config, policy.cfg, policy.chat.stop_ids, 1)
+    sampler = build_sampler(config, policy.cfg, policy.chat.stop_ids)
     sampler.set_weights(state.params["policy"], 7)
     weights, version = sampler.weights()
     return {
