@@ -176,6 +176,7 @@ def _ppo() -> dict[str, Any]:
         row_episodes=1,  # episodes that may share a row, where that wastes less
         learning_rate=2e-7,
         warmup_steps=50,
+        decay="none",  # of the learning rate after the warm-up: "linear" to 0 at the run's end (train.iterations)
         weight_decay=0.1,
         clip_norm=0.0,  # global gradient norm; 0 = no clipping
         max_grad_norm=0.0,  # above it an update is bad, see train.bad_update; 0 = no limit

@@ -50,6 +50,7 @@ CHOICES = {
     "mesh.reference": ("trainer", "sampler"),
     "ppo.importance": ("paper", "decoupled", "none"),
     "ppo.importance_mode": ("cap", "mask"),
+    "ppo.decay": ("none", "linear"),
     "train.bad_update": ("stop", "skip"),
     "execution.require_isolation": ("", "full", "namespaces", "user", "process"),
 }

@@ -60,10 +60,11 @@ class PackSettings:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSettings:
-    """AdamW's; `clip_norm` 0 doesn't clip gradients."""
+    """AdamW's; `clip_norm` 0 doesn't clip gradients, `decay_steps` 0 doesn't lower the rate (`learning_rates`)."""
 
     learning_rate: float = 2e-7
     warmup_steps: int = 50
+    decay_steps: int = 0
     weight_decay: float = 0.1
     clip_norm: float = 0.0
     adam_b1: float = 0.9

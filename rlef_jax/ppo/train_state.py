@@ -104,14 +104,20 @@ def _parted(node: Any) -> bool:
     return isinstance(node, dict) and not node.keys().isdisjoint(("policy", "critic"))
 
 
-def warmup_schedule(learning_rate: float, warmup_steps: int) -> optax.Schedule:
-    """Linear from learning_rate / warmup_steps at the first update to learning_rate at update `warmup_steps`.
+def learning_rates(learning_rate: float, warmup_steps: int, decay_steps: int = 0) -> optax.Schedule:
+    """Linear from learning_rate / warmup_steps at the first update to learning_rate at update `warmup_steps` (A.1), and
+    with `decay_steps` (ours), from there linear to what would be 0 one update after update `decay_steps`. Later updates
+    keep that one's rate.
 
     The first update moves already (ours): with as few updates as the demo makes, none is spent at rate 0.
     """
 
     def schedule(count: jax.Array) -> jax.Array:
-        return learning_rate * jnp.minimum(1.0, (count + 1.0) / max(warmup_steps, 1))
+        rate = jnp.minimum(1.0, (count + 1.0) / max(warmup_steps, 1))
+        if decay_steps:
+            left = jnp.maximum(decay_steps - count, 1.0) / max(decay_steps - warmup_steps + 1, 1)
+            rate = jnp.minimum(rate, left)
+        return learning_rate * rate
 
     return schedule
 
@@ -142,13 +148,13 @@ def _decayed(cfg: ModelConfig, params: dict[str, Any]) -> dict[str, Any]:
 
 
 def make_optimizer(cfg: ModelConfig, settings: OptimizerSettings) -> optax.GradientTransformation:
-    """AdamW with linear warm-up (A.1) and, where clip_norm > 0, clipping of the global gradient norm.
+    """AdamW with linear warm-up (A.1), decay if asked for and, where clip_norm > 0, gradients clipped by global norm.
 
     One learning rate for policy and critic. Weight decay acts on every parameter of the model `cfg` but those that
     `Parameter.decayed` leaves out, QKV biases (ours: the paper names no exceptions, and its models have none).
     """
     adamw = optax.adamw(
-        warmup_schedule(settings.learning_rate, settings.warmup_steps),
+        learning_rates(settings.learning_rate, settings.warmup_steps, settings.decay_steps),
         b1=settings.adam_b1,
         b2=settings.adam_b2,
         weight_decay=settings.weight_decay,

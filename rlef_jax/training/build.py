@@ -293,6 +293,7 @@ def ppo_settings(config: ConfigDict) -> PpoSettings:
     """PPO's settings, of the sections `ppo`, `reward` and `episode`."""
     p = config.ppo
     given = {"invalid_penalty": config.reward.invalid_penalty, "max_turns": config.episode.max_turns}
+    given["decay_steps"] = config.train.iterations * p.updates if p.decay == "linear" else 0
     given |= {name: tuple(value) if name == "buckets" else value for name, value in p.items()}
 
     def made[T](kind: type[T], **parts: Any) -> T:

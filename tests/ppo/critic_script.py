@@ -18,7 +18,7 @@ import optax
 from rlef_jax.model.parameters import init_params
 from rlef_jax.model.sharding import make_mesh
 from rlef_jax.ppo.pack import pack
-from rlef_jax.ppo.train_state import clip_by_norm, warmup_schedule
+from rlef_jax.ppo.train_state import clip_by_norm, learning_rates
 from rlef_jax.ppo.update import ForwardSettings, Learner, prepare_iteration
 from rlef_jax.training.checkpoint import Checkpoints
 from rlef_jax.training.workdir import items_of, state_of
@@ -42,7 +42,7 @@ def meshes(name):
 def make_learner(name, clip=0.0, max_grad_norm=0.0):
     """With plain SGD, or with `clip` by AdamW with all of its state, whose first steps don't follow the signs of
     near-zero gradients. Each is compiled once."""
-    adam = optax.chain(clip_by_norm(clip), optax.adamw(warmup_schedule(1.0, 2), eps=1.0))
+    adam = optax.chain(clip_by_norm(clip), optax.adamw(learning_rates(1.0, 2), eps=1.0))
     forward_settings = ForwardSettings(unroll=False, remat="dots", logit_tokens=32)
     optimizer = adam if clip else optax.sgd(0.1)
     return Learner(CFG, optimizer, forward_settings=forward_settings, max_grad_norm=max_grad_norm, **meshes(name))

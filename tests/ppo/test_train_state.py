@@ -19,6 +19,7 @@ from rlef_jax.ppo.train_state import (
     combine,
     describe_params,
     first_params,
+    learning_rates,
     make_optimizer,
     partition,
     trained_by_default,
@@ -53,6 +54,16 @@ def test_decay_leaves_qkv_biases_alone(tiny_model, names):
         np.testing.assert_allclose(after, 1.0 if is_bias else 0.95, rtol=1e-6)
         kept += is_bias
     assert kept == len(names)
+
+
+def test_the_learning_rate_rises_and_falls_by_equal_steps():
+    def rates(*steps):
+        return [float(learning_rates(2.0, *steps)(count)) for count in range(8)]
+
+    np.testing.assert_allclose(rates(4), [0.5, 1.0, 1.5, 2.0, 2.0, 2.0, 2.0, 2.0])
+    np.testing.assert_allclose(rates(2, 6), [1.0, 2.0, 1.6, 1.2, 0.8, 0.4, 0.4, 0.4], rtol=1e-6)
+    np.testing.assert_allclose(rates(1, 1), [2.0] * 8)
+    np.testing.assert_allclose(rates(9, 4)[:4], 2 / 9 * np.arange(1, 5), rtol=1e-6)  # a run that ends before its peak
 
 
 def embeddings_frozen(path):
