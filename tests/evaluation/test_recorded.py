@@ -204,6 +204,7 @@ def test_every_canonical_solution_passes_and_no_prompt_does(pool, tmp_path, name
         rows = [{"task_id": p.name, "solution": text} for p, text in zip(problems, programs, strict=True)]
         path = written(tmp_path / f"{kind}.jsonl", rows)
         args = [f"--judge-only={path}", f"--benchmark={name}", f"--data={DATA}", f"--out={tmp_path / kind}"]
-        args.append("--config.execution.wall_patience=10")  # a call of Mbpp/255 takes 8 s of the processor
+        # What is right is asked, not how fast this machine is: Mbpp/255 and /599 take 8 to 11 s of the processor.
+        args.append("--config.execution.wall_scale=4")
         results = evaluate(parsed(args))
         assert (results["1@1"], results["infra"], results["problems"]) == (percent, 0, count)
