@@ -117,7 +117,8 @@ def make_plan(config: ConfigDict, args: argparse.Namespace, names: Collection[st
             measured=measured, target=config.plan.target, length=length, action_share=args.action_share,
             updates=p.updates, microbatches=per_update, rows=p.microbatch_rows, iterations=config.train.iterations,
             group=max(1, min(s.rows // s.workers, int(-(-p.rollouts // replicas)))), decode_steps=s.decode_steps,
-            sampler_group=group, sampler_devices=others or learner.mesh.size,
+            sampler_group=group, tensor=s.tensor, sampler_devices=others or learner.mesh.size,
+            longest=min(config.episode.max_turns * config.episode.max_new_tokens, config.episode.context),
             cache_token_bytes=2 * cfg.n_layers * cfg.n_kv_heads * cfg.d_head * compute_dtype.itemsize / s.tensor,
         ),
     )  # fmt: skip

@@ -14,6 +14,7 @@ from rlef_jax.planning.programs import Program
 from rlef_jax.planning.schedule import Overlap, Speeds, Timeline, overlaps, timeline
 
 _GIB = 2.0**30
+_ALL_REDUCE_S = 10e-6  # of a few rows' activations within a node: latency alone
 _ROWS = 6  # exchanges and overlaps of a program that are listed
 
 
@@ -32,9 +33,11 @@ class Assumptions:
     iterations: int
     group: int
     decode_steps: int
-    sampler_group: int  # devices that share a sampling model
+    sampler_group: int  # devices that share a sampler's rows
+    tensor: int  # of them, those that share a model
     sampler_devices: int
     cache_token_bytes: float  # of a token's keys and values on one device
+    longest: int  # tokens that a dialogue may sample, one after the other
 
     @property
     def tokens(self) -> int:
@@ -109,6 +112,29 @@ class Plan:
         a, decode = self.assumed, next(p for name, p in self.sampling.items() if name.startswith("decode"))
         read = a.group * a.length / 2 * a.cache_token_bytes if decode.work.kernels else 0.0
         return self.once(decode).total / a.decode_steps + read / (a.speeds.card.memory_bandwidth * a.speeds.share)
+
+    def longest_seconds(self, tensor: int | None = None) -> float:
+        """Seconds of the longest dialogue, on `tensor` devices for a sampling model (default: as planned).
+
+        By arithmetic: what a step reads is divided by the devices, two all-reduces a layer are added.
+        """
+        a = self.assumed
+
+        def exchanged(devices: int) -> float:
+            return 2 * self.cfg.n_layers * _ALL_REDUCE_S if devices > 1 else 0.0
+
+        read = (self.step_seconds() - exchanged(a.tensor)) * a.tensor
+        devices = tensor or a.tensor
+        return a.longest * (read / devices + exchanged(devices))
+
+    def tensor_for_longest(self) -> int:
+        """The least `sampling.tensor`, from the planned one on, with which the longest dialogue lasts no longer than an
+        iteration's training; the largest that divides the heads of keys and values if none does."""
+        trained = sum(self.seconds().values(), Timeline()).total
+        tensor = self.assumed.tensor
+        while self.longest_seconds(tensor) > trained and self.cfg.n_kv_heads % (2 * tensor) == 0:
+            tensor *= 2
+        return tensor
 
     def sampling_seconds(self) -> dict[str, float]:
         """Seconds of an iteration's sampling on all sampling devices: decoding and prefill of prompts."""
@@ -240,6 +266,11 @@ def _time(plan: Plan) -> Iterator[str]:
         yield f"  new weights for a sampling card: {size / _GIB:.1f} GiB, {seconds:.2f} s over the network"
     if not parts:
         return
+    tensor = plan.tensor_for_longest()
+    advice = ""
+    if tensor != a.tensor:
+        advice = f"; with sampling.tensor={tensor} about {plan.longest_seconds(tensor):.1f} s"
+    yield f"  the longest dialogue, {a.longest:,} tokens one after the other: {plan.longest_seconds():.1f} s{advice}"
     if plan.shared:
         together, devices = total.total + sampled, plan.devices
     else:
