@@ -62,7 +62,7 @@ from rlef_jax.training.processes import (
     find_job,
     is_first,
     join,
-    on_this_process,
+    on_host,
 )
 from rlef_jax.training.random_feedback import check_donors
 from rlef_jax.training.run import Run
@@ -123,7 +123,7 @@ def train(
         evaluate = Evaluator(config, eval_actor, chat.stop_ids, workdir, display, source)
         summary: dict[str, Any] = {}
         if e.split:
-            summary |= broadcast_from_first(lambda: _scores(evaluate, "warm_start", first, 0))
+            summary |= _scores(evaluate, "warm_start", first, 0)
         run = Run(
             config, workdir, actor, _request(config, chat.stop_ids), chat, learner,
             learner.place_policy(first), evaluate, writer, checkpoints, display, stop, inputs,
@@ -131,16 +131,17 @@ def train(
         state, progress = run.iterate(state, progress)
         checkpoints.wait()
         chosen, iteration = _chosen(checkpoints, state, progress)
-        best = on_this_process(chosen, learner.mesh)
+        host = on_host(chosen)
         if is_first():
-            save_params(workdir / "policy.npz", best)
+            save_params(workdir / "policy.npz", host)
+        if e.split:
+            summary |= _scores(evaluate, "rlef", chosen, iteration * config.ppo.updates)
+        if is_first():
             if e.split:
-                summary |= _scores(evaluate, "rlef", best, iteration * config.ppo.updates)
                 summary["bounds"] = split_bounds(source, evaluation_problems(source, e.split, e.problems))
                 write_summary(workdir, summary)
-        all_gather(None)  # the others wait for the last evaluation
-        if is_first():
             print(write_report(workdir), flush=True)
+        all_gather(None)  # a job ends when the first process has written its report
 
 
 def _size(params: Params) -> str:

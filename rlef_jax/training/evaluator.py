@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from rlef_jax.data.sources import Source, evaluation_problems
@@ -18,9 +19,10 @@ from rlef_jax.metrics.summary import summarise
 from rlef_jax.model.transformer import Params
 from rlef_jax.progress import ProgressDisplay
 from rlef_jax.training import episode_io
-from rlef_jax.training.actor import Actor, RolloutRequest
+from rlef_jax.training.actor import Actor, RolloutRequest, shard_range
 from rlef_jax.training.build import rollout_settings
-from rlef_jax.types import Problem
+from rlef_jax.training.processes import all_gather, broadcast_from_first, is_first
+from rlef_jax.types import Episode, Problem
 
 EVAL_SEED = 1_000_003  # added to the run's seed: an evaluation draws tokens of its own ...
 VALID_SEED = 2_000_003  # ... and model selection others than the final score
@@ -48,6 +50,9 @@ class Evaluator:
     """Evaluates weights on a fixed split: one rollout a problem, at the evaluation's temperature.
 
     Every evaluation draws the same random numbers, whatever the weights: what differs between two is their doing.
+
+    In a job of several processes each of them makes its share of the rollouts, and the first one writes them down: all
+    must call, as weights that lie on the devices of all of them reach a sampler only if all take part.
     """
 
     def __init__(
@@ -76,34 +81,41 @@ class Evaluator:
     ) -> dict[str, Any]:
         """The split's summary in percent. Episodes go to episodes/NAME.jsonl.gz, the summary to evaluations/NAME.json.
 
-        A summary of the same `version` (updates) is read back. Raises StoppedError if the run is asked to
-        stop, where it `may_stop`; UnjudgedError where no rollout was judged.
+        A summary of the same `version` (updates) is read back. Raises StoppedError if the run is asked to stop, where
+        it `may_stop` and is a job of one process; UnjudgedError where no rollout was judged.
         """
         path = self._workdir / FOLDER / f"{name}.json"
-        if (saved := _saved_summary(path, version)) is not None:
+        if (saved := broadcast_from_first(lambda: _saved_summary(path, version))) is not None:
             return saved
         e, began = self._config.eval, time.perf_counter()
-        count = len(evaluation_problems(self._source, split, e.problems))
         self._actor.set_weights(params, version)
-        settings = rollout_settings(self._config, self._stop_ids, feedback, evaluation=True)
-        episodes = self._actor.episodes(
-            RolloutRequest(
-                split, self._config.seed + seed, step=0, count=count, indexes=range(count), settings=settings,
-                version=version, stage=name, may_stop=may_stop,
-            )
-        ).episodes  # fmt: skip
-        episode_io.write_episodes(self._workdir / "episodes" / f"{name}.jsonl.gz", episodes)
+        episodes = self._episodes(name, split, feedback, version, seed, may_stop)
+        if is_first():
+            episode_io.write_episodes(self._workdir / "episodes" / f"{name}.jsonl.gz", episodes)
         if all(e.end == "infra" for e in episodes):
             raise UnjudgedError(f"{name}: the judge broke on all {len(episodes)} rollouts (INFRA_ERROR): no score")
         summary = summarise(episodes, max_turns=self._config.episode.max_turns, bootstrap_samples=e.bootstrap_samples)
-        path.parent.mkdir(exist_ok=True)
-        write_json(path, {"version": version, "split": split, "summary": summary})
+        if is_first():
+            path.parent.mkdir(exist_ok=True)
+            write_json(path, {"version": version, "split": split, "summary": summary})
         rates = "  ".join(f"{k} {v:.1f}" for k, v in summary.items() if "@" in k and isinstance(v, float))
         infra_note = f", {summary['infra']} of them broken by the judge" if summary["infra"] else ""
         self._display.message(
             f"{name}: {len(episodes)} problems of {split}{infra_note}, {rates} ({time.perf_counter() - began:.0f} s)"
         )
         return summary
+
+    def _episodes(self, name: str, split: str, feedback: str, version: int, seed: int, may_stop: bool) -> list[Episode]:
+        """The split's episodes: this process's share is made here, the others' come from where they are made."""
+        count = len(evaluation_problems(self._source, split, self._config.eval.problems))
+        request = RolloutRequest(
+            split, self._config.seed + seed, step=0, count=count,
+            indexes=shard_range(count, jax.process_index(), jax.process_count()),
+            settings=rollout_settings(self._config, self._stop_ids, feedback, evaluation=True), version=version,
+            stage=name,
+            may_stop=may_stop and jax.process_count() == 1,  # nobody may leave while others wait for its share
+        )  # fmt: skip
+        return [episode for part in all_gather(self._actor.episodes(request).episodes) for episode in part]
 
     def under_both_feedbacks(self, prefix: str, params: Params, version: int) -> dict[str, dict[str, Any]]:
         """The summary's entries for some weights: under true feedback and, if asked for, under random feedback."""

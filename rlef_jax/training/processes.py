@@ -101,6 +101,21 @@ def broadcast_from_first(make: Callable[[], Any]) -> Any:
     return all_gather(make() if is_first() else None)[0]
 
 
+def on_host(tree: Any) -> Any:
+    """Arrays that lie on all processes' devices, as numpy arrays in the first process; None in place of each in others.
+
+    No device ever holds more than one of them whole.
+    """
+    if jax.process_count() == 1:
+        return tree
+
+    def one(array: Any) -> np.ndarray | None:
+        whole = on_this_process(array, array.sharding.mesh)
+        return np.asarray(whole) if is_first() else None
+
+    return jax.tree.map(one, tree)
+
+
 def on_this_process(tree: Any, mesh: jax.sharding.Mesh) -> Any:
     """Arrays that lie on all processes' devices, whole on one of this process's; where they are in a job of one."""
     if jax.process_count() == 1:

@@ -32,7 +32,7 @@ from rlef_jax.training.loop import (
     time_metrics,
 )
 from rlef_jax.training.metrics_writer import MetricsWriter
-from rlef_jax.training.processes import all_gather, broadcast_from_first, on_this_process
+from rlef_jax.training.processes import all_gather, broadcast_from_first, on_host
 from rlef_jax.training.workdir import FROZEN, Progress, frozen_names, items_of
 from rlef_jax.types import TokenBatch
 
@@ -42,7 +42,7 @@ class Run:
     """Everything that an iteration works with.
 
     `request` asks for this process's episodes of an iteration, whichever; all processes of a job learn from all
-    episodes. The first one validates, and it alone has a `writer`.
+    episodes. The first one alone has a `writer`.
     """
 
     config: ConfigDict
@@ -146,15 +146,11 @@ class Run:
         name, split = f"valid_{progress.iteration:06d}", self.config.eval.valid_split
         # It belongs to the iteration, whose weights can't be saved without its score: a signal waits for it.
         policy, version = state.params["policy"], int(state.step)
-
-        def found() -> dict[str, Any] | None:
-            try:
-                return self.evaluate(name, policy, split, version=version, seed=VALID_SEED, may_stop=False)
-            except UnjudgedError as error:
-                self.display.message(f"{error}; it counts as no validation")
-                return None
-
-        return broadcast_from_first(found)
+        try:
+            return self.evaluate(name, policy, split, version=version, seed=VALID_SEED, may_stop=False)
+        except UnjudgedError as error:
+            self.display.message(f"{error}; it counts as no validation")
+            return None
 
     def _checkpoint_due(self, progress: Progress) -> bool:
         done = progress.iteration
@@ -186,7 +182,7 @@ class Run:
         self, state: TrainState, number: int, microbatches: Sequence[TokenBatch], metrics: dict[str, float]
     ) -> None:
         update = int(state.step) - 1
-        params = on_this_process(state.params, self.learner.mesh)
+        params = on_host(state.params)
         folder = broadcast_from_first(lambda: save_bad_update(self.workdir, update, params, microbatches, metrics))
         line = f"update {update} was not applied: its gradient's norm is {metrics['grad_norm']:.4g}; kept in {folder}"
         if self.config.train.bad_update == "skip":

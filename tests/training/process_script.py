@@ -1,23 +1,39 @@
 """Run by test_processes, once for each process of a job: an update over all of them, and on the first one's device."""
 
 import dataclasses
+import io
 import json
 import os
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 
 from rlef_jax import config as config_lib
-from rlef_jax.data.sources import training_problems
+from rlef_jax.data.sources import Source, training_problems
 from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.errors import ConfigError
 from rlef_jax.model.finite import check_params
 from rlef_jax.model.parameters import init_params
 from rlef_jax.model.sharding import make_mesh
+from rlef_jax.progress import ProgressDisplay
 from rlef_jax.training.actor import LocalActor, RolloutRequest, shard_range
-from rlef_jax.training.build import build_mesh, build_pool, build_sampler_mesh, rollout_settings
+from rlef_jax.training.build import (
+    build_learner,
+    build_mesh,
+    build_pool,
+    build_sampler,
+    build_sampler_mesh,
+    describe_policy,
+    first_weights,
+    rollout_settings,
+)
+from rlef_jax.training.episode_io import read_episodes
+from rlef_jax.training.evaluator import EVAL_SEED, Evaluator, SplitProblems
 from rlef_jax.training.processes import all_gather, find_job, is_first, join, on_this_process
 from tests.helpers.scripted_sampler import ScriptedSampler
+from tests.helpers.small_run import OVERRIDES
 from tests.helpers.tiny_tokenizer import tiny_tokenizer
 from tests.ppo import mesh_script
 from tests.ppo.conftest import random_episodes
@@ -63,6 +79,34 @@ def random_feedback():
         return made(range(6)) if is_first() else None, [ids for part in parts for ids in part]
 
 
+def evaluation(workdir):
+    """(tokens of an evaluation's episodes, scores read back) of weights that lie on all processes' devices, and the
+    tokens of the same on one device. All processes make episodes, of which there is one less than processes at first:
+    one has none to make."""
+    values = OVERRIDES | {"mesh.data": 2, "mesh.fsdp": 2, "eval.problems": jax.process_count() - 1}
+    config = config_lib.load("configs/tiny.py", overrides=values)
+    cfg, chat, _ = describe_policy(config)
+    params = first_weights(config, cfg, None)
+    learner = build_learner(config, cfg)
+    source = Source.of(config)
+    find = SplitProblems(source, config.eval.problems)
+    sampler = build_sampler(config, cfg, chat.stop_ids)
+    with build_pool(config.execution) as pool, ProgressDisplay(stream=io.StringIO()) as display:
+        actor = LocalActor(sampler, chat, pool, find)
+        evaluate = Evaluator(config, actor, chat.stop_ids, workdir, display, source)
+        placed = learner.init(jax.random.PRNGKey(0), params).params["policy"]
+        scores = [evaluate("some", placed, "valid", version=3) for _ in range(2)]
+        if not is_first():
+            return None
+        actor.set_weights(params, 0)
+        settings = rollout_settings(config, chat.stop_ids, "true", evaluation=True)
+        count = config.eval.problems
+        whole = RolloutRequest("valid", config.seed + EVAL_SEED, 0, count, range(count), settings)
+        alone = [episode.token_ids for episode in actor.episodes(whole).episodes]
+    written = read_episodes(workdir / "episodes" / "some.jsonl.gz")
+    return [episode.token_ids for episode in written] == alone, scores[0] == scores[1], len(alone)
+
+
 def empty_update(learner, policy, batches):
     """(applied, step, the largest change of a weight) of an update in which nothing counts; and the next one's."""
     state = learner.init(jax.random.PRNGKey(0), policy)
@@ -90,6 +134,7 @@ def main():
     found = mesh_script.outcome(learner, batches, policy)
     empty = empty_update(learner, policy, batches)
     one, all_of_them = random_feedback()
+    evaluated = evaluation(Path(sys.argv[1]))
     if is_first():
         alone = mesh_script.make_learner(make_mesh())
         expected = mesh_script.outcome(alone, mesh_script.prepared(alone, "whole", episodes, policy), policy)
@@ -98,6 +143,7 @@ def main():
             "shares": [len(part) for part in parts],
             "same_episodes": together == episodes,
             "random_feedback": [one == all_of_them, len({tuple(ids) for ids in all_of_them})],
+            "evaluation": evaluated,
             "empty": empty,
             "refusals": refusals(),
             "devices": len({d.process_index for d in mesh.devices.flat}),

@@ -42,7 +42,7 @@ def test_half_a_job_is_an_error(flags, message):
         find_job(flags, {})
 
 
-def started(count):
+def started(count, workdir):
     """A job's processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -55,7 +55,7 @@ def started(count):
     )
     return [
         subprocess.Popen(
-            [sys.executable, str(SCRIPT)],
+            [sys.executable, str(SCRIPT), str(workdir)],
             env=shared | {"RLEF_JAX_PROCESS": str(index)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -67,9 +67,9 @@ def started(count):
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_an_update_over_processes_equals_one_device(count):
+def test_an_update_over_processes_equals_one_device(count, tmp_path):
     """Loss, gradients and weights after an SGD step, over gloo."""
-    job = started(count)
+    job = started(count, tmp_path)
     ended = [process.communicate(timeout=600) for process in job]
     assert [process.returncode for process in job] == [0] * count, "\n".join(e[1][-1500:] for e in ended)
     told = json.loads(ended[0][0].splitlines()[-1])
@@ -77,6 +77,7 @@ def test_an_update_over_processes_equals_one_device(count):
     assert sum(told["shares"]) == 13 and max(told["shares"]) - min(told["shares"]) <= 1
     assert told["same_episodes"]
     assert told["random_feedback"] == [True, 6]
+    assert told["evaluation"] == [True, True, count - 1]
     keys = ["sampling.own_devices", "mesh.reference", "mesh.critic"]
     said = [f"config.{key}: not in a job of several processes, and this one has {count}" for key in keys for _ in "12"]
     assert [text.partition(": leave out")[0] for text in told["refusals"]] == said
