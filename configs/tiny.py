@@ -27,11 +27,11 @@ def get_config(variant: str = "") -> ConfigDict:
     config.ppo.rollouts = 256
     config.ppo.updates = 4
     config.ppo.microbatch_rows = 16
-    config.ppo.learning_rate = 1e-3
+    config.ppo.learning_rate = 5e-4  # found on valid, as is what follows: docs/lab/recipe.md
+    config.ppo.decay = "linear"
     config.ppo.warmup_steps = 4
-    config.ppo.kl_beta = 0.02
     config.ppo.separate_critic = False
-    config.train.iterations = 15
+    config.train.iterations = 25
     config.train.checkpoint_every = 5
 
     if variant == "single_turn":
