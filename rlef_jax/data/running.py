@@ -20,8 +20,9 @@ from rlef_jax.types import FunctionTest, Limits, Status, TestResult
 if TYPE_CHECKING:
     from rlef_jax.execution.pool import ExecutionPool
 
-# For one run, a few calls of a reference. With wall_patience, so that a busy machine can't make reading fail.
-LIMITS = Limits(wall_s=20.0, memory_bytes=4 << 30, output_bytes=256 << 20, wall_patience=4.0)
+# For one run, a few calls of a reference, of which the longest takes 8 to 11 s of a processor. With wall_patience, so
+# that a busy machine can't make reading fail.
+LIMITS = Limits(wall_s=20.0, memory_bytes=4 << 30, output_bytes=256 << 20, wall_patience=20.0)
 _FAILURES = {
     Status.TIME_LIMIT: f"did not end within {LIMITS.wall_s:.0f} s",
     Status.MEMORY_LIMIT: f"took more than {LIMITS.memory_bytes >> 30} GB of memory",

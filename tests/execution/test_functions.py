@@ -330,16 +330,20 @@ def mutants(task):
             node.value = old
 
 
+# A user has 10 s. What is right is asked here, not how fast this machine is, or how busy.
+PATIENT = Limits(wall_s=60.0, wall_patience=10.0)
+
+
 def check_references(pool, problems):
     """Reference solutions pass all their tests within a user's limits, and some mutant of each fails."""
     wrong = {}
-    limits = {task.name: limits_for(task, Limits(wall_s=60.0)) for task in problems}  # 10 s, but for a busy machine
+    limits = {task.name: limits_for(task, PATIENT) for task in problems}
     futures = {
         task.name: pool.run(task.solutions[0], [*task.public_tests, *task.hidden_tests], limits[task.name])
         for task in problems
     }
     for task in problems:
-        if any(r.status is not Status.PASSED for r in futures[task.name].result(300)):
+        if any(r.status is not Status.PASSED for r in futures[task.name].result(900)):
             wrong[task.name] = [(r.status, r.error[-300:]) for r in futures[task.name].result()]
     assert not wrong
 
@@ -347,7 +351,7 @@ def check_references(pool, problems):
         """Whether none of the first mutants fails. Some are equivalent, so one failing mutant per task is enough."""
         for mutant, _ in zip(mutants(task), range(12)):
             quick = dataclasses.replace(limits[task.name], wall_s=30.0)
-            judged = pool.run(mutant, task.hidden_tests, quick, stop_at_first_failure=True).result(300)
+            judged = pool.run(mutant, task.hidden_tests, quick, stop_at_first_failure=True).result(900)
             if any(r.status is not Status.PASSED for r in judged):
                 return False
         return True
@@ -386,6 +390,6 @@ def test_every_stored_solution_that_is_known_to_pass_passes_its_public_tests(poo
         if expected.get(p.name) == "pass"
     ]
     assert len(stored) > 150
-    futures = [(p, pool.run(p.solutions[0], p.public_tests, limits_for(p, Limits(wall_s=60.0)))) for p in stored]
+    futures = [(p, pool.run(p.solutions[0], p.public_tests, limits_for(p, PATIENT))) for p in stored]
     wrong = {p.name: f.result(600) for p, f in futures if any(r.status is not Status.PASSED for r in f.result(600))}
     assert not wrong

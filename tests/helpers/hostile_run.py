@@ -1,4 +1,4 @@
-"""Runs hostile programs and looks at the host while and after: canary files, listeners, processes, time.
+"""Runs hostile programs and looks at the host while and after: canary files, listeners, processes.
 
 Also a script, for running the suite as another user: `python -m tests.helpers.hostile_run LEVEL` prints a JSON object
 from each program's name to what was wrong ("" for nothing).
@@ -14,7 +14,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 
 import rlef_jax.execution
 from rlef_jax.execution.interpreter import find_python
@@ -31,7 +30,7 @@ HONEST = (
     "print(sum(map(int, input().split())))"
 )
 NAME = f"rlef-h{os.getpid()}"  # of the programs' processes; others may be testing beside us
-SLACK_S = 1.0  # beyond the limit, until a verdict must be there
+SLACK_S = 1.0  # for processes that are ending
 
 
 class Range:
@@ -83,17 +82,12 @@ class Range:
         source = self.fill_in(source)
         if Status.SYNTAX_ERROR not in allowed or len(allowed) > 1:
             source = call_itself(NAME) + source
-        start = time.monotonic()
-        try:
+        try:  # a verdict comes, whatever the program does; how soon depends on what else the machine does
             results = self.pool.run(source, tests, LIMITS).result(60)
         except Exception as exc:
             return f"no verdict: {exc!r}"
-        took = time.monotonic() - start
         wrong = [f"{r.status}: {r.stdout[:300]!r} {r.error[-300:]}" for r in results if r.status not in allowed]
         wrong += [f"a breach: {r.stdout[:200]}" for r in results if "BREACH" in r.stdout]
-        deadline = len(tests) * (LIMITS.wall_s + SLACK_S)
-        if took > deadline:
-            wrong.append(f"the verdicts took {took:.2f} s, {deadline} s at most")
         return "; ".join([*wrong, *self.damage()])
 
     def fill_in(self, source):
