@@ -32,7 +32,7 @@ $(VENV)/.installed-dev: setup.py pyproject.toml constraints.txt | $(BIN)/python
 # One arena: a program's buffers come from the heap that the last one's went back to, whichever thread asks.
 MALLOC := GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=268435456:glibc.malloc.arena_max=1
 
-demo: $(VENV)/.installed ## learn MiniContests by RLEF (5 minutes on two idle cores); replaces runs/demo
+demo: $(VENV)/.installed ## learn MiniContests by RLEF (7 minutes on two idle cores); replaces runs/demo
 	@rm -rf $(DEMO)
 	@$(MALLOC) $(BIN)/python -m rlef_jax.train --config=configs/tiny.py --workdir=$(DEMO) $(FLAGS)
 	@echo "table, summary.json, plots and episodes: $(DEMO)"

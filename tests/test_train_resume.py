@@ -201,16 +201,18 @@ def test_a_finished_run_is_told_again_and_never_refuses(whole, capsys):
     )
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "holds a run already, and --resume=never: give another --workdir" in done.stderr
-    with pytest.raises(ConfigError, match="config.ppo.kl_beta: 0.02 there, 0.5 here"):
+    with pytest.raises(ConfigError, match="config.ppo.kl_beta: 0.05 there, 0.5 here"):
         finish_here(whole, OVERRIDES | {"ppo.kl_beta": 0.5})
 
 
 @pytest.mark.slow
-def test_a_longer_run_goes_on_from_a_shorter_one(whole, tmp_path):
-    folder = tmp_path / "run"
-    finish(folder, OVERRIDES | {"train.iterations": 5})
-    finish(folder, OVERRIDES)
-    assert_same_run(whole, folder)
+def test_a_longer_run_goes_on_from_a_shorter_one(tmp_path):
+    """Without decay, which depends on a run's length."""
+    longer = OVERRIDES | {"ppo.decay": "none"}
+    finish(tmp_path / "long", longer)
+    finish(tmp_path / "run", longer | {"train.iterations": 5})
+    finish(tmp_path / "run", longer)
+    assert_same_run(tmp_path / "long", tmp_path / "run")
 
 
 def test_the_best_by_validation_is_kept_and_is_the_result(whole):
