@@ -9,7 +9,7 @@ FLAGS ?=
 # constraints.txt holds the versions that the tests ran against; `make lock` writes it anew.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile -c constraints.txt
 
-.PHONY: help demo test test-slow test-gpu-compile test-tpu-compile gpu-env tpu-env soak lint format lock warm-start smollm2 bench-env parity golden clean
+.PHONY: help demo test test-slow test-gpu-compile test-tpu-compile gpu-check gpu-env tpu-env soak lint format lock warm-start smollm2 bench-env parity golden clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -82,7 +82,7 @@ GPU := .gpu-env
 TPU := .tpu-env
 $(GPU)/.installed $(TPU)/.installed: setup.py constraints.txt
 	@folder=$(@D); python=$$(PYTHON="$(PYTHON)" sh scripts/find_python.sh) && { [ -x $$folder/bin/python ] || "$$python" -m venv $$folder; }
-	@sh scripts/compiler_env.sh $(@D)
+	@case $(@D) in $(GPU)) extra=cuda12 ;; *) extra=tpu ;; esac; sh scripts/jax_env.sh $(@D) $$extra pytest hypothesis jaxtyping -e .
 	@touch $@
 
 gpu-env: $(GPU)/.installed ## the environment that compiles for GPUs without one: jax[cuda12] (6 GB)
@@ -93,6 +93,9 @@ test-gpu-compile: $(GPU)/.installed ## programs compiled for H100s: memory, exch
 
 test-tpu-compile: $(TPU)/.installed ## programs compiled for TPUs
 	@JAX_PLATFORMS=cpu JAX_ENABLE_COMPILATION_CACHE=false TPU_SKIP_MDS_QUERY=1 $(TPU)/bin/python -m pytest -q -m tpu_compile $(FLAGS)
+
+gpu-check: $(GPU)/.installed ## on a machine with a card: parity, mismatch, memory, tokens/s (docs/hardware.md)
+	@XLA_PYTHON_CLIENT_MEM_FRACTION=0.92 $(GPU)/bin/python benchmarks/gpu_check.py $(FLAGS)
 
 REFERENCE := runs/reference
 parity: $(VENV)/.installed-dev $(BENCH)/.installed smollm2 ## compare models with transformers on torch, live (10 minutes)
