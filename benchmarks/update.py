@@ -138,8 +138,7 @@ def serve_ours(name: str, folder: Path) -> None:
     del policy
     batch = make_batch(case)
     count = case.rows // case.microbatch_rows
-    cut = {name: np.split(np.asarray(array), count) for name, array in vars(batch).items()}
-    split = [TokenBatch(**{name: parts[i] for name, parts in cut.items()}) for i in range(count)]
+    split = [jax.tree.map(lambda array, i=i: np.split(np.asarray(array), count)[i], batch) for i in range(count)]
     for _ in sys.stdin:
         began, cpu = time.perf_counter(), time.process_time()
         updates = [split] * case.updates

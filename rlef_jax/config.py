@@ -18,6 +18,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from rlef_jax.config_checks import validate
+from rlef_jax.config_ppo import ppo_section
 from rlef_jax.config_renamed import RENAMED, RENAMED_VALUES
 from rlef_jax.errors import ConfigError
 from rlef_jax.files import write_json
@@ -86,7 +87,7 @@ def base_config() -> ConfigDict:
                 stop_hidden_at_first_failure=True,
             ),
             reward=dict(invalid_penalty=-0.2),  # a non-final response without valid code (2.2)
-            ppo=_ppo(),
+            ppo=ppo_section(),
             mesh=dict(
                 data=1,  # devices along each axis
                 fsdp=1,
@@ -164,33 +165,6 @@ def _model() -> dict[str, Any]:
         attention="blocks",  # "dot_product": JAX's own, cuDNN on a GPU; it needs ppo.row_episodes=1
         logit_tokens=1024,  # tokens whose logits a device holds at a time
         unroll=True,  # layers as straight code instead of a scan: faster to run, slower to compile
-    )
-
-
-def _ppo() -> dict[str, Any]:
-    return dict(
-        rollouts=1024,  # episodes per iteration (A.1)
-        updates=4,  # disjoint updates per iteration, one pass
-        microbatch_rows=32,  # rows per forward and backward pass; changes speed and memory, never the result
-        buckets=(128, 192, 256),  # row lengths; each row takes the shortest that holds its episodes
-        row_episodes=1,  # episodes that may share a row, where that wastes less
-        learning_rate=2e-7,
-        warmup_steps=50,
-        decay="none",  # of the learning rate after the warm-up: "linear" to 0 at the run's end (train.iterations)
-        weight_decay=0.1,
-        clip_norm=0.0,  # global gradient norm; 0 = no clipping
-        max_grad_norm=0.0,  # above it an update is bad, see train.bad_update; 0 = no limit
-        adam_b1=0.9,
-        adam_b2=0.999,
-        kl_beta=0.05,  # weight of the KL penalty in the reward (2.2)
-        clip_eps=0.2,  # policy ratio
-        value_clip=0.2,
-        value_coef=1.0,  # matters with a shared trunk only
-        importance="paper",  # "paper" (A.1), "decoupled" (pi_old / pi_b outside the clip) or "none"
-        importance_cap=5.0,  # decoupled: the weight's bound c
-        importance_mode="cap",  # decoupled, above c: "cap" the weight or "mask" the token
-        separate_critic=True,  # value network of its own, from the same weights (A.1); False = shared trunk
-        normalize_advantages=True,
     )
 
 

@@ -20,7 +20,7 @@ _AT_LEAST_1 = (
     "sampling.rows", "sampling.workers", "sampling.decode_steps", "sampling.prefill_tokens", "sampling.data",
     "sampling.tensor", "sampling.page_slots",
     "execution.memory_mb", "execution.output_kb", "execution.wall_patience",
-    "ppo.rollouts", "ppo.updates", "ppo.microbatch_rows", "ppo.row_episodes", "model.logit_tokens",
+    "ppo.rollouts", "ppo.updates", "ppo.group_size", "ppo.microbatch_rows", "ppo.row_episodes", "model.logit_tokens",
     "mesh.data", "mesh.fsdp", "mesh.tensor",
     "train.checkpoint_every", "train.keep_checkpoints", "train.log_every", "eval.bootstrap_samples",
     "sft.dialogues", "sft.batch_rows", "sft.checkpoint_every", "sft.log_every",
@@ -34,7 +34,10 @@ _AT_LEAST_0 = (
     "data.max_prompt_tokens", "plan.sampler_devices", "sft.steps", "sft.warmup_steps", "sft.weight_decay",
     "sft.clip_norm",
 )  # fmt: skip
-_SHARES = ("sampling.min_ready_fraction", "sft.marked_share", "sft.unmarked_right_repairs", "sft.unmarked_habit")
+_SHARES = (
+    "sampling.min_ready_fraction", "sft.marked_share", "sft.unmarked_right_repairs", "sft.unmarked_habit",
+    "ppo.gamma", "ppo.gae_lambda",
+)  # fmt: skip
 CHOICES = {
     "plan.target": ("cpu", "a100", "b200", "h100", "h200", "tpu-v5p", "tpu-v6e"),
     "model.param_dtype": ("float32", "bfloat16"),
@@ -48,6 +51,9 @@ CHOICES = {
     "mesh.reduce_dtype": ("float32", "bfloat16"),
     "mesh.critic": ("shared", "separate"),
     "mesh.reference": ("trainer", "sampler"),
+    "ppo.kl": ("mean", "product"),
+    "ppo.value_level": ("turn", "token"),
+    "ppo.baseline": ("critic", "rloo", "grpo", "dr_grpo"),
     "ppo.importance": ("paper", "decoupled", "none"),
     "ppo.importance_mode": ("cap", "mask"),
     "ppo.decay": ("none", "linear"),
@@ -148,8 +154,9 @@ def _check_random_feedback(config: ConfigDict) -> Faults:
     """It comes from another problem; single-turn episodes see none."""
     e, v = config.episode, config.eval
     lonely = "must be 2 or more with {}, which shows another problem's failures; it is 1"
-    alone = e.max_turns > 1 and e.feedback == "random" and config.ppo.rollouts == 1
-    yield alone, "ppo.rollouts", lonely.format('episode.feedback="random"')
+    alone = e.max_turns > 1 and e.feedback == "random" and config.ppo.rollouts // config.ppo.group_size == 1
+    groups = f" group of {config.ppo.group_size} (ppo.group_size)" if config.ppo.group_size > 1 else ""
+    yield alone, "ppo.rollouts", lonely.format('episode.feedback="random"') + groups
     alone = e.max_turns > 1 and v.random_feedback and bool(v.split) and v.problems == 1
     yield alone, "eval.problems", lonely.format("eval.random_feedback")
 
@@ -191,6 +198,21 @@ def _check_ppo(config: ConfigDict) -> Faults:
     yield config.model.attention == "dot_product" and p.row_episodes > 1, "ppo.row_episodes", mixed
 
 
+def _check_groups(config: ConfigDict) -> Faults:
+    p = config.ppo
+    ungrouped = f"must be a multiple of ppo.group_size={p.group_size}, the rollouts of a problem; it is {p.rollouts}"
+    yield p.rollouts % p.group_size != 0, "ppo.rollouts", ungrouped
+    if p.baseline == "critic":
+        return
+    chosen = f"with ppo.baseline={p.baseline!r}, which has no critic"
+    alone = f"must be 2 or more with ppo.baseline={p.baseline!r}, which compares a problem's rollouts; it is 1"
+    yield p.group_size == 1, "ppo.group_size", alone
+    yield p.normalize_advantages, "ppo.normalize_advantages", f"must be False {chosen}: a group's own scale holds"
+    yield p.value_level != "turn", "ppo.value_level", f'must be "turn", the default, {chosen}; it is {p.value_level!r}'
+    yield p.gae_lambda != 1, "ppo.gae_lambda", f"must be 1 {chosen}; it is {p.gae_lambda}"
+    yield config.mesh.critic == "separate", "mesh.critic", f'must be "shared" {chosen}'
+
+
 def _check_schedule(config: ConfigDict) -> Faults:
     needless = "needs evaluations to count: set config.eval.every too"
     yield config.eval.patience > 0 and config.eval.every == 0, "eval.patience", needless
@@ -203,5 +225,6 @@ _TOGETHER = (
     _check_random_feedback,
     _check_sampling,
     _check_ppo,
+    _check_groups,
     _check_schedule,
 )

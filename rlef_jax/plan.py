@@ -41,7 +41,7 @@ from rlef_jax.planning.programs import (
 from rlef_jax.planning.report import Assumptions, Plan
 from rlef_jax.planning.schedule import Speeds
 from rlef_jax.ppo.update import Learner
-from rlef_jax.training.build import build_learner, build_sampler_mesh, build_sampling_programs
+from rlef_jax.training.build import build_learner, build_sampler_mesh, build_sampling_programs, ppo_settings
 
 LLAMA3_VOCABULARY = 128_256
 MEASURED = "measured"
@@ -89,12 +89,13 @@ def make_plan(config: ConfigDict, args: argparse.Namespace, names: Collection[st
     trainer_devices, sampler_devices = _devices(config)
     learner = build_learner(config, cfg, trainer_devices)
     dtype, compute_dtype = jnp.dtype(config.model.param_dtype), jnp.dtype(config.model.compute_dtype)
-    p, s = config.ppo, config.sampling
+    p, s, ppo = config.ppo, config.sampling, ppo_settings(config)
     per_update = -(-p.rollouts // (p.updates * p.microbatch_rows))
     others = args.sampler_devices or config.plan.sampler_devices
     training = update_programs(
         learner, dtype, microbatches=per_update, rows=p.microbatch_rows, length=length,
-        turns=config.episode.max_turns * p.row_episodes, action_share=args.action_share, names=names,
+        turns=config.episode.max_turns * p.row_episodes, action_share=args.action_share,
+        value_kind=ppo.value_kind, names=names,
     )  # fmt: skip
     sampling, prepared = _sampling(config, learner, sampler_devices, names)
     training |= prepared
@@ -110,7 +111,7 @@ def make_plan(config: ConfigDict, args: argparse.Namespace, names: Collection[st
     return Plan(
         cfg=cfg, mesh=dict(learner.mesh.shape), training=training, sampling=sampling,
         resident=resident_bytes(learner, dtype),
-        separate_critic=p.separate_critic, shared=not others,
+        separate_critic=ppo.has_critic and p.separate_critic, shared=not others,
         in_turn=not others and config.train.max_staleness == 0, compile_seconds=time.perf_counter() - began,
         assumed=Assumptions(
             speeds=Speeds(card, 1.0 if measured else args.mfu, 1.0 if measured else args.bandwidth_share),

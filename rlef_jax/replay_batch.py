@@ -41,7 +41,7 @@ def replay(workdir: Path, update: int | None = None) -> str:
     state = learner.init(jax.random.PRNGKey(config.seed), policy.params)
     params, microbatches, metrics = load_bad_update(workdir, number, state.params)
     state = state.with_params(jax.device_put(params, learner.param_shardings))
-    metric_text = ", ".join(f"{k} {metrics[k]}" for k in ("loss", "grad_norm", "action_tokens", "turns"))
+    metric_text = ", ".join(f"{k} {metrics[k]}" for k in ("loss", "grad_norm", "action_tokens", "values"))
     return "\n".join([f"update {number} of {workdir}; then: {metric_text}", *describe(learner, state, microbatches)])
 
 

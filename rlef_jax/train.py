@@ -155,7 +155,8 @@ def _request(config: ConfigDict, stop_ids: tuple[int, ...]) -> RolloutRequest:
     count = config.ppo.rollouts
     indexes = shard_range(count, jax.process_index(), jax.process_count())
     settings = rollout_settings(config, stop_ids, config.episode.feedback, evaluation=False)
-    return RolloutRequest(config.data.train_split, config.seed, 0, count, indexes, settings)
+    group_size = config.ppo.group_size
+    return RolloutRequest(config.data.train_split, config.seed, 0, count, indexes, settings, group_size=group_size)
 
 
 def _check_donors(config: ConfigDict, source: Source) -> None:
@@ -164,7 +165,7 @@ def _check_donors(config: ConfigDict, source: Source) -> None:
     if config.episode.max_turns == 1:
         return
     if config.episode.feedback == "random":
-        trained = training_problems(source, d.train_split, config.seed, 0, config.ppo.rollouts)
+        trained = training_problems(source, d.train_split, config.seed, 0, config.ppo.rollouts // config.ppo.group_size)
         check_donors(trained, trained)
     if e.split and e.random_feedback:
         evaluated = evaluation_problems(source, e.split, e.problems)

@@ -281,6 +281,8 @@ class TokenBatch:
     turn_mask: jax.Array  # [B, N] float32
     turn_rewards: jax.Array  # [B, N] float32, r_t without the KL term
     turn_episode: jax.Array  # [B, N] int32, which of its row's episodes a turn belongs to: 1, 2, ..., 0 where absent
-    returns: jax.Array  # [B, N] float32, G_t, one for each value (`ppo/values.py`)
-    old_values: jax.Array  # [B, N] float32
+    episode_index: jax.Array  # [B, N] int32, that episode's `Episode.index`, 0 where absent
+    returns: jax.Array  # [B, N] float32, what each value has to predict; [B, T] by "token"
+    old_values: jax.Array  # as returns
     weight: jax.Array  # [B] float32, 0 for rows that must not count (infra errors, padding rows)
+    value_kind: str = flax.struct.field(pytree_node=False, default="turn")  # of what a value is: `ppo/values.py`

@@ -116,6 +116,9 @@ def test_an_unknown_key_names_the_nearest(key, nearest):
         load("tiny.py", {key: 1})
 
 
+GROUPED = {"ppo.baseline": "dr_grpo", "ppo.group_size": 4, "ppo.normalize_advantages": False}
+
+
 @pytest.mark.parametrize(
     "overrides, message",
     [
@@ -137,6 +140,20 @@ def test_an_unknown_key_names_the_nearest(key, nearest):
         ({"ppo.buckets": (256, 128)}, "ppo.buckets: whole numbers above 0 that increase"),
         ({"mesh.data": 3}, "ppo.microbatch_rows: must be a multiple of"),
         ({"mesh.critic": "separate"}, 'mesh.critic: must be "shared" with ppo.separate_critic=False'),
+        ({"ppo.group_size": 3}, "ppo.rollouts: must be a multiple of ppo.group_size=3"),
+        ({"ppo.baseline": "rloo"}, "ppo.group_size: must be 2 or more with ppo.baseline='rloo'"),
+        ({"ppo.baseline": "grpo", "ppo.group_size": 2}, "ppo.normalize_advantages: must be False with ppo.baseline"),
+        (GROUPED | {"ppo.value_level": "token"}, 'ppo.value_level: must be "turn", the default, with ppo.baseline'),
+        (GROUPED | {"ppo.gae_lambda": 0.9}, "ppo.gae_lambda: must be 1 with ppo.baseline"),
+        (
+            GROUPED | {"mesh.critic": "separate", "ppo.separate_critic": True},
+            'mesh.critic: must be "shared" with ppo.b',
+        ),
+        (
+            {"episode.feedback": "random", "ppo.group_size": 256},
+            "ppo.rollouts: must be 2 or more with episode.feedback",
+        ),
+        ({"ppo.gamma": 1.5}, "ppo.gamma: a share from 0 to 1"),
         ({"mesh.critic": "sampler"}, 'mesh.critic: "shared" or "separate", not \'sampler\''),
         ({"episode.feedback": "some"}, "episode.feedback"),
         ({"ppo.importance": "papre"}, "ppo.importance"),

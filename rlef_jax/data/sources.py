@@ -132,16 +132,33 @@ def _lengths(
 
 
 def training_problems(
-    source: Source | str, split: str, seed: int, step: int, count: int, share: range | None = None
+    source: Source | str,
+    split: str,
+    seed: int,
+    step: int,
+    count: int,
+    share: range | None = None,
+    group_size: int = 1,
 ) -> list[Problem]:
     """The problems of iteration `step`, or a process's `share` of range(count): a pure function of its arguments.
 
-    The shares of an iteration are disjoint, and their union doesn't depend on the number of processes. Raises
-    ConfigError for a problem without any test; a build leaves those out.
+    Each problem stands `group_size` times in a row, so an iteration has count / group_size of them. The shares of an
+    iteration are disjoint, and their union doesn't depend on the number of processes.
+
+    Raises ConfigError for a problem without any test (a build leaves those out), ValueError for a `count` that groups
+    of this size don't divide.
     """
+    if count % group_size:
+        raise ValueError(f"{count} episodes can't be split into groups of {group_size}")
     source = _source(source)
     check_splits(source, train=split, evaluated={})
-    places = [step * count + i for i in (range(count) if share is None else share)]
+    places = [(step * count + i) // group_size for i in (range(count) if share is None else share)]
+    found = dict(zip(distinct := list(dict.fromkeys(places)), _problems_at(source, split, seed, distinct), strict=True))
+    return [found[place] for place in places]
+
+
+def _problems_at(source: Source, split: str, seed: int, places: Sequence[int]) -> list[Problem]:
+    """The problems at places of the stream of a split. Raises ConfigError for one without any test."""
     if source.name == CODE_CONTESTS:
         positions = source.positions.get(split)
         problems = [reader.problem_at(source.dir, split, seed, place, positions) for place in places]

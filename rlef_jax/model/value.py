@@ -1,4 +1,4 @@
-"""The value head: a linear map from hidden states to one number per turn (paper section 2.2)."""
+"""The value head: a linear map from hidden states to one number per turn (RLEF, section 2.2) or per token (B.6)."""
 
 from __future__ import annotations
 
@@ -30,3 +30,13 @@ def values(head: dict[str, jax.Array], hidden: jax.Array, turn_positions: jax.Ar
     """
     read = jnp.take_along_axis(hidden, turn_positions[:, :, None], axis=1).astype(jnp.float32)
     return jnp.einsum("bnd,d->bn", read, head["w"]) + head["b"]
+
+
+def next_token_values(head: dict[str, jax.Array], hidden: jax.Array) -> jax.Array:
+    """Values [B, T], float32, from hidden [B, T, D]: that of token t is read at position t - 1, whose next token it is.
+
+    A row's first token has 0. Neither that nor what is read across the border of two sequences is a value: no sequence
+    begins with a sampled token.
+    """
+    read = jnp.einsum("btd,d->bt", hidden.astype(jnp.float32), head["w"]) + head["b"]
+    return jnp.pad(read[:, :-1], ((0, 0), (1, 0)))

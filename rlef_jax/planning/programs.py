@@ -17,7 +17,7 @@ from rlef_jax.model.transformer import Params
 from rlef_jax.planning.hlo import Module, parse
 from rlef_jax.planning.work import Work, work_of
 from rlef_jax.ppo.pack import empty_arrays
-from rlef_jax.ppo.train_state import first_params, init_state, partition
+from rlef_jax.ppo.train_state import first_params, init_state, partition, select_parts
 from rlef_jax.ppo.update import Learner
 from rlef_jax.types import TokenBatch
 
@@ -107,7 +107,8 @@ def state_shapes(learner: Learner, dtype: Any) -> Any:
 
     def make(policy: Params) -> Any:
         params = first_params(jax.random.PRNGKey(0), policy, cfg, learner.separate_critic)
-        return init_state(*partition(params, learner.trainable), learner.optimizer.init)
+        names = [name for trainer in learner.trainers for name in trainer.names]
+        return init_state(*partition(select_parts(params, names), learner.trainable), learner.optimizer.init)
 
     return jax.eval_shape(make, abstract_params(cfg, dtype))
 
@@ -132,6 +133,7 @@ def update_programs(
     length: int,
     turns: int,
     action_share: float,
+    value_kind: str = "turn",
     names: Collection[str] | None = UPDATE_PROGRAMS,
 ) -> dict[str, Program]:
     """The programs of one update with these `names` (see `MeshTrainer.lowered`), all for None, on micro-batches of
@@ -140,7 +142,7 @@ def update_programs(
     Policy and critic must share a mesh. `action_share` is the fraction of sampled tokens.
     """
     [trainer] = learner.trainers
-    batch = shape_of(TokenBatch(**empty_arrays(rows, length, turns)))
+    batch = shape_of(TokenBatch(**empty_arrays(rows, length, turns, value_kind)))
     stacked = jax.tree.map(lambda a: jax.ShapeDtypeStruct((microbatches, *a.shape), a.dtype), batch)
     mesh_shape = tuple(trainer.mesh.shape[axis] for axis in AXES)
     # Only the loop over chunks of logits has no fixed trip count.

@@ -1,4 +1,4 @@
-"""PPO losses as sums over tokens and turns; the caller divides by counts taken over the whole update.
+"""PPO losses as sums over tokens and values; the caller divides by counts taken over the whole update.
 
 Both follow RLEF, appendix A.1, after Schulman et al. (2017), equation 7. With pi the policy being trained, pi_old the
 policy at the iteration's start and pi_b the behaviour policy that sampled, per token:
@@ -41,7 +41,7 @@ def policy_loss(
       logp: log pi(token), the only argument that is differentiated. All arrays are [B, T] float.
       old_logp: log pi_old(token), fixed at the iteration's start.
       behavior_logp: log pi_b(token), the sampler's.
-      advantages: A, the same for every token of a turn.
+      advantages: A, the same for every token of a turn unless each has a value of its own.
       mask: 1 for sampled tokens of rows that count. Others have no effect and exactly no gradient.
       settings: clip range and importance weighting.
       frozen_logp: what stands inside stop_grad; by default `logp`. Finite differences pass the unperturbed values.
@@ -79,7 +79,7 @@ def policy_loss(
 def value_loss(
     values: jax.Array, old_values: jax.Array, returns: jax.Array, mask: jax.Array, settings: LossSettings
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Clipped value loss, summed over the turns whose mask is 1.
+    """Clipped value loss, summed over the values whose mask is 1: of turns, or of tokens.
 
         1/2 max((V - G)^2, (clip(V, V_old - alpha, V_old + alpha) - G)^2)
 
@@ -87,11 +87,11 @@ def value_loss(
       values: V, the only argument that is differentiated. All arrays are [B, N] float.
       old_values: V_old, fixed at the iteration's start.
       returns: G.
-      mask: 1 for turns of rows that count.
+      mask: 1 for values of rows that count.
       settings: holds alpha (`value_clip`).
 
     Returns:
-      (sum of losses, sums over turns of the statistics: value_clipped, value_error (squared, unclipped)). Scalars.
+      (sum of losses, sums over values of the statistics: value_clipped, value_error (squared, unclipped)). Scalars.
     """
     near = jnp.clip(values, old_values - settings.value_clip, old_values + settings.value_clip)
     error, near_error = jnp.square(values - returns), jnp.square(near - returns)

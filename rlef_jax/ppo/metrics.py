@@ -30,20 +30,20 @@ def iteration_metrics(batches: Sequence[TokenBatch]) -> dict[str, float]:
       kl_to_ref_token: the same, mean over tokens.
       mismatch_mean, mismatch_max: |log pi_b - log pi_old| over tokens: sampler against trainer. Off-policy samples
         and a sampling temperature other than 1 enter too.
-      explained_variance: of the returns by the old values.
+      explained_variance: of the returns by the old values; not there without a critic.
       entropy: estimated by the mean of -log pi_old over sampled tokens.
-      return_mean, advantage_std (before normalization), reward_mean (r_t summed over an episode).
+      return_mean (over turns), advantage_std (over values, before normalization; over turns without a critic),
+        reward_mean (r_t summed over an episode).
       action_tokens, turns, episodes, rows: totals of the iteration, of what counts.
       padding_fraction: of all token slots, what packing wastes.
     """
     if not batches:
         return {}
     token_mask = _flat([values.token_mask(b) for b in batches]) > 0
-    value_mask = _flat([values.mask(b) for b in batches]) > 0
     turn_mask = _flat([b.turn_mask * b.weight[:, None] for b in batches]) > 0
     old, ref = _flat([b.old_logp for b in batches])[token_mask], _flat([b.ref_logp for b in batches])[token_mask]
     gap = np.abs(_flat([b.behavior_logp for b in batches])[token_mask] - old)
-    returns, predicted = _flat([b.returns for b in batches]), _flat([b.old_values for b in batches])
+    returns = _flat([values.by_turn(b.returns, b) for b in batches])
     kl = [turn_means(b.old_logp - b.ref_logp, b.action_mask, b.turn_index, b.turn_mask.shape[1]) for b in batches]
     weights = np.concatenate([b.weight for b in batches])
     rewards = sum(float(((b.turn_rewards * b.turn_mask).sum(1) * b.weight).sum()) for b in batches)
@@ -63,11 +63,23 @@ def iteration_metrics(batches: Sequence[TokenBatch]) -> dict[str, float]:
         "kl_to_ref_token": _mean(old - ref),
         "mismatch_mean": _mean(gap),
         "mismatch_max": float(gap.max()),
-        "explained_variance": explained_variance(returns, predicted, value_mask),
         "entropy": _mean(-old),
-        "return_mean": _mean(returns[value_mask]),
-        "advantage_std": float((returns - predicted)[value_mask].std()),
+        "return_mean": _mean(returns[turn_mask]),
         "reward_mean": rewards / episodes,
+        **_advantage_metrics(batches),
+    }
+
+
+def _advantage_metrics(batches: Sequence[TokenBatch]) -> dict[str, float]:
+    """`advantage_std`, and with a critic `explained_variance`."""
+    mask = _flat([values.mask(b) for b in batches]) > 0
+    if batches[0].value_kind == "none":  # then advantages are those of the loss, one for all tokens of a turn
+        first = [np.take_along_axis(np.asarray(b.advantages), np.asarray(b.turn_positions) + 1, 1) for b in batches]
+        return {"advantage_std": float(_flat(first)[mask].std())}
+    returns, predicted = _flat([b.returns for b in batches]), _flat([b.old_values for b in batches])
+    return {
+        "explained_variance": explained_variance(returns, predicted, mask),
+        "advantage_std": float((returns - predicted)[mask].std()),
     }
 
 

@@ -12,7 +12,6 @@ from jax.sharding import Mesh
 from rlef_jax.model.logp import LOGIT_TOKENS, token_logp
 from rlef_jax.model.sharding import MeshSharding
 from rlef_jax.model.transformer import ModelConfig, Params, forward
-from rlef_jax.model.value import values as read_values
 from rlef_jax.ppo import values
 from rlef_jax.ppo.losses import policy_loss, value_loss
 from rlef_jax.ppo.settings import LossSettings
@@ -61,8 +60,8 @@ def scores(
 ) -> dict[str, jax.Array]:
     """What policy and critic say of a batch, whichever of the two `params` hold.
 
-    {"logp": [B, T] of sampled tokens, 0 for others; "values": [B, N] of turns}, float32. A critic without a trunk needs
-    the policy beside it.
+    {"logp": [B, T] of sampled tokens, 0 for others; "values": [B, N], see `ppo/values.py`}, float32. A critic without a
+    trunk needs the policy beside it.
     """
     scored: dict[str, jax.Array] = {}
     hidden: Any = None
@@ -72,7 +71,7 @@ def scores(
     if "critic" in params:
         critic = params["critic"]
         read = _hidden(critic["trunk"], cfg, batch, settings) if "trunk" in critic else hidden
-        scored["values"] = read_values(critic["head"], read, values.positions(batch))
+        scored["values"] = values.read(critic["head"], read, batch)
     return scored
 
 
@@ -102,7 +101,8 @@ def objective(
     """A micro-batch's share of the update's loss, and the sums that make up its metrics.
 
     The loss is a sum of two terms, the policy's and the value's. Of `params` that hold only one of the two parts it is
-    that part's term: where each has a trunk of its own, neither term depends on the other's weights.
+    that part's term: where each has a trunk of its own, neither term depends on the other's weights; without a critic
+    there is no other.
 
     Args:
       params: `TrainState.params`, or one of its parts.
@@ -123,8 +123,8 @@ def objective(
         sums |= {"policy": policy, **token_sums}
     if "values" in scored:
         mask = values.mask(batch)
-        value, turn_sums = value_loss(scored["values"], batch.old_values, batch.returns, mask, loss)
+        value, value_sums = value_loss(scored["values"], batch.old_values, batch.returns, mask, loss)
         terms.append(loss.value_coef * value / denominators[values.VALUES])
-        sums |= {"value": value, **turn_sums}
+        sums |= {"value": value, **value_sums}
     total = sum(terms[1:], terms[0])
     return total, {"loss": total, **sums}

@@ -27,6 +27,7 @@ def pack(
     max_turns: int,
     row_episodes: int = 1,
     invalid_penalty: float = -0.2,
+    value_kind: str = "turn",
 ) -> tuple[list[TokenBatch], list[np.ndarray]]:
     """Lay episodes out in batches of exactly `rows` rows, each batch as long as one of the `buckets`.
 
@@ -42,6 +43,7 @@ def pack(
       row_episodes: E, episodes that may share a row: each longest first into the fullest row with room for it. Those
         that don't count share none with those that do.
       invalid_penalty: reward of a turn that isn't the last and holds no valid code.
+      value_kind: of what a value is, see `ppo/values.py`.
 
     Returns:
       (batches, index): `index[i][b]` are the positions in `episodes` of what row b of batch i holds, `PADDING` for
@@ -50,7 +52,7 @@ def pack(
 
     Raises:
       ValueError: an episode is longer than the largest bucket, has more than `max_turns` turns, or has a turn
-        without sampled tokens.
+        without sampled tokens; an unknown `value_kind`.
     """
     if rows < 1 or row_episodes < 1 or not buckets:
         raise ValueError(f"need a row, an episode in it and a bucket: {rows=}, {row_episodes=}, {buckets=}")
@@ -58,7 +60,7 @@ def pack(
     for bucket, members in _rows_by_bucket(episodes, sorted(set(buckets)), rows, row_episodes):
         for first in range(0, len(members), rows):
             chosen = members[first : first + rows]
-            arrays = empty_arrays(rows, bucket, max_turns * row_episodes)
+            arrays = empty_arrays(rows, bucket, max_turns * row_episodes, value_kind)
             places = np.full((rows, row_episodes), PADDING, np.int32)
             for row, numbers in enumerate(chosen):
                 places[row, : len(numbers)] = numbers
@@ -68,9 +70,9 @@ def pack(
     return batches, index
 
 
-def empty_arrays(rows: int, length: int, turns: int) -> dict[str, Any]:
+def empty_arrays(rows: int, length: int, turns: int, value_kind: str = "turn") -> dict[str, Any]:
     """The fields of a TokenBatch that holds nothing but padding: `[rows, length]`, `[rows, turns]` and `[rows]`."""
-    tokens, per_turn, per_value = (rows, length), (rows, turns), values.shape(rows, length, turns)
+    tokens, per_turn, per_value = (rows, length), (rows, turns), values.shape(value_kind, rows, length, turns)
     return {
         "tokens": np.zeros(tokens, np.int32),
         "positions": np.zeros(tokens, np.int32),
@@ -85,9 +87,11 @@ def empty_arrays(rows: int, length: int, turns: int) -> dict[str, Any]:
         "turn_mask": np.zeros(per_turn, np.float32),
         "turn_rewards": np.zeros(per_turn, np.float32),
         "turn_episode": np.zeros(per_turn, np.int32),
+        "episode_index": np.zeros(per_turn, np.int32),
         "returns": np.zeros(per_value, np.float32),
         "old_values": np.zeros(per_value, np.float32),
         "weight": np.zeros((rows,), np.float32),
+        "value_kind": value_kind,
     }
 
 
@@ -163,6 +167,7 @@ def _fill_row(
         its_turns = slice(first_turn, first_turn + len(episode.turns))
         arrays["turn_rewards"][row, its_turns] = turn_rewards(episode, invalid_penalty=invalid_penalty)
         arrays["turn_episode"][row, its_turns] = number
+        arrays["episode_index"][row, its_turns] = episode.index
         first_turn = its_turns.stop
     arrays["weight"][row] = 1.0 if has_weight(episodes[0]) else 0.0
 

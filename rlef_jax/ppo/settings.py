@@ -6,9 +6,20 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 IMPORTANCE = ("paper", "decoupled", "none")
 IMPORTANCE_MODES = ("cap", "mask")
+KL = ("mean", "product")
+VALUE_LEVELS = ("turn", "token")
+CRITIC = "critic"
+BASELINES = (CRITIC, "rloo", "grpo", "dr_grpo")
+
+
+def _check_choices(settings: Any, **choices: tuple[str, ...]) -> None:
+    for name, known in choices.items():
+        if getattr(settings, name) not in known:
+            raise ValueError(f"ppo.{name} is {getattr(settings, name)!r}; it must be one of {', '.join(known)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,18 +43,39 @@ class LossSettings:
     importance_mode: str = "cap"
 
     def __post_init__(self) -> None:
-        for name, choices in (("importance", IMPORTANCE), ("importance_mode", IMPORTANCE_MODES)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"ppo.{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}")
+        _check_choices(self, importance=IMPORTANCE, importance_mode=IMPORTANCE_MODES)
 
 
 @dataclasses.dataclass(frozen=True)
 class TargetSettings:
-    """How returns and advantages are made: weight of the KL penalty, and whether advantages are normalized over the
-    valid turns of an iteration."""
+    """How returns and advantages are made. Raises ValueError for a choice that isn't one or that excludes another.
+
+    Attributes:
+      kl_beta: weight of the KL penalty.
+      kl: "mean" of the log ratio over a response's tokens, or its sum, that of the "product" of their probabilities.
+      gamma, gae_lambda: discount and lambda of `returns.lambda_returns`, for each step from one value to the next.
+      baseline: "critic", or what takes its place (`groups.py`).
+      group_size: consecutive episode indexes of one problem: a group.
+      normalize_advantages: over all values of an iteration that count; not without a critic, where a group's own
+        scale holds, and an episode without another to compare with has the advantage 0.
+    """
 
     kl_beta: float = 0.05
+    kl: str = "mean"
+    gamma: float = 1.0
+    gae_lambda: float = 1.0
+    baseline: str = CRITIC
+    group_size: int = 1
     normalize_advantages: bool = True
+
+    def __post_init__(self) -> None:
+        _check_choices(self, kl=KL, baseline=BASELINES)
+        if self.baseline == CRITIC:
+            return
+        if self.normalize_advantages:
+            raise ValueError(f"ppo.normalize_advantages must be False with ppo.baseline={self.baseline!r}")
+        if self.gae_lambda != 1.0:
+            raise ValueError(f"ppo.gae_lambda must be 1 with ppo.baseline={self.baseline!r}: there are no values")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,13 +106,28 @@ class OptimizerSettings:
 @dataclasses.dataclass(frozen=True)
 class PpoSettings:
     """All of them: `rollouts` an iteration, dealt into `updates`; a gradient whose norm is above `max_grad_norm` (0: no
-    limit) is not applied; the critic has a trunk of its own or the policy's."""
+    limit) is not applied; the critic has a trunk of its own or the policy's, and predicts a value for each "turn" or
+    "token". Raises ValueError for a `value_level` of another name."""
 
     rollouts: int = 1024
     updates: int = 4
     max_grad_norm: float = 0.0
     separate_critic: bool = True
+    value_level: str = "turn"
     packing: PackSettings = PackSettings()
     targets: TargetSettings = TargetSettings()
     loss: LossSettings = LossSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
+
+    def __post_init__(self) -> None:
+        _check_choices(self, value_level=VALUE_LEVELS)
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether a value network is trained."""
+        return self.targets.baseline == CRITIC
+
+    @property
+    def value_kind(self) -> str:
+        """`TokenBatch.value_kind` of the batches."""
+        return self.value_level if self.has_critic else "none"

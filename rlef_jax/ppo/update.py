@@ -53,6 +53,7 @@ class Learner:
         *,
         loss: LossSettings | None = None,
         separate_critic: bool = True,
+        critic: bool = True,
         mesh: Mesh | None = None,
         critic_mesh: Mesh | None = None,
         reference_mesh: Mesh | None = None,
@@ -60,22 +61,24 @@ class Learner:
         max_grad_norm: float = 0.0,
         trainable: IsTrainable | None = None,
     ) -> None:
-        """`critic_mesh` and `reference_mesh` are where critic and reference policy lie, by default `mesh`; `trainable`
+        """Without `critic` no value network is made, run or trained, and batches must be of the kind "none".
+
+        `critic_mesh` and `reference_mesh` are where critic and reference policy lie, by default `mesh`; `trainable`
         says which parameters of `TrainState.params` are trained, by default what their `Parameter` says.
 
         With a `critic_mesh` of its own an `optimizer` that needs the global norm must take it as the extra argument
         `norm`, as `clip_by_norm` does.
 
         Raises ValueError for a mesh that doesn't divide the model, and for a `critic_mesh` that shares some of the
-        policy's devices or whose critic isn't `separate_critic`.
+        policy's devices or whose critic isn't `separate_critic`, or isn't there.
         """
         self.model_cfg, self.optimizer, self.separate_critic = model_cfg, optimizer, separate_critic
         self.mesh = make_mesh() if mesh is None else mesh
         forward_settings = forward_settings or ForwardSettings()
         self.trainable = trainable or trained_by_default(model_cfg)
-        meshes = {"policy": self.mesh, "critic": critic_mesh or self.mesh}
-        if meshes["critic"] != self.mesh:
-            _check_apart(self.mesh, meshes["critic"], separate_critic)
+        meshes = {"policy": self.mesh} | ({"critic": critic_mesh or self.mesh} if critic else {})
+        if critic_mesh is not None and critic_mesh != self.mesh:
+            _check_apart(self.mesh, critic_mesh, critic, separate_critic)
         alike = {where: tuple(name for name in meshes if meshes[name] == where) for where in meshes.values()}
         self.trainers = [
             MeshTrainer(
@@ -114,10 +117,11 @@ class Learner:
         """A copy of policy-shaped weights on the reference's mesh, to serve as the reference policy."""
         return place(jax.tree.map(jnp.copy, policy_params), self.reference_shardings)
 
-    def score(self, params: dict[str, Any], batch: TokenBatch) -> tuple[jax.Array, jax.Array]:
-        """(log-probabilities [B, T], 0 on tokens that weren't sampled; values [B, N]) under `TrainState.params`."""
+    def score(self, params: dict[str, Any], batch: TokenBatch) -> tuple[jax.Array, jax.Array | None]:
+        """Under `TrainState.params`: (log-probabilities [B, T], 0 on tokens that weren't sampled; values [B, N], None
+        without a critic)."""
         found = {name: array for trainer in self.trainers for name, array in trainer.score(params, batch).items()}
-        return found["logp"], found["values"]
+        return found["logp"], found.get("values")
 
     def ref_logp(self, ref_params: Params, batch: TokenBatch) -> jax.Array:
         """Log-probabilities [B, T] under a reference policy, 0 on tokens that weren't sampled."""
@@ -140,7 +144,8 @@ class Learner:
         Returns:
           (the next state, metrics: loss, policy_loss, value_loss, clip_fraction, approx_kl, ratio_mean,
           truncated_fraction, value_clip_fraction, value_mse, grad_norm, applied (0.0 where it was not), action_tokens,
-          turns). Of an update without a token that counts only the last three: the others are means over nothing.
+          values). Of an update without a token that counts only the last three: the others are means over nothing.
+          Without a critic those whose names begin with `value_` are not there, and there are 0 values.
         """
         counts = values.count(microbatches)
         if not counts[values.TOKENS]:
@@ -184,7 +189,9 @@ class Learner:
         return [(trainer.reduced(total), more) for trainer, total, more in zip(self.trainers, totals, sums)]
 
 
-def _check_apart(policy: Mesh, critic: Mesh, separate_critic: bool) -> None:
+def _check_apart(policy: Mesh, critic: Mesh, has_critic: bool, separate_critic: bool) -> None:
+    if not has_critic:
+        raise ValueError("there is no critic to lie on critic_mesh")
     if not separate_critic:
         raise ValueError("a critic without a trunk of its own must lie where the policy does")
     if set(policy.devices.flat) & set(critic.devices.flat):
@@ -214,16 +221,19 @@ def _readable(
     """Each trainer's sums over the update -> the metrics that people read."""
     sums = {name: value for trainer in trainers for name, value in trainer.items()}
     tokens, valued = float(counts[values.TOKENS]), float(counts[values.VALUES])
+    means = {
+        "policy_loss": ("policy", tokens),
+        "value_loss": ("value", valued),
+        "clip_fraction": ("clipped", tokens),
+        "approx_kl": ("approx_kl", tokens),
+        "ratio_mean": ("ratio", tokens),
+        "truncated_fraction": ("truncated", tokens),
+        "value_clip_fraction": ("value_clipped", valued),
+        "value_mse": ("value_error", valued),
+    }
     return {
         "loss": sum(float(trainer["loss"]) for trainer in trainers),
-        "policy_loss": float(sums["policy"]) / tokens,
-        "value_loss": float(sums["value"]) / valued,
-        "clip_fraction": float(sums["clipped"]) / tokens,
-        "approx_kl": float(sums["approx_kl"]) / tokens,
-        "ratio_mean": float(sums["ratio"]) / tokens,
-        "truncated_fraction": float(sums["truncated"]) / tokens,
-        "value_clip_fraction": float(sums["value_clipped"]) / valued,
-        "value_mse": float(sums["value_error"]) / valued,
+        **{name: float(sums[of]) / total for name, (of, total) in means.items() if of in sums},
         "grad_norm": float(norm_and_applied[0]),
         "applied": float(norm_and_applied[1]),
         **values.metrics(counts),

@@ -43,6 +43,7 @@ class RolloutRequest:
       indexes: the episodes of it that are wanted; consecutive.
       settings: how they are made.
       version: of the weights that must be there when they begin; newer ones may come meanwhile.
+      group_size: consecutive indexes that are of one problem.
       stage: what the progress display calls it.
       may_stop: whether a signal may end it in the middle.
     """
@@ -56,6 +57,7 @@ class RolloutRequest:
     version: int = 0
     stage: str = "rollouts"
     may_stop: bool = True
+    group_size: int = 1
 
     def __post_init__(self) -> None:
         if self.indexes.step != 1 or not 0 <= self.indexes.start <= self.indexes.stop <= self.count:

@@ -78,7 +78,8 @@ def load_bad_update(workdir: Path, update: int, like: Any) -> tuple[Any, list[To
         with np.load(io.BytesIO(path.read_bytes())) as arrays:
             if set(arrays.files) != {field.name for field in dataclasses.fields(TokenBatch)}:
                 raise ConfigError(f"{path}: another version of rlef_jax saved it: replay it with that one")
-            microbatches.append(TokenBatch(**{name: arrays[name] for name in arrays.files}))
+            fields = {name: arrays[name] for name in arrays.files}
+            microbatches.append(TokenBatch(**fields | {"value_kind": str(fields["value_kind"])}))
     return params, microbatches, json.loads((folder / "metrics.json").read_text())
 
 
@@ -86,10 +87,10 @@ def describe(learner: Learner, state: TrainState, microbatches: Sequence[TokenBa
     """Lines that say where the trouble lies: weights, batch, each micro-batch's loss, each part's gradient."""
     lines = [_finite_line("weights", state.params)]
     for number, batch in enumerate(microbatches):
-        arrays = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
+        arrays = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch) if f.name != "value_kind"}
         broken = [name for name, array in arrays.items() if not np.isfinite(np.asarray(array)).all()]
         logp, values = jax.device_get(learner.score(state.params, batch))
-        share = {"log-probabilities": logp, "values": values}
+        share = {"log-probabilities": logp} | ({} if values is None else {"values": values})
         lines.append(
             f"micro-batch {number}: {batch.tokens.shape[0]} rows of {batch.tokens.shape[1]} tokens; not finite in the"
             f" batch: {', '.join(broken) or 'nothing'}; "

@@ -319,8 +319,8 @@ def build_learner(config: ConfigDict, cfg: ModelConfig, devices: Sequence[Any] |
     mesh = build_mesh(config, devices)
     mesh_shardings(mesh, cfg)  # whether it divides the model
     return Learner(
-        cfg, make_optimizer(cfg, p.optimizer), loss=p.loss, separate_critic=p.separate_critic, mesh=mesh,
-        forward_settings=ForwardSettings(**forward), max_grad_norm=p.max_grad_norm,
+        cfg, make_optimizer(cfg, p.optimizer), loss=p.loss, separate_critic=p.separate_critic, critic=p.has_critic,
+        mesh=mesh, forward_settings=ForwardSettings(**forward), max_grad_norm=p.max_grad_norm,
         critic_mesh=build_critic_mesh(config, devices),
         reference_mesh=build_sampler_mesh(config, devices) if config.mesh.reference == "sampler" else None,
     )  # fmt: skip

@@ -64,7 +64,7 @@ class ProblemFeed:
         indexes = range(request.count) if every else request.indexes
         for step in range(request.step, min(request.step + 1, self._last) + 1):
             if step not in self._ahead:
-                names = self._source, request.split, request.seed, step, request.count, indexes
+                names = self._source, request.split, request.seed, step, request.count, indexes, request.group_size
                 self._ahead[step] = self._pool.submit(training_problems, *names)
         problems = self._ahead.pop(request.step).result()
         return problems[request.indexes.start : request.indexes.stop] if every else problems, problems
@@ -100,7 +100,7 @@ def learn(
     metrics = staleness_metrics(episodes, version=int(state.step), updates=ppo.updates)
     with watch.part("pack"):
         parts = split_updates(episodes, ppo.updates, seed=seed, step=rollouts.step)
-        batches = [packed(part, ppo.packing) for part in parts]
+        batches = [packed(part, ppo.packing, ppo.value_kind) for part in parts]
     with watch.part("score"):
         batches, scores = prepare_iteration(learner, state.params, reference, batches, ppo.targets)
     steps: list[dict[str, float]] = []
@@ -185,8 +185,8 @@ def time_metrics(rollouts: Rollouts, watch: Stopwatch, *, synchronous: bool) -> 
     }
 
 
-def packed(episodes: Sequence[Episode], settings: PackSettings) -> list[TokenBatch]:
-    """An update's micro-batches, not filled yet."""
+def packed(episodes: Sequence[Episode], settings: PackSettings, value_kind: str = "turn") -> list[TokenBatch]:
+    """An update's micro-batches, not filled yet, for values of this kind."""
     return pack(
         episodes,
         buckets=settings.buckets,
@@ -194,6 +194,7 @@ def packed(episodes: Sequence[Episode], settings: PackSettings) -> list[TokenBat
         max_turns=settings.max_turns,
         row_episodes=settings.row_episodes,
         invalid_penalty=settings.invalid_penalty,
+        value_kind=value_kind,
     )[0]
 
 

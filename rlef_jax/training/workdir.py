@@ -111,17 +111,17 @@ def frozen_names(state: TrainState) -> list[str]:
 def items_of(state: TrainState) -> dict[str, Any]:
     """What a checkpoint holds of what is trained: the policy by itself, so that an evaluation needs to read nothing
     else, and the rest. What is frozen is where the run's first weights are."""
-    critic = state.trainable["critic"]
+    critic = {name: part for name, part in state.trainable.items() if name == "critic"}
     return {
         "policy": state.trainable["policy"],
-        "learner": {"critic": critic, "opt_state": state.opt_state, "step": state.step},
+        "learner": {**critic, "opt_state": state.opt_state, "step": state.step},
     }
 
 
 def state_of(items: Mapping[str, Any], frozen: dict[str, Any]) -> TrainState:
     """The state that `items_of` took apart, with what it has that isn't trained."""
     learner = items["learner"]
-    trainable = {"policy": items["policy"], "critic": learner["critic"]}
+    trainable = {"policy": items["policy"], **{name: part for name, part in learner.items() if name == "critic"}}
     return TrainState(trainable, frozen, opt_state=learner["opt_state"], step=learner["step"])
 
 

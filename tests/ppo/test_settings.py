@@ -31,8 +31,14 @@ def test_each_key_is_one_setting_with_the_same_default():
     assert len(keys) == sum(len(dataclasses.fields(kind)) for kind in (PpoSettings, *PARTS.values())) - len(PARTS)
 
 
-def test_the_settings_are_the_configurations():
-    changed = {
+@pytest.mark.parametrize(
+    "others",
+    [{"ppo.value_level": "token", "ppo.gae_lambda": 0.9}, {"ppo.baseline": "rloo"}],
+    ids=["critic", "no critic"],
+)
+def test_the_settings_are_the_configurations(others):
+    changed = others | {
+        "ppo.kl": "product", "ppo.gamma": 0.95, "ppo.group_size": 2,
         "ppo.rollouts": 12, "ppo.updates": 3, "ppo.max_grad_norm": 7.0, "ppo.separate_critic": False,
         "ppo.microbatch_rows": 5, "ppo.buckets": (300,), "ppo.row_episodes": 2, "ppo.kl_beta": 0.25,
         "ppo.normalize_advantages": False, "ppo.clip_eps": 0.3, "ppo.value_clip": 0.4, "ppo.value_coef": 0.5,
@@ -41,17 +47,36 @@ def test_the_settings_are_the_configurations():
         "ppo.adam_b1": 0.8, "ppo.adam_b2": 0.95, "reward.invalid_penalty": -0.7, "episode.max_turns": 5,
     }  # fmt: skip
     found = flat(ppo_settings(config_lib.load("configs/tiny.py", overrides=changed)))
-    assert found == {key.split(".")[1]: value for key, value in changed.items()}
-    assert not {name for name, value in flat(PpoSettings()).items() if found[name] == value}  # each was changed
+    assert found == flat(PpoSettings()) | {key.split(".")[1]: value for key, value in changed.items()}
+    unchanged = {name for name, value in flat(PpoSettings()).items() if found[name] == value}
+    assert unchanged == {"value_level", "gae_lambda", "baseline"} - {key.split(".")[1] for key in others}  # no other
 
 
-@pytest.mark.parametrize("name, choices", [("importance", "IMPORTANCE"), ("importance_mode", "IMPORTANCE_MODES")])
-def test_the_choices_are_the_configurations(name, choices):
+@pytest.mark.parametrize(
+    "kind, name, choices",
+    [
+        (LossSettings, "importance", "IMPORTANCE"), (LossSettings, "importance_mode", "IMPORTANCE_MODES"),
+        (TargetSettings, "kl", "KL"), (TargetSettings, "baseline", "BASELINES"),
+        (PpoSettings, "value_level", "VALUE_LEVELS"),
+    ],
+)  # fmt: skip
+def test_the_choices_are_the_configurations(kind, name, choices):
     known = getattr(settings, choices)
+    others = {"normalize_advantages": False} if name == "baseline" else {}
     for choice in known:
-        assert getattr(LossSettings(**{name: choice}), name) == choice
-        config_lib.load("configs/tiny.py", overrides={f"ppo.{name}": choice})
+        assert getattr(kind(**{name: choice}, **others), name) == choice
+        grouped = {"ppo.group_size": 2, "ppo.normalize_advantages": False} if others else {}
+        config_lib.load("configs/tiny.py", overrides={f"ppo.{name}": choice} | grouped)
     with pytest.raises(ConfigError, match=re.escape(" or ".join(f'"{choice}"' for choice in known) + ", not 'other'")):
         config_lib.load("configs/tiny.py", overrides={f"ppo.{name}": "other"})
     with pytest.raises(ValueError, match=f"ppo.{name} is 'other'; it must be one of {', '.join(known)}"):
-        LossSettings(**{name: "other"})
+        kind(**{name: "other"}, **others)
+
+
+@pytest.mark.parametrize(
+    "name, others",
+    [("normalize_advantages", {}), ("gae_lambda", {"normalize_advantages": False, "gae_lambda": 0.5})],
+)
+def test_what_needs_values_is_refused_without_a_critic(name, others):
+    with pytest.raises(ValueError, match=f"ppo.{name} must be .* with ppo.baseline='rloo'"):
+        TargetSettings(baseline="rloo", **others)

@@ -4,15 +4,12 @@ import copy
 
 import jax
 import numpy as np
-import optax
 import pytest
 
-from rlef_jax.model.parameters import init_params
 from rlef_jax.ppo import values
 from rlef_jax.ppo.pack import pack
 from rlef_jax.ppo.settings import TargetSettings
 from rlef_jax.ppo.targets import Scores, compute_targets
-from rlef_jax.ppo.update import Learner, prepare_iteration
 
 
 def made_up(batches, seed=0):
@@ -82,47 +79,6 @@ def test_counts_are_of_what_counts(make_episodes):
     assert len(good) < sum(len(e.turns) for e in episodes)
     counts = values.count(batches)
     assert counts == {values.TOKENS: sum(len(t.response_ids) for t in good), values.VALUES: len(good)}
-    assert values.metrics(counts) == {"action_tokens": counts[values.TOKENS], "turns": counts[values.VALUES]}
+    assert values.metrics(counts) == {"action_tokens": counts[values.TOKENS], "values": counts[values.VALUES]}
     assert sum(values.mask(b).sum() for b in batches) == len(good)
     assert sum(values.token_mask(b).sum() for b in batches) == counts[values.TOKENS]
-
-
-def test_values_of_another_kind_are_other_functions_of_one_module(make_episodes, tiny_model, monkeypatch):
-    """One value for each sampled token (the paper's B.6), each with its turn's return as its target."""
-
-    def positions(batch):
-        return (batch.positions * 0 + np.arange(batch.tokens.shape[1])[None] - 1).clip(0)
-
-    def of_turns(per_turn, batch):
-        return np.take_along_axis(per_turn, batch.turn_index, axis=1)
-
-    def count(batches):
-        return dict.fromkeys(values.METRICS, np.float32(sum(values.token_mask(b).sum() for b in batches)))
-
-    for name, function in {
-        "shape": lambda rows, length, turns: (rows, length),
-        "positions": positions,
-        "mask": values.token_mask,
-        "of_turns": of_turns,
-        "to_tokens": lambda per_value, batch: per_value * batch.action_mask,
-        "count": count,
-    }.items():
-        monkeypatch.setattr(values, name, function)
-    policy = init_params(jax.random.PRNGKey(1), tiny_model)
-    learner = Learner(tiny_model, optax.sgd(0.1))
-    state = learner.init(jax.random.PRNGKey(0), policy)
-    head = np.array(state.params["critic"]["head"]["w"])
-    packed, _ = pack(make_episodes(6, seed=2), buckets=(20,), rows=3, max_turns=3)
-    [batches], metrics = prepare_iteration(learner, state.params, learner.place_policy(policy), [packed])
-    for batch in batches:
-        inside = values.token_mask(batch) > 0
-        assert batch.returns.shape == batch.old_values.shape == batch.tokens.shape
-        for row, turn in {(int(r), int(batch.turn_index[r, t])) for r, t in np.argwhere(inside)}:
-            tokens = inside[row] & (batch.turn_index[row] == turn)
-            assert len(set(batch.returns[row, tokens])) == 1  # of the turn
-        assert len(set(batch.old_values[inside])) > 3 and not batch.returns[~inside].any()
-        raw = (batch.returns - batch.old_values)[inside]
-        assert np.corrcoef(raw, batch.advantages[inside])[0, 1] > 0.999
-    after, told = learner.update(state, batches)
-    assert told["applied"] == 1.0 and told["turns"] == told["action_tokens"] == metrics["action_tokens"]
-    assert not np.array_equal(after.params["critic"]["head"]["w"], head)

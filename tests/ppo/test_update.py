@@ -156,7 +156,7 @@ def test_prompt_and_feedback_tokens_carry_no_policy_gradient(
     def loss(nudge):
         # Every token's log-probability is computed here: what the loss leaves out, it leaves out itself.
         monkeypatch.setattr(where, "token_logp", lambda *model, **_: token_logp(*model[:4]) + nudge)
-        counts = {"tokens": jnp.float32(7.0), "turns": jnp.float32(3.0)}
+        counts = {"tokens": jnp.float32(7.0), "values": jnp.float32(3.0)}
         return objective(moved(params), batch, counts, tiny_model, LossSettings(), ForwardSettings())[0]
 
     gradient = np.asarray(jax.jit(jax.grad(loss))(jnp.zeros(batch.tokens.shape)))
@@ -276,7 +276,7 @@ def test_an_update_without_a_counted_token_changes_nothing(adamw, policy, make_e
     first, _ = learner.update(started, whole)
     before = jax.device_get((first.params, first.opt_state))
     second, metrics = learner.update(first, nothing)
-    assert metrics == {"applied": 0.0, "action_tokens": 0.0, "turns": 0.0}
+    assert metrics == {"applied": 0.0, "action_tokens": 0.0, "values": 0.0}
     jax.tree.map(np.testing.assert_array_equal, jax.device_get((second.params, second.opt_state)), before)
     assert int(second.step) == 2
     third, metrics = learner.update(second, whole)

@@ -28,7 +28,7 @@ from tests.helpers.tiny_tokenizer import tiny_tokenizer
 
 CASE = TestCase("1", "1")
 PPO = PpoSettings(updates=2, packing=PackSettings(microbatch_rows=4, buckets=(16,)))
-OF_UPDATE = {"loss": 1.0, "action_tokens": 7.0, "turns": 5.0, "applied": 1.0}
+OF_UPDATE = {"loss": 1.0, "action_tokens": 7.0, "values": 5.0, "applied": 1.0}
 
 
 class Learner:
@@ -82,7 +82,7 @@ class Counting(Learner):
     def update(self, state, microbatches):
         tokens = float(count(microbatches)["tokens"])
         if not tokens:
-            return state, {"applied": 0.0, "action_tokens": 0.0, "turns": 0.0}
+            return state, {"applied": 0.0, "action_tokens": 0.0, "values": 0.0}
         return state, OF_UPDATE | {"loss": next(self.losses), "action_tokens": tokens}
 
 
