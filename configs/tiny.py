@@ -8,13 +8,16 @@ Variants (configs/tiny.py:NAME):
   single_turn      one response an episode, twice the episodes (RLEF's have 2.0 responses each): no feedback.
   random_feedback  trains under random feedback (C.2; docs/method.md).
   paper_iteration  one iteration of the paper's shape: 1024 rollouts, 4 updates of 256.
+  token_values     a value at each response token (B.6).
+  product_kl       the KL penalty of a response's probability, not of its geometric mean (2.2).
+  group            no critic: each problem's 8 rollouts are compared with each other (RLOO).
 """
 
 from ml_collections import ConfigDict
 
 from rlef_jax.config import base_config, unknown_variant
 
-VARIANTS = ("", "single_turn", "random_feedback", "paper_iteration")
+VARIANTS = ("", "single_turn", "random_feedback", "paper_iteration", "token_values", "product_kl", "group")
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -43,6 +46,14 @@ def get_config(variant: str = "") -> ConfigDict:
     elif variant == "paper_iteration":
         config.ppo.rollouts = 1024
         config.train.iterations = 1
+    elif variant == "token_values":
+        config.ppo.value_level = "token"
+    elif variant == "product_kl":
+        config.ppo.kl = "product"
+    elif variant == "group":
+        config.ppo.baseline = "rloo"
+        config.ppo.group_size = 8
+        config.ppo.normalize_advantages = False
     elif variant:
         raise unknown_variant(variant, VARIANTS)
     return config

@@ -17,6 +17,7 @@ from rlef_jax.model.parameters import init_params
 from rlef_jax.model.sharding import make_mesh
 from rlef_jax.model.transformer import ModelConfig
 from rlef_jax.ppo.pack import pack
+from rlef_jax.ppo.settings import TargetSettings
 from rlef_jax.ppo.update import ForwardSettings, Learner, prepare_iteration
 from rlef_jax.training.processes import on_this_process
 from tests.ppo.conftest import random_episodes
@@ -28,6 +29,11 @@ CFG = ModelConfig(
 OTHERS = {
     "biases, norms of heads": dict(n_layers=1, tie_embeddings=True, qkv_bias=True, qk_norm=True, n_kv_heads=4),
     "norms of all heads": dict(n_layers=1, qk_norm=True, qk_norm_whole=True, norms="after"),
+}
+# Of what values are, with the targets of each: on a packed layout, a critic's trunk its own.
+KINDS = {
+    "token": TargetSettings(kl="product", gamma=0.9, gae_lambda=0.8),
+    "none": TargetSettings(baseline="grpo", group_size=3, normalize_advantages=False),
 }
 # Rows a micro-batch, row lengths, episodes that may share a row: of one length, of two, and packed.
 LAYOUTS = {"whole": (16, (24,), 1), "split": (8, (12, 24), 1), "packed": (8, (48,), 3)}
@@ -63,6 +69,25 @@ def make_learner(mesh, cfg=CFG, remat="full", separate_critic=True):
     """With a scan over the layers, as deep models run, and chunks of the logits."""
     forward_settings = ForwardSettings(unroll=False, remat=remat, logit_tokens=32)
     return Learner(cfg, optax.sgd(0.1), separate_critic=separate_critic, mesh=mesh, forward_settings=forward_settings)
+
+
+def kind_gap(kind, episodes, policy):
+    """How far gradients on eight devices are from those on one, and their size."""
+    rows, buckets, row_episodes = LAYOUTS["packed"]
+    packed, _ = pack(
+        episodes, buckets=buckets, rows=rows, max_turns=3, row_episodes=row_episodes, value_kind=kind
+    )  # fmt: skip
+    found = []
+    for mesh in (make_mesh(), make_mesh(2, 2, 2)):
+        learner = Learner(
+            CFG, optax.sgd(0.1), critic=kind != "none", mesh=mesh,
+            forward_settings=ForwardSettings(unroll=False, remat="dots", logit_tokens=32),
+        )  # fmt: skip
+        params = first_state(learner, policy).params
+        [filled], _ = prepare_iteration(learner, params, learner.place_policy(policy), [packed], KINDS[kind])
+        found.append(on_host(learner.gradients(params, filled), learner.mesh))
+    assert max(float(np.abs(a).max()) for a in jax.tree.leaves(found[0])) > 1e-2
+    return gap(*found)
 
 
 def first_state(learner, policy):
@@ -123,6 +148,8 @@ def main(which):
         rows_per_device[str(shape)] = placed.addressable_shards[0].data.shape[0] / len(tokens)
     for name, change in OTHERS.items():
         gaps[name] = [other_gap(dataclasses.replace(CFG, **change), episodes)]
+    for kind in KINDS:
+        gaps[f"values: {kind}"] = [kind_gap(kind, episodes, policy)]
     print(
         json.dumps(
             {
