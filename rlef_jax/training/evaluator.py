@@ -33,19 +33,20 @@ class UnjudgedError(RunError):
 
 @dataclasses.dataclass(frozen=True)
 class SplitProblems:
-    """Finds the problems of fixed splits, the first `limit` of each (0 = all)."""
+    """Finds the problems of fixed splits, the first `limit` of each (0 = all), each `rollouts` times in a row."""
 
     source: Source
     limit: int
+    rollouts: int = 1
 
     def __call__(self, request: RolloutRequest) -> tuple[Sequence[Problem], Sequence[Problem]]:
         """The problems of a request's episodes, and those that random feedback may come from: all of the split."""
         problems = evaluation_problems(self.source, request.split, self.limit)
-        return problems[request.indexes.start : request.indexes.stop], problems
+        return [problems[i // self.rollouts] for i in request.indexes], problems
 
 
 class Evaluator:
-    """Evaluates weights on a fixed split: one rollout a problem, at the evaluation's temperature.
+    """Evaluates weights on a fixed split: `eval.rollouts` a problem, at the evaluation's temperature.
 
     Every evaluation draws the same random numbers, whatever the weights: what differs between two is their doing.
     """
@@ -83,7 +84,7 @@ class Evaluator:
         if (saved := _saved_summary(path, version)) is not None:
             return saved
         e, began = self._config.eval, time.perf_counter()
-        count = len(evaluation_problems(self._source, split, e.problems))
+        count = len(evaluation_problems(self._source, split, e.problems)) * e.rollouts
         self._actor.set_weights(params, version)
         settings = rollout_settings(self._config, self._stop_ids, feedback, evaluation=True)
         episodes = self._actor.episodes(
@@ -101,7 +102,8 @@ class Evaluator:
         rates = "  ".join(f"{k} {v:.1f}" for k, v in summary.items() if "@" in k and isinstance(v, float))
         infra_note = f", {summary['infra']} of them broken by the judge" if summary["infra"] else ""
         self._display.message(
-            f"{name}: {len(episodes)} problems of {split}{infra_note}, {rates} ({time.perf_counter() - began:.0f} s)"
+            f"{name}: {len(episodes)} rollouts of {count // e.rollouts} problems of {split}{infra_note}, {rates}"
+            f" ({time.perf_counter() - began:.0f} s)"
         )
         return summary
 
