@@ -2,7 +2,7 @@
 
 Source: Gehring et al. (ICML 2025), section 3 and appendix A.1: as for 8B, with 8,000 updates.
 Command: python -m rlef_jax.train --config=configs/llama31_70b.py --workdir=runs/70b     (1024 H100s train, 1280 sample)
-Expected: 1@3 of 37.5 on valid and 40.1 on test, from 25.9 and 27.5, in about 20 hours.
+Expected: nobody has run it. The paper reports 1@3 of 37.5 on valid and 40.1 on test, from 25.9 and 27.5.
 Plan: trains in 61.1 GiB (gradients), samples in 70.9 GiB (new weights arrive) of 72.8 a card: fits
 
 What isn't set here is as in `llama31_8b.py`, beside this file.

@@ -6,7 +6,7 @@ Expected: within 15 minutes, 1@3 on test_500 at least 20 points above the warm s
 
 Variants (configs/tiny.py:NAME):
   single_turn      one response an episode, twice the episodes (RLEF's have 2.0 responses each): no feedback.
-  random_feedback  trains under random feedback (C.2; docs/method.md).
+  random_feedback  trains under random feedback (ours; in C.2 it is shown at test time only).
   paper_iteration  one iteration of the paper's shape: 1024 rollouts, 4 updates of 256.
   token_values     a value at each response token (B.6).
   product_kl       the KL penalty of a response's probability, not of its geometric mean (2.2).

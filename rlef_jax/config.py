@@ -76,7 +76,7 @@ def base_config() -> ConfigDict:
                 require_isolation="",  # "full", "namespaces", "user" or "process", at least; "" = the best there is
                 clean_exit=True,  # a right answer counts only with a clean end (ours)
                 exact_integers=True,  # integers match if they are equal, not as doubles (ours)
-                python="3.10",  # the version that candidate programs run under (B.3); or a path, with its packages
+                python="3.10",  # the version that candidate programs run under (A.2); or a path, with its packages
                 require_python=False,  # refuse another version instead of warning
                 wall_s=10.0,  # per test, where the problem has no limit of its own (A.2)
                 memory_mb=1024,  # the same
@@ -109,7 +109,10 @@ def base_config() -> ConfigDict:
             eval=dict(
                 split="test_500",  # evaluated before and after training
                 valid_split="valid",  # evaluated during training, for model selection
+                valid_feedback="",  # under this feedback; "" = episode.feedback
+                rollouts=1,  # of each problem, in training's evaluations; rlef_jax.evaluate has --samples
                 temperature=0.2,  # 3.2, for 1@3
+                temperature_range=(),  # (low, high): drawn for each response instead (A.3: 0.1 to 1); () = temperature
                 top_p=0.95,
                 problems=0,  # the first n of the split; 0 = all
                 random_feedback=True,  # evaluate under random feedback too

@@ -22,7 +22,7 @@ _AT_LEAST_1 = (
     "execution.memory_mb", "execution.output_kb", "execution.wall_patience",
     "ppo.rollouts", "ppo.updates", "ppo.group_size", "ppo.microbatch_rows", "ppo.row_episodes", "model.logit_tokens",
     "mesh.data", "mesh.fsdp", "mesh.tensor",
-    "train.checkpoint_every", "train.keep_checkpoints", "train.log_every", "eval.bootstrap_samples",
+    "train.checkpoint_every", "train.keep_checkpoints", "train.log_every", "eval.bootstrap_samples", "eval.rollouts",
     "sft.dialogues", "sft.batch_rows", "sft.checkpoint_every", "sft.log_every",
 )  # fmt: skip
 _AT_LEAST_0 = (
@@ -48,6 +48,7 @@ CHOICES = {
     "model.activation": ("silu", "gelu_tanh"),
     "episode.feedback": ("true", "random", "none"),
     "episode.thinking": ("keep", "cut"),
+    "eval.valid_feedback": ("", "true", "random", "none"),
     "mesh.reduce_dtype": ("float32", "bfloat16"),
     "mesh.critic": ("shared", "separate"),
     "mesh.reference": ("trainer", "sampler"),
@@ -93,6 +94,9 @@ def _check_each(config: ConfigDict) -> Faults:
         yield not 0 <= _at(config, key) <= 1, key, f"a share from 0 to 1; it is {_at(config, key)}"
     for key in ("sampling.top_p", "eval.top_p"):
         yield not 0 < _at(config, key) <= 1, key, f"above 0, at most 1; it is {_at(config, key)}"
+    span = tuple(config.eval.temperature_range)
+    bad_span = bool(span) and not (len(span) == 2 and 0 < span[0] <= span[1] < math.inf)
+    yield bad_span, "eval.temperature_range", f"() or two numbers above 0, the lower first; it is {span}"
     for key in ("ppo.adam_b1", "ppo.adam_b2"):
         yield not 0 <= _at(config, key) < 1, key, f"from 0 to below 1; it is {_at(config, key)}"
     for key, choices in CHOICES.items():

@@ -40,12 +40,13 @@ from rlef_jax.data.shown_tests import with_public
 from rlef_jax.data.sources import CODE_CONTESTS, Source, check_source, check_splits, fit
 from rlef_jax.errors import ConfigError, RunError
 from rlef_jax.evaluation import few_shot, job
+from rlef_jax.evaluation.chunk_store import saved_episodes
 from rlef_jax.metrics.n_at_k import rollouts_for
 from rlef_jax.progress import ProgressDisplay
 from rlef_jax.training import episode_io
 from rlef_jax.training.build import build_pool, describe_policy, first_prompt_of
 from rlef_jax.training.random_feedback import check_donors
-from rlef_jax.types import Problem
+from rlef_jax.types import Problem, TestCase
 
 
 def parser() -> arguments.Parser:
@@ -131,7 +132,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
             chunk=args.chunk, extra_settings=extra_settings,
         )  # fmt: skip
     if args.episodes is not None:
-        episode_io.write_episodes(args.episodes, rollouts.episodes)
+        episode_io.write_episodes(args.episodes, saved_episodes(rollouts.folder))
     try:
         return job.report(
             rollouts, pairs, bootstrap_samples=config.eval.bootstrap_samples, judge=_judge_errors(source, split)
@@ -147,6 +148,11 @@ def _with_feedback_tests(problems: Sequence[Problem], count: int) -> tuple[Seque
     """The problems with up to `count` public tests, and what an evaluation's settings say of it; 0 changes nothing."""
     if not count:
         return problems, {}
+    if not any(isinstance(test, TestCase) for problem in problems for test in problem.tests):
+        raise ConfigError(
+            "--feedback-tests: hidden tests of function problems are never shown, and this benchmark has no others:"
+            " leave it out"
+        )
     shown = [with_public(problem, count) for problem in problems]
     moved = sum(len(p.public_tests) for p in shown) - sum(len(p.public_tests) for p in problems)
     return shown, {"feedback_tests": count, "made_public": moved}
@@ -218,6 +224,7 @@ def _changed_config(args: argparse.Namespace) -> ConfigDict:
     config_lib.apply_overrides(config, flag_values)
     config.eval.split = config.eval.split or config_lib.base_config().eval.split
     config.eval.random_feedback = args.feedback == "random"
+    config.sampling.own_devices = False  # nothing trains beside it
     try:
         validate(config)
         if not args.benchmark:

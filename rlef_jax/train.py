@@ -118,7 +118,7 @@ def train(
         if is_first():
             writer = stack.enter_context(MetricsWriter(workdir, start_step=progress.iteration))
         actor = LocalActor(sampler, chat, pool, feed, display=display)
-        split_problems = SplitProblems(source, e.problems)
+        split_problems = SplitProblems(source, e.problems, e.rollouts)
         eval_actor = LocalActor(sampler, chat, pool, split_problems, display=display, should_stop=stop)
         evaluate = Evaluator(config, eval_actor, chat.stop_ids, workdir, display, source)
         summary: dict[str, Any] = {}
@@ -167,6 +167,9 @@ def _check_donors(config: ConfigDict, source: Source) -> None:
     if config.episode.feedback == "random":
         trained = training_problems(source, d.train_split, config.seed, 0, config.ppo.rollouts // config.ppo.group_size)
         check_donors(trained, trained)
+    if e.every and (e.valid_feedback or config.episode.feedback) == "random":
+        validated = evaluation_problems(source, e.valid_split, e.problems)
+        check_donors(validated, validated)
     if e.split and e.random_feedback:
         evaluated = evaluation_problems(source, e.split, e.problems)
         check_donors(evaluated, evaluated)

@@ -173,6 +173,19 @@ class Verdict:
         return self.status not in (Status.NO_CODE, Status.SYNTAX_ERROR)
 
     @property
+    def public_status(self) -> Status:
+        """The outcome on the public tests alone, which feedback relates to: that of the first failed one, PASSED if
+        none failed, or that of the whole program."""
+        if not self.valid or self.status is Status.INFRA_ERROR or not (self.public or self.hidden):
+            return self.status
+        return _first_failure(self.public)
+
+    @property
+    def hidden_status(self) -> Status | None:
+        """The outcome on the hidden tests alone; None where none was run."""
+        return _first_failure(self.hidden) if self.hidden else None
+
+    @property
     def public_passed(self) -> bool:
         """Whether the program ran and no public test failed: this ends an episode early."""
         ran = self.valid and self.status is not Status.INFRA_ERROR
@@ -183,6 +196,10 @@ class Verdict:
         """Whether every public and hidden test passed. False without hidden results: only a response that ended its
         episode has them, and `Problem.hidden_tests` is never empty if the problem has any test."""
         return self.status is Status.PASSED and self.public_passed and bool(self.hidden)
+
+
+def _first_failure(results: Iterable[TestResult]) -> Status:
+    return next((r.status for r in results if r.status is not Status.PASSED), Status.PASSED)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -77,6 +77,7 @@ def test_the_papers_values(name, iterations, devices):
     assert (c.episode.max_turns, c.episode.feedback, c.reward.invalid_penalty) == (3, "true", -0.2)
     assert (c.execution.python, c.execution.require_python) == ("3.10", True)
     assert (c.execution.wall_s, c.execution.memory_mb) == (10.0, 1024)
+    assert (c.execution.clean_exit, c.execution.exact_integers, c.episode.max_text_chars) == (False, False, 0)
     assert c.model.param_dtype == "float32"
     assert c.mesh.data * c.mesh.fsdp * c.mesh.tensor == devices
 

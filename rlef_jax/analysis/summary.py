@@ -91,15 +91,15 @@ def summary_table(summary: Summary) -> str:
 def _gain_lines(changes: Mapping[str, float]) -> list[str]:
     lines = []
     if "1@3" in changes:
-        parts = [f"1@3 {changes['1@3']:+.1f} ({_verdict(changes['1@3_apart'])})"]
-        parts += [f"1@3 minus 1@1 {changes['turns']:+.1f}"] if "turns" in changes else []
-        parts += [f"repaired at turn 2 {changes['repaired_at_2']:+.1f}"] if "repaired_at_2" in changes else []
+        parts = [f"1@3 {changes['1@3']:+z.1f} ({_verdict(changes['1@3_apart'])})"]
+        parts += [f"1@3 minus 1@1 {changes['turns']:+z.1f}"] if "turns" in changes else []
+        parts += [f"repaired at turn 2 {changes['repaired_at_2']:+z.1f}"] if "repaired_at_2" in changes else []
         lines.append("RLEF: " + ", ".join(parts))
     if "random_drop" in changes:
         warm_start = (
-            f"; warm start {-changes['random_drop_warm_start']:+.1f}" if "random_drop_warm_start" in changes else ""
+            f"; warm start {-changes['random_drop_warm_start']:+z.1f}" if "random_drop_warm_start" in changes else ""
         )
-        change = f"{-changes['random_drop']:+.1f} ({_verdict(changes['random_apart'])})"
+        change = f"{-changes['random_drop']:+z.1f} ({_verdict(changes['random_apart'])})"
         lines.append(f"random instead of true feedback: 1@3 {change}{warm_start}")
     return lines
 

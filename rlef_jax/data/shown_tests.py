@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from rlef_jax.types import Problem, Test
+from rlef_jax.types import Problem, Test, TestCase
 
 
 def with_public(problem: Problem, count: int) -> Problem:
@@ -12,13 +12,19 @@ def with_public(problem: Problem, count: int) -> Problem:
 
     A test that becomes public is no longer hidden: its failures are shown, a dialogue ends early only if it passes, and
     submissions are selected by it. The set of all tests, which decides the reward, stays the same. Duplicates of a
-    public test stay hidden, and so does the last hidden test, since the final verdict needs one.
+    public test stay hidden, and so does the last hidden test, since the final verdict needs one. Tests of function
+    problems (HumanEval+'s and MBPP+'s plus tests) are never made public: B.3 is about contests.
     """
     public: list[Test] = list(problem.public_tests)
     private, generated = list(problem.private_tests), list(problem.generated_tests)
     for kind in (private, generated):
         for test in tuple(kind):
-            if len(public) < count and len(private) + len(generated) > 1 and test not in public:
+            if (
+                isinstance(test, TestCase)
+                and len(public) < count
+                and len(private) + len(generated) > 1
+                and test not in public
+            ):
                 kind.remove(test)
                 public.append(test)
     return dataclasses.replace(

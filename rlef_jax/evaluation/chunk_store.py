@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +54,9 @@ def open_folder(folder: Path, settings: Mapping[str, Any]) -> None:
 
 def all_chunks(
     folder: Path, sizes: Sequence[int], make: Callable[[int, int], list[Episode]], tell: Callable[[int, int], None]
-) -> list[Episode]:
-    """The episodes of all chunks, in order. Missing chunks are made by `make(first index, size)` and saved.
+) -> Iterator[list[Episode]]:
+    """The episodes of each chunk, in order: one chunk is held at a time. `make(first index, size)` makes missing ones,
+    which are saved.
 
     Args:
       folder: the evaluation's folder.
@@ -65,9 +66,8 @@ def all_chunks(
 
     Raises ConfigError for a saved chunk with other rollouts.
     """
-    episodes: list[Episode] = []
-    for number, size in enumerate(sizes):
-        first, path = len(episodes), folder / CHUNKS / f"{number:06d}.jsonl.gz"
+    first = 0
+    for path, size in zip(_paths(folder, len(sizes)), sizes, strict=True):
         if path.exists():
             rollouts = read_episodes(path)
             if [e.index for e in rollouts] != list(range(first, first + size)) or not all(e.end for e in rollouts):
@@ -75,9 +75,19 @@ def all_chunks(
         else:
             rollouts = make(first, size)
             write_episodes(path, rollouts)
-        episodes += rollouts
-        tell(len(episodes), sum(sizes))
-    return episodes
+        yield rollouts
+        first += size
+        tell(first, sum(sizes))
+
+
+def saved_episodes(folder: Path) -> Iterator[Episode]:
+    """The episodes of all chunks of an evaluation, in order; one chunk is held at a time."""
+    for path in sorted((folder / CHUNKS).glob("*.jsonl.gz")):
+        yield from read_episodes(path)
+
+
+def _paths(folder: Path, count: int) -> list[Path]:
+    return [folder / CHUNKS / f"{number:06d}.jsonl.gz" for number in range(count)]
 
 
 def write_results(folder: Path, results: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ from rlef_jax.evaluation.chunk_store import CHUNKS, all_chunks, open_folder, set
 from rlef_jax.evaluation.few_shot import opening
 from rlef_jax.evaluation.metrics import text_report, whole_report
 from rlef_jax.evaluation.recorded import judge_recorded, read_recorded
+from rlef_jax.metrics.outcome import Outcome, outcome_of
 from rlef_jax.metrics.summary import n_at_k_percent, summarise
 from rlef_jax.progress import ProgressDisplay
 from rlef_jax.training.actor import LocalActor, RolloutRequest
@@ -26,6 +27,7 @@ from rlef_jax.training.build import (
     build_policy,
     build_pool,
     build_sampler,
+    build_sampler_mesh,
     limits_of,
     rollout_settings,
     with_model_shape,
@@ -41,19 +43,17 @@ from rlef_jax.types import Episode, Problem
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationRollouts:
-    """An evaluation's rollouts.
+    """What is known of an evaluation's rollouts. Their episodes are in the folder (`chunk_store.saved_episodes`).
 
     Attributes:
-      episodes: all episodes, grouped by problem.
-      programs: the programs of each episode, by turn.
+      outcomes: of all rollouts, grouped by problem.
       turns: number of responses that a rollout counts as.
       samples: number of responses per problem.
       folder: the folder where they are saved.
       about: the settings of the evaluation, for its reader.
     """
 
-    episodes: list[Episode]
-    programs: list[tuple[str | None, ...]]
+    outcomes: list[Outcome]
     turns: int
     samples: int
     folder: Path
@@ -81,7 +81,8 @@ def sampled(
     ConfigError for weights, dialogues or a folder that can't be used.
     """
     config = with_model_shape(config)
-    policy = build_policy(config)
+    mesh = build_sampler_mesh(config)  # a model that fills several devices is never on one
+    policy = build_policy(config, mesh)
     params = policy.params
     if workdir is not None and checkpoint is not None:
         first = policy.params
@@ -122,13 +123,15 @@ def sampled(
                 RolloutRequest(name, seed, 0, len(rows), indexes, settings, stage="this chunk")
             ).episodes  # fmt: skip
 
-        episodes = all_chunks(
-            folder, _sizes(len(problems), rollouts, chunk), make, lambda d, t: display.stage("rollouts", d, t)
-        )
-    text = policy.chat.response_text
-    programs = [tuple(program_of(e.problem, text(t.response_ids)) for t in e.turns) for e in episodes]
+        text = policy.chat.response_text
+        sizes = _sizes(len(problems), rollouts, chunk)
+        outcomes = [
+            outcome_of(e, [program_of(e.problem, text(t.response_ids)) for t in e.turns])
+            for episodes in all_chunks(folder, sizes, make, lambda d, t: display.stage("rollouts", d, t))
+            for e in episodes
+        ]
     turns = config.episode.max_turns
-    return EvaluationRollouts(episodes, programs, turns, max(rollouts * turns, turns), folder, about)
+    return EvaluationRollouts(outcomes, turns, max(rollouts * turns, turns), folder, about)
 
 
 def recorded(
@@ -178,9 +181,9 @@ def recorded(
             )  # fmt: skip
 
         sizes = [min(chunk, len(rollouts) - i) for i in range(0, len(rollouts), chunk)]
-        episodes = all_chunks(folder, sizes, make, lambda d, t: display.stage("rollouts", d, t))
-    programs = [r.programs[: len(e.turns)] for r, e in zip(rollouts, episodes, strict=True)]
-    return EvaluationRollouts(episodes, programs, turns, min(per_problem.values()) * turns, folder, about)
+        chunks = all_chunks(folder, sizes, make, lambda d, t: display.stage("rollouts", d, t))
+        outcomes = [outcome_of(e, rollouts[e.index].programs) for episodes in chunks for e in episodes]
+    return EvaluationRollouts(outcomes, turns, min(per_problem.values()) * turns, folder, about)
 
 
 def report(
@@ -195,16 +198,11 @@ def report(
     for n, k in chosen:
         if k < turns and k != 1:
             raise ConfigError(f"--n-at-k: {n}@{k} is less than one rollout of {turns} turns; only 1@1 is known of it")
-    percent, left_out = n_at_k_percent(rollouts.episodes, 1, samples, turns=turns)
+    percent, left_out = n_at_k_percent(rollouts.outcomes, 1, samples, turns=turns)
     results: dict[str, Any] = {f"1@{samples}": percent, "left_out": left_out}
-    results |= summarise(rollouts.episodes, max_turns=turns, bootstrap_samples=bootstrap_samples)
-    results |= whole_report(
-        rollouts.episodes,
-        rollouts.programs,
-        [(n, k) for n, k in chosen if k >= turns],
-        turns=turns,
-        problem_resamplings=bootstrap_samples,
-    )
+    results |= summarise(rollouts.outcomes, max_turns=turns, bootstrap_samples=bootstrap_samples)
+    pairs = [(n, k) for n, k in chosen if k >= turns]
+    results |= whole_report(rollouts.outcomes, pairs, turns=turns, problem_resamplings=bootstrap_samples)
     results |= {"evaluation": rollouts.about, "folder": str(rollouts.folder), "judge": judge}
     write_results(rollouts.folder, results)
     return results
@@ -213,9 +211,13 @@ def report(
 def text_of(results: dict[str, Any]) -> str:
     """The metrics as text."""
     lines = [text_report(results)]
-    if results["1@1"] is not None:
-        low, high = results["1@1_ci"]
-        lines.append(f"1@1 {results['1@1']:.1f} % (first responses; over problems {low:.1f} to {high:.1f})")
+    first = results["first_responses"]
+    if first["percent"] is not None:
+        (low, high), (least, most) = first["samples_ci"], first["problems_ci"]
+        lines.append(
+            f"1@1 {first['percent']:.1f} % (first responses; over samples {low:.1f} to {high:.1f}, over problems"
+            f" {least:.1f} to {most:.1f})"
+        )
     if missing := results["evaluation"].get("without_samples"):
         lines.append(f"{missing} problems of {results['evaluation']['benchmark']} have no sample and don't count")
     if count := results["evaluation"].get("feedback_tests"):
@@ -250,6 +252,8 @@ def _plain(settings: RolloutSettings) -> dict[str, Any]:
     fields = dataclasses.asdict(settings)
     if not settings.cut_thinking:  # as evaluations were named before there was this
         del fields["cut_thinking"]
+    if not settings.temperature_range:
+        del fields["temperature_range"]
     if ids := fields.pop("opening"):
         fields["opening"] = hashlib.sha256(json.dumps(ids).encode()).hexdigest()
     return json.loads(json.dumps(fields))

@@ -13,13 +13,18 @@ from rlef_jax.ppo.returns import turn_means
 from rlef_jax.reward import has_weight, turn_rewards
 from rlef_jax.types import Episode, Status, TokenBatch
 
+LEAST_RETURN_STD = 1e-2  # rewards differ by 0.2 or more: what varies less is the KL penalty's noise
 
-def explained_variance(returns: np.ndarray, values: np.ndarray, mask: np.ndarray) -> float:
-    """1 - Var(G - V) / Var(G) over the entries whose mask is 1, one at least; 0 where the returns don't vary."""
+
+def explained_variance(returns: np.ndarray, values: np.ndarray, mask: np.ndarray) -> float | None:
+    """1 - Var(G - V) / Var(G) over the entries whose mask is 1, one at least.
+
+    None, undefined, where the returns hardly vary (`LEAST_RETURN_STD`): there is nothing to explain.
+    """
     keep = np.asarray(mask, bool)
     target, error = np.asarray(returns, np.float64)[keep], np.asarray(returns - values, np.float64)[keep]
     variance = float(target.var())
-    return 1.0 - float(error.var()) / variance if variance > 1e-12 else 0.0
+    return 1.0 - float(error.var()) / variance if variance >= LEAST_RETURN_STD**2 else None
 
 
 def iteration_metrics(batches: Sequence[TokenBatch]) -> dict[str, float]:
@@ -27,11 +32,13 @@ def iteration_metrics(batches: Sequence[TokenBatch]) -> dict[str, float]:
 
     Returns:
       kl_to_ref: mean over turns of mean_j(log pi_old - log rho), the penalty's own measure.
+      kl_to_ref_q50, kl_to_ref_q95, kl_to_ref_max: the same over turns, median, 95 % quantile and largest.
       kl_to_ref_token: the same, mean over tokens.
       mismatch_mean, mismatch_max: |log pi_b - log pi_old| over tokens: sampler against trainer. Off-policy samples
         and a sampling temperature other than 1 enter too.
-      explained_variance: of the returns by the old values; not there without a critic.
+      explained_variance: of the returns by the old values; left out without a critic and where it is undefined.
       entropy: estimated by the mean of -log pi_old over sampled tokens.
+      behavior_entropy: the mean of -log pi_b over them, an unbiased estimate for the distribution they were drawn from.
       return_mean (over turns), advantage_std (over values, before normalization; over turns without a critic),
         reward_mean (r_t summed over an episode).
       action_tokens, turns, episodes, rows: totals of the iteration, of what counts.
@@ -58,12 +65,17 @@ def iteration_metrics(batches: Sequence[TokenBatch]) -> dict[str, float]:
     }
     if not token_mask.any():
         return totals
+    turn_kl, behavior = _flat(kl)[turn_mask], _flat([b.behavior_logp for b in batches])[token_mask]
     return totals | {
-        "kl_to_ref": _mean(_flat(kl)[turn_mask]),
+        "kl_to_ref": _mean(turn_kl),
+        "kl_to_ref_q50": float(np.quantile(turn_kl, 0.5)),
+        "kl_to_ref_q95": float(np.quantile(turn_kl, 0.95)),
+        "kl_to_ref_max": float(turn_kl.max()),
         "kl_to_ref_token": _mean(old - ref),
         "mismatch_mean": _mean(gap),
         "mismatch_max": float(gap.max()),
         "entropy": _mean(-old),
+        "behavior_entropy": _mean(-behavior),
         "return_mean": _mean(returns[turn_mask]),
         "reward_mean": rewards / episodes,
         **_advantage_metrics(batches),
@@ -71,14 +83,15 @@ def iteration_metrics(batches: Sequence[TokenBatch]) -> dict[str, float]:
 
 
 def _advantage_metrics(batches: Sequence[TokenBatch]) -> dict[str, float]:
-    """`advantage_std`, and with a critic `explained_variance`."""
+    """`advantage_std`, and with a critic, where it is defined, `explained_variance`."""
     mask = _flat([values.mask(b) for b in batches]) > 0
     if batches[0].value_kind == "none":  # then advantages are those of the loss, one for all tokens of a turn
         first = [np.take_along_axis(np.asarray(b.advantages), np.asarray(b.turn_positions) + 1, 1) for b in batches]
         return {"advantage_std": float(_flat(first)[mask].std())}
     returns, predicted = _flat([b.returns for b in batches]), _flat([b.old_values for b in batches])
+    explained = explained_variance(returns, predicted, mask)
     return {
-        "explained_variance": explained_variance(returns, predicted, mask),
+        **({} if explained is None else {"explained_variance": explained}),
         "advantage_std": float((returns - predicted)[mask].std()),
     }
 
@@ -95,7 +108,8 @@ def episode_metrics(episodes: Sequence[Episode], *, invalid_penalty: float = -0.
       cut_fraction: responses that ended by length.
       valid_fraction: responses with code that parses.
       infra_episodes: how many episodes have weight zero.
-      turnK/STATUS for each turn K and status met there: share of the episodes that reached turn K.
+      turnK/STATUS for each turn K and status on the public tests met there: share of the episodes that reached it.
+      turnK/invalid: share of them whose response has no code that parses.
     """
     good = [e for e in episodes if has_weight(e)]
     turns = [turn for e in good for turn in e.turns]
@@ -114,18 +128,21 @@ def episode_metrics(episodes: Sequence[Episode], *, invalid_penalty: float = -0.
     metrics["infra_episodes"] = float(len(episodes) - len(good))
     for number, shares in enumerate(error_kinds(good), start=1):
         metrics.update({f"turn{number}/{status.value}": share for status, share in shares.items()})
+        missing = (Status.NO_CODE, Status.SYNTAX_ERROR)
+        metrics[f"turn{number}/invalid"] = sum(shares.get(status, 0.0) for status in missing)
     return metrics
 
 
 def error_kinds(episodes: Sequence[Episode]) -> list[dict[Status, float]]:
-    """For each turn, the share of each status among the episodes that reached it, in the order of `Status`."""
+    """For each turn, the share of each status on the public tests among the episodes that reached it; in `Status`'s
+    order."""
     tallies: list[Counter[Status]] = []
     for episode in episodes:
         for number, turn in enumerate(episode.turns):
             if number == len(tallies):
                 tallies.append(Counter())
             if turn.verdict is not None:
-                tallies[number][turn.verdict.status] += 1
+                tallies[number][turn.verdict.public_status] += 1
     return [{s: tally[s] / tally.total() for s in Status if tally[s]} for tally in tallies]
 
 

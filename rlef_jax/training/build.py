@@ -283,6 +283,7 @@ def rollout_settings(
         max_chars=e.max_text_chars,
         system_prompt=e.system_prompt,
         cut_thinking=e.thinking == "cut",
+        temperature_range=tuple(config.eval.temperature_range) if evaluation else (),
         limits=limits_of(x),
         max_wall_s=x.max_wall_s or None,
         stop_hidden_at_first_failure=x.stop_hidden_at_first_failure,

@@ -35,19 +35,20 @@ class UnjudgedError(RunError):
 
 @dataclasses.dataclass(frozen=True)
 class SplitProblems:
-    """Finds the problems of fixed splits, the first `limit` of each (0 = all)."""
+    """Finds the problems of fixed splits, the first `limit` of each (0 = all), each `rollouts` times in a row."""
 
     source: Source
     limit: int
+    rollouts: int = 1
 
     def __call__(self, request: RolloutRequest) -> tuple[Sequence[Problem], Sequence[Problem]]:
         """The problems of a request's episodes, and those that random feedback may come from: all of the split."""
         problems = evaluation_problems(self.source, request.split, self.limit)
-        return problems[request.indexes.start : request.indexes.stop], problems
+        return [problems[i // self.rollouts] for i in request.indexes], problems
 
 
 class Evaluator:
-    """Evaluates weights on a fixed split: one rollout a problem, at the evaluation's temperature.
+    """Evaluates weights on a fixed split: `eval.rollouts` a problem, at the evaluation's temperature.
 
     Every evaluation draws the same random numbers, whatever the weights: what differs between two is their doing.
 
@@ -101,13 +102,15 @@ class Evaluator:
         rates = "  ".join(f"{k} {v:.1f}" for k, v in summary.items() if "@" in k and isinstance(v, float))
         infra_note = f", {summary['infra']} of them broken by the judge" if summary["infra"] else ""
         self._display.message(
-            f"{name}: {len(episodes)} problems of {split}{infra_note}, {rates} ({time.perf_counter() - began:.0f} s)"
+            f"{name}: {len(episodes)} rollouts of {len(episodes) // e.rollouts} problems of {split}{infra_note}, {rates}"
+            f" ({time.perf_counter() - began:.0f} s)"
         )
         return summary
 
     def _episodes(self, name: str, split: str, feedback: str, version: int, seed: int, may_stop: bool) -> list[Episode]:
         """The split's episodes: this process's share is made here, the others' come from where they are made."""
-        count = len(evaluation_problems(self._source, split, self._config.eval.problems))
+        e = self._config.eval
+        count = len(evaluation_problems(self._source, split, e.problems)) * e.rollouts
         request = RolloutRequest(
             split, self._config.seed + seed, step=0, count=count,
             indexes=shard_range(count, jax.process_index(), jax.process_count()),

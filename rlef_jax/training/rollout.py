@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol
 
+import numpy as np
+
 from rlef_jax import episode as machine
 from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.dialog.extract import program_of
@@ -78,6 +80,8 @@ class RolloutSettings:
       cut_thinking: later turns don't see the thinking of earlier responses: their context begins anew.
       opening: tokens in front of each first prompt, the system message included: other dialogues (C.3), see
         `evaluation.few_shot`.
+      temperature_range: (low, high): each response's temperature is drawn uniformly from it (A.3), by the names of
+        episode and turn alone; () is `sampling`'s.
       limits: of one test, where the problem has none of its own.
       max_wall_s: caps the problem's own time limit (seconds); None or 0 never does.
       stop_hidden_at_first_failure: enough for the reward; off where all hidden results are wanted.
@@ -92,6 +96,7 @@ class RolloutSettings:
     system_prompt: str = ""
     cut_thinking: bool = False
     opening: tuple[int, ...] = ()
+    temperature_range: tuple[float, ...] = ()
     limits: Limits = Limits()
     max_wall_s: float | None = None
     stop_hidden_at_first_failure: bool = True
@@ -163,6 +168,19 @@ def collect(
     with sampler.session(on_compile) as session:
         driver = _Driver(session, chat, pool, settings, random_feedback, episodes, on_progress, should_stop)
         return driver.run(prompts)
+
+
+_TEMPERATURES = 0x7E3B  # keeps these draws apart from any other use of (seed, step, index, turn)
+
+
+def sampling_of(settings: RolloutSettings, episode: Episode) -> SamplingConfig:
+    """How the next response of an episode is sampled."""
+    if not settings.temperature_range:
+        return settings.sampling
+    names = [_TEMPERATURES, episode.seed, episode.step, episode.index, len(episode.turns)]
+    low, high = settings.temperature_range
+    drawn = float(np.random.default_rng(names).uniform(low, high))
+    return dataclasses.replace(settings.sampling, temperature=drawn)
 
 
 def _first_prompt(episode: Episode, chat: ChatFormat, settings: RolloutSettings) -> list[int]:
@@ -241,7 +259,7 @@ class _Driver:
         future = self._session.respond(
             self._dialogues[row],
             prompt,
-            self._settings.sampling,
+            sampling_of(self._settings, episode),
             turn=number,
             max_new=machine.room(episode, len(prompt), self._settings.context, restart=restart),
             last=number + 1 == self._settings.max_turns,

@@ -146,8 +146,11 @@ class Run:
         name, split = f"valid_{progress.iteration:06d}", self.config.eval.valid_split
         # It belongs to the iteration, whose weights can't be saved without its score: a signal waits for it.
         policy, version = state.params["policy"], int(state.step)
+        feedback = self.config.eval.valid_feedback or self.config.episode.feedback
         try:
-            return self.evaluate(name, policy, split, version=version, seed=VALID_SEED, may_stop=False)
+            return self.evaluate(
+                name, policy, split, feedback=feedback, version=version, seed=VALID_SEED, may_stop=False
+            )
         except UnjudgedError as error:
             self.display.message(f"{error}; it counts as no validation")
             return None

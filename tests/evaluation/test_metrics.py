@@ -1,19 +1,22 @@
 """The n@k table, metrics over turns and chrF, against hand-made counts, formulas and sacreBLEU."""
 
+import dataclasses
 import math
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlef_jax.evaluation.chrf import chrf
-from rlef_jax.evaluation.metrics import n_at_k_table, over_turns, text_report, whole_report
+from rlef_jax.evaluation.metrics import first_responses, n_at_k_table, over_turns, text_report, whole_report
+from rlef_jax.metrics.chrf import chrf
 from rlef_jax.metrics.n_at_k import n_at_k
+from rlef_jax.metrics.outcome import outcome_of
 from rlef_jax.types import Episode, Problem, Status, TestCase, TestResult, Turn, Verdict
 
 
 def episode(outcomes: str, *, name: str = "p", end: str = "public_passed") -> Episode:
-    """A letter per turn: f fails a public test, t is too slow for it, n has no code, h fails a hidden one, r is right.
+    """A letter per turn: f fails a public test, t is too slow for it, n has no code, p passes the public tests and goes
+    on, h fails a hidden one, s is too slow for a hidden one, r is right.
 
     Turn i has i tokens; a response without code was cut by length.
     """
@@ -22,7 +25,9 @@ def episode(outcomes: str, *, name: str = "p", end: str = "public_passed") -> Ep
         "f": Verdict(Status.WRONG_ANSWER, (bad,)),
         "t": Verdict(Status.TIME_LIMIT, (slow,)),
         "n": Verdict(Status.NO_CODE),
+        "p": Verdict(Status.PASSED, (ok,)),
         "h": Verdict(Status.WRONG_ANSWER, (ok,), (bad,)),
+        "s": Verdict(Status.TIME_LIMIT, (ok,), (ok, slow)),
         "r": Verdict(Status.PASSED, (ok,), (ok,)),
     }
     problem = Problem(name, name, (TestCase("", ""),), (TestCase("", ""),))
@@ -73,8 +78,8 @@ def test_the_table_by_hand():
     assert table["1@3"]["percent"] == pytest.approx(50.0)
     assert table["1@12"]["percent"] == pytest.approx(100 * 2 / 3)  # of three that pass the public tests
     assert table["2@12"]["percent"] == pytest.approx(100.0)
-    assert table["1@3"]["pass@3"] == pytest.approx(50.0)
-    assert table["1@12"]["pass@12"] == pytest.approx(100.0)
+    assert table["1@3"]["pass@1_rollouts"] == pytest.approx(50.0)
+    assert table["1@12"]["pass@4_rollouts"] == pytest.approx(100.0)
     assert table["1@12"]["rollouts"] == 4 and table["1@12"]["problems"] == 1
     # Three first responses of four: r and h pass, drawn together in half of the draws.
     assert table["1@3"]["independent"] == pytest.approx(100 * (0.5 * 0.5 + 0.25 * 1 + 0.25 * 0))
@@ -99,7 +104,7 @@ def test_rollouts_that_the_judge_broke_on():
     assert table["1@3"]["percent"] == pytest.approx(50.0) and table["1@3"]["left_out"] == 0
     assert table["1@6"]["percent"] == 0.0 and table["1@6"]["left_out"] == 1
     assert table["1@9"]["percent"] is None and table["1@9"]["left_out"] == 2
-    assert over_turns([broken, *FOUR], [("x",)] + PROGRAMS)["responses"] == [4, 2, 2]
+    assert over_turns([broken, *FOUR])["responses"] == [4, 2, 2]
 
 
 PROGRAMS = [("a",), ("print(1)", "print(2)", "print(2)"), ("c",), (None, "print(1)", "print(1)")]
@@ -107,10 +112,11 @@ PROGRAMS = [("a",), ("print(1)", "print(2)", "print(2)"), ("c",), (None, "print(
 
 def test_over_turns_by_hand():
     episodes = [episode("r"), episode("tfr"), episode("h"), episode("nff", end="turn_limit")]
-    metrics = over_turns(episodes, PROGRAMS)
+    metrics = over_turns([outcome_of(e, p) for e, p in zip(episodes, PROGRAMS)])
     assert metrics["solved_by_turn"] == pytest.approx([25.0, 25.0, 50.0])
     assert metrics["responses"] == [4, 2, 2]
-    assert metrics["error_kinds"][0] == {"PASSED": 1, "TIME_LIMIT": 1, "WRONG_ANSWER": 1, "NO_CODE": 1}
+    assert metrics["error_kinds"][0] == {"PASSED": 2, "TIME_LIMIT": 1, "NO_CODE": 1}
+    assert metrics["hidden_kinds"] == [{"PASSED": 1, "WRONG_ANSWER": 1}, {}, {"PASSED": 1}]
     assert metrics["transitions"] == [
         {"TIME_LIMIT": {"WRONG_ANSWER": 1}, "NO_CODE": {"WRONG_ANSWER": 1}},
         {"WRONG_ANSWER": {"PASSED": 1, "WRONG_ANSWER": 1}},
@@ -121,19 +127,61 @@ def test_over_turns_by_hand():
     assert metrics["response_tokens"][0]["cut"] == 25.0
 
 
-def test_nobody_knows_of_first_responses_that_passed_and_went_on():
-    metrics = over_turns([episode("hhr", end="turn_limit")], [("a", "b", "c")])
-    assert metrics["solved_by_turn"] == [None, None, 100.0]
-    assert n_at_k_table([episode("hhr", end="turn_limit")] * 3, [(1, 3)], turns=3)["1@3"]["independent"] is None
+def test_a_repair_that_is_too_slow_for_a_hidden_test_is_a_repair_on_the_public_tests():
+    """Figure 3 of the paper is about public tests, to which the feedback relates."""
+    metrics = over_turns([episode("ts"), episode("fs")])
+    assert metrics["error_kinds"] == [{"TIME_LIMIT": 1, "WRONG_ANSWER": 1}, {"PASSED": 2}]
+    assert metrics["transitions"] == [{"TIME_LIMIT": {"PASSED": 1}, "WRONG_ANSWER": {"PASSED": 1}}]
+    assert metrics["hidden_kinds"] == [{}, {"TIME_LIMIT": 2}]
+    assert metrics["solved_by_turn"] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    "outcomes, solved",
+    [
+        (["ppr"], [None, None, 100.0]),
+        (["ffr", "fff"], [0.0, 0.0, 50.0]),  # who fails a public test isn't right
+        (["fpr", "fff"], [0.0, None, 50.0]),  # nobody ran hidden tests on the second response
+        (["pfr", "fff"], [None, 0.0, 50.0]),  # had it ended at the second response, that one would have been judged
+    ],
+)
+def test_without_feedback_nobody_knows_of_responses_that_passed_and_went_on(outcomes, solved):
+    rollouts = [episode(o, end="turn_limit") for o in outcomes]
+    assert over_turns(rollouts)["solved_by_turn"] == solved
+    row = n_at_k_table(rollouts * 3, [(1, 3)], turns=3)["1@3"]
+    first = first_responses(rollouts)
+    assert (row["independent"] is None, first["percent"] is None) == (solved[0] is None, solved[0] is None)
+
+
+def test_single_turn_estimates_have_both_intervals():
+    rollouts = [episode("r" if i % 2 else "f", name=str(i // 6), end="turn_limit") for i in range(60)]
+    row = n_at_k_table(rollouts, [(1, 3)], turns=3, problem_resamplings=100)["1@3"]
+    assert row["independent_samples_ci"][0] < row["independent"] < row["independent_samples_ci"][1]
+    assert row["independent_problems_ci"] == pytest.approx([row["independent"]] * 2)  # the problems are alike
+    first = first_responses(rollouts)
+    assert first["percent"] == 50.0 and first["samples_ci"][0] < 50.0 < first["samples_ci"][1]
+
+
+def test_pass_at_k_says_what_it_counts():
+    text = text_report(whole_report(FOUR, [(1, 12)], turns=3, problem_resamplings=10))
+    head, row, note = text.splitlines()[:3]
+    assert " pass@R    R " in head and row.split()[0] == "1@12" and " 100.0    4 " in row
+    assert note == "k counts responses, R the rollouts that they make; pass@R submits all of them"
+
+
+def test_no_number_is_minus_zero():
+    """100 less the chrF of two equal programs, added up, may be a little below 0."""
+    rollout = dataclasses.replace(outcome_of(episode("ffr")), changed=(-1e-14, -1e-14))
+    assert "-0.0" not in text_report(whole_report([rollout], [(1, 3)], turns=3, problem_resamplings=10))
 
 
 def test_the_report_as_text():
-    report = whole_report(FOUR, PROGRAMS, [(1, 3), (1, 12)], turns=3, problem_resamplings=10)
+    report = whole_report(FOUR, [(1, 3), (1, 12)], turns=3, problem_resamplings=10)
     text = text_report(report)
     assert "    1@12    66.7" in text and "from turn 1 to turn 2" in text
     assert "1 problems, 4 rollouts, 0 broken by the judge" in text
     with pytest.raises(ValueError, match="none of 1 rollouts was judged"):
-        whole_report([episode("f", end="infra")], [("x",)], [(1, 3)], turns=3, problem_resamplings=10)
+        whole_report([episode("f", end="infra")], [(1, 3)], turns=3, problem_resamplings=10)
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ def test_contests_through_the_command(tmp_path):
     results = judge(minis(tmp_path), tmp_path / "out", "--n-at-k=1@3,1@6,2@6")
     assert results["1@1"] == pytest.approx(100 / 6) and results["1@3"] == pytest.approx(100 / 3)
     assert results["n_at_k"]["1@6"]["percent"] == pytest.approx(100 * 2 / 3)
-    assert results["n_at_k"]["1@6"]["pass@6"] == pytest.approx(100 * 2 / 3)
+    assert results["n_at_k"]["1@6"]["pass@2_rollouts"] == pytest.approx(100 * 2 / 3)
     assert results["evaluation"]["without_samples"] == 2 and results["left_out"] == 0
     assert results["over_turns"]["responses"] == [12, 10, 8]
     assert results["over_turns"]["transitions"][0] == {"WRONG_ANSWER": {"NO_CODE": 6, "PASSED": 2, "WRONG_ANSWER": 2}}

@@ -96,8 +96,9 @@ def test_summary_by_hand():
     assert s["1@3"] == pytest.approx(100 * 4 / 8)
     assert s["repaired_at_2"] == pytest.approx(100 * 1 / 5)
     assert (s["second_turns"], s["problems"], s["episodes"], s["infra"]) == (5, 8, 8, 1)
-    assert s["error_kinds"][0] == {"WRONG_ANSWER": 5, "PASSED": 2, "NO_CODE": 1}
-    assert s["error_kinds"][1] == {"WRONG_ANSWER": 4, "PASSED": 1}
+    assert s["error_kinds"][0] == {"WRONG_ANSWER": 4, "PASSED": 3, "NO_CODE": 1}  # b passes the public tests
+    assert s["error_kinds"][1] == {"WRONG_ANSWER": 3, "PASSED": 2}
+    assert s["hidden_kinds"] == [{"PASSED": 2, "WRONG_ANSWER": 1}, {"PASSED": 1, "WRONG_ANSWER": 1}, {"PASSED": 1}]
     assert s["turns"] == pytest.approx(15 / 8)
 
 
@@ -120,7 +121,11 @@ def test_single_turn_and_no_feedback():
     single = summarise([episode("r", "public_passed"), episode("f", "turn_limit", name="q")], max_turns=1)
     assert single["1@1"] == pytest.approx(50.0) and single["repaired_at_2"] is None
     blind = summarise([episode("hhr", "turn_limit"), episode("fff", "turn_limit", name="q")])
-    assert blind["1@3"] == pytest.approx(50.0) and blind["1@1"] is None and blind["repaired_at_2"] is None
+    assert blind["1@3"] == pytest.approx(50.0) and blind["1@1"] is None
+    # Of the one whose first response failed, the second is wrong: the other's first response may have been right.
+    assert (blind["repaired_at_2"], blind["second_turns"]) == (0.0, 1)
+    unknown = summarise([episode("fhr", "turn_limit"), episode("fff", "turn_limit", name="q")])
+    assert unknown["1@1"] == 0.0 and unknown["repaired_at_2"] is None and unknown["second_turns"] == 2
 
 
 def test_unfinished_or_unjudged_is_refused():

@@ -15,7 +15,9 @@ def test_explained_variance():
     assert explained_variance(returns, returns + 3.0, mask) == pytest.approx(1.0)  # a constant offset is no variance
     assert explained_variance(returns, np.zeros_like(returns), mask) == pytest.approx(0.0)
     assert explained_variance(returns, -returns, mask) == pytest.approx(-3.0)
-    assert explained_variance(np.ones((1, 2)), np.zeros((1, 2)), np.ones((1, 2))) == 0.0
+    assert explained_variance(np.ones((1, 2)), np.zeros((1, 2)), np.ones((1, 2))) is None
+    hardly = np.array([[-1.0, -1.0001]])  # all failed: only the KL penalty's noise is left
+    assert explained_variance(hardly, np.array([[0.5, -0.5]]), np.ones((1, 2))) is None
 
 
 def test_iteration_metrics_leave_rows_of_weight_zero_out(make_batch):
@@ -38,6 +40,8 @@ def test_iteration_metrics_leave_rows_of_weight_zero_out(make_batch):
     metrics = iteration_metrics([batch])
     assert metrics["kl_to_ref"] == pytest.approx(1.0)  # turns: 1 and (0 + 2) / 2
     assert metrics["kl_to_ref_token"] == pytest.approx(1.0)
+    assert [metrics[f"kl_to_ref_{q}"] for q in ("q50", "q95", "max")] == pytest.approx([1.0] * 3)
+    assert metrics["behavior_entropy"] == pytest.approx(1.0)
     assert metrics["mismatch_mean"] == pytest.approx(0.5 / 3)
     assert metrics["mismatch_max"] == pytest.approx(0.5)
     assert metrics["entropy"] == pytest.approx(3.5 / 3)
@@ -65,6 +69,7 @@ def test_episode_metrics(make_episode):
     assert metrics["infra_episodes"] == 1
     assert metrics["turn1/NO_CODE"] == pytest.approx(1 / 3)
     assert metrics["turn2/WRONG_ANSWER"] == 0.5
+    assert (metrics["turn1/invalid"], metrics["turn2/invalid"]) == (pytest.approx(1 / 3), 0.0)
     assert error_kinds(episodes[:3])[2] == {wrong: 1.0}
 
 
