@@ -102,8 +102,8 @@ class Evaluator:
         rates = "  ".join(f"{k} {v:.1f}" for k, v in summary.items() if "@" in k and isinstance(v, float))
         infra_note = f", {summary['infra']} of them broken by the judge" if summary["infra"] else ""
         self._display.message(
-            f"{name}: {len(episodes)} rollouts of {len(episodes) // e.rollouts} problems of {split}{infra_note}, {rates}"
-            f" ({time.perf_counter() - began:.0f} s)"
+            f"{name}: {len(episodes)} rollouts of {len(episodes) // e.rollouts} problems of {split}{infra_note},"
+            f" {rates} ({time.perf_counter() - began:.0f} s)"
         )
         return summary
 

@@ -13,6 +13,7 @@ from rlef_jax.training.build import ppo_settings
 
 PARTS = {"packing": PackSettings, "targets": TargetSettings, "loss": LossSettings, "optimizer": OptimizerSettings}
 ELSEWHERE = {"invalid_penalty": "reward.invalid_penalty", "max_turns": "episode.max_turns"}
+DERIVED = {"decay_steps": "ppo.decay"}  # with the length of a run
 
 
 def flat(of: PpoSettings) -> dict[str, object]:
@@ -25,9 +26,10 @@ def flat(of: PpoSettings) -> dict[str, object]:
 
 def test_each_key_is_one_setting_with_the_same_default():
     config = config_lib.flat(config_lib.base_config())
-    keys = {name: ELSEWHERE.get(name, f"ppo.{name}") for name in flat(PpoSettings())}
+    keys = {name: (ELSEWHERE | DERIVED).get(name, f"ppo.{name}") for name in flat(PpoSettings())}
     assert {key for key in config if key.startswith("ppo.")} == set(keys.values()) - set(ELSEWHERE.values())
-    assert {name: config[key] for name, key in keys.items()} == flat(PpoSettings())
+    assert {name: config[key] for name, key in keys.items()} == flat(PpoSettings()) | {"decay_steps": "none"}
+    assert flat(PpoSettings())["decay_steps"] == 0
     assert len(keys) == sum(len(dataclasses.fields(kind)) for kind in (PpoSettings, *PARTS.values())) - len(PARTS)
 
 
@@ -46,8 +48,10 @@ def test_the_settings_are_the_configurations(others):
         "ppo.learning_rate": 1e-3, "ppo.warmup_steps": 9, "ppo.weight_decay": 0.2, "ppo.clip_norm": 2.0,
         "ppo.adam_b1": 0.8, "ppo.adam_b2": 0.95, "reward.invalid_penalty": -0.7, "episode.max_turns": 5,
     }  # fmt: skip
-    found = flat(ppo_settings(config_lib.load("configs/tiny.py", overrides=changed)))
-    assert found == flat(PpoSettings()) | {key.split(".")[1]: value for key, value in changed.items()}
+    decay = {"ppo.decay": "linear", "train.iterations": 7}
+    found = flat(ppo_settings(config_lib.load("configs/tiny.py", overrides=changed | decay)))
+    expected = {key.split(".")[1]: value for key, value in changed.items()} | {"decay_steps": 7 * 3}
+    assert found == flat(PpoSettings()) | expected
     unchanged = {name for name, value in flat(PpoSettings()).items() if found[name] == value}
     assert unchanged == {"value_level", "gae_lambda", "baseline"} - {key.split(".")[1] for key in others}  # no other
 
