@@ -27,7 +27,7 @@ def rollouts(config: ConfigDict, policy: Policy, sampler: Sampler, pool: Executi
 
 
 def run(workdir: Path, iterations: int) -> None:
-    config = config_lib.load("configs/tiny.py", overrides=OVERRIDES)
+    config = config_lib.load("configs/tiny.py", overrides=OVERRIDES | {"train.iterations": iterations})
     policy, p = build_policy(config), config.ppo
     learner = build_learner(config, policy.cfg)
     state = learner.init(jax.random.PRNGKey(config.seed), policy.params)

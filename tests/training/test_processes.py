@@ -101,8 +101,8 @@ def test_a_local_job_ends_with_the_first_of_its_processes(tmp_path, others):
     assert "process 2 of 4 ended with code 137: stopping the job; the same command goes on" in done.stderr
 
 
-def test_sigterm_ends_a_process_that_waits_for_the_others():
-    waiting = started(2)
+def test_sigterm_ends_a_process_that_waits_for_the_others(tmp_path):
+    waiting = started(2, tmp_path)
     waiting[1].kill()
     time.sleep(3)
     waiting[0].send_signal(signal.SIGTERM)

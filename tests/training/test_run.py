@@ -107,7 +107,7 @@ def test_a_validation_that_nobody_judged_is_none(half_judged):
     assert (kept["best_iteration"], kept["best_score"], kept["since_best"]) == (1, 0.0, 0)
     assert ["valid/1@3" in record for record in read_metrics(folder)] == [True, False, False, True]
     told = [line for line in lines if line.startswith("valid_")]
-    assert "valid_000001: 4 problems of valid, 1@1 0.0  1@3 0.0" in told[0]
+    assert "valid_000001: 4 rollouts of 4 problems of valid, 1@1 0.0  1@3 0.0" in told[0]
     broke = "the judge broke on all 4 rollouts (INFRA_ERROR): no score; it counts as no validation"
     assert told[1:3] == [f"valid_00000{n}: {broke}" for n in (2, 3)]
     assert sorted(p.name for p in (folder / "evaluations").iterdir()) == ["valid_000001.json", "valid_000004.json"]
