@@ -9,7 +9,7 @@ FLAGS ?=
 # constraints.txt holds the versions that the tests ran against; `make lock` writes it anew.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile -c constraints.txt
 
-.PHONY: help demo test test-slow test-gpu-compile test-tpu-compile gpu-check gpu-env tpu-env soak lint format lock warm-start smollm2 bench-env parity golden clean
+.PHONY: help demo test test-slow test-gpu-compile test-tpu-compile gpu-env tpu-env soak lint format lock warm-start smollm2 bench-env parity golden clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -94,8 +94,6 @@ test-gpu-compile: $(GPU)/.installed ## programs compiled for H100s: memory, exch
 test-tpu-compile: $(TPU)/.installed ## programs compiled for TPUs
 	@JAX_PLATFORMS=cpu JAX_ENABLE_COMPILATION_CACHE=false TPU_SKIP_MDS_QUERY=1 $(TPU)/bin/python -m pytest -q -m tpu_compile $(FLAGS)
 
-gpu-check: $(GPU)/.installed ## on a machine with a card: parity, mismatch, memory, tokens/s (docs/hardware.md)
-	@XLA_PYTHON_CLIENT_MEM_FRACTION=0.92 $(GPU)/bin/python benchmarks/gpu_check.py $(FLAGS)
 
 REFERENCE := runs/reference
 parity: $(VENV)/.installed-dev $(BENCH)/.installed smollm2 ## compare models with transformers on torch, live (10 minutes)
