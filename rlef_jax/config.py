@@ -43,6 +43,7 @@ def base_config() -> ConfigDict:
                 exclude=(),  # code_contests: rules that leave problems out, see docs/code_contests.md
                 max_prompt_tokens=0,  # code_contests: problems with longer first prompts are left out; 0 = no rule
                 families=(),  # mini_contests: only these; () = all
+                even_questions=0.0,  # mini_contests: share of training problems with all open questions alike often
             ),
             episode=dict(
                 max_turns=3,  # responses per episode (3.1)

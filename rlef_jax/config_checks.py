@@ -35,8 +35,8 @@ _AT_LEAST_0 = (
     "sft.clip_norm",
 )  # fmt: skip
 _SHARES = (
-    "sampling.min_ready_fraction", "sft.marked_share", "sft.unmarked_right_repairs", "sft.unmarked_habit",
-    "ppo.gamma", "ppo.gae_lambda",
+    "data.even_questions", "sampling.min_ready_fraction", "sft.marked_share", "sft.unmarked_right_repairs",
+    "sft.unmarked_habit", "ppo.gamma", "ppo.gae_lambda",
 )  # fmt: skip
 CHOICES = {
     "plan.target": ("cpu", "a100", "b200", "h100", "h200", "tpu-v5p", "tpu-v6e"),
@@ -116,7 +116,10 @@ def _check_data(config: ConfigDict) -> Faults:
     for key in ("exclude", "max_prompt_tokens"):
         stray = f'is for data.name="code_contests" only; data.name is {d.name!r}'
         yield bool(d[key]) and d.name == "mini_contests", f"data.{key}", stray
-    yield bool(d.families) and d.name == "code_contests", "data.families", 'is for data.name="mini_contests" only'
+    for key in ("families", "even_questions"):
+        yield bool(d[key]) and d.name == "code_contests", f"data.{key}", 'is for data.name="mini_contests" only'
+    all_families = "must be 0 where data.families are given: not each has all questions"
+    yield bool(d.families) and d.even_questions > 0, "data.even_questions", all_families
     no_room = f"must leave room for a response in episode.context={config.episode.context}; it is"
     yield d.max_prompt_tokens >= config.episode.context, "data.max_prompt_tokens", f"{no_room} {d.max_prompt_tokens}"
 

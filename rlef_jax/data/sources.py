@@ -35,6 +35,7 @@ class Source:
       name: one of SOURCES.
       dir: CodeContests' data folder.
       families: MiniContests' families that problems come from; empty means all of them.
+      even_questions: share of MiniContests' training problems whose open question is drawn evenly (`problem_at`).
       exclude: rules that leave out problems of CodeContests (`code_contests.reader.left_out`).
       max_prompt_tokens: problems with longer first prompts are left out; 0 leaves none out.
       positions: {split: positions that remain under these rules}, set by `fit`; other splits are used whole.
@@ -43,6 +44,7 @@ class Source:
     name: str
     dir: str = ""
     families: tuple[str, ...] = ()
+    even_questions: float = 0.0
     exclude: tuple[str, ...] = ()
     max_prompt_tokens: int = 0
     positions: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
@@ -51,7 +53,7 @@ class Source:
     def of(cls, config: ConfigDict) -> Source:
         """The source that `config.data` describes."""
         d = config.data
-        return cls(d.name, d.dir, tuple(d.families), tuple(d.exclude), d.max_prompt_tokens)
+        return cls(d.name, d.dir, tuple(d.families), d.even_questions, tuple(d.exclude), d.max_prompt_tokens)
 
 
 def check_source(source: Source) -> None:
@@ -167,7 +169,8 @@ def _problems_at(source: Source, split: str, seed: int, places: Sequence[int]) -
                 f"config.data.dir: {untested[0]!r} of {split} has no test: delete {source.dir}, build it anew"
             )
         return problems
-    return [mini_contests.problem_at(split, seed, place, source.families) for place in places]
+    even = source.even_questions
+    return [mini_contests.problem_at(split, seed, place, source.families, even_questions=even) for place in places]
 
 
 def evaluation_problems(

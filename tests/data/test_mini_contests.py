@@ -1,5 +1,6 @@
 """MiniContests: problems are pure functions, solvable, and ambiguous where they claim to be."""
 
+import collections
 import dataclasses
 import itertools
 import os
@@ -12,8 +13,10 @@ import pytest
 from rlef_jax.data import mini_contests
 from rlef_jax.data.mini_contests import bounds as bounds_lib
 from rlef_jax.data.mini_contests.build import FAMILIES, normalise, structure_held_out
+from rlef_jax.data.mini_contests.readings import OPEN_QUESTIONS
 from rlef_jax.data.mini_contests.stats import program_shapes
 from rlef_jax.data.mini_contests.trusted import run_trusted
+from rlef_jax.data.sources import Source, training_problems
 from rlef_jax.dialog.extract import extract_code
 from rlef_jax.execution.interpreter import find_python
 from rlef_jax.execution.judge import outputs_match
@@ -45,6 +48,20 @@ def test_problem_is_the_same_in_another_process(problems):
 def test_unknown_split_is_named():
     with pytest.raises(ValueError, match="trian.*train"):
         mini_contests.problem_at("trian", 0, 0)
+
+
+def test_even_questions_replace_their_share_of_problems(problems):
+    even = [mini_contests.problem_at("train", 3, i, even_questions=1.0) for i in range(COUNT)]
+    counts = collections.Counter(p.tags["question"] if p.tags["open"] else "" for p in even)
+    assert counts.keys() == {"", *OPEN_QUESTIONS}
+    assert min(counts.values()) >= 8  # of 17; binomially, one name in 100 such tests would have fewer
+    half = [mini_contests.problem_at("train", 3, i, even_questions=0.5) for i in range(COUNT)]
+    assert all(h in (p, e) for h, p, e in zip(half, problems, even, strict=True))
+    assert 50 < sum(h == p for h, p in zip(half, problems, strict=True)) < 100
+    with pytest.raises(ValueError, match="need all families"):
+        mini_contests.problem_at("train", 3, 0, ("find",), even_questions=1.0)
+    source = Source("mini_contests", even_questions=1.0)
+    assert training_problems(source, "train", 3, 0, 4) == even[:4]
 
 
 def test_reference_solves_and_incorrect_solutions_fail(problems):

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from rlef_jax.data.mini_contests.build import FAMILIES, Spec, build_problem, draw_spec, stable_hash, structure_held_out
+from rlef_jax.data.mini_contests.draft import pick
+from rlef_jax.data.mini_contests.readings import OPEN_QUESTIONS
 from rlef_jax.types import Problem
 
 EVAL_SIZES = {"valid": 117, "test": 165, "test_500": 500, "held_out_families": 100}
@@ -26,13 +28,18 @@ _EVAL_SEED = 2025
 _HELD_OUT_SHARE = 0.25  # part of test_500 whose programs have a shape that no training problem has
 
 
-def problem_at(split: str, seed: int, index: int, only: Sequence[str] = ()) -> Problem:
+def problem_at(split: str, seed: int, index: int, only: Sequence[str] = (), *, even_questions: float = 0.0) -> Problem:
     """The `index`-th problem of a split's endless stream, the same in every process.
 
-    Args: only: families that problems may come from; empty means all of the split's.
+    Args:
+      only: families that problems may come from; empty means all of the split's.
+      even_questions: the share of problems whose open question is drawn evenly, nothing left open being one of them.
+        The others' follows from their family, and some are rare. The problems of a smaller share, or of none, that
+        aren't replaced stay the same.
 
     Raises:
-      ValueError: for an unknown split, or families that the split doesn't have.
+      ValueError: for an unknown split, families that the split doesn't have, or even questions from families that
+        don't have all of them.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r} of mini_contests: it has {', '.join(SPLITS)}")
@@ -44,13 +51,19 @@ def problem_at(split: str, seed: int, index: int, only: Sequence[str] = ()) -> P
 
     if not families:
         raise ValueError(f"the split {split!r} of mini_contests has none of {', '.join(only)}")
+    if even_questions and (only or held_out_families):
+        raise ValueError("even questions need all families of training")
 
     def accept(description: str) -> bool:
         return held_out_families or stable_hash(description) % 20 in _BUCKETS[split]
 
     rng = np.random.default_rng([stable_hash(split), seed, index])
+    is_even = stable_hash(f"question {seed}/{index}") % 1000 < 1000 * even_questions
+    wanted = pick(rng, ("", *OPEN_QUESTIONS)) if is_even else None
     while True:
         spec: Spec = draw_spec(rng, families)
+        if wanted is not None and spec.open_question != wanted:
+            continue
         if not held_out_families and structure_held_out(spec) != want_held_out:
             continue
         problem = build_problem(spec, rng, accept)

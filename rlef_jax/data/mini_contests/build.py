@@ -50,6 +50,11 @@ class Spec:
         return "\n".join(lines + self.question.readings[reading].code)
 
     @property
+    def open_question(self) -> str:
+        """The name of what the statement leaves open; "" for nothing."""
+        return self.question.name if self.is_open else ""
+
+    @property
     def programs(self) -> tuple[str, ...]:
         """One program per reading. If not `is_open`, the statement says which reading is correct."""
         return tuple(self.program(i) for i in range(len(self.question.readings)))

@@ -103,3 +103,6 @@ QUESTIONS: dict[str, tuple[Question, ...]] = {
     ),
     "number": (Question("", "Print the result{}.", (Reading("", ("print(r)",)),), weight=1.0),),
 }  # fmt: skip
+
+OPEN_QUESTIONS = tuple(dict.fromkeys(q.name for questions in QUESTIONS.values() for q in questions if q.name))
+"""The names of all that a statement can leave open."""
