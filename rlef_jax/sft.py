@@ -196,6 +196,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
         "right_repairs": sft.unmarked_right_repairs,
         "habit": sft.unmarked_habit,
         "context": config.episode.context,
+        "even_questions": config.data.even_questions,
     }
     optimizer = make_optimizer(cfg, sft, steps)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))

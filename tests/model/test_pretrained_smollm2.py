@@ -132,6 +132,7 @@ def greedy(cfg, params, prompts, steps):
         prefill_chunks=(64,),
         prefill_tokens=256,
         decode_steps=8,
+        kinds=("cut",),
     )
     sampler = Sampler(Programs(dataclasses.replace(cfg, max_positions=longest), shapes, make_mesh()))
     sampler.set_weights(params, version=0)
