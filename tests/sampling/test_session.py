@@ -15,14 +15,14 @@ from rlef_jax.sampling.sampler import Sampler
 from rlef_jax.sampling.session import Session
 from tests.helpers.toy_sampler import CFG, HOW, PARAMS, SHAPES, WAIT_S, at_once, make_sampler
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("quick_compilation")]
 
 GREEDY = dataclasses.replace(HOW, temperature=0.0)
 CUT = dataclasses.replace(HOW, top_p=0.9, top_k=5)
 
 
 @pytest.fixture(scope="module")
-def programs():
+def programs(quick_compilation):
     made = Programs(CFG, SHAPES, make_mesh())
     made.compile()
     return made
@@ -43,7 +43,7 @@ def test_dialogues_of_one_response_are_dealt_to_all_lanes(programs):
 
 
 def test_programs_of_one_kind_of_distribution(programs):
-    """"cut" ones draw from plain distributions too; "plain" ones say that they can't do the other."""
+    """ "cut" ones draw from plain distributions too; "plain" ones say that they can't do the other."""
     cut, plain = (Programs(CFG, dataclasses.replace(SHAPES, kinds=(kind,)), make_mesh()) for kind in ("cut", "plain"))
     assert [HOW.kind, GREEDY.kind, CUT.kind, dataclasses.replace(HOW, top_k=2).kind] == ["plain", "cut", "cut", "cut"]
     for how in (HOW, CUT):
