@@ -5,7 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 FLAGS ?=
-# Bytecode is written when a module is first imported; compiling all of it at installation costs more than it saves.
+# Bytecode is written when a module is first imported, also where the environment says not to: without it every process
+# of a run or a test compiles what it imports anew. Compiling all of it at installation costs more than it saves.
+export PYTHONPYCACHEPREFIX := $(CURDIR)/$(VENV)/bytecode
+unexport PYTHONDONTWRITEBYTECODE
 # constraints.txt holds the versions that the tests ran against; `make lock` writes it anew.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile -c constraints.txt
 

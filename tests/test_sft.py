@@ -27,6 +27,7 @@ def recipe():
     return config, chat, model_config(config.model, chat.tokenizer.vocab_size, config.episode.context)
 
 
+@pytest.mark.usefixtures("quick_compilation")
 def test_first_steps_of_the_recipe(tmp_path, recipe):
     record = json.loads(resolve("package:warm_start", ".json", "model.init").read_text())
     config = config_lib.load("configs/tiny_sft.py", overrides={"sft.steps": 3, "sft.log_every": 1})
@@ -67,6 +68,7 @@ def test_shipped_weights_are_the_recorded_ones(recipe):
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 510_816
 
 
+@pytest.mark.usefixtures("quick_compilation")
 def test_the_shipped_model_writes_reference_programs_word_for_word(recipe):
     """On held-out problems, for the careful author: first programs where the statement says all, and repairs."""
     config, chat, cfg = recipe
