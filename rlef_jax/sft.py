@@ -34,6 +34,7 @@ from rlef_jax.model.parameters import decayed
 from rlef_jax.model.transformer import ModelConfig, Params, forward, unembed
 from rlef_jax.model.weights import save_params
 from rlef_jax.training.build import build_policy, with_model_shape
+from rlef_jax.training.interrupt import serve_parent
 
 CHUNK_PROBLEMS, PER_PROBLEM = 128, 4  # 512 dialogues a chunk
 _BUCKET = 32  # row lengths are multiples of it
@@ -79,7 +80,7 @@ def stream(
 ) -> Iterator[Batch]:
     """All batches in order; the next chunks are generated while one is trained on. `tokenizer`: see `load_chat`."""
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context, initializer=serve_parent) as pool:
         make = functools.partial(_chunk, tokenizer, seed, settings=settings, batch_rows=batch_rows)
         futures = [pool.submit(make, chunk) for chunk in range(min(ahead, chunks))]
         for chunk in range(chunks):

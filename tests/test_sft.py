@@ -3,6 +3,10 @@
 import collections
 import hashlib
 import json
+import os
+import subprocess
+import sys
+import time
 
 import jax
 import numpy as np
@@ -16,6 +20,7 @@ from rlef_jax.dialog.tokenizer import Tokenizer
 from rlef_jax.errors import ConfigError, RunError
 from rlef_jax.model.parameters import init_params
 from rlef_jax.model.weights import load_params, model_config, resolve, save_params
+from tests.helpers.small_run import environment, group_members, wait_until_gone
 
 pytestmark = pytest.mark.long
 
@@ -153,3 +158,16 @@ def test_a_loss_that_is_not_finite_ends_it(tmp_path, monkeypatch):
     with pytest.raises(RunError, match=r"the loss is (nan|inf) at step [23]: lower config.sft.learning_rate"):
         trained(tmp_path, monkeypatch, [ONES] * 3, learning_rate=1e38, warmup_steps=0)
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text() and not (tmp_path / "warm_start.npz").exists()
+
+
+def test_a_killed_run_leaves_no_process(tmp_path):
+    """The one that writes dialogues ends with it."""
+    command = [sys.executable, "-m", "rlef_jax.sft", "--config=configs/tiny_sft.py", f"--workdir={tmp_path / 'run'}"]
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 300
+    while len(group_members(process.pid)) < 3:  # multiprocessing has a process of its own too
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    assert wait_until_gone(process.pid, 60.0)
