@@ -7,11 +7,9 @@ each chunk is a function of (seed, chunk), so that a run can be repeated to the 
 
 from __future__ import annotations
 
-import concurrent.futures
 import functools
 import json
 import math
-import multiprocessing
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,7 +32,7 @@ from rlef_jax.model.parameters import decayed
 from rlef_jax.model.transformer import ModelConfig, Params, forward, unembed
 from rlef_jax.model.weights import save_params
 from rlef_jax.training.build import build_policy, with_model_shape
-from rlef_jax.training.interrupt import serve_parent
+from rlef_jax.training.interrupt import helper_process
 
 CHUNK_PROBLEMS, PER_PROBLEM = 128, 4  # 512 dialogues a chunk
 _BUCKET = 32  # row lengths are multiples of it
@@ -79,8 +77,7 @@ def stream(
     tokenizer: tuple[str, str, str], seed: int, chunks: int, settings: dict[str, Any], batch_rows: int, ahead: int = 6
 ) -> Iterator[Batch]:
     """All batches in order; the next chunks are generated while one is trained on. `tokenizer`: see `load_chat`."""
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context, initializer=serve_parent) as pool:
+    with helper_process() as pool:
         make = functools.partial(_chunk, tokenizer, seed, settings=settings, batch_rows=batch_rows)
         futures = [pool.submit(make, chunk) for chunk in range(min(ahead, chunks))]
         for chunk in range(chunks):

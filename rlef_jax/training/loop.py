@@ -6,8 +6,7 @@ import contextlib
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from multiprocessing import get_context
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from rlef_jax.ppo.update import Learner, TrainState, prepare_iteration, split_up
 from rlef_jax.ppo.values import METRICS
 from rlef_jax.progress import ProgressDisplay
 from rlef_jax.training.actor import RolloutRequest, Rollouts
-from rlef_jax.training.interrupt import serve_parent
+from rlef_jax.training.interrupt import helper_process
 from rlef_jax.types import Episode, Problem, TokenBatch
 
 
@@ -52,7 +51,7 @@ class ProblemFeed:
     def __init__(self, source: Source, *, last: int) -> None:
         """Args: last: iteration."""
         self._source, self._last = source, last
-        self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=serve_parent)
+        self._pool = helper_process()
         self._ahead: dict[int, Future[list[Problem]]] = {}
 
     def __call__(self, request: RolloutRequest) -> tuple[Sequence[Problem], Sequence[Problem]]:
