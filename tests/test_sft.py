@@ -21,6 +21,7 @@ from rlef_jax.dialog.tokenizer import Tokenizer
 from rlef_jax.errors import ConfigError, RunError, StoppedError
 from rlef_jax.model.parameters import init_params
 from rlef_jax.model.weights import load_params, model_config, resolve, save_params
+from rlef_jax.training import dialogue_batches
 from rlef_jax.training.metrics_writer import read_metrics
 from tests.helpers.small_run import environment, group_members, wait_until_gone
 
@@ -97,7 +98,7 @@ def test_a_model_of_another_shape_is_refused(tmp_path, recipe):
 def test_batches_hold_each_dialogue_once(recipe):
     _, chat, _ = recipe
     examples = dialogues(1, 0, chat, problems=8, per_problem=4)
-    batches = sft.batches(examples, 8, np.random.default_rng(0))
+    batches = dialogue_batches.batches(examples, 8, np.random.default_rng(0))
     rows = [tuple(row[seg > 0].tolist()) for b in batches for row, seg in zip(b["tokens"], b["segments"], strict=True)]
     counts = collections.Counter(d.ids for d in examples)
     counts.subtract(rows)
@@ -139,7 +140,7 @@ def trained(folder, monkeypatch, batches, **overrides):
     """What metrics.jsonl says of steps on these batches; one layer, and no probe of what the model reads."""
 
     def stream(*_):
-        yield from ((sft.Place(step, 0, step), batch) for step, batch in enumerate(batches, 1))
+        yield from ((dialogue_batches.Place(step, 0, step), batch) for step, batch in enumerate(batches, 1))
 
     monkeypatch.setattr(sft, "stream", stream)
     values = {"sft.log_every": 1, "model.n_layers": 1} | {f"sft.{k}": v for k, v in overrides.items()}
@@ -206,13 +207,15 @@ def test_a_run_that_goes_on_ends_as_one_that_never_stopped(tmp_path, monkeypatch
 
 
 def test_a_killed_run_leaves_no_process(tmp_path):
-    """The one that writes dialogues ends with it."""
-    command = [sys.executable, "-m", "rlef_jax.sft", "--config=configs/tiny_sft.py", f"--workdir={tmp_path / 'run'}"]
+    """The one that writes dialogues ends with it. Killed after its first step."""
+    options = [f"--config.{key}={value}" for key, value in SMALL.items()]
+    command = [sys.executable, "-m", "rlef_jax.sft", "--config=configs/tiny_sft.py", f"--workdir={tmp_path}", *options]
     process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 300
-    while len(group_members(process.pid)) < 3:  # multiprocessing has a process of its own too
+    while not ((path := tmp_path / "metrics.jsonl").exists() and path.read_text()):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
+    assert len(group_members(process.pid)) >= 3  # multiprocessing has a process of its own too
     process.kill()
     process.wait()
     assert wait_until_gone(process.pid, 60.0)

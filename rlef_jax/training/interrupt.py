@@ -54,7 +54,7 @@ def helper_process() -> ProcessPoolExecutor:
     """A process for work beside this one's, which ends with it. Called by its main thread or before it has others.
 
     Unlike other processes of multiprocessing it doesn't import this one's main module: after `python -m rlef_jax.train`
-    that would be all of JAX's and Orbax's parts, which take seconds of a core.
+    that would be all of JAX's and Orbax's parts, which take seconds of a core. So it runs no function of that module.
     """
     pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=serve_parent)
     main = sys.modules["__main__"]
