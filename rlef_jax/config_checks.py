@@ -124,6 +124,19 @@ def _check_data(config: ConfigDict) -> Faults:
     yield d.max_prompt_tokens >= config.episode.context, "data.max_prompt_tokens", f"{no_room} {d.max_prompt_tokens}"
 
 
+def _check_failures(config: ConfigDict) -> Faults:
+    """A repairer's episodes begin behind another model's failed responses, its evaluations would begin without any."""
+    if not config.data.failures:
+        return
+    yield config.episode.feedback == "random", "episode.feedback", f'"true" or "none" {_REPAIRER}, not "random"'
+    pair = f"{_REPAIRER}, which is evaluated behind the policy that it repairs: rlef_jax.evaluate --repairer"
+    yield bool(config.eval.split), "eval.split", f'must be "" {pair}'
+    yield config.eval.every > 0, "eval.every", f"must be 0 {pair}"
+
+
+_REPAIRER = "for a repairer (data.failures is set)"
+
+
 def _check_model(config: ConfigDict) -> Faults:
     m = config.model
     yield m.n_heads % m.n_kv_heads != 0, "model.n_kv_heads", f"must divide n_heads={m.n_heads}; it is {m.n_kv_heads}"
@@ -227,6 +240,7 @@ def _check_schedule(config: ConfigDict) -> Faults:
 
 _TOGETHER = (
     _check_data,
+    _check_failures,
     _check_model,
     _check_episode,
     _check_random_feedback,

@@ -20,6 +20,7 @@ import numpy as np
 
 from rlef_jax import episode as machine
 from rlef_jax.dialog.chat import ChatFormat
+from rlef_jax.dialog.context import next_prompt
 from rlef_jax.dialog.extract import program_of
 from rlef_jax.dialog.feedback import feedback_message
 from rlef_jax.dialog.prompts import first_message
@@ -132,8 +133,9 @@ def collect(
     seed: int,
     step: int,
     settings: RolloutSettings,
-    first_index: int = 0,
+    indexes: Sequence[int] | None = None,
     donors: Sequence[Problem] | None = None,
+    prompts: Sequence[Sequence[int]] | None = None,
     on_progress: Callable[[RolloutProgress], None] | None = None,
     on_compile: Callable[[int, int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
@@ -144,11 +146,12 @@ def collect(
       sampler: holds the weights that act.
       chat: the sampler's tokenizer and chat format.
       pool: runs the programs.
-      problems: entry i becomes the episode with index `first_index + i`.
+      problems: entry i becomes the episode with index `indexes[i]`.
       seed, step: with the index, all that an episode's randomness depends on.
       settings: see `RolloutSettings`.
-      first_index: of the first episode.
+      indexes: of the episodes; by default 0, 1, ...
       donors: where random feedback comes from; by default `problems`. Unused otherwise.
+      prompts: each episode's first prompt, which leaves room for a response (`whole_prompt`); by default the problem's.
       on_progress: called now and then, and at the end, in this thread.
       on_compile: see `Sampler.session`.
       should_stop: asked while something is waited for.
@@ -163,8 +166,10 @@ def collect(
         donors = problems if donors is None else donors
         check_donors(problems, donors)
         random_feedback = RandomFeedback(pool, donors, settings.limits, settings.max_wall_s)
-    episodes = [machine.start(p, seed=seed, step=step, index=first_index + i) for i, p in enumerate(problems)]
-    prompts = [_first_prompt(episode, chat, settings) for episode in episodes]
+    indexes = range(len(problems)) if indexes is None else indexes
+    episodes = [machine.start(p, seed=seed, step=step, index=i) for i, p in zip(indexes, problems, strict=True)]
+    if prompts is None:
+        prompts = [_first_prompt(episode, chat, settings) for episode in episodes]
     with sampler.session(on_compile) as session:
         driver = _Driver(session, chat, pool, settings, random_feedback, episodes, on_progress, should_stop)
         return driver.run(prompts)
@@ -322,22 +327,14 @@ class _Driver:
         if message is None:
             self._episodes[row] = machine.end_by_infra(episode)
             return self._end(row)
-        closed = episode.turns[-1].finish_reason == "stop"
-        prompt = self._chat.next_prompt(message, closed=closed, start=episode.problem.start)
-        short_context = self._context_without_thinking(episode) if self._settings.cut_thinking else None
-        prompt = prompt if short_context is None else [*short_context, *prompt]
-        if machine.room(episode, len(prompt), self._settings.context, restart=short_context is not None) < 1:
+        prompt, anew = next_prompt(episode, message, self._chat, cut_thinking=self._settings.cut_thinking)
+        if machine.room(episode, len(prompt), self._settings.context, restart=anew) < 1:
             self._episodes[row] = machine.end_by_context(episode)
             return self._end(row)
-        if short_context is not None:
+        if anew:
             self._session.end(self._dialogues[row])
             self._dialogues[row] = self._session.dialogue(seed=episode.seed, step=episode.step, episode=episode.index)
-        self._ask(row, prompt, restart=short_context is not None)
-
-    def _context_without_thinking(self, episode: Episode) -> list[int] | None:
-        """What later turns see in place of the context so far; None where it has no thinking."""
-        context, response = episode.context_ids, episode.turns[-1].response_ids
-        return self._chat.without_thinking(context[: len(context) - len(response)], response)
+        self._ask(row, prompt, restart=anew)
 
     def _end(self, row: int) -> None:
         """The episode has its last turn: the hidden tests run, where the judge works."""
