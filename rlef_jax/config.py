@@ -53,6 +53,7 @@ def base_config() -> ConfigDict:
                 feedback="true",  # or "random" (C.2), "none" (B.5): docs/method.md
                 max_failures_shown=0,  # failed tests named in one feedback message; 0 = all
                 max_text_chars=0,  # of each input, output or stack trace shown; 0 = no cut
+                syntax_errors="once",  # one message (ours); "per_test": a stack trace for each public test (C.1)
                 system_prompt="",
                 thinking="keep",  # "cut": later turns don't see the thinking of earlier responses (docs/method.md)
             ),

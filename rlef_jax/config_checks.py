@@ -47,6 +47,7 @@ CHOICES = {
     "model.norms": ("before", "after", "around"),
     "model.activation": ("silu", "gelu_tanh"),
     "episode.feedback": ("true", "random", "none"),
+    "episode.syntax_errors": ("once", "per_test"),
     "episode.thinking": ("keep", "cut"),
     "eval.valid_feedback": ("", "true", "random", "none"),
     "mesh.reduce_dtype": ("float32", "bfloat16"),

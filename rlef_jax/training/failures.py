@@ -21,13 +21,12 @@ from ml_collections import ConfigDict
 from rlef_jax import episode as machine
 from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.dialog.context import whole_prompt
-from rlef_jax.dialog.feedback import feedback_message
 from rlef_jax.dialog.load import load_chat
 from rlef_jax.dialog.prompts import first_message
 from rlef_jax.errors import ConfigError
 from rlef_jax.training.actor import RolloutRequest, Starts
 from rlef_jax.training.episode_io import episodes_path, read_episodes, saved_steps
-from rlef_jax.training.rollout import RolloutSettings
+from rlef_jax.training.rollout import RolloutSettings, message_of
 from rlef_jax.types import Episode, Problem, Status
 
 _FILES, _ROWS = 0xFA11ED, 0xFA11EE  # keep these draws apart from any other use of (seed, step)
@@ -54,10 +53,7 @@ def repair_prompt(failed: Episode, chat: ChatFormat, settings: RolloutSettings) 
             f"the failed response to {problem.name!r} was made with another tokenizer, chat format, wording or system"
             " prompt than this model's: both models must have the same"
         )
-    message = feedback_message(
-        problem, machine.last_verdict(failed), kind=settings.feedback, max_failures=settings.max_failures,
-        max_chars=settings.max_chars,
-    )  # fmt: skip
+    message = message_of(problem, machine.last_verdict(failed), settings, kind=settings.feedback)
     prompt = whole_prompt(failed, message, chat, cut_thinking=settings.cut_thinking)
     return prompt if machine.room(failed, len(prompt), settings.context, restart=True) >= 1 else None
 

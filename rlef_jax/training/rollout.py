@@ -77,6 +77,7 @@ class RolloutSettings:
         and passing the public tests ends nothing).
       max_failures: failed tests named in one message; 0 names all.
       max_chars: of each text in a message; 0 cuts nothing.
+      syntax_errors: told "once", or as the stack trace of each test ("per_test", C.1).
       system_prompt: opens the dialogue where not empty.
       cut_thinking: later turns don't see the thinking of earlier responses: their context begins anew.
       opening: tokens in front of each first prompt, the system message included: other dialogues (C.3), see
@@ -94,6 +95,7 @@ class RolloutSettings:
     feedback: str = "true"
     max_failures: int = 0
     max_chars: int = 0
+    syntax_errors: str = "once"
     system_prompt: str = ""
     cut_thinking: bool = False
     opening: tuple[int, ...] = ()
@@ -211,6 +213,18 @@ def _first_prompt(episode: Episode, chat: ChatFormat, settings: RolloutSettings)
     return prompt
 
 
+def message_of(problem: Problem, verdict: Verdict, settings: RolloutSettings, *, kind: str = "true") -> str:
+    """`feedback_message` with the settings' wording and cuts."""
+    return feedback_message(
+        problem,
+        verdict,
+        kind=kind,
+        max_failures=settings.max_failures,
+        max_chars=settings.max_chars,
+        syntax_errors=settings.syntax_errors,
+    )
+
+
 _ASK_EVERY_S = 0.5  # how often a collection that waits asks whether to stop
 _REPORT_EVERY_S = 0.1
 
@@ -297,13 +311,7 @@ class _Driver:
         elif self._random_feedback is not None:
             self._try_donor(row, self._random_feedback.donor(episode), self._random_feedback.attempts(episode))
         else:
-            message = feedback_message(
-                episode.problem,
-                machine.last_verdict(episode),
-                kind=settings.feedback,
-                max_failures=settings.max_failures,
-                max_chars=settings.max_chars,
-            )
+            message = message_of(episode.problem, machine.last_verdict(episode), settings, kind=settings.feedback)
             self._go_on(row, message)
 
     def _try_donor(self, row: int, donor: Problem, attempts: Iterator[Future[Verdict]]) -> None:
@@ -315,9 +323,7 @@ class _Driver:
             elif verdict.public_passed:
                 self._try_donor(row, donor, attempts)
             else:
-                cuts = self._settings
-                message = feedback_message(donor, verdict, max_failures=cuts.max_failures, max_chars=cuts.max_chars)
-                self._go_on(row, message)
+                self._go_on(row, message_of(donor, verdict, self._settings))
 
         self._when_done(next(attempts), on_verdict)
 

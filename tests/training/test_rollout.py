@@ -111,6 +111,14 @@ def test_turn_limit_and_no_code(pool):
     assert "SyntaxError: invalid syntax\n\nGive it" in shown(episode, 2)
 
 
+def test_a_program_that_does_not_parse_as_the_settings_say(pool):
+    sampler = ScriptedSampler(CHAT, lambda index, turn: "```python\nx = = 1\n```")
+    settings = dataclasses.replace(SETTINGS, syntax_errors="per_test")
+    [episode] = collect(sampler, CHAT, pool, [add_problem()], seed=0, step=0, settings=settings)
+    trace = '  File "solution.py", line 1\n    x = = 1\n        ^\nSyntaxError: invalid syntax\n\nGive it'
+    assert f"Your code failed the following tests:\n\n- input `1 2` failed:\n{trace}" in shown(episode, 1)
+
+
 def test_the_order_of_events_changes_nothing(pool):
     """How long a program takes leaves no trace; indices and order are the problems' own."""
 
