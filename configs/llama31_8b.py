@@ -7,8 +7,8 @@ updates in about 20 hours, estimated on 200 rollouts a problem (B.1); here an ev
 
 Plan: trains in 41.1 GiB (reduce), samples in 69.9 GiB (new weights arrive) of 72.8 a card: fits
 
-Where it still deviates: iterations are synchronous; a syntax error is shown once, not as the stack trace of each test;
-standard output is shown up to 20,000 characters; the wall clock decides only where the processor was free (below).
+Where it still deviates: iterations are synchronous; standard output is shown up to 20,000 characters; the wall clock
+decides only where the processor was free (below).
 
 Variants (configs/llama31_8b.py:NAME):
   node  one node of 8 H100s trains and samples in turn; the cache's memory is free while it trains.
@@ -49,6 +49,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.episode.context = 8192  # ours
     config.episode.max_new_tokens = 2048  # ours
     config.episode.max_text_chars = 0  # verbatim (C.1)
+    config.episode.syntax_errors = "per_test"  # as other errors (C.1)
     config.sampling.temperature, config.sampling.top_p, config.sampling.top_k = 1.0, 1.0, 0
     config.sampling.rows, config.sampling.workers = 128, 1  # ours, as is what follows
     config.sampling.min_ready_fraction = 0.0

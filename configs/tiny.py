@@ -11,13 +11,19 @@ Variants (configs/tiny.py:NAME):
   token_values     a value at each response token (B.6).
   product_kl       the KL penalty of a response's probability, not of its geometric mean (2.2).
   group            no critic: each problem's 8 rollouts are compared with each other (RLOO).
+  repair           one repair an episode, of a failed response of `single_turn` (B.4's repairer; the paper trains it by
+                   supervised fine-tuning, this one learns by PPO). Trained and evaluated with the policy it repairs:
+
+    python -m rlef_jax.train --config=configs/tiny.py:single_turn --workdir=runs/single_turn
+    python -m rlef_jax.train --config=configs/tiny.py:repair --workdir=runs/repair
+    python -m rlef_jax.evaluate --workdir=runs/single_turn --repairer=runs/repair
 """
 
 from ml_collections import ConfigDict
 
 from rlef_jax.config import base_config, unknown_variant
 
-VARIANTS = ("", "single_turn", "random_feedback", "paper_iteration", "token_values", "product_kl", "group")
+VARIANTS = ("", "single_turn", "random_feedback", "paper_iteration", "token_values", "product_kl", "group", "repair")
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -41,6 +47,11 @@ def get_config(variant: str = "") -> ConfigDict:
         config.episode.max_turns = 1
         config.ppo.rollouts *= 2
         config.eval.split = ""  # rlef_jax.evaluate compares it with RLEF, over turns and as independent samples
+    elif variant == "repair":
+        config.data.failures = "runs/single_turn"
+        config.episode.max_turns = 1
+        config.ppo.rollouts *= 2
+        config.eval.split = ""
     elif variant == "random_feedback":
         config.episode.feedback = "random"
     elif variant == "paper_iteration":

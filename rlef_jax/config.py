@@ -27,7 +27,7 @@ from rlef_jax.paths import local_text
 SAVED_NAME = "config.json"
 TEXT_TUPLES = ("data.exclude", "data.families")  # an empty tuple doesn't say what its elements are; others are numbers
 # Keys that may hold a path: what has no slash in execution.python is a version; package:NAME ships with rlef_jax.
-PATH_KEYS = ("model.init", "model.tokenizer", "model.chat", "data.dir", "execution.python")
+PATH_KEYS = ("model.init", "model.tokenizer", "model.chat", "data.dir", "data.failures", "execution.python")
 
 
 def base_config() -> ConfigDict:
@@ -43,6 +43,7 @@ def base_config() -> ConfigDict:
                 exclude=(),  # code_contests: rules that leave problems out, see docs/code_contests.md
                 max_prompt_tokens=0,  # code_contests: problems with longer first prompts are left out; 0 = no rule
                 families=(),  # mini_contests: only these; () = all
+                failures="",  # a run's folder: each episode repairs one of its failed first responses (B.4)
                 even_questions=0.0,  # mini_contests: share of training problems with all open questions alike often
             ),
             episode=dict(
@@ -52,6 +53,7 @@ def base_config() -> ConfigDict:
                 feedback="true",  # or "random" (C.2), "none" (B.5): docs/method.md
                 max_failures_shown=0,  # failed tests named in one feedback message; 0 = all
                 max_text_chars=0,  # of each input, output or stack trace shown; 0 = no cut
+                syntax_errors="once",  # one message (ours); "per_test": a stack trace for each public test (C.1)
                 system_prompt="",
                 thinking="keep",  # "cut": later turns don't see the thinking of earlier responses (docs/method.md)
             ),

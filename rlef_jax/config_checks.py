@@ -47,6 +47,7 @@ CHOICES = {
     "model.norms": ("before", "after", "around"),
     "model.activation": ("silu", "gelu_tanh"),
     "episode.feedback": ("true", "random", "none"),
+    "episode.syntax_errors": ("once", "per_test"),
     "episode.thinking": ("keep", "cut"),
     "eval.valid_feedback": ("", "true", "random", "none"),
     "mesh.reduce_dtype": ("float32", "bfloat16"),
@@ -122,6 +123,19 @@ def _check_data(config: ConfigDict) -> Faults:
     yield bool(d.families) and d.even_questions > 0, "data.even_questions", all_families
     no_room = f"must leave room for a response in episode.context={config.episode.context}; it is"
     yield d.max_prompt_tokens >= config.episode.context, "data.max_prompt_tokens", f"{no_room} {d.max_prompt_tokens}"
+
+
+def _check_failures(config: ConfigDict) -> Faults:
+    """A repairer's episodes begin behind another model's failed responses, its evaluations would begin without any."""
+    if not config.data.failures:
+        return
+    yield config.episode.feedback == "random", "episode.feedback", f'"true" or "none" {_REPAIRER}, not "random"'
+    pair = f"{_REPAIRER}, which is evaluated behind the policy that it repairs: rlef_jax.evaluate --repairer"
+    yield bool(config.eval.split), "eval.split", f'must be "" {pair}'
+    yield config.eval.every > 0, "eval.every", f"must be 0 {pair}"
+
+
+_REPAIRER = "for a repairer (data.failures is set)"
 
 
 def _check_model(config: ConfigDict) -> Faults:
@@ -227,6 +241,7 @@ def _check_schedule(config: ConfigDict) -> Faults:
 
 _TOGETHER = (
     _check_data,
+    _check_failures,
     _check_model,
     _check_episode,
     _check_random_feedback,

@@ -41,6 +41,7 @@ from rlef_jax.data.sources import CODE_CONTESTS, Source, check_source, check_spl
 from rlef_jax.errors import ConfigError, RunError
 from rlef_jax.evaluation import few_shot, job
 from rlef_jax.evaluation.chunk_store import saved_episodes
+from rlef_jax.evaluation.repair import Repairer
 from rlef_jax.metrics.n_at_k import rollouts_for
 from rlef_jax.progress import ProgressDisplay
 from rlef_jax.training import episode_io
@@ -57,6 +58,9 @@ def parser() -> arguments.Parser:
     policy_source.add_argument("--config", help="a configuration; its model.init are the weights")
     p.add_argument("--checkpoint", default="last", help="with --workdir: best (by validation), last, or its iteration")
     p.add_argument("--warm-start", action="store_true", help="evaluate the weights that the run started from")
+    p.add_argument("--repairer", type=arguments.path, metavar="WORKDIR", help="a run whose policy makes all responses"
+                   " but the first (docs/evaluation.md)")  # fmt: skip
+    p.add_argument("--repairer-checkpoint", default="last", help="as --checkpoint (default: last)")
     p.add_argument(
         "--judge-only", type=arguments.path, metavar="FILE", help="score the responses in FILE (docs/evaluation.md)"
     )
@@ -130,6 +134,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
             config, name, problems, workdir=args.workdir, checkpoint=None if args.warm_start else args.checkpoint,
             rollouts=rollouts_for(args.samples, args.turns), feedback=args.feedback, shots=shots, out=args.out,
             chunk=args.chunk, extra_settings=extra_settings,
+            repairer=None if args.repairer is None else Repairer(args.repairer, args.repairer_checkpoint),
         )  # fmt: skip
     if args.episodes is not None:
         episode_io.write_episodes(args.episodes, saved_episodes(rollouts.folder))
@@ -225,6 +230,7 @@ def _changed_config(args: argparse.Namespace) -> ConfigDict:
     config.eval.split = config.eval.split or config_lib.base_config().eval.split
     config.eval.random_feedback = args.feedback == "random"
     config.sampling.own_devices = False  # nothing trains beside it
+    config.data.failures = ""  # what a repairer was trained on: here it is a policy as any other
     try:
         validate(config)
         if not args.benchmark:
@@ -242,9 +248,22 @@ def _changed_config(args: argparse.Namespace) -> ConfigDict:
             raise ConfigError(f"--{flag.replace('_', '-')}: {least} or more; it is {getattr(args, flag)}")
     if args.few_shot is not None and args.judge_only is not None:
         raise ConfigError("--few-shot: responses made elsewhere were made with prompts of their own; leave it out")
+    if args.repairer is not None:
+        _check_repairer(args)
     if args.samples < args.turns and args.judge_only is None:
         raise ConfigError(f"--samples={args.samples} must be at least --turns={args.turns}")
     return config
+
+
+def _check_repairer(args: argparse.Namespace) -> None:
+    """Raises ConfigError for what a repairer's contexts, which begin anew at each repair, can't be."""
+    if args.turns < 2:
+        raise ConfigError(f"--repairer: makes the second response and those after it, and --turns={args.turns}")
+    if args.feedback != "true":
+        raise ConfigError(f"--repairer: is for --feedback=true, not {args.feedback}")
+    for name in ("judge_only", "few_shot"):
+        if getattr(args, name) is not None:
+            raise ConfigError(f"--repairer: can't go with --{name.replace('_', '-')}; leave one of the two out")
 
 
 def _check_writable(path: Path) -> None:

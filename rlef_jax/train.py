@@ -52,9 +52,10 @@ from rlef_jax.training.build import (
 )
 from rlef_jax.training.checkpoint import Checkpoints, content_hash
 from rlef_jax.training.evaluator import Evaluator, SplitProblems
+from rlef_jax.training.failures import FailedResponses
 from rlef_jax.training.inputs import Inputs, agreed, check_inputs, identities
 from rlef_jax.training.interrupt import StopRequest
-from rlef_jax.training.loop import ProblemFeed
+from rlef_jax.training.loop import ProblemFeed, TrainingProblems
 from rlef_jax.training.metrics_writer import MetricsWriter
 from rlef_jax.training.processes import (
     NAMES,
@@ -89,6 +90,7 @@ def train(
     check_splits(source, train=d.train_split, evaluated=evaluated)
     config = with_model_shape(config)
     cfg, chat, weights = describe_policy(config)
+    failures = FailedResponses.of(config) if d.failures else None
     mesh, learner = build_mesh(config), build_learner(config, cfg)
     with contextlib.ExitStack() as stack:
         kinds = kinds_drawn(config, evaluates=any(evaluated.values()))
@@ -97,10 +99,14 @@ def train(
         log = None if is_first() else stack.enter_context(open(os.devnull, "w"))
         display = stack.enter_context(ProgressDisplay(stream=log))
         broadcast_from_first(lambda: open_workdir(workdir, config, resume=go_on))
-        splits = list(dict.fromkeys([d.train_split, *filter(None, evaluated.values())]))
+        trained = [] if failures else [d.train_split]
+        splits = list(dict.fromkeys([*trained, *filter(None, evaluated.values())]))
         source = fit(source, splits, first_prompt_of(config, chat), tell=display.message, report=display.stage)
         broadcast_from_first(lambda: _check_donors(config, source))
-        inputs = agreed(all_gather(identities(config, pool.interpreter, source, splits)))
+        own_inputs = dict(identities(config, pool.interpreter, source, splits))
+        if failures:
+            own_inputs["failed responses (config.data.failures)"] = failures.identity()
+        inputs = agreed(all_gather(own_inputs))
         broadcast_from_first(lambda: _check_inputs(workdir, inputs, accept=anyway, tell=display.message))
         first = first_weights(config, cfg, weights, mesh)
         stop = stack.enter_context(StopRequest())
@@ -114,7 +120,7 @@ def train(
             start=Progress(iteration=0, reference=content_hash(first)),
             checkpoint_every=config.train.checkpoint_every, tell=display.message, accept=anyway,
         )  # fmt: skip
-        feed = ProblemFeed(source, last=config.train.iterations - 1)
+        feed = ProblemFeed(failures or TrainingProblems(source), last=config.train.iterations - 1)
         stack.callback(feed.close)
         writer = None
         if is_first():

@@ -78,6 +78,7 @@ def test_the_papers_values(name, iterations, devices):
     assert (c.execution.python, c.execution.require_python) == ("3.10", True)
     assert (c.execution.wall_s, c.execution.memory_mb) == (10.0, 1024)
     assert (c.execution.clean_exit, c.execution.exact_integers, c.episode.max_text_chars) == (False, False, 0)
+    assert c.episode.syntax_errors == "per_test"
     assert c.model.param_dtype == "float32"
     assert c.mesh.data * c.mesh.fsdp * c.mesh.tensor == devices
 

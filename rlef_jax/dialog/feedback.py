@@ -2,12 +2,17 @@
 
 Only results of public tests are used: those of hidden tests never enter a prompt.
 
-Ours, since the paper doesn't define them: the messages for a response without code, for a program that doesn't parse
-and for too much output (for function problems also too much memory); the text for a run-time error without a stack
-trace; the cuts of long texts, each marked with the number of characters cut.
+A program that doesn't parse fails each test with the stack trace that Python prints for it (`syntax_errors="per_test"`)
+or, ours, is told so once.
+
+Ours too, since the paper doesn't define them: the messages for a response without code and for too much output (for
+function problems also too much memory); the text for a run-time error without a stack trace; the cuts of long texts,
+each marked with the number of characters cut.
 """
 
 from __future__ import annotations
+
+import re
 
 from rlef_jax.dialog.prompts import FORMAT_SENTENCE
 from rlef_jax.types import FunctionTest, Problem, Status, Test, TestCase, TestResult, Verdict
@@ -15,10 +20,17 @@ from rlef_jax.types import FunctionTest, Problem, Status, Test, TestCase, TestRe
 TRY_AGAIN = f"Give it another try.\n{FORMAT_SENTENCE}"
 _ENDINGS = {"contest": TRY_AGAIN, "human_eval": "Give it another try.", "mbpp": TRY_AGAIN, "function": TRY_AGAIN}
 KINDS = ("true", "none")
+_CARETS = re.compile(r"\n *\^+(?=\n)")
 
 
 def feedback_message(
-    problem: Problem, verdict: Verdict, *, kind: str = "true", max_failures: int = 0, max_chars: int = 0
+    problem: Problem,
+    verdict: Verdict,
+    *,
+    kind: str = "true",
+    max_failures: int = 0,
+    max_chars: int = 0,
+    syntax_errors: str = "once",
 ) -> str:
     """The user message after a response that didn't end its episode.
 
@@ -28,6 +40,8 @@ def feedback_message(
       kind: "true" shows the failed public tests (C.1), "none" shows nothing (B.5).
       max_failures: number of failed tests shown, the first ones; 0 shows all.
       max_chars: length to which each input, output and stack trace is cut, in characters; 0 cuts nothing.
+      syntax_errors: "once" says that the program doesn't parse, and where, without Python's line of carets; "per_test"
+        gives the stack trace as that of each public test. Without public tests it is said once.
 
     Raises:
       ValueError: no test failed, the judge itself broke, or the numbers of results and tests differ.
@@ -42,8 +56,8 @@ def feedback_message(
     if verdict.status is Status.NO_CODE:
         missing = "code" if problem.style == "human_eval" else "code block"
         return f"Your response has no {missing}.\n\n{ending}"
-    if verdict.status is Status.SYNTAX_ERROR:
-        error = verdict.public[0].error if verdict.public else "SyntaxError"
+    if verdict.status is Status.SYNTAX_ERROR and (syntax_errors == "once" or not problem.public_tests):
+        error = _CARETS.sub("", verdict.public[0].error) if verdict.public else "SyntaxError"
         return f"Your code does not parse:\n\n{_keep_tail(error, max_chars)}\n\n{ending}"
     contest = problem.style == "contest"
     head = "Your code failed the following tests:" if contest else "Your code failed some test cases:"
@@ -89,7 +103,7 @@ def _assert_entry(test: FunctionTest, result: TestResult, max_chars: int) -> str
     match result.status:
         case Status.WRONG_ANSWER:
             return f"{head}\n`{_keep_head(result.error, max_chars)}`"
-        case Status.RUNTIME_ERROR:
+        case Status.RUNTIME_ERROR | Status.SYNTAX_ERROR:
             trace = result.error or f"The program ended with exit code {result.exit_code}."
             return f"{head}\n{_keep_tail(trace, max_chars)}"
         case Status.TIME_LIMIT:
@@ -107,7 +121,7 @@ def _input_entry(test: TestCase, result: TestResult, max_chars: int) -> str:
         case Status.WRONG_ANSWER:
             expected = _keep_head(test.output, max_chars)
             return f"{head}\nExpected output `{expected}` but got `{_keep_head(result.stdout, max_chars)}`"
-        case Status.RUNTIME_ERROR:
+        case Status.RUNTIME_ERROR | Status.SYNTAX_ERROR:
             trace = result.error or f"The program ended with exit code {result.exit_code}."
             return f"{head}\n{_keep_tail(trace, max_chars)}"
         case Status.TIME_LIMIT:

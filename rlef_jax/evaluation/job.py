@@ -19,10 +19,11 @@ from rlef_jax.evaluation.chunk_store import CHUNKS, all_chunks, open_folder, set
 from rlef_jax.evaluation.few_shot import opening
 from rlef_jax.evaluation.metrics import text_report, whole_report
 from rlef_jax.evaluation.recorded import judge_recorded, read_recorded
+from rlef_jax.evaluation.repair import Repairer, pair_episodes, repairer_params
 from rlef_jax.metrics.outcome import Outcome, outcome_of
 from rlef_jax.metrics.summary import n_at_k_percent, summarise
 from rlef_jax.progress import ProgressDisplay
-from rlef_jax.training.actor import LocalActor, RolloutRequest
+from rlef_jax.training.actor import LocalActor, RolloutRequest, Starts
 from rlef_jax.training.build import (
     build_policy,
     build_pool,
@@ -73,12 +74,14 @@ def sampled(
     out: Path | None,
     chunk: int,
     extra_settings: Mapping[str, Any],
+    repairer: Repairer | None = None,
 ) -> EvaluationRollouts:
     """Samples rollouts of a policy: of a run's checkpoint, or of `config.model.init` if that is None.
 
-    `shots` are dialogues in front of each prompt (`evaluation.few_shot`). `extra_settings` are added to the recorded
-    settings. Every rollout depends only on the weights, the seed and its index, as in a run's own evaluations. Raises
-    ConfigError for weights, dialogues or a folder that can't be used.
+    `shots` are dialogues in front of each prompt (`evaluation.few_shot`). With a `repairer` the policy gives first
+    responses alone (`evaluation.repair`). `extra_settings` are added to the recorded settings. Every rollout depends
+    only on the weights, the seed and its index, as in a run's own evaluations. Raises ConfigError for weights,
+    dialogues or a folder that can't be used.
     """
     config = with_model_shape(config)
     mesh = build_sampler_mesh(config)  # a model that fills several devices is never on one
@@ -102,11 +105,14 @@ def sampled(
     }
     if shots:
         about["few_shot"] = [shot.problem.name for shot in shots]
+    repairs = None if repairer is None else repairer_params(repairer, config)
+    if repairs is not None:
+        about["repairer"] = content_hash(repairs)
     folder = out or (workdir or Path("runs")) / "benchmarks" / _folder_name(name, about)
     rows = [p for p in problems for _ in range(rollouts)]
 
-    def find(request: RolloutRequest) -> tuple[Sequence[Problem], Sequence[Problem]]:
-        return rows[request.indexes.start : request.indexes.stop], problems
+    def find(request: RolloutRequest) -> Starts:
+        return Starts(rows[request.indexes.start : request.indexes.stop], problems)
 
     with build_pool(config.execution) as pool, ProgressDisplay(stream=sys.stderr) as display:
         tokenizer = tokenizer_identity(config.model.tokenizer, config.model.chat)
@@ -119,6 +125,12 @@ def sampled(
 
         def make(first: int, size: int) -> list[Episode]:
             indexes, seed = range(first, first + size), config.seed + EVAL_SEED
+            if repairs is not None:
+                return pair_episodes(
+                    sampler, policy.chat, pool, rows[first : first + size], seed=seed, indexes=indexes,
+                    settings=settings, first=params, repairer=repairs,
+                    on_progress=lambda p: display.stage("this chunk", p.ended, p.total),
+                )  # fmt: skip
             return actor.episodes(
                 RolloutRequest(name, seed, 0, len(rows), indexes, settings, stage="this chunk")
             ).episodes  # fmt: skip
@@ -225,6 +237,8 @@ def text_of(results: dict[str, Any]) -> str:
             f"feedback, and the choice of what is submitted, from up to {count} tests a problem:"
             f" {results['evaluation']['made_public']} hidden tests were made public"
         )
+    if repairer := results["evaluation"].get("repairer"):
+        lines.append(f"first responses by the policy, later ones by the repairer {repairer}")
     if shots := results["evaluation"].get("few_shot"):
         lines.append(f"few-shot dialogues in front: {', '.join(shots)}")
     if results["judge"]:

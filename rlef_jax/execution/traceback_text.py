@@ -44,12 +44,35 @@ def format_exception(exc, source):
 
 
 def _format_syntax_error(exc, lines):
+    """As CPython 3.10 prints it for `python solution.py`: place, line, carets under what is wrong, message.
+
+    Carets are placed by characters, where CPython counts the bytes of letters outside ASCII that stand before them.
+    """
     shown = []
     if exc.lineno:
         shown.append(f'  File "{FILENAME}", line {exc.lineno}')
-        shown.extend(_line(lines, exc.lineno))
+        # The compiler looks for the line of its errors in the file, which isn't there.
+        in_source = lines[exc.lineno - 1] if 0 < exc.lineno <= len(lines) else ""
+        text = (in_source if exc.text is None else exc.text).rstrip("\n")
+        shown.extend(_marked(text, exc))
     shown.append(f"{type(exc).__name__}: {exc.msg}")
     return "\n".join(shown)
+
+
+def _marked(text, exc):
+    """The line of a syntax error without its indentation, and a line of carets if they would be under it."""
+    stripped = text.lstrip(" \t\f").split("\n")[0]
+    if not stripped:
+        return []
+    end = getattr(exc, "end_offset", None) or 0  # since Python 3.10
+    if (getattr(exc, "end_lineno", None) or 0) > exc.lineno:
+        end = len(text) + 1  # it goes on in further lines: the rest of this one is marked
+    offset = exc.offset or 0
+    place = min(offset - 1 - (len(text) - len(text.lstrip(" \t\f"))), len(stripped))
+    shown = ["    " + stripped]
+    if place >= 0:
+        shown.append("    " + " " * place + "^" * max(end - offset, 1))
+    return shown
 
 
 def _line(lines, lineno):

@@ -102,8 +102,22 @@ class Actor(Protocol):
         """What the judge has done so far (`ExecutionPool.stats`)."""
 
 
-# Called with a request: the problems of its indexes, and those that random feedback may come from.
-type FindProblems = Callable[[RolloutRequest], tuple[Sequence[Problem], Sequence[Problem]]]
+@dataclasses.dataclass(frozen=True)
+class Starts:
+    """What the episodes of a request begin with. Plain data.
+
+    Attributes:
+      problems: one for each of its indexes.
+      donors: problems that random feedback may come from.
+      prompts: their first prompts' tokens; None where the problems' own words are all of them.
+    """
+
+    problems: Sequence[Problem]
+    donors: Sequence[Problem] = ()
+    prompts: Sequence[Sequence[int]] | None = None
+
+
+type FindStarts = Callable[[RolloutRequest], Starts]
 
 
 class LocalActor:
@@ -114,7 +128,7 @@ class LocalActor:
         sampler: SamplerLike,
         chat: ChatFormat,
         pool: ExecutionPool,
-        find: FindProblems,
+        find: FindStarts,
         *,
         display: ProgressDisplay | None = None,
         should_stop: Callable[[], bool] = bool,
@@ -122,7 +136,7 @@ class LocalActor:
         """Args:
         sampler, chat: with the same tokenizer.
         pool: runs the programs.
-        find: from a request to its problems.
+        find: from a request to what its episodes begin with.
         display: is told how far a request is.
         should_stop: asked now and then; true ends a request that may be stopped.
         """
@@ -138,7 +152,7 @@ class LocalActor:
     def episodes(self, request: RolloutRequest) -> RolloutResult:
         if self._version is None or self._version < request.version:
             raise RuntimeError(f"weights of version {request.version} are asked for, there are {self._version}")
-        problems, donors = self._find(request)
+        starts = self._find(request)
         seen: list[RolloutProgress] = []
 
         def report(progress: RolloutProgress) -> None:
@@ -146,8 +160,9 @@ class LocalActor:
             self._show(request.stage, progress.ended, progress.total)
 
         made = collect(
-            self._sampler, self._chat, self._pool, problems, seed=request.seed, step=request.step,
-            settings=request.settings, first_index=request.indexes.start, donors=donors, on_progress=report,
+            self._sampler, self._chat, self._pool, starts.problems, seed=request.seed, step=request.step,
+            settings=request.settings, indexes=request.indexes, donors=starts.donors, prompts=starts.prompts,
+            on_progress=report,
             on_compile=lambda done, programs: self._show("compiling the sampler", done, programs),
             should_stop=lambda: self._stopped or (request.may_stop and self._should_stop()),
         )  # fmt: skip

@@ -286,6 +286,7 @@ def rollout_settings(
         feedback=feedback,
         max_failures=e.max_failures_shown,
         max_chars=e.max_text_chars,
+        syntax_errors=e.syntax_errors,
         system_prompt=e.system_prompt,
         cut_thinking=e.thinking == "cut",
         temperature_range=tuple(config.eval.temperature_range) if evaluation else (),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,10 @@ from rlef_jax.metrics.summary import summarise
 from rlef_jax.model.transformer import Params
 from rlef_jax.progress import ProgressDisplay
 from rlef_jax.training import episode_io
-from rlef_jax.training.actor import Actor, RolloutRequest, shard_range
+from rlef_jax.training.actor import Actor, RolloutRequest, Starts, shard_range
 from rlef_jax.training.build import rollout_settings
 from rlef_jax.training.processes import all_gather, broadcast_from_first, is_first
-from rlef_jax.types import Episode, Problem
+from rlef_jax.types import Episode
 
 EVAL_SEED = 1_000_003  # added to the run's seed: an evaluation draws tokens of its own ...
 VALID_SEED = 2_000_003  # ... and model selection others than the final score
@@ -41,10 +40,10 @@ class SplitProblems:
     limit: int
     rollouts: int = 1
 
-    def __call__(self, request: RolloutRequest) -> tuple[Sequence[Problem], Sequence[Problem]]:
+    def __call__(self, request: RolloutRequest) -> Starts:
         """The problems of a request's episodes, and those that random feedback may come from: all of the split."""
         problems = evaluation_problems(self.source, request.split, self.limit)
-        return [problems[i // self.rollouts] for i in request.indexes], problems
+        return Starts([problems[i // self.rollouts] for i in request.indexes], problems)
 
 
 class Evaluator:

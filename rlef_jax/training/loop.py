@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,9 +22,9 @@ from rlef_jax.ppo.settings import PackSettings, PpoSettings
 from rlef_jax.ppo.update import Learner, TrainState, prepare_iteration, split_updates
 from rlef_jax.ppo.values import METRICS
 from rlef_jax.progress import ProgressDisplay
-from rlef_jax.training.actor import RolloutRequest, Rollouts
+from rlef_jax.training.actor import FindStarts, RolloutRequest, Rollouts, Starts
 from rlef_jax.training.interrupt import helper_process
-from rlef_jax.types import Episode, Problem, TokenBatch
+from rlef_jax.types import Episode, TokenBatch
 
 
 class Stopwatch:
@@ -45,28 +46,37 @@ class Stopwatch:
         return {f"time/{name}": s for name, s in self.seconds.items()} | {"time/total": total}
 
 
-class ProblemFeed:
-    """Finds the problems of each iteration, the next one's in a process beside while this one's are in use."""
+@dataclasses.dataclass(frozen=True)
+class TrainingProblems:
+    """Finds the problems of an iteration in a source: a function of the request's seed, step and indexes."""
 
-    def __init__(self, source: Source, *, last: int) -> None:
-        """Args: last: iteration."""
-        self._source, self._last = source, last
-        self._pool = helper_process()
-        self._ahead: dict[int, Future[list[Problem]]] = {}
+    source: Source
 
-    def __call__(self, request: RolloutRequest) -> tuple[Sequence[Problem], Sequence[Problem]]:
-        """The problems of a request's episodes, and those that random feedback may come from: all of its iteration.
-
-        Starts on the next iteration's, of requests that differ in nothing else.
-        """
+    def __call__(self, request: RolloutRequest) -> Starts:
+        """The problems of a request's episodes, and those that random feedback may come from: all of its iteration."""
         every = request.settings.needs_donors
         indexes = range(request.count) if every else request.indexes
+        problems = training_problems(
+            self.source, request.split, request.seed, request.step, request.count, indexes, request.group_size
+        )
+        return Starts(problems[request.indexes.start : request.indexes.stop] if every else problems, problems)
+
+
+class ProblemFeed:
+    """Finds what each iteration begins with, the next one's in a process beside while this one's is in use."""
+
+    def __init__(self, find: FindStarts, *, last: int) -> None:
+        """Args: find: a function of plain data that can be sent to a process. last: iteration."""
+        self._find, self._last = find, last
+        self._pool = helper_process()
+        self._ahead: dict[int, Future[Starts]] = {}
+
+    def __call__(self, request: RolloutRequest) -> Starts:
+        """What `find` says of a request. Starts on the next iteration's, of requests that differ in nothing else."""
         for step in range(request.step, min(request.step + 1, self._last) + 1):
             if step not in self._ahead:
-                names = self._source, request.split, request.seed, step, request.count, indexes, request.group_size
-                self._ahead[step] = self._pool.submit(training_problems, *names)
-        problems = self._ahead.pop(request.step).result()
-        return problems[request.indexes.start : request.indexes.stop] if every else problems, problems
+                self._ahead[step] = self._pool.submit(self._find, dataclasses.replace(request, step=step))
+        return self._ahead.pop(request.step).result()
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)

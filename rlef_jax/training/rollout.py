@@ -20,6 +20,7 @@ import numpy as np
 
 from rlef_jax import episode as machine
 from rlef_jax.dialog.chat import ChatFormat
+from rlef_jax.dialog.context import next_prompt
 from rlef_jax.dialog.extract import program_of
 from rlef_jax.dialog.feedback import feedback_message
 from rlef_jax.dialog.prompts import first_message
@@ -76,6 +77,7 @@ class RolloutSettings:
         and passing the public tests ends nothing).
       max_failures: failed tests named in one message; 0 names all.
       max_chars: of each text in a message; 0 cuts nothing.
+      syntax_errors: told "once", or as the stack trace of each test ("per_test", C.1).
       system_prompt: opens the dialogue where not empty.
       cut_thinking: later turns don't see the thinking of earlier responses: their context begins anew.
       opening: tokens in front of each first prompt, the system message included: other dialogues (C.3), see
@@ -93,6 +95,7 @@ class RolloutSettings:
     feedback: str = "true"
     max_failures: int = 0
     max_chars: int = 0
+    syntax_errors: str = "once"
     system_prompt: str = ""
     cut_thinking: bool = False
     opening: tuple[int, ...] = ()
@@ -138,8 +141,9 @@ def collect(
     seed: int,
     step: int,
     settings: RolloutSettings,
-    first_index: int = 0,
+    indexes: Sequence[int] | None = None,
     donors: Sequence[Problem] | None = None,
+    prompts: Sequence[Sequence[int]] | None = None,
     on_progress: Callable[[RolloutProgress], None] | None = None,
     on_compile: Callable[[int, int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
@@ -150,11 +154,12 @@ def collect(
       sampler: holds the weights that act.
       chat: the sampler's tokenizer and chat format.
       pool: runs the programs.
-      problems: entry i becomes the episode with index `first_index + i`.
+      problems: entry i becomes the episode with index `indexes[i]`.
       seed, step: with the index, all that an episode's randomness depends on.
       settings: see `RolloutSettings`.
-      first_index: of the first episode.
+      indexes: of the episodes; by default 0, 1, ...
       donors: where random feedback comes from; by default `problems`. Unused otherwise.
+      prompts: each episode's first prompt, which leaves room for a response (`whole_prompt`); by default the problem's.
       on_progress: called now and then, and at the end, in this thread.
       on_compile: see `Sampler.session`.
       should_stop: asked while something is waited for.
@@ -169,8 +174,10 @@ def collect(
         donors = problems if donors is None else donors
         check_donors(problems, donors)
         random_feedback = RandomFeedback(pool, donors, settings.limits, settings.max_wall_s)
-    episodes = [machine.start(p, seed=seed, step=step, index=first_index + i) for i, p in enumerate(problems)]
-    prompts = [_first_prompt(episode, chat, settings) for episode in episodes]
+    indexes = range(len(problems)) if indexes is None else indexes
+    episodes = [machine.start(p, seed=seed, step=step, index=i) for i, p in zip(indexes, problems, strict=True)]
+    if prompts is None:
+        prompts = [_first_prompt(episode, chat, settings) for episode in episodes]
     with sampler.session(on_compile) as session:
         driver = _Driver(session, chat, pool, settings, random_feedback, episodes, on_progress, should_stop)
         return driver.run(prompts)
@@ -210,6 +217,18 @@ def _first_prompt(episode: Episode, chat: ChatFormat, settings: RolloutSettings)
             " config.data.max_prompt_tokens"
         )
     return prompt
+
+
+def message_of(problem: Problem, verdict: Verdict, settings: RolloutSettings, *, kind: str = "true") -> str:
+    """`feedback_message` with the settings' wording and cuts."""
+    return feedback_message(
+        problem,
+        verdict,
+        kind=kind,
+        max_failures=settings.max_failures,
+        max_chars=settings.max_chars,
+        syntax_errors=settings.syntax_errors,
+    )
 
 
 _ASK_EVERY_S = 0.5  # how often a collection that waits asks whether to stop
@@ -298,13 +317,7 @@ class _Driver:
         elif self._random_feedback is not None:
             self._try_donor(row, self._random_feedback.donor(episode), self._random_feedback.attempts(episode))
         else:
-            message = feedback_message(
-                episode.problem,
-                machine.last_verdict(episode),
-                kind=settings.feedback,
-                max_failures=settings.max_failures,
-                max_chars=settings.max_chars,
-            )
+            message = message_of(episode.problem, machine.last_verdict(episode), settings, kind=settings.feedback)
             self._go_on(row, message)
 
     def _try_donor(self, row: int, donor: Problem, attempts: Iterator[Future[Verdict]]) -> None:
@@ -316,9 +329,7 @@ class _Driver:
             elif verdict.public_passed:
                 self._try_donor(row, donor, attempts)
             else:
-                cuts = self._settings
-                message = feedback_message(donor, verdict, max_failures=cuts.max_failures, max_chars=cuts.max_chars)
-                self._go_on(row, message)
+                self._go_on(row, message_of(donor, verdict, self._settings))
 
         self._when_done(next(attempts), on_verdict)
 
@@ -328,22 +339,14 @@ class _Driver:
         if message is None:
             self._episodes[row] = machine.end_by_infra(episode)
             return self._end(row)
-        closed = episode.turns[-1].finish_reason == "stop"
-        prompt = self._chat.next_prompt(message, closed=closed, start=episode.problem.start)
-        short_context = self._context_without_thinking(episode) if self._settings.cut_thinking else None
-        prompt = prompt if short_context is None else [*short_context, *prompt]
-        if machine.room(episode, len(prompt), self._settings.context, restart=short_context is not None) < 1:
+        prompt, anew = next_prompt(episode, message, self._chat, cut_thinking=self._settings.cut_thinking)
+        if machine.room(episode, len(prompt), self._settings.context, restart=anew) < 1:
             self._episodes[row] = machine.end_by_context(episode)
             return self._end(row)
-        if short_context is not None:
+        if anew:
             self._session.end(self._dialogues[row])
             self._dialogues[row] = self._session.dialogue(seed=episode.seed, step=episode.step, episode=episode.index)
-        self._ask(row, prompt, restart=short_context is not None)
-
-    def _context_without_thinking(self, episode: Episode) -> list[int] | None:
-        """What later turns see in place of the context so far; None where it has no thinking."""
-        context, response = episode.context_ids, episode.turns[-1].response_ids
-        return self._chat.without_thinking(context[: len(context) - len(response)], response)
+        self._ask(row, prompt, restart=anew)
 
     def _end(self, row: int) -> None:
         """The episode has its last turn: the hidden tests run, where the judge works."""

@@ -69,15 +69,28 @@ def test_own_messages():
     case = TestCase("1", "2")
     no_code = feedback_message(problem(case), Verdict(Status.NO_CODE))
     assert no_code == f"Your response has no code block.\n\nGive it another try.\n{FORMAT}"
-    error = '  File "solution.py", line 1\n    x = = 1\nSyntaxError: invalid syntax'
-    syntax = feedback_message(
-        problem(case, case), Verdict(Status.SYNTAX_ERROR, (TestResult(Status.SYNTAX_ERROR, error=error),) * 2)
-    )
-    assert syntax == f"Your code does not parse:\n\n{error}\n\nGive it another try.\n{FORMAT}"
     much = feedback_message(problem(case), verdict(TestResult(Status.OUTPUT_LIMIT, stdout="x" * 99)))
     assert "- input `1` failed: Too much output.\n\n" in much
     silent = feedback_message(problem(case), verdict(TestResult(Status.RUNTIME_ERROR, exit_code=3)))
     assert "- input `1` failed:\nThe program ended with exit code 3.\n\n" in silent
+
+
+def test_a_syntax_error_is_told_once_or_is_the_stack_trace_of_each_test():
+    first, second = TestCase("1\n", "2"), TestCase("3\n", "4")
+    head, end = '  File "solution.py", line 1\n    x = = 1', "SyntaxError: invalid syntax"
+    trace = f"{head}\n        ^\n{end}"
+    failed = Verdict(Status.SYNTAX_ERROR, (TestResult(Status.SYNTAX_ERROR, error=trace),) * 2)
+    once = feedback_message(problem(first, second), failed)
+    assert once == f"Your code does not parse:\n\n{head}\n{end}\n\nGive it another try.\n{FORMAT}"
+    each = feedback_message(problem(first, second), failed, syntax_errors="per_test")
+    assert each == (
+        f"Your code failed the following tests:\n\n- input `1\n` failed:\n{trace}\n- input `3\n` failed:\n{trace}"
+        f"\n\nGive it another try.\n{FORMAT}"
+    )
+    cut = feedback_message(problem(first, second), failed, syntax_errors="per_test", max_failures=1, max_chars=14)
+    assert f"[{len(trace) - 14} characters cut]...{trace[-14:]}\n...[1 failed tests cut]\n\nGive" in cut
+    one = Verdict(Status.SYNTAX_ERROR, failed.public[:1])  # of a hidden test, where none is public
+    assert feedback_message(problem(), one, syntax_errors="per_test") == once
 
 
 def test_no_feedback_starts_at_the_request():

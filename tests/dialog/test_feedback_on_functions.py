@@ -53,6 +53,18 @@ def test_the_papers_words(style):
     assert feedback_message(problem(style, ["${test}"] * 4), verdict(*results)) == feedback
 
 
+@pytest.mark.parametrize("style", TEMPLATES)
+def test_a_program_that_does_not_parse_fails_each_test_with_its_trace(style):
+    failed = verdict(*[result("SYNTAX_ERROR", "${stacktrace}")] * 2)
+    head, _, rest = feedback_message(problem(style, ["a", "b"]), failed, syntax_errors="per_test").partition("\n\n")
+    entries, _, ending = rest.partition("\n\n")
+    assert head == "Your code failed some test cases:" and ending.startswith("Give it another try.")
+    assert entries == "- Failure: `a`:\n${stacktrace}\n- Failure: `b`:\n${stacktrace}"
+    assert feedback_message(problem(style, ["a", "b"]), failed).startswith(
+        "Your code does not parse:\n\n${stacktrace}\n"
+    )
+
+
 def test_what_the_paper_has_no_words_for():
     two = problem("human_eval", ["a", "bcdefg"])
     message = feedback_message(two, verdict(result("PASSED"), result("MEMORY_LIMIT")))

@@ -18,7 +18,7 @@ from rlef_jax.model.finite import check_params
 from rlef_jax.model.parameters import init_params
 from rlef_jax.model.sharding import make_mesh
 from rlef_jax.progress import ProgressDisplay
-from rlef_jax.training.actor import LocalActor, RolloutRequest, shard_range
+from rlef_jax.training.actor import LocalActor, RolloutRequest, Starts, shard_range
 from rlef_jax.training.build import (
     build_learner,
     build_mesh,
@@ -65,7 +65,7 @@ def random_feedback():
 
     def find(request):
         whole = training_problems("mini_contests", request.split, request.seed, request.step, request.count)
-        return whole[request.indexes.start : request.indexes.stop], whole
+        return Starts(whole[request.indexes.start : request.indexes.stop], whole)
 
     def made(indexes):
         sampler = ScriptedSampler(chat, lambda index, turn: "```python\nprint('no')\n```")

@@ -13,9 +13,9 @@ from rlef_jax.errors import StoppedError
 from rlef_jax.execution.interpreter import find_python
 from rlef_jax.execution.pool import ExecutionPool
 from rlef_jax.sampling.request import SamplingConfig
-from rlef_jax.training.actor import LocalActor, RolloutRequest, shard_range
+from rlef_jax.training.actor import LocalActor, RolloutRequest, Starts, shard_range
 from rlef_jax.training.evaluator import SplitProblems
-from rlef_jax.training.loop import ProblemFeed
+from rlef_jax.training.loop import ProblemFeed, TrainingProblems
 from rlef_jax.training.rollout import RolloutSettings
 from tests.helpers.scripted_sampler import ScriptedSampler
 from tests.helpers.tiny_tokenizer import tiny_tokenizer
@@ -87,13 +87,13 @@ def test_what_the_judge_did_is_counted(pool):
 
 def test_the_feed_finds_a_requests_problems_and_the_iterations_donors():
     """Also where the next iteration's are being made already."""
-    feed = ProblemFeed(Source("mini_contests"), last=1)
+    feed = ProblemFeed(TrainingProblems(Source("mini_contests")), last=1)
     try:
         for step in range(2):
             whole = training_problems("mini_contests", "train", 3, step, COUNT)
             request = dataclasses.replace(REQUEST, split="train", step=step, indexes=range(1, 3))
-            assert feed(request) == (whole[1:3], whole)
+            assert feed(request) == Starts(whole[1:3], whole)
         request = dataclasses.replace(request, settings=dataclasses.replace(SETTINGS, feedback="true"))
-        assert feed(request)[0] == whole[1:3]
+        assert feed(request).problems == whole[1:3]
     finally:
         feed.close()

@@ -23,10 +23,10 @@ SETTINGS = RolloutSettings(SamplingConfig(0.2, 0.95, 0, (0,), 8), temperature_ra
 @pytest.mark.parametrize("rollouts", [1, 3])
 def test_each_problem_has_its_rollouts_in_a_row(rollouts):
     find = SplitProblems(Source("mini_contests"), 4, rollouts)
-    problems, donors = find(RolloutRequest("valid", 0, 0, 4 * rollouts, range(1, 4 * rollouts), SETTINGS))
+    starts = find(RolloutRequest("valid", 0, 0, 4 * rollouts, range(1, 4 * rollouts), SETTINGS))
     four = mini_contests.eval_split("valid")[:4]
-    assert list(problems) == [four[i // rollouts] for i in range(1, 4 * rollouts)]
-    assert tuple(donors) == tuple(four)
+    assert list(starts.problems) == [four[i // rollouts] for i in range(1, 4 * rollouts)]
+    assert tuple(starts.donors) == tuple(four) and starts.prompts is None
 
 
 @pytest.mark.parametrize("asked, expected", [("", "none"), ("true", "true"), ("random", "random")])

@@ -111,6 +111,14 @@ def test_turn_limit_and_no_code(pool):
     assert "SyntaxError: invalid syntax\n\nGive it" in shown(episode, 2)
 
 
+def test_a_program_that_does_not_parse_as_the_settings_say(pool):
+    sampler = ScriptedSampler(CHAT, lambda index, turn: "```python\nx = = 1\n```")
+    settings = dataclasses.replace(SETTINGS, syntax_errors="per_test")
+    [episode] = collect(sampler, CHAT, pool, [add_problem()], seed=0, step=0, settings=settings)
+    trace = '  File "solution.py", line 1\n    x = = 1\n        ^\nSyntaxError: invalid syntax\n\nGive it'
+    assert f"Your code failed the following tests:\n\n- input `1 2` failed:\n{trace}" in shown(episode, 1)
+
+
 def test_the_order_of_events_changes_nothing(pool):
     """How long a program takes leaves no trace; indices and order are the problems' own."""
 
@@ -118,12 +126,12 @@ def test_the_order_of_events_changes_nothing(pool):
         return [SUBTRACT, ADD, CRASH, CONSTANT][(index + 2 * turn) % 4]
 
     problems = [add_problem(str(i)) for i in range(7)]
-    whole, _ = run(pool, bodies, problems, first_index=10)
+    whole, _ = run(pool, bodies, problems, indexes=range(10, 17))
     assert [e.index for e in whole] == list(range(10, 17))
     assert [e.problem.name for e in whole] == [str(i) for i in range(7)]
     assert len({(e.end, e.solved, len(e.turns)) for e in whole}) >= 3  # the comparison is about something
     for seed in range(3):
-        split, sampler = run(Late(pool, random.Random(seed)), bodies, problems, first_index=10)
+        split, sampler = run(Late(pool, random.Random(seed)), bodies, problems, indexes=range(10, 17))
         assert [timeless(e) for e in split] == [timeless(e) for e in whole]
         assert all(dialogue.over for dialogue in sampler.dialogues.values())
 
@@ -255,8 +263,13 @@ def test_a_share_of_an_iteration_has_the_episodes_of_the_whole(pool):
     """As two processes make them: donors are the iteration's problems, whoever has the episode."""
     problems = [donor(str(i), "print(n)", f"print('wrong-{i}')") for i in range(6)]
     whole, _ = run(pool, [SUBTRACT, SUBTRACT, ADD], problems, settings=RANDOM)
-    shares = [run(pool, [SUBTRACT, SUBTRACT, ADD], problems[a:b], settings=RANDOM, donors=problems, first_index=a)[0]
-              for a, b in ((0, 1), (1, 6))]  # fmt: skip
+    parts = (range(1), range(1, 6))
+    shares = [
+        run(
+            pool, [SUBTRACT, SUBTRACT, ADD], [problems[i] for i in part], settings=RANDOM, donors=problems, indexes=part
+        )[0]
+        for part in parts
+    ]
     assert [e.token_ids for share in shares for e in share] == [e.token_ids for e in whole]
 
 

@@ -36,6 +36,7 @@ SAMPLING = SamplingConfig(temperature=1.0, top_p=1.0, top_k=0, stop_ids=CHAT.sto
 SETTINGS = RolloutSettings(SAMPLING, context=CONTEXT)
 # Descriptions of different lengths, so that rows differ in everything.
 PROBLEMS = [Problem(f"p{i}", "sum " * i, (TestCase("1", "2"),), (TestCase("3", "4"),)) for i in range(5)]
+INDEXES = range(10, 15)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,7 @@ def sampler(params):
 @pytest.fixture(scope="module")
 def rollout(sampler, pool):
     recording = Recording(sampler)
-    episodes = collect(recording, CHAT, pool, PROBLEMS, seed=0, step=3, settings=SETTINGS, first_index=10)
+    episodes = collect(recording, CHAT, pool, PROBLEMS, seed=0, step=3, settings=SETTINGS, indexes=INDEXES)
     return episodes, recording.streams
 
 
@@ -122,10 +123,10 @@ def test_an_episode_does_not_depend_on_its_neighbours(rollout, sampler, pool):
     """Other rows, other neighbours, fewer at a time: the same tokens."""
     for first in (1, 3):
         again = collect(
-            sampler, CHAT, pool, PROBLEMS[first:], seed=0, step=3, settings=SETTINGS, first_index=10 + first
+            sampler, CHAT, pool, PROBLEMS[first:], seed=0, step=3, settings=SETTINGS, indexes=INDEXES[first:]
         )
         assert [e.token_ids for e in again] == [e.token_ids for e in rollout[0][first:]]
-    other = collect(sampler, CHAT, pool, PROBLEMS, seed=0, step=4, settings=SETTINGS, first_index=10)
+    other = collect(sampler, CHAT, pool, PROBLEMS, seed=0, step=4, settings=SETTINGS, indexes=INDEXES)
     assert [e.token_ids for e in other] != [e.token_ids for e in rollout[0]]
 
 

@@ -1,0 +1,145 @@
+"""Failed first responses of another run, which a repairer's episodes begin behind (appendix B.4).
+
+A run of `rlef_jax.train` keeps its episodes. Those whose first response failed the public tests are dialogues that a
+repair model is trained on: the problem, the failed response and its feedback are the first prompt, and the repairer's
+own response is all that is sampled, rewarded and trained. The failed response's tokens are taken over as they were
+sampled; of its verdict only the results on public tests are used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from rlef_jax import episode as machine
+from rlef_jax.dialog.chat import ChatFormat
+from rlef_jax.dialog.context import whole_prompt
+from rlef_jax.dialog.load import load_chat
+from rlef_jax.dialog.prompts import first_message
+from rlef_jax.errors import ConfigError
+from rlef_jax.training.actor import RolloutRequest, Starts
+from rlef_jax.training.episode_io import episodes_path, read_episodes, saved_steps
+from rlef_jax.training.rollout import RolloutSettings, message_of
+from rlef_jax.types import Episode, Problem, Status
+
+_FILES, _ROWS = 0xFA11ED, 0xFA11EE  # keep these draws apart from any other use of (seed, step)
+_GZIP_END = 8  # bytes at the end of a gzip file: the checksum and the length of what it holds
+
+
+def failed_first(episode: Episode) -> Episode | None:
+    """The episode up to its first response, if that failed the public tests; None where it didn't, or who knows."""
+    verdict = episode.turns[0].verdict if episode.turns else None
+    if verdict is None or verdict.status is Status.INFRA_ERROR or verdict.public_passed:
+        return None
+    return dataclasses.replace(episode, turns=episode.turns[:1], end="")
+
+
+def repair_prompt(failed: Episode, chat: ChatFormat, settings: RolloutSettings) -> list[int] | None:
+    """The tokens that a repair of an episode's one response sees; None where they leave no room for any.
+
+    Raises ConfigError for tokens of another tokenizer, chat format or wording than `chat` and `settings` have.
+    """
+    problem, [turn] = failed.problem, failed.turns
+    expected = chat.first_prompt(first_message(problem), settings.system_prompt, start=problem.start)
+    if list(turn.prompt_delta_ids) != expected:
+        raise ConfigError(
+            f"the failed response to {problem.name!r} was made with another tokenizer, chat format, wording or system"
+            " prompt than this model's: both models must have the same"
+        )
+    message = message_of(problem, machine.last_verdict(failed), settings, kind=settings.feedback)
+    prompt = whole_prompt(failed, message, chat, cut_thinking=settings.cut_thinking)
+    return prompt if machine.room(failed, len(prompt), settings.context, restart=True) >= 1 else None
+
+
+@dataclasses.dataclass(frozen=True)
+class FailedResponses:
+    """Finds what a repairer's iterations begin with: a function of the request's seed, step, count and indexes.
+
+    An iteration takes failures of one of the run's iterations; each of these comes once before any comes again. Within
+    it they are drawn without repetition while they last. Dialogues that leave no room for a response are passed over.
+
+    Attributes:
+      workdir: of the run that failed.
+      steps: its iterations whose episodes are used.
+      chat: the names of tokenizer, template and template's options, as `config.model` has them.
+    """
+
+    workdir: Path
+    steps: tuple[int, ...]
+    chat: tuple[str, str, str]
+
+    @classmethod
+    def of(cls, config: ConfigDict) -> FailedResponses:
+        """All saved iterations of the run that `config.data.failures` names. Raises ConfigError for none."""
+        workdir, model = Path(config.data.failures), config.model
+        steps = tuple(saved_steps(workdir))
+        if not steps:
+            raise ConfigError(
+                f"config.data.failures: no episodes in {workdir}: give the --workdir of a run of rlef_jax.train that"
+                " has train.save_episodes=True"
+            )
+        return cls(workdir, steps, (model.tokenizer, model.chat, model.chat_options))
+
+    def identity(self) -> list[str]:
+        """What the files hold, as far as another content would be told from it."""
+        digest = hashlib.sha256()
+        for step in self.steps:
+            path = episodes_path(self.workdir, step)
+            with open(path, "rb") as file:
+                file.seek(-_GZIP_END, os.SEEK_END)
+                digest.update(path.name.encode() + file.read())
+        return [f"episodes of {len(self.steps)} iterations", f"hash {digest.hexdigest()[:16]}"]
+
+    def __call__(self, request: RolloutRequest) -> Starts:
+        """The problems and first prompts of a request's episodes.
+
+        Raises ConfigError for files that can't be read or are of another chat format, or without a failure to use.
+        """
+        chosen = self._chosen(request)
+        pairs = [chosen[i // request.group_size] for i in request.indexes]
+        return Starts([problem for problem, _ in pairs], prompts=[prompt for _, prompt in pairs])
+
+    def _chosen(self, request: RolloutRequest) -> list[tuple[Problem, list[int]]]:
+        """(problem, first prompt) for each group of an iteration's episodes."""
+        count = request.count // request.group_size
+        for path in self._files(request.seed, request.step):
+            usable = list(self._usable(path, request.settings))
+            if usable:
+                rng = np.random.default_rng([_ROWS, request.seed, request.step])
+                rounds = -(-count // len(usable))
+                order = np.concatenate([rng.permutation(len(usable)) for _ in range(rounds)])
+                return [usable[i] for i in order[:count]]
+        raise ConfigError(
+            f"config.data.failures: {self.workdir} has no first response that failed its public tests and leaves room"
+            f" for a repair in config.episode.context={request.settings.context}"
+        )
+
+    def _files(self, seed: int, step: int) -> Iterator[Path]:
+        """The file of an iteration, and the others, in the order in which they are tried where it has no failure."""
+        passes, place = divmod(step, len(self.steps))
+        order = np.random.default_rng([_FILES, seed, passes]).permutation(len(self.steps))
+        for i in np.roll(order, -place):
+            yield episodes_path(self.workdir, self.steps[i])
+
+    def _usable(self, path: Path, settings: RolloutSettings) -> Iterator[tuple[Problem, list[int]]]:
+        chat = _loaded(*self.chat)
+        try:
+            for episode in read_episodes(path):
+                failed = failed_first(episode)
+                prompt = None if failed is None else repair_prompt(failed, chat, settings)
+                if prompt is not None:
+                    yield episode.problem, prompt
+        except ConfigError as error:
+            raise ConfigError(f"config.data.failures: {path}: {error}") from error
+
+
+@functools.cache
+def _loaded(tokenizer: str, template: str, options: str) -> ChatFormat:
+    return load_chat(tokenizer, template, options)
