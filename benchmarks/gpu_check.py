@@ -2,22 +2,25 @@
 
     python benchmarks/gpu_check.py [--config=configs/llama32_1b.py] [--init=FOLDER] [--baselines=PYTHON] [--quick]
 
-    devices    JAX's devices, versions and memory; CPUs where there is a card are a failure
+    devices    JAX's devices, versions and memory, a sum over all devices; CPUs where there is a card are a failure
     parity     attention over pages by the kernel against the slow one; log-probabilities of the model against those on
                the host's CPU by another attention; float32, and bfloat16
     mismatch   log-probabilities of the same sampled ids, three turns, by sampler and trainer
     mesh       the update's gradients on all devices against one, float32
-    update     tokens/s of the configuration's update at its longest rows, and peak memory against `rlef_jax.plan`
-    sampling   tokens/s of its sampler, and peak memory; beside `transformers` on torch, and vLLM
+    update     the configuration's update at its longest rows: tokens/s, and peak memory against `rlef_jax.plan`
+    sampling   its sampler: tokens/s, and peak memory
+    baselines  tokens/s of `transformers` on torch and of vLLM, and ours over theirs
 
 Weights are random without --init. PYTHON is an interpreter that has torch with CUDA or vLLM, which run first, in
 processes of their own, on one card. Several processes start as those of a run do (launch/slurm_gpu_check.sh): all take
-part in the update, each samples on its own devices. Prints a table and a line of JSON; exit code 1: something failed.
+part in the update, each samples on its own devices. Prints a table, what became of each stage and a line of JSON; exit
+code 1: a stage failed.
 """
 
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import os
 import shutil
 import subprocess
@@ -26,58 +29,103 @@ import sys
 import gpu_exact
 import gpu_speed
 import jax
-from gpu_subject import FLOAT32, GIB, HALF, Report, subject
+import numpy as np
+from gpu_report import Report
+from gpu_subject import FLOAT32, GIB, HALF, Subject, subject
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rlef_jax.training.processes import broadcast_from_first, find_job, join
+from rlef_jax.command_line import errors_as_lines
+from rlef_jax.errors import ConfigError
+from rlef_jax.training.processes import broadcast_from_first, find_job, is_first, join
+
+SPOILED = ("devices", "parity", "mismatch", "mesh", "update", "sampling")
 
 
-def check_devices(report: Report) -> None:
-    """What JAX found."""
-    card, smi = jax.local_devices()[0], shutil.which("nvidia-smi")
-    asked = [smi or "", "--query-gpu=driver_version,memory.total", "--format=csv,noheader"]
-    there = subprocess.run(asked, capture_output=True, text=True, check=False) if smi else None
-    has_card = there is not None and there.returncode == 0 and bool(there.stdout.strip())
-    report.add(
-        "devices", f"{card.device_kind}, {card.platform}", jax.device_count(), card.platform != "cpu" or not has_card
-    )
-    report.add("devices", "processes", jax.process_count())
-    report.add("devices", f"jax {jax.__version__}, {' '.join(card.client.platform_version.split())[:40]}", "")
-    if there is not None and has_card:
-        report.add("devices", f"driver, memory: {there.stdout.splitlines()[0]}", "")
+def nvidia_smi() -> str:
+    """The cards that the driver shows, with its version and their memory; "" where it shows none."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return ""
+    asked = [program, "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def check_devices(report: Report, s: Subject, shown: str) -> None:
+    """What JAX found, and whether all of it works together."""
+    card = jax.local_devices()[0]
+    report.judge(f"JAX uses {card.device_kind}; nvidia-smi shows {'a card' if shown else 'none'}",
+                 jax.device_count(), card.platform != "cpu" or not shown)  # fmt: skip
+    report.tell("processes", jax.process_count())
+    report.tell(f"jax {jax.__version__}, {' '.join(card.client.platform_version.split())[:40]}")
+    for line in shown.splitlines():
+        report.tell(f"nvidia-smi: {line}")
     limit = (card.memory_stats() or {}).get("bytes_limit")
-    report.add("devices", "memory that JAX may use, GiB", limit / GIB if limit else "not told")
+    report.tell("memory that JAX may use, GiB", limit / GIB if limit else "not told")
+    count = jax.device_count()
+    where = NamedSharding(Mesh(np.array(jax.devices()), ("all",)), PartitionSpec("all"))
+    numbers = np.arange(1, count + 1, dtype=np.float32)
+    array = s.spoiled("devices", jax.make_array_from_callback(numbers.shape, where, lambda index: numbers[index]))
+    off = abs(float(jax.jit(lambda a: a.sum())(array)) - count * (count + 1) / 2)
+    report.at_most("a sum over all devices: gap", off, 0.0)
 
 
-def main() -> int:
-    """Runs the checks. The exit code."""
+def check_all(args: argparse.Namespace) -> int:
+    """Runs the stages. The exit code."""
+    job, shown = find_job({}, os.environ), nvidia_smi()
+    if not shown and not args.quick:
+        raise ConfigError("nvidia-smi shows no card; --quick runs a tiny model on CPUs")
+    others = {} if job else gpu_speed.baselines(args, subject(args, 1, 1))
+    join(job)
+    report, s = Report(jax.default_backend()), subject(args, jax.device_count(), jax.local_device_count())
+    with report.stage("devices"):
+        check_devices(report, s, shown)
+    if jax.default_backend() == "cpu" and not args.quick:
+        return report.end()  # the rest would take hours
+    pool = concurrent.futures.ThreadPoolExecutor(1)
+    planning = pool.submit(gpu_speed.plan, s, gpu_speed.described()) if is_first() else None
+    with gpu_exact.exact_products():
+        with report.stage("parity"):
+            gpu_exact.check_kernel(report, s)
+            gpu_exact.check_forward(report, s)
+        with report.stage("mismatch"):
+            gpu_exact.check_mismatch(report, s, FLOAT32)
+        with report.stage("mesh"):
+            gpu_exact.check_mesh(report, s)
+    with report.stage("mismatch"):
+        gpu_exact.check_mismatch(report, s, HALF)
+    sampler, held, speed = None, None, None
+    with report.stage("update"):
+        planned = broadcast_from_first(lambda: planning.result() if planning else None)
+        sampler, held = gpu_speed.check_update(report, s, planned)
+    with report.stage("sampling"):
+        if sampler is None:
+            report.skip("sampling", "the update failed")
+        else:
+            speed = gpu_speed.check_sampling(report, s, sampler, planned)
+    del held  # until here it lay on the card
+    with report.stage("baselines"):
+        if job:
+            report.skip("baselines", "in a job of one process only")
+        gpu_speed.check_baselines(report, others, speed)
+    return report.end()
+
+
+def main() -> None:
+    """Exits with 1 where a stage failed, with 2 where it can't begin."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/llama32_1b.py", help="whose model, update and sampler are timed")
     parser.add_argument("--init", default="", help="a folder or GGUF file of weights (default: random ones)")
     parser.add_argument("--baselines", default="", metavar="PYTHON", help="an interpreter with torch or vLLM")
     parser.add_argument("--quick", action="store_true", help="a tiny model, to see that it runs")
+    parser.add_argument(
+        "--spoil", nargs="+", default=[], choices=SPOILED, help="a wrong number for these stages: they must fail"
+    )
     args = parser.parse_args()
-    job = find_job({}, os.environ)
-    alone = subject(args, 1, 1)
-    others = {} if job else gpu_speed.baselines(args, alone, alone.config.sampling.rows)
-    join(job)
-    report, s = Report(), subject(args, jax.device_count(), jax.local_device_count())
-    check_devices(report)
-    with gpu_exact.exact_products():
-        gpu_exact.check_kernel(report, s.cfg)
-        gpu_exact.check_forward(report, s)
-        gpu_exact.check_mismatch(report, s, FLOAT32)
-        gpu_exact.check_mesh(report, s)
-    gpu_exact.check_mismatch(report, s, HALF)
-    planned = broadcast_from_first(lambda: gpu_speed.plan(s))
-    learner, (state, reference, sampler) = gpu_speed.check_update(report, s, planned)
-    speed = gpu_speed.check_sampling(report, s, sampler, planned)
-    for library, other in others.items():
-        report.add("sampling", f"{library}: tokens/s on one card", other)
-        if isinstance(other, float):
-            report.add("sampling", f"ours / {library}", speed / other)
-    del learner, state, reference
-    return report.end()
+    with errors_as_lines():
+        code = check_all(args)
+    sys.exit(code)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

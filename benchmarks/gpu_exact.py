@@ -11,14 +11,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gpu_subject import FLOAT32, HALF, Report, Subject, build_sampler
+from gpu_report import Report
+from gpu_subject import FLOAT32, HALF, Subject, build_sampler
 from update import Case, make_batch
 
 from rlef_jax.model.logp import token_logp
 from rlef_jax.model.paged_attention import kernel_fits, merge, paged_attention, slow_paged_attention
 from rlef_jax.model.parameters import init_params
 from rlef_jax.model.sharding import make_mesh
-from rlef_jax.model.transformer import ModelConfig, Params, forward
+from rlef_jax.model.transformer import Params, forward
 from rlef_jax.ppo.pack import empty_arrays
 from rlef_jax.ppo.settings import OptimizerSettings
 from rlef_jax.ppo.update import ForwardSettings, Learner, make_optimizer
@@ -40,11 +41,11 @@ def exact_products() -> Iterator[None]:
         jax.config.update("jax_default_matmul_precision", before)
 
 
-def check_kernel(report: Report, cfg: ModelConfig) -> None:
+def check_kernel(report: Report, s: Subject) -> None:
     """Attention over pages: rows of one, some and all tokens of scattered pages, one of them with a window."""
-    rows, pages, slots = 8, 32, 64
+    cfg, rows, pages, slots = s.cfg, 8, 32, 64
     if not kernel_fits(cfg.d_head, slots):
-        report.add("parity", f"kernel over pages: none for heads of {cfg.d_head}", "left out")
+        report.skip("kernel over pages", f"there is none for heads of {cfg.d_head}")
         return
     rng = np.random.default_rng(0)
     interpret = jax.local_devices()[0].platform == "cpu"
@@ -58,10 +59,11 @@ def check_kernel(report: Report, cfg: ModelConfig) -> None:
         queries = jnp.asarray(rng.normal(size=(rows, k, q, h)) / math.sqrt(h), dtype)
         pools = [jnp.asarray(rng.normal(size=(rows * pages, k, slots, h)), dtype) for _ in range(2)]
         given = (queries, *pools, tables, starts, lengths)
-        found = merge([jax.jit(lambda *a: paged_attention(*a, interpret=interpret))(*given)])
         expected = merge([jax.jit(slow_paged_attention)(*given)])
-        how = "in the interpreter" if interpret else "compiled"
-        report.at_most("parity", f"kernel over pages {how}, {dtype}: largest gap", _gap(found, expected), bound)
+        run = jax.jit(lambda *a: paged_attention(*a, interpret=interpret))
+        found = merge([run(s.spoiled("parity", queries), *given[1:])])
+        how = "in its interpreter" if interpret else "compiled"
+        report.at_most(f"kernel over pages {how}, {dtype}: largest gap", _gap(found, expected), bound)
 
 
 def _gap(one: Any, other: Any) -> float:
@@ -85,12 +87,13 @@ def check_forward(report: Report, s: Subject) -> None:
 
     with jax.default_device(host):
         expected = logp(jax.device_put(params, host), FLOAT32, "dot_product")
-    report.at_most("parity", "log p, float32: largest gap", _gap(logp(params, FLOAT32, "blocks"), expected), 1e-4)
+    params = s.spoiled("parity", params)
+    report.at_most("log p, float32: largest gap", _gap(logp(params, FLOAT32, "blocks"), expected), 1e-4)
     library = "dot_product" if jax.local_devices()[0].platform == "cpu" else "cudnn"
     for attention in ("blocks", library):
         gap = np.abs(logp(params, HALF, attention) - expected)
-        report.at_most("parity", f"log p, bfloat16, {attention}: mean gap", float(gap.mean()), 0.05)
-        report.add("parity", f"log p, bfloat16, {attention}: largest gap", float(gap.max()))
+        report.at_most(f"log p, bfloat16, {attention}: mean gap", float(gap.mean()), 0.05)
+        report.tell(f"log p, bfloat16, {attention}: largest gap", float(gap.max()))
 
 
 def check_mismatch(report: Report, s: Subject, dtype: Any) -> None:
@@ -106,7 +109,8 @@ def check_mismatch(report: Report, s: Subject, dtype: Any) -> None:
     config.ppo.separate_critic = False
     learner = build_learner(config, s.cfg)
     params = learner.init(jax.random.PRNGKey(1), s.params(FLOAT32, learner.param_shardings["policy"])).params
-    sampler = build_sampler(config, s.cfg, on_this_process(params["policy"], learner.mesh))
+    weights = s.spoiled("mismatch", on_this_process(params["policy"], learner.mesh))
+    sampler = build_sampler(config, s.cfg, weights)
     found = [row for part in all_gather(_dialogues(sampler, each, prompt, new, feedback)) for row in part]
     arrays = empty_arrays(len(found), length, 3)
     sampled = np.zeros((len(found), length), np.float32)
@@ -118,12 +122,13 @@ def check_mismatch(report: Report, s: Subject, dtype: Any) -> None:
     gap = np.abs(scored - sampled)[arrays["action_mask"] > 0]
     what = f"sampler and trainer, {dtype}, {gap.size} tokens"
     if dtype == FLOAT32:
-        report.at_most("mismatch", f"{what}: largest gap", float(gap.max()), 1e-4)
+        report.at_most(f"{what}: largest gap", float(gap.max()), 1e-4)
     else:
-        report.at_most("mismatch", f"{what}: mean gap", float(gap.mean()), 0.05)
-        report.add("mismatch", f"{what}: largest gap", float(gap.max()))
+        report.at_most(f"{what}: mean gap", float(gap.mean()), 0.05)
+        report.tell(f"{what}: largest gap", float(gap.max()))
     where = sampler.programs.where
-    report.add("mismatch", f"{dtype}: prompts by cuDNN {where.cudnn}, cache by the kernel {where.kernel}", "")
+    used = " and ".join(name for name, there in (("cuDNN", where.cudnn), ("the kernel", where.kernel)) if there)
+    report.tell(f"sampler, {dtype}: attention by {used or 'plain JAX'}")
 
 
 def _dialogues(sampler: Sampler, count: int, prompt: int, new: int, feedback: int) -> list[tuple[Any, Any, Any]]:
@@ -150,7 +155,7 @@ def check_mesh(report: Report, s: Subject) -> None:
     """Gradients of two layers of the model on the mesh of all devices, and on one."""
     devices = jax.device_count()
     if devices == 1:
-        report.add("mesh", "one device: nothing to compare", "left out")
+        report.skip("gradients on a mesh", "one device, nothing to compare")
         return
     cfg = dataclasses.replace(s.cfg, n_layers=2)
     policy = jax.device_get(jax.jit(init_params, static_argnums=1)(jax.random.PRNGKey(0), cfg))
@@ -162,10 +167,11 @@ def check_mesh(report: Report, s: Subject) -> None:
             cfg, make_optimizer(cfg, OptimizerSettings(1e-4, warmup_steps=1)), separate_critic=False, mesh=mesh,
             forward_settings=ForwardSettings(remat="full", unroll=False),
         )  # fmt: skip
-        gradients = learner.gradients(learner.init(jax.random.PRNGKey(1), policy).params, [batch])
+        spoiled = s.spoiled("mesh", policy) if mesh.size > 1 else policy
+        gradients = learner.gradients(learner.init(jax.random.PRNGKey(1), spoiled).params, [batch])
         found.append(jax.device_get(on_this_process(gradients, mesh) if mesh.size > 1 else gradients))
     alone, together = (jax.tree.leaves(f) for f in found)
     largest = max(float(np.abs(a).max()) for a in alone)
     gap = max(_gap(a, b) for a, b in zip(alone, together, strict=True)) / largest
     what = f"gradients on {' x '.join(map(str, shape))}, float32: gap / largest"
-    report.at_most("mesh", what, gap, 1e-5)
+    report.at_most(what, gap, 1e-5)

@@ -1,10 +1,9 @@
-"""What `gpu_check.py` checks, a configuration on all devices, and the table that it prints."""
+"""What `gpu_check.py` checks: a configuration on all devices, and a wrong number for a stage that is to fail."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import math
 from typing import Any
 
@@ -19,7 +18,6 @@ from rlef_jax.model.transformer import ModelConfig, Params
 from rlef_jax.model.weights import model_config
 from rlef_jax.sampling.sampler import Sampler
 from rlef_jax.training.build import build_sampler_mesh, build_sampling_programs
-from rlef_jax.training.processes import all_gather, is_first
 
 LLAMA3_VOCABULARY, NODE, GIB = 128_256, 8, 2**30
 FLOAT32, HALF = jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)
@@ -35,7 +33,10 @@ TINY: dict[str, Any] = {
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """What is checked: a configuration on all devices, its model, and lengths of requests: prompt, new, feedback."""
+    """What is checked: a configuration on all devices, its model, and lengths of requests: prompt, new, feedback.
+
+    The stages in `spoil` get a wrong number and must fail.
+    """
 
     config: ConfigDict
     cfg: ModelConfig
@@ -43,6 +44,12 @@ class Subject:
     path: str
     init: str
     lengths: tuple[int, int, int]
+    quick: bool = False
+    spoil: tuple[str, ...] = ()
+
+    def spoiled(self, stage: str, tree: Any, factor: float = 1.05) -> Any:
+        """A tree of arrays; times `factor` in a stage that must fail."""
+        return jax.tree.map(lambda array: array * factor, tree) if stage in self.spoil else tree
 
     def params(self, dtype: Any, shardings: Any = None) -> Params:
         """The model's weights, random ones without `init`; by default on the first device."""
@@ -71,7 +78,8 @@ def subject(args: argparse.Namespace, devices: int, local: int) -> Subject:
     weights = open_weights(args.init)
     length = max(config.episode.context, *config.ppo.buckets)
     cfg = weights.cfg if weights else model_config(config.model, 256 if quick else LLAMA3_VOCABULARY, length)
-    return Subject(config, cfg, changed, path, args.init, (12, 8, 5) if quick else (512, 512, 100))
+    lengths = (12, 8, 5) if quick else (512, 512, 100)
+    return Subject(config, cfg, changed, path, args.init, lengths, quick, tuple(args.spoil))
 
 
 def build_sampler(config: ConfigDict, cfg: ModelConfig, params: Params) -> Sampler:
@@ -79,32 +87,3 @@ def build_sampler(config: ConfigDict, cfg: ModelConfig, params: Params) -> Sampl
     sampler = Sampler(build_sampling_programs(config, cfg, build_sampler_mesh(config), 1))
     sampler.set_weights(params, 0)
     return sampler
-
-
-class Report:
-    """The table's rows. A row that is neither right nor wrong (a speed, what was left out) has `ok` None."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-        self._say(f"{'check':<10}{'what':<58}{'found':>14}{'bound':>12}  result")
-
-    def _say(self, text: str) -> None:
-        if is_first():
-            print(text, flush=True)
-
-    def add(self, check: str, what: str, found: Any, ok: bool | None = None, bound: Any = "") -> None:
-        shown = [f"{v:.3g}" if isinstance(v, float) and v < 1000 else f"{v:,.0f}" if isinstance(v, float) else str(v)
-                 for v in (found, bound)]  # fmt: skip
-        self.rows.append({"check": check, "what": what, "found": found, "bound": bound, "ok": ok})
-        result = {True: "PASS", False: "FAIL", None: ""}[ok]
-        self._say(f"{check:<10}{what:<58}{shown[0]:>14}{shown[1]:>12}  {result}".rstrip())
-
-    def at_most(self, check: str, what: str, found: float, bound: float) -> None:
-        self.add(check, what, found, bool(found <= bound), bound)  # NaN is a failure
-
-    def end(self) -> int:
-        """Prints the line of JSON. The exit code, of all processes."""
-        failed = sum(row["ok"] is False for row in self.rows)
-        code = max(all_gather(1 if failed else 0))
-        self._say(json.dumps({"benchmark": "gpu_check", "failed": failed, "results": self.rows}))
-        return code

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from vllm import LLM, SamplingParams
+from vllm.platforms import current_platform
 
 
 def build(order: dict, folder: str) -> LLM:
@@ -19,7 +20,7 @@ def build(order: dict, folder: str) -> LLM:
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "rms_norm_eps": 1e-5,
         "vocab_size": sizes["vocab_size"], "hidden_size": sizes["d_model"], "num_hidden_layers": sizes["n_layers"],
         "num_attention_heads": sizes["n_heads"], "num_key_value_heads": sizes["n_kv_heads"],
-        "head_dim": sizes["d_head"], "intermediate_size": sizes["d_ff"], "tie_word_embeddings": True,
+        "head_dim": sizes["d_head"], "intermediate_size": sizes["d_ff"], "tie_word_embeddings": sizes["tie_embeddings"],
         "max_position_embeddings": 8192, "rope_theta": 500000.0, "torch_dtype": order["dtype"],
         "bos_token_id": 0, "eos_token_id": 0,
     }  # fmt: skip
@@ -49,7 +50,7 @@ def main() -> None:
             answers = llm.generate(prompts, asked, use_tqdm=False)
             seconds = time.perf_counter() - began
             assert all(len(answer.outputs[0].token_ids) == order["new"] for answer in answers)
-            print(json.dumps({"seconds": seconds}), flush=True)
+            print(json.dumps({"seconds": seconds, "device": current_platform.device_type}), flush=True)
 
 
 if __name__ == "__main__":
