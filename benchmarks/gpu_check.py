@@ -21,10 +21,12 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import functools
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 
 import gpu_exact
 import gpu_speed
@@ -39,6 +41,7 @@ from rlef_jax.errors import ConfigError
 from rlef_jax.training.processes import broadcast_from_first, find_job, is_first, join
 
 SPOILED = ("devices", "parity", "mismatch", "mesh", "update", "sampling")
+STAGES = (*SPOILED, "baselines")
 
 
 def nvidia_smi() -> str:
@@ -75,28 +78,53 @@ def check_all(args: argparse.Namespace) -> int:
     job, shown = find_job({}, os.environ), nvidia_smi()
     if not shown and not args.quick:
         raise ConfigError("nvidia-smi shows no card; --quick runs a tiny model on CPUs")
-    others = {} if job else gpu_speed.baselines(args, subject(args, 1, 1))
+    if not shown:  # the quick form compiles much and computes little
+        jax.config.update("jax_disable_most_optimizations", True)
+    others = gpu_speed.baselines(args, subject(args, 1, 1)) if "baselines" in args.stages and not job else {}
     join(job)
     report, s = Report(jax.default_backend()), subject(args, jax.device_count(), jax.local_device_count())
     with report.stage("devices"):
         check_devices(report, s, shown)
     if jax.default_backend() == "cpu" and not args.quick:
         return report.end()  # the rest would take hours
+    timed = {"update", "sampling"} & set(args.stages)
     pool = concurrent.futures.ThreadPoolExecutor(1)
-    planning = pool.submit(gpu_speed.plan, s, gpu_speed.described()) if is_first() else None
+    planning = pool.submit(gpu_speed.plan, s, gpu_speed.described()) if timed and is_first() else None
+    check_numbers(report, s, args.stages)
+    speed = check_speeds(report, s, lambda: planning.result() if planning else None) if timed else None
+    if "baselines" in args.stages:
+        with report.stage("baselines"):
+            if job:
+                report.skip("baselines", "in a job of one process only")
+            gpu_speed.check_baselines(report, others, speed)
+    return report.end()
+
+
+def check_numbers(report: Report, s: Subject, stages: Sequence[str]) -> None:
+    """The stages that compare numbers; where float32 has a bound, products are in float32."""
+    checks = {
+        "parity": [gpu_exact.check_kernel, gpu_exact.check_forward],
+        "mismatch": [functools.partial(gpu_exact.check_mismatch, dtype=FLOAT32)],
+        "mesh": [gpu_exact.check_mesh],
+    }
     with gpu_exact.exact_products():
-        with report.stage("parity"):
-            gpu_exact.check_kernel(report, s)
-            gpu_exact.check_forward(report, s)
+        for name in [name for name in checks if name in stages]:
+            with report.stage(name):
+                for check in checks[name]:
+                    check(report, s)
+    if "mismatch" in stages:
         with report.stage("mismatch"):
-            gpu_exact.check_mismatch(report, s, FLOAT32)
-        with report.stage("mesh"):
-            gpu_exact.check_mesh(report, s)
-    with report.stage("mismatch"):
-        gpu_exact.check_mismatch(report, s, HALF)
+            gpu_exact.check_mismatch(report, s, HALF)
+
+
+def check_speeds(report: Report, s: Subject, make_plan: Callable[[], gpu_speed.Planned | None]) -> float | None:
+    """The update and the sampler with all that lies on a card of a run; the sampler's tokens a second of a device.
+
+    `make_plan` is called in the first process.
+    """
     sampler, held, speed = None, None, None
     with report.stage("update"):
-        planned = broadcast_from_first(lambda: planning.result() if planning else None)
+        planned = broadcast_from_first(make_plan)
         sampler, held = gpu_speed.check_update(report, s, planned)
     with report.stage("sampling"):
         if sampler is None:
@@ -104,11 +132,7 @@ def check_all(args: argparse.Namespace) -> int:
         else:
             speed = gpu_speed.check_sampling(report, s, sampler, planned)
     del held  # until here it lay on the card
-    with report.stage("baselines"):
-        if job:
-            report.skip("baselines", "in a job of one process only")
-        gpu_speed.check_baselines(report, others, speed)
-    return report.end()
+    return speed
 
 
 def main() -> None:
@@ -117,6 +141,10 @@ def main() -> None:
     parser.add_argument("--config", default="configs/llama32_1b.py", help="whose model, update and sampler are timed")
     parser.add_argument("--init", default="", help="a folder or GGUF file of weights (default: random ones)")
     parser.add_argument("--baselines", default="", metavar="PYTHON", help="an interpreter with torch or vLLM")
+    parser.add_argument(
+        "--stages", nargs="+", default=STAGES, choices=STAGES,
+        help="only these, and devices; update and sampling go together",
+    )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="a tiny model, to see that it runs")
     parser.add_argument(
         "--spoil", nargs="+", default=[], choices=SPOILED, help="a wrong number for these stages: they must fail"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from typing import Any
@@ -26,6 +28,7 @@ class Report:
 
     def __init__(self, platform: str) -> None:
         self.rows: list[dict[str, Any]] = []
+        self._seconds: dict[str, float] = collections.defaultdict(float)
         self._platform, self._stage = platform, ""
         self._print(f"{'stage':<11}{'on':<6}{'what':<60}{'found':>12}{'bound':>10}  result")
 
@@ -39,7 +42,7 @@ class Report:
 
         In a job of several processes it ends this one, for the others wait for it in their next exchange.
         """
-        self._stage = name
+        self._stage, began = name, time.perf_counter()
         try:
             yield
         except Exception as error:
@@ -49,6 +52,7 @@ class Report:
                 print(f"FAILED: {name} (process {jax.process_index()})", flush=True)
                 sys.stderr.flush()
                 os._exit(1)  # a usual exit would wait for the others
+        self._seconds[name] += time.perf_counter() - began
 
     def _add(self, what: str, found: Any, result: str, bound: Any = "", on: str = "") -> None:
         shown = [f"{v:.3g}" if isinstance(v, float) and v < 1000 else f"{v:,.0f}" if isinstance(v, float) else str(v)
@@ -89,6 +93,7 @@ class Report:
         for number, stages in failures.items():
             if stages and len(failures) > 1:
                 self._print(f"FAILED in process {number}: {', '.join(stages)}")
+        self._print(f"seconds: {', '.join(f'{name} {s:.1f}' for name, s in self._seconds.items())}")
         if self._platform == "cpu":
             self._print("on CPUs: nothing here was computed on a GPU")
         self._print(json.dumps({"benchmark": "gpu_check", "failed": failed, "results": self.rows}))
