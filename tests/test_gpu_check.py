@@ -84,7 +84,7 @@ def test_two_processes_check_together(spoil, code):
     first, second = (started(2, *spoil, **shared, RLEF_JAX_PROCESS=str(number)) for number in range(2))
     lines, told = finished(first, code)
     out, err = second.communicate(timeout=60)
-    assert second.returncode == code and not out.strip(), out + err[-3000:]
+    assert second.returncode == code and "PASS" not in out, out + err[-3000:]  # the first one tells
     assert told["failed"] == (["mesh"] if spoil else [])
     assert [row["found"] for row in told["results"] if row["what"] == "processes"] == [2]
     assert any("gradients on 2 x 2 x 1" in row["what"] for row in told["results"])
