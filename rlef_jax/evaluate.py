@@ -140,8 +140,9 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         episode_io.write_episodes(args.episodes, saved_episodes(rollouts.folder))
     try:
         return job.report(
-            rollouts, pairs, bootstrap_samples=config.eval.bootstrap_samples, judge=_judge_errors(source, split)
-        )
+            rollouts, pairs, bootstrap_samples=config.eval.bootstrap_samples, judge=_judge_errors(source, split),
+            split_left_out=None if source is None else source.left_out.get(split),
+        )  # fmt: skip
     except ConfigError:
         raise
     except ValueError as error:

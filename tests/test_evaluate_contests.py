@@ -14,6 +14,7 @@ from rlef_jax.execution.pool import ExecutionPool
 from rlef_jax.training.inputs import PYTHON, RECORD
 from rlef_jax.types import Limits
 from tests.helpers.contest_rows import row, write_parquet
+from tests.helpers.small_run import OVERRIDES
 
 RIGHT = "print(sum(map(int, input().split())))"
 
@@ -65,6 +66,26 @@ def test_a_configurations_rules_hold_for_its_own_source(tmp_path, folder, capsys
     with pytest.raises(ConfigError, match="no problem 'bad'"):
         judged(tmp_path, folder, *flags)
     assert "test: 1 of 2 problems; left out: 1 references_fail" in capsys.readouterr().err
+
+
+def test_what_was_left_out_is_in_the_denominators_name(tmp_path, capsys, quick_compilation):
+    (tmp_path / "source").mkdir()
+    long = row("long", description="Add the numbers. " * 40)
+    write_parquet(tmp_path / "source" / "test.parquet", [row("good"), long, row("better")])
+    build(tmp_path / "source", tmp_path / "built")
+    small = [f"--config.{key}={value}" for key, value in OVERRIDES.items() if not key.startswith("eval.")]
+    data = ["--config.data.name=code_contests", f"--config.data.dir={tmp_path / 'built'}"]
+    asked = ["--config=configs/tiny.py", *small, *data, "--benchmark=code_contests/test"]
+    ruled = ["--config.data.max_prompt_tokens=150", f"--out={tmp_path / 'ruled'}"]
+    results = evaluate(parsed([*asked, *ruled, "--turns=1", "--samples=1"]))
+    rules = {"with a prompt longer than max_prompt_tokens=150": 1}
+    assert results["problems"] == 2 and results["split_left_out"] == {"of": 3, "kept": 2, "rules": rules}
+    line = "2 of 3 problems; left out: 1 with a prompt longer than max_prompt_tokens=150"
+    assert f"percentages are of 2 problems of code_contests/test: {line}" in text_of(results)
+    assert f"test: {line}" in capsys.readouterr().err
+    assert json.loads((tmp_path / "ruled" / "results.json").read_text())["split_left_out"]["rules"] == rules
+    with pytest.raises(ConfigError, match="problem 'long': its prompt of .* leave such problems out"):
+        evaluate(parsed([*asked, f"--out={tmp_path / 'all'}", "--turns=1", "--samples=1"]))
 
 
 def test_folders_that_are_not_there_are_one_line(tmp_path, folder):

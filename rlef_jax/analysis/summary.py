@@ -5,6 +5,7 @@
      "bounds": {"no_feedback", "pass_fail", "full"}}
 
 All in percent, on the problems of one split, one rollout per problem; intervals by resampling the problems.
+`split_left_out` is there where rules of `config.data` leave out problems of that split: {"of", "kept", "rules"}.
 Evaluations that weren't run are missing; unknown numbers are null (1@1 without an early stop).
 """
 
@@ -15,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlef_jax.data.sources import LeftOut
 from rlef_jax.files import write_json
 
 FILE_NAME = "summary.json"
@@ -82,10 +84,16 @@ def summary_table(summary: Summary) -> str:
             interval = "{:.1f} to {:.1f}".format(*e["1@3_ci"]) if e.get("1@3_ci") else "-"
             numbers = f"{_cell(e.get('1@1')):>7}{_cell(e.get('1@3')):>7}"
             lines.append(f"{label:<38}{numbers}   {interval:<15}{_cell(e.get('repaired_at_2')):>19}")
+    lines += list(dict.fromkeys(_denominator(e) for e in summary.values() if e.get("split_left_out")))
     for key, label in BOUNDS.items():
         if key in summary.get("bounds", {}):
             lines.append(f"{label:<38}{'':7}{summary['bounds'][key]:7.1f}")
     return "\n".join([*lines, *_gain_lines(gains(summary))])
+
+
+def _denominator(evaluation: Mapping[str, Any]) -> str:
+    """What percentages are of, where the source's rules left out some problems of the split."""
+    return f"percentages are of {evaluation['problems']} problems: {LeftOut(**evaluation['split_left_out'])}"
 
 
 def _gain_lines(changes: Mapping[str, float]) -> list[str]:

@@ -28,6 +28,28 @@ type Report = Callable[[str, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
+class LeftOut:
+    """What a source's rules leave out of a split.
+
+    Attributes:
+      of: problems of the whole split.
+      kept: those that remain.
+      rules: {rule: how many it leaves out}; a problem may break several.
+    """
+
+    of: int
+    kept: int
+    rules: Mapping[str, int]
+
+    def __str__(self) -> str:
+        return f"{self.kept} of {self.of} problems; left out: {self.reasons}"
+
+    @property
+    def reasons(self) -> str:
+        return ", ".join(f"{count} {rule}" for rule, count in self.rules.items())
+
+
+@dataclasses.dataclass(frozen=True)
 class Source:
     """Where problems come from.
 
@@ -39,6 +61,7 @@ class Source:
       exclude: rules that leave out problems of CodeContests (`code_contests.reader.left_out`).
       max_prompt_tokens: problems with longer first prompts are left out; 0 leaves none out.
       positions: {split: positions that remain under these rules}, set by `fit`; other splits are used whole.
+      left_out: {split: what the rules leave out of it}, set by `fit`.
     """
 
     name: str
@@ -48,6 +71,7 @@ class Source:
     exclude: tuple[str, ...] = ()
     max_prompt_tokens: int = 0
     positions: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    left_out: Mapping[str, LeftOut] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, config: ConfigDict) -> Source:
@@ -106,21 +130,22 @@ def fit(
     """
     if source.name != CODE_CONTESTS or not (source.exclude or source.max_prompt_tokens):
         return source
-    positions = dict(source.positions)
+    positions, left_out = dict(source.positions), dict(source.left_out)
     for split in dict.fromkeys(splits):
         size = len(reader.open_split(source.dir, split))
         rules = reader.left_out(source.dir, split, source.exclude)
         if source.max_prompt_tokens:
             lengths = _lengths(source, split, first_prompt, report)
             too_long = np.flatnonzero(lengths > source.max_prompt_tokens).tolist()
-            rules[f"prompt of more than {source.max_prompt_tokens} tokens"] = set(too_long)
+            rules[f"with a prompt longer than max_prompt_tokens={source.max_prompt_tokens}"] = set(too_long)
         excluded = set[int]().union(*rules.values())
-        reasons = ", ".join(f"{len(places)} {rule}" for rule, places in rules.items())
-        tell(f"{split}: {size - len(excluded)} of {size} problems; left out: {reasons}")
-        if len(excluded) == size:
-            raise ConfigError(f"config.data: the rules leave no problem of {split}: {reasons}")
+        counts = LeftOut(size, size - len(excluded), {rule: len(places) for rule, places in rules.items()})
+        tell(f"{split}: {counts}")
+        if not counts.kept:
+            raise ConfigError(f"config.data: the rules leave no problem of {split}: {counts.reasons}")
+        left_out[split] = counts
         positions[split] = tuple(i for i in range(size) if i not in excluded)
-    return dataclasses.replace(source, positions=positions)
+    return dataclasses.replace(source, positions=positions, left_out=left_out)
 
 
 def _lengths(

@@ -12,6 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from rlef_jax.data.sources import LeftOut
 from rlef_jax.dialog.derive import note_lines
 from rlef_jax.dialog.extract import program_of
 from rlef_jax.errors import ConfigError
@@ -199,9 +200,16 @@ def recorded(
 
 
 def report(
-    rollouts: EvaluationRollouts, pairs: Sequence[tuple[int, int]], *, bootstrap_samples: int, judge: str = ""
+    rollouts: EvaluationRollouts,
+    pairs: Sequence[tuple[int, int]],
+    *,
+    bootstrap_samples: int,
+    judge: str = "",
+    split_left_out: LeftOut | None = None,
 ) -> dict[str, Any]:
-    """The metrics, which are also written to the folder's results.json; `judge` is a line about the judge's own errors.
+    """The metrics, which are also written to the folder's results.json.
+
+    `judge` is a line about the judge's own errors, `split_left_out` what the source's rules left out.
 
     Raises ValueError if the judge broke on too many rollouts.
     """
@@ -216,6 +224,8 @@ def report(
     pairs = [(n, k) for n, k in chosen if k >= turns]
     results |= whole_report(rollouts.outcomes, pairs, turns=turns, problem_resamplings=bootstrap_samples)
     results |= {"evaluation": rollouts.about, "folder": str(rollouts.folder), "judge": judge}
+    if split_left_out is not None:
+        results["split_left_out"] = dataclasses.asdict(split_left_out)
     write_results(rollouts.folder, results)
     return results
 
@@ -229,6 +239,11 @@ def text_of(results: dict[str, Any]) -> str:
         lines.append(
             f"1@1 {first['percent']:.1f} % (first responses; over samples {low:.1f} to {high:.1f}, over problems"
             f" {least:.1f} to {most:.1f})"
+        )
+    if left_out := results.get("split_left_out"):
+        lines.append(
+            f"percentages are of {results['problems']} problems of {results['evaluation']['benchmark']}:"
+            f" {LeftOut(**left_out)}"
         )
     if missing := results["evaluation"].get("without_samples"):
         lines.append(f"{missing} problems of {results['evaluation']['benchmark']} have no sample and don't count")

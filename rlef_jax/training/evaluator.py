@@ -95,13 +95,17 @@ class Evaluator:
         if all(e.end == "infra" for e in episodes):
             raise UnjudgedError(f"{name}: the judge broke on all {len(episodes)} rollouts (INFRA_ERROR): no score")
         summary = summarise(episodes, max_turns=self._config.episode.max_turns, bootstrap_samples=e.bootstrap_samples)
+        left_out = self._source.left_out.get(split)
+        if left_out is not None:  # what the percentages aren't of
+            summary["split_left_out"] = dataclasses.asdict(left_out)
         if is_first():
             path.parent.mkdir(exist_ok=True)
             write_json(path, {"version": version, "split": split, "summary": summary})
         rates = "  ".join(f"{k} {v:.1f}" for k, v in summary.items() if "@" in k and isinstance(v, float))
         infra_note = f", {summary['infra']} of them broken by the judge" if summary["infra"] else ""
         self._display.message(
-            f"{name}: {len(episodes)} rollouts of {len(episodes) // e.rollouts} problems of {split}{infra_note},"
+            f"{name}: {len(episodes)} rollouts of {len(episodes) // e.rollouts} problems of {split}"
+            f"{'' if left_out is None else f' ({left_out})'}{infra_note},"
             f" {rates} ({time.perf_counter() - began:.0f} s)"
         )
         return summary

@@ -60,6 +60,21 @@ def test_the_table():
     ]
 
 
+def test_the_table_names_its_denominator():
+    """Once, where the rules of `config.data` left out some problems of the split."""
+    left_out = {"of": 165, "kept": 163, "rules": {"with a prompt longer than max_prompt_tokens=4096": 2}}
+    some = {
+        name: SUMMARY[name] | {"problems": 163, "split_left_out": left_out}
+        for name in ("warm_start", "rlef", "rlef_random_feedback")
+    }
+    lines = summary_table(SUMMARY | some).splitlines()
+    assert lines[5] == (
+        "percentages are of 163 problems: 163 of 165 problems; left out: 2 with a prompt longer than"
+        " max_prompt_tokens=4096"
+    )
+    assert [line for i, line in enumerate(lines) if i != 5] == summary_table(SUMMARY).splitlines()
+
+
 def test_a_table_of_less():
     lines = summary_table({"rlef": SUMMARY["rlef"]}).splitlines()
     assert len(lines) == 2 and lines[1].startswith("after RLEF")

@@ -19,7 +19,15 @@ from rlef_jax.data.code_contests.build import build
 from rlef_jax.data.code_contests.order import epoch_order, position_at
 from rlef_jax.data.code_contests.reader import open_split, problem_at
 from rlef_jax.data.code_contests.references import Checked, Report
-from rlef_jax.data.sources import Source, check_splits, evaluation_problems, fit, split_bounds, training_problems
+from rlef_jax.data.sources import (
+    LeftOut,
+    Source,
+    check_splits,
+    evaluation_problems,
+    fit,
+    split_bounds,
+    training_problems,
+)
 from rlef_jax.errors import ConfigError
 from tests.helpers.contest_rows import row, write_parquet
 
@@ -100,10 +108,12 @@ def test_longer_prompts_are_left_out_counted_and_remembered(folder):
     short = [i for i, p in enumerate(unfiltered) if len(words(p.description)) <= 12]
     assert fitted.positions["train"] == tuple(short) and 0 < len(short) < 23
     assert fitted.positions["valid"] == tuple(range(5))
+    rule = "with a prompt longer than max_prompt_tokens=12"
     assert lines == [
-        f"train: {len(short)} of 23 problems; left out: {23 - len(short)} prompt of more than 12 tokens",
-        "valid: 5 of 5 problems; left out: 0 prompt of more than 12 tokens",
+        f"train: {len(short)} of 23 problems; left out: {23 - len(short)} {rule}",
+        f"valid: 5 of 5 problems; left out: 0 {rule}",
     ]
+    assert fitted.left_out["train"] == LeftOut(23, len(short), {rule: 23 - len(short)})
     assert reported[-1] == ("prompts of valid", 5, 5)
     stream = [p.tags["id"] for p in training_problems(fitted, "train", 0, 0, 2 * len(short))]
     assert collections.Counter(stream) == {f"train/{i}": 2 for i in short}
@@ -203,7 +213,7 @@ def test_a_config_becomes_a_source(folder):
     config = config_lib.load(
         "configs/smollm2_135m.py:code_contests", overrides={"data.dir": folder, "data.exclude": ("files",)}
     )
-    assert Source.of(config) == Source("code_contests", folder, (), ("files",), 768)
+    assert Source.of(config) == Source("code_contests", folder, exclude=("files",), max_prompt_tokens=768)
     assert Source.of(config_lib.load("configs/smollm2_135m.py:easy")).families == ("two_numbers", "reduce", "counts")
     assert Source.of(config_lib.load("configs/llama31_70b.py")).dir == "data/code_contests"
     assert sources.SOURCES == ("mini_contests", "code_contests")
