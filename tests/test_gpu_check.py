@@ -160,3 +160,32 @@ def test_a_plan_that_fails_is_a_failure(script, capsys):
     report = script("gpu_report").Report("gpu")
     speed.report_peak(report, 1.0, 2.0, found, found.trains)
     assert [row["result"] for row in report.rows] == ["FAIL"]
+
+
+def test_a_baseline_that_breaks_is_a_failure_and_a_missing_one_is_not(script):
+    report, speed = script("gpu_report").Report("gpu"), script("gpu_speed")
+    found = {
+        "transformers": {"speed": 50.0, "device": "cuda"}, "vllm": {"failed": "vllm_generate.py ended with code 1"},
+        "other": {"skipped": "no --baselines=PYTHON"},
+    }  # fmt: skip
+    speed.check_baselines(report, found, 100.0)
+    assert [(row["found"], row["on"], row["result"]) for row in report.rows] == [
+        (50.0, "cuda", ""), (2.0, "gpu", ""), ("", "gpu", "FAIL"), ("", "gpu", "skipped"),
+    ]  # fmt: skip
+
+
+def test_a_baseline_is_looked_for_and_its_end_is_seen(script, tmp_path, capsys):
+    """By an interpreter of this test's: without the library, and with one that ends at once."""
+    speed = script("gpu_speed")
+    python = tmp_path / "python"
+    order = {"rows": 2, "new": 4}
+    for body, found in (
+        ("exit 1", {"skipped": f"{python} has none"}),
+        ('[ "$1" = -c ] || { echo no card >&2; exit 3; }', {"failed": "torch_generate.py ended with code 3"}),
+        ("""[ "$1" = -c ] || while read -r _ || [ "$_" ]; do echo '{"seconds": 0.5, "device": "cuda"}'; done""",
+         {"speed": 16.0, "device": "cuda"}),
+    ):  # fmt: skip
+        python.write_text(f"#!/bin/bash\n{body}\n")
+        python.chmod(0o755)
+        assert speed._baseline(str(python), "transformers", "torch_generate.py", order) == found
+    assert "no card" in capsys.readouterr().err
