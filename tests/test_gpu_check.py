@@ -182,7 +182,7 @@ def test_a_baseline_is_looked_for_and_its_end_is_seen(script, tmp_path, capsys):
     for body, found in (
         ("exit 1", {"skipped": f"{python} has none"}),
         ('[ "$1" = -c ] || { echo no card >&2; exit 3; }', {"failed": "torch_generate.py ended with code 3"}),
-        ("""[ "$1" = -c ] || while read -r _ || [ "$_" ]; do echo '{"seconds": 0.5, "device": "cuda"}'; done""",
+        ("""[ "$1" = -c ] || while read -r line || [ "$line" ]; do echo '{"seconds": 0.5, "device": "cuda"}'; done""",
          {"speed": 16.0, "device": "cuda"}),
     ):  # fmt: skip
         python.write_text(f"#!/bin/bash\n{body}\n")
