@@ -5,11 +5,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 FLAGS ?=
-# Bytecode is written when a module is first imported; compiling all of it at installation costs more than it saves.
+# Bytecode is written when a module is first imported, also where the environment says not to: without it every process
+# of a run or a test compiles what it imports anew. Compiling all of it at installation costs more than it saves.
+export PYTHONPYCACHEPREFIX := $(CURDIR)/$(VENV)/bytecode
+unexport PYTHONDONTWRITEBYTECODE
 # constraints.txt holds the versions that the tests ran against; `make lock` writes it anew.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile -c constraints.txt
 
-.PHONY: help demo test test-slow test-gpu-compile test-tpu-compile gpu-env tpu-env soak lint format lock warm-start smollm2 bench-env parity golden clean
+.PHONY: help demo test test-slow gpu-check test-gpu-compile test-tpu-compile gpu-env tpu-env soak lint format lock warm-start smollm2 bench-env parity golden clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -87,6 +90,9 @@ $(GPU)/.installed $(TPU)/.installed: setup.py constraints.txt
 
 gpu-env: $(GPU)/.installed ## the environment that compiles for GPUs without one: jax[cuda12] (6 GB)
 tpu-env: $(TPU)/.installed ## the environment that compiles for TPUs without one: jax[tpu]
+
+gpu-check: $(GPU)/.installed ## on a machine with a GPU: numbers against the CPU's, speed, memory (docs/hardware.md)
+	@$(GPU)/bin/python benchmarks/gpu_check.py $(FLAGS)
 
 test-gpu-compile: $(GPU)/.installed ## programs compiled for H100s: memory, exchanges, kernels (20 minutes at most)
 	@JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=3 JAX_ENABLE_COMPILATION_CACHE=false XLA_FLAGS="$$XLA_FLAGS --xla_gpu_autotune_level=0" $(GPU)/bin/python -m pytest -q -m gpu_compile $(FLAGS)

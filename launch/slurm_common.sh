@@ -9,19 +9,8 @@ set -eu
 cd "${RLEF_JAX_HOME:-$SLURM_SUBMIT_DIR}"
 export RLEF_JAX_PROCESSES=auto
 
-# --- XLA on GPUs --------------------------------------------------------------------------------------------------------
-XLA_FLAGS=""
-# Collectives run beside arithmetic instead of between: what fsdp gathers for the next layer hides behind this one.
-XLA_FLAGS+=" --xla_gpu_enable_latency_hiding_scheduler=true"
-# One large gather or reduction instead of many small ones: a layer's weights travel together.
-XLA_FLAGS+=" --xla_gpu_all_gather_combine_threshold_bytes=536870912"
-XLA_FLAGS+=" --xla_gpu_reduce_scatter_combine_threshold_bytes=536870912"
-XLA_FLAGS+=" --xla_gpu_all_reduce_combine_threshold_bytes=536870912"
-# In the scan over layers, the exchange of one step overlaps with the arithmetic of the next.
-XLA_FLAGS+=" --xla_gpu_enable_pipelined_all_gather=true --xla_gpu_enable_pipelined_reduce_scatter=true"
-# Weights gathered for one layer and for the next lie in buffers of their own, so that the two overlap.
-XLA_FLAGS+=" --xla_gpu_enable_while_loop_double_buffering=true"
-export XLA_FLAGS
+# XLA has its defaults: the flags that were tried make the compiled programs no better (docs/hardware.md). XLA_FLAGS that
+# are set go to the run, as they do to rlef_jax.plan.
 
 # --- memory -------------------------------------------------------------------------------------------------------------
 # All of the card at once: growing the pool later fragments it. The rest is for NCCL's own buffers and cuDNN.

@@ -194,7 +194,7 @@ def _sft() -> dict[str, Any]:
 def leaf_keys(config: ConfigDict, prefix: str = "") -> Iterator[str]:
     """Dotted names of all values, sections excluded, in order."""
     for key in config:
-        value = config.get_ref(key).get()
+        value = config[key]
         if isinstance(value, ConfigDict):
             yield from leaf_keys(value, f"{prefix}{key}.")
         else:

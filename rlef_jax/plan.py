@@ -41,7 +41,13 @@ from rlef_jax.planning.programs import (
 from rlef_jax.planning.report import Assumptions, Plan
 from rlef_jax.planning.schedule import Speeds
 from rlef_jax.ppo.update import Learner
-from rlef_jax.training.build import build_learner, build_sampler_mesh, build_sampling_programs, ppo_settings
+from rlef_jax.training.build import (
+    build_learner,
+    build_sampler_mesh,
+    build_sampling_programs,
+    kinds_drawn,
+    ppo_settings,
+)
 
 LLAMA3_VOCABULARY = 128_256
 MEASURED = "measured"
@@ -144,7 +150,8 @@ def _sampling(
     alone = config.copy_and_resolve_references()
     alone.sampling.own_devices = False
     mesh = build_sampler_mesh(alone, devices)
-    programs = build_sampling_programs(config, learner.model_cfg, mesh, STOP_IDS)
+    kinds = kinds_drawn(config, evaluates=bool(config.eval.split or config.eval.every))
+    programs = build_sampling_programs(config, learner.model_cfg, mesh, STOP_IDS, kinds)
     dtype, steps = jnp.dtype(config.model.compute_dtype), config.sampling.decode_steps
     lowered = programs.lowered(jnp.dtype(config.model.param_dtype), learner.param_shardings["policy"])
     prepare = {"prepare": lowered.pop("prepare")}

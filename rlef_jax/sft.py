@@ -2,16 +2,16 @@
 
 Trains a model from scratch on dialogues with failed attempts, feedback and repairs (`data/dialogues.py`) and writes
 `warm_start.npz` to the workdir. The loss is on the author's tokens only. Dialogues are generated in a second process;
-each chunk is a function of (seed, chunk), so that a run can be repeated to the bit.
+each chunk is a function of (seed, chunk), so that a run can be repeated to the bit. A run that was stopped or killed
+goes on from its last checkpoint when the same command is given again, and ends as if nothing had been.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
+import contextlib
+import dataclasses
 import functools
-import json
 import math
-import multiprocessing
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,69 +24,19 @@ import optax
 from ml_collections import ConfigDict
 
 from rlef_jax import command_line
-from rlef_jax import config as config_lib
-from rlef_jax.data.dialogues import Dialogue, dialogues
+from rlef_jax.data.dialogues import dialogues
 from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.dialog.derive import note_lines
-from rlef_jax.dialog.load import load_chat
-from rlef_jax.errors import ConfigError, RunError
+from rlef_jax.errors import ConfigError, RunError, StoppedError
 from rlef_jax.model.parameters import decayed
 from rlef_jax.model.transformer import ModelConfig, Params, forward, unembed
 from rlef_jax.model.weights import save_params
 from rlef_jax.training.build import build_policy, with_model_shape
-
-CHUNK_PROBLEMS, PER_PROBLEM = 128, 4  # 512 dialogues a chunk
-_BUCKET = 32  # row lengths are multiples of it
-
-Batch = dict[str, np.ndarray]
-
-
-def rows(examples: list[Dialogue], length: int) -> Batch:
-    """Padded int32 arrays [B, length] of dialogues: tokens, segments (0 = padding), 1 where the loss counts."""
-    batch = {name: np.zeros((len(examples), length), np.int32) for name in ("tokens", "segments", "mask")}
-    for i, dialogue in enumerate(examples):
-        n = len(dialogue.ids)
-        batch["tokens"][i, :n] = dialogue.ids
-        batch["segments"][i, :n] = 1
-        batch["mask"][i, :n] = dialogue.action_mask
-    return batch
-
-
-def batches(examples: list[Dialogue], batch_rows: int, rng: np.random.Generator) -> list[Batch]:
-    """Full batches of dialogues of similar length, in random order; a last short batch is left out."""
-    by_length = sorted(examples, key=lambda d: len(d.ids))
-    groups = [by_length[i : i + batch_rows] for i in range(0, len(by_length) - batch_rows + 1, batch_rows)]
-    padded = [rows(g, -(-len(g[-1].ids) // _BUCKET) * _BUCKET) for g in groups]
-    return [padded[i] for i in rng.permutation(len(padded))]
-
-
-def _chunk(
-    tokenizer: tuple[str, str, str], seed: int, chunk: int, settings: dict[str, Any], batch_rows: int
-) -> list[Batch]:
-    """One chunk's batches; runs in the second process."""
-    chat = _chat(*tokenizer)
-    examples = dialogues(seed, chunk, chat, problems=CHUNK_PROBLEMS, per_problem=PER_PROBLEM, **settings)
-    return batches(examples, batch_rows, np.random.default_rng([seed, chunk, 1]))
-
-
-@functools.cache
-def _chat(tokenizer: str, template: str, options: str) -> ChatFormat:
-    return load_chat(tokenizer, template, options)
-
-
-def stream(
-    tokenizer: tuple[str, str, str], seed: int, chunks: int, settings: dict[str, Any], batch_rows: int, ahead: int = 6
-) -> Iterator[Batch]:
-    """All batches in order; the next chunks are generated while one is trained on. `tokenizer`: see `load_chat`."""
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
-        make = functools.partial(_chunk, tokenizer, seed, settings=settings, batch_rows=batch_rows)
-        futures = [pool.submit(make, chunk) for chunk in range(min(ahead, chunks))]
-        for chunk in range(chunks):
-            chunk_batches = futures.pop(0).result()
-            if chunk + ahead < chunks:
-                futures.append(pool.submit(make, chunk + ahead))
-            yield from chunk_batches
+from rlef_jax.training.checkpoint import Checkpoints
+from rlef_jax.training.dialogue_batches import CHUNK_PROBLEMS, PER_PROBLEM, Batch, Place, rows, stream
+from rlef_jax.training.interrupt import StopRequest
+from rlef_jax.training.metrics_writer import MetricsWriter
+from rlef_jax.training.workdir import CHECKPOINTS, open_workdir
 
 
 def loss_and_hits(params: Params, cfg: ModelConfig, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -179,54 +129,104 @@ def schedule(sft: ConfigDict) -> tuple[int, int]:
 
 
 def train(config: ConfigDict, workdir: Path) -> None:
-    """Runs the recipe; writes metrics.jsonl and warm_start.npz.
+    """Runs the recipe, or goes on with it; writes metrics.jsonl, checkpoints and warm_start.npz.
 
-    Raises ConfigError where it can't be run, RunError where the loss or the weights are no longer finite.
+    Raises ConfigError where it can't be run, RunError where the loss or the weights are no longer finite, StoppedError
+    once it has saved because a signal asked it to stop.
     """
     chunks, steps = schedule(config.sft)
     config = with_model_shape(config)
     policy = build_policy(config)
-    cfg, params, chat = policy.cfg, policy.params, policy.chat
-    workdir.mkdir(parents=True, exist_ok=True)
-    config_lib.save(config, workdir)
-    sft = config.sft
-    limit = sft.steps or steps
-    settings = {
-        "marked_share": sft.marked_share,
-        "right_repairs": sft.unmarked_right_repairs,
-        "habit": sft.unmarked_habit,
-        "context": config.episode.context,
-    }
-    optimizer = make_optimizer(cfg, sft, steps)
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    print(f"{count:,} parameters, vocabulary {cfg.vocab_size}, {steps} steps of {sft.batch_rows} dialogues", flush=True)
-    for line in note_lines(chat.notes):
+    open_workdir(workdir, config, resume=True)
+    sft, probe_settings = config.sft, _dialogue_settings(config)
+    optimizer = make_optimizer(policy.cfg, sft, steps)
+    count = sum(leaf.size for leaf in jax.tree.leaves(policy.params))
+    print(f"{count:,} parameters, vocabulary {policy.cfg.vocab_size}, {steps} steps of {sft.batch_rows} dialogues")
+    for line in note_lines(policy.chat.notes):
         print(line, flush=True)
-    opt_state, step_fn = optimizer.init(params), make_step(cfg, optimizer)
-    probe = ReadingProbe(cfg, chat, config.seed + 1, settings)
-    started, tokens, losses = time.perf_counter(), 0, []
-    tokenizer = (config.model.tokenizer, config.model.chat, config.model.chat_options)
-    with open(workdir / "metrics.jsonl", "w") as log:
-        for step, batch in enumerate(stream(tokenizer, config.seed, chunks, settings, sft.batch_rows), 1):
-            if batch["mask"][:, 1:].any():  # without a counted token the gradient is zero, and weights would decay
-                params, opt_state, loss = step_fn(params, opt_state, batch)
-                losses.append(loss)
-            tokens += int((batch["segments"] > 0).sum())
-            if step % sft.log_every == 0 or step == limit:
-                seconds = time.perf_counter() - started
-                row = {"step": step, "seconds": seconds, "tokens_per_s": tokens / seconds}
-                row |= _mean_loss(losses, step)
-                losses = []
-                if step % sft.checkpoint_every == 0 or step == limit:
-                    row |= probe(params)
-                    save_params(workdir / "warm_start.npz", params)
-                log.write(json.dumps(row, allow_nan=False) + "\n")
-                log.flush()
-                print("  ".join(f"{k} {v:.4g}" for k, v in row.items()), flush=True)
-            if step == limit:
-                break
-    save_params(workdir / "warm_start.npz", params)
-    print(f"wrote {workdir / 'warm_start.npz'}")
+    probe = ReadingProbe(policy.cfg, policy.chat, config.seed + 1, probe_settings)
+    with Checkpoints(workdir / CHECKPOINTS, keep=1) as checkpoints, StopRequest() as stop:
+        first = {"policy": policy.params, "optimizer": optimizer.init(policy.params)}
+        state, place = _resumed(checkpoints, first)
+        tokenizer = (config.model.tokenizer, config.model.chat, config.model.chat_options)
+        batches = stream(tokenizer, config.seed, chunks, probe_settings, sft.batch_rows, place)
+        with MetricsWriter(workdir, start_step=place.step + 1) as log, contextlib.closing(batches):
+            records = _Records(workdir, checkpoints, log, probe)
+            _steps(state, place, batches, make_step(policy.cfg, optimizer), sft, records, stop)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Records:
+    """Where a run leaves what it has."""
+
+    workdir: Path
+    checkpoints: Checkpoints
+    log: MetricsWriter
+    probe: ReadingProbe
+
+    def save(self, params: Params, opt_state: Any, place: Place) -> None:
+        """Writes the weights, and a checkpoint unless there is one of this step. RunError where they aren't finite."""
+        save_params(self.workdir / "warm_start.npz", params)
+        if place.step not in self.checkpoints.steps():
+            items = {"policy": params, "optimizer": opt_state}
+            self.checkpoints.save(place.step, items, {"place": dataclasses.asdict(place)})
+
+
+def _steps(
+    state: dict[str, Any],
+    place: Place,
+    batches: Iterator[tuple[Place, Batch]],
+    step_fn: Any,
+    sft: ConfigDict,
+    records: _Records,
+    stop: StopRequest,
+) -> None:
+    """Trains on the batches, which begin at `place`; see `train` for what it raises."""
+    params, opt_state = state["policy"], state["optimizer"]
+    began, tokens, losses = time.perf_counter(), 0, []
+    if 0 < place.step == sft.steps:
+        batches = iter(())
+    for place, batch in batches:
+        if batch["mask"][:, 1:].any():  # without a counted token the gradient is zero, and weights would decay
+            params, opt_state, loss = step_fn(params, opt_state, batch)
+            losses.append(loss)
+        tokens += int((batch["segments"] > 0).sum())
+        is_last, asked = place.step == sft.steps, stop.signal
+        due = place.step % sft.checkpoint_every == 0 or is_last or asked is not None
+        if place.step % sft.log_every == 0 or due:
+            row = {"tokens_per_s": tokens / (time.perf_counter() - began)} | _mean_loss(losses, place.step)
+            losses = []
+            if due:
+                row |= records.probe(params)
+                records.save(params, opt_state, place)
+            records.log.write(place.step, row)
+            print("  ".join(f"{k} {v:.4g}" for k, v in {"step": place.step, **row}.items()), flush=True)
+        if asked is not None:
+            raise StoppedError(f"{asked.name}, saved after {place.step} steps; the same command goes on from there")
+        if is_last:
+            break
+    records.save(params, opt_state, place)
+    print(f"wrote {records.workdir / 'warm_start.npz'}")
+
+
+def _dialogue_settings(config: ConfigDict) -> dict[str, Any]:
+    """How dialogues are written, as `dialogues` takes it."""
+    return {
+        "marked_share": config.sft.marked_share,
+        "right_repairs": config.sft.unmarked_right_repairs,
+        "habit": config.sft.unmarked_habit,
+        "context": config.episode.context,
+        "even_questions": config.data.even_questions,
+    }
+
+
+def _resumed(checkpoints: Checkpoints, first: dict[str, Any]) -> tuple[dict[str, Any], Place]:
+    """The state saved last and where the run stood; `first` where none is."""
+    if (latest := checkpoints.latest) is None:
+        return first, Place()
+    place = Place(**checkpoints.metadata(latest)["place"])
+    print(f"going on from step {place.step}", flush=True)
+    return checkpoints.restore(latest, first), place
 
 
 def _mean_loss(losses: list[jax.Array], step: int) -> dict[str, float]:

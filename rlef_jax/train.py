@@ -46,6 +46,7 @@ from rlef_jax.training.build import (
     describe_policy,
     first_prompt_of,
     first_weights,
+    kinds_drawn,
     rollout_settings,
     with_model_shape,
 )
@@ -92,7 +93,8 @@ def train(
     failures = FailedResponses.of(config) if d.failures else None
     mesh, learner = build_mesh(config), build_learner(config, cfg)
     with contextlib.ExitStack() as stack:
-        sampler = build_sampler(config, cfg, chat.stop_ids)  # rollouts and evaluations take turns with it
+        kinds = kinds_drawn(config, evaluates=any(evaluated.values()))
+        sampler = build_sampler(config, cfg, chat.stop_ids, kinds)  # rollouts and evaluations take turns with it
         pool = stack.enter_context(build_pool(config.execution)) if judge is None else judge
         log = None if is_first() else stack.enter_context(open(os.devnull, "w"))
         display = stack.enter_context(ProgressDisplay(stream=log))

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -271,14 +272,18 @@ def test_a_bad_command_line_is_one_line_and_exit_code_2(arguments, message):
     assert line.startswith("error: ") and message in line
 
 
+@functools.cache
+def sections_of_keys():
+    return {key.split(".")[0] for key in config.leaf_keys(base_config()) if "." in key}
+
+
 def keys_read(source):
     """Dotted keys that a module reads: `<anything>.section.key`, `section.key`, or through a name bound to a section.
 
     `p = config.ppo` makes `p` such a name within the module. Assigning to a key is not reading it.
     """
-    tree = ast.parse(source)
-    sections = {k.split(".")[0] for k in config.leaf_keys(base_config()) if "." in k}
-    bound = {}
+    tree, bound = ast.parse(source), {}
+    sections = sections_of_keys()
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign):
             targets, value = node.targets[0], node.value

@@ -1,11 +1,14 @@
 """The scripts under launch/ with programs of these tests in place of SLURM's; Kubernetes' file as its API has it."""
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
+
+from rlef_jax.planning.environment import variables
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ("slurm_8b.sh", "slurm_70b.sh")
@@ -73,6 +76,19 @@ def test_a_job_that_cannot_be_requeued_says_so(cluster):
     done, lines = submitted(cluster, "slurm_8b.sh", 75, SLURM_RESTART_COUNT="3", RLEF_JAX_REQUEUES="3")
     assert done.returncode == 75 and "requeued 3 times already: submit again to go on" in done.stderr
     assert sum(line.startswith("scontrol") for line in lines) == 1  # the first job's
+
+
+def test_no_launcher_changes_how_xla_compiles():
+    """So that runs compile what `rlef_jax.plan` does, which adds nothing but what it needs without a card."""
+    found = {path.name: re.findall(r"xla_(?:gpu|tpu)_\w+", path.read_text()) for path in (ROOT / "launch").iterdir()}
+    assert not any(found.values()), found
+    assert variables("cuda", {})["XLA_FLAGS"] == "--xla_gpu_autotune_level=0"
+
+
+def test_a_jobs_own_xla_flags_reach_its_processes(cluster):
+    (cluster / ".venv" / "bin" / "python").write_text(f'#!/bin/bash\necho "flags $XLA_FLAGS" >> {cluster}/log\n')
+    _, lines = submitted(cluster, "slurm_8b.sh", 0, XLA_FLAGS="--xla_gpu_mine=1")
+    assert lines == ["flags --xla_gpu_mine=1"] * 2
 
 
 def test_kubernetes_restarts_a_stopped_job_without_counting():

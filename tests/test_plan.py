@@ -9,6 +9,7 @@ import pytest
 
 from rlef_jax import plan
 from rlef_jax.planning import environment
+from tests.helpers import small_run
 
 pytestmark = pytest.mark.long
 
@@ -18,9 +19,13 @@ ROOT = pathlib.Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def plans():
     script = pathlib.Path(__file__).with_name("plan_script.py")
-    environment = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     process = subprocess.run(
-        [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=900, cwd=ROOT
+        [sys.executable, str(script)],
+        env=small_run.environment(PYTHONPATH=str(ROOT)),
+        capture_output=True,
+        text=True,
+        timeout=900,
+        cwd=ROOT,
     )
     assert process.returncode == 0, process.stderr[-3000:]
     return json.loads(process.stdout.splitlines()[-1])

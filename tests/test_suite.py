@@ -11,8 +11,8 @@ import numpy as np
 from tests.helpers import compiled, longest_first
 
 TESTS = Path(__file__).parent
-# Of no module: of the documentation, the launchers, the package's layers, what any input may do, and this file.
-OF_ALL = {"test_docs", "test_fuzz", "test_launch", "test_layers", "test_suite"}
+# Of no module: the documentation, launchers, a benchmark, the package's layers, what any input may do, and this file.
+OF_ALL = {"test_docs", "test_fuzz", "test_gpu_check", "test_launch", "test_layers", "test_suite"}
 
 
 def test_a_test_file_is_named_by_its_module():

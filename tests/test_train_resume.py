@@ -23,9 +23,11 @@ from tests.helpers.small_run import (
     environment,
     finish,
     finish_here,
+    group_members,
     leftovers,
     start,
     timeless,
+    wait_until_gone,
 )
 
 pytestmark = pytest.mark.long
@@ -68,19 +70,6 @@ def kill(process):
     process.stdout.close()
     assert wait_until_gone(process.pid)
     return count
-
-
-def group_members(group: int) -> list[int]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                stat = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if int(stat[2]) == group and stat[0] != "Z":  # stat[2]: the session's process group
-                found.append(int(entry.name))
-    return found
 
 
 def killed_and_resumed(folder, moments):
@@ -169,15 +158,6 @@ def test_a_signal_saves_and_the_same_command_goes_on(whole, tmp_path, capsys, nu
     finish_here(folder, OVERRIDES)
     assert f"going on from iteration {done}" in capsys.readouterr().out
     assert_same_run(whole, folder)
-
-
-def wait_until_gone(group, seconds=10.0):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if not group_members(group):
-            return True
-        time.sleep(0.1)
-    return False
 
 
 def test_a_second_signal_ends_it_at_once(tmp_path):

@@ -120,7 +120,7 @@ def sampled(
         _open(folder, about, tokenizer | python_identity(pool.interpreter))
         for line in note_lines(policy.chat.notes):
             display.message(line)
-        sampler = build_sampler(config, policy.cfg, policy.chat.stop_ids)
+        sampler = build_sampler(config, policy.cfg, policy.chat.stop_ids, [settings.kind])
         actor = LocalActor(sampler, policy.chat, pool, find, display=display)
         actor.set_weights(params, version=0)
 

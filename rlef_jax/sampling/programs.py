@@ -25,9 +25,7 @@ from rlef_jax.model.resharding import reshard
 from rlef_jax.model.sharding import ROWS, param_shardings
 from rlef_jax.model.transformer import ModelConfig, Params
 from rlef_jax.sampling.decode import Drawn, Rows, decode
-
-# Kinds of distribution: every row plain, or some row greedy or cut (see `decode`).
-_KINDS = (True, False)
+from rlef_jax.sampling.request import CUT, KINDS, PLAIN
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +43,8 @@ class Shapes:
       stop_ids: most stop ids of a request.
       page_slots: tokens of a page of keys and values.
       pages: of each device's rows (of each worker); 0 is as many as its rows need at `max_len` tokens each.
+      kinds: of distribution that are drawn from, one or both of KINDS; what is made for "cut" ones draws from "plain"
+        ones too, in more passes over the vocabulary.
     Raises ValueError for shapes that can't be.
     """
 
@@ -57,6 +57,7 @@ class Shapes:
     stop_ids: int = 4
     page_slots: int = 64
     pages: int = 0
+    kinds: tuple[str, ...] = KINDS
 
     def __post_init__(self) -> None:
         for name in ("rows", "max_len", "prefill_tokens", "decode_steps", "stop_ids", "page_slots"):
@@ -66,6 +67,8 @@ class Shapes:
             values = getattr(self, name)
             if list(values) != sorted(set(values)) or min(values, default=1) < 1:
                 raise ValueError(f"{name} must be ascending and at least 1, not {values}")
+        if not self.kinds or set(self.kinds) - set(KINDS):
+            raise ValueError(f"kinds must be one or both of {', '.join(KINDS)}, not {self.kinds}")
         if not self.prefill_chunks:
             raise ValueError("prefill_chunks must name at least one length")
         if self.pages and self.pages < self.row_pages:
@@ -150,7 +153,7 @@ class Programs:
         self._layer = jax.jit(lambda layers, index: kv_cache.turned_layer(layers, index, cfg, self.dtype))
         make = functools.partial(kv_cache.init_cache, cfg, self.shards * self.pages, shapes.page_slots, self.dtype)
         self._empty = jax.jit(make, out_shardings=self._cache)
-        self._decode: dict[tuple[int, bool], Any] = {}
+        self._decode: dict[tuple[int, str], Any] = {}
         self._prefill: dict[tuple[int, bool], Any] = {}
         self._take: Any = None
         self._put: Any = None
@@ -210,7 +213,7 @@ class Programs:
         for name, program in made.items():
             what, *which = name.split()
             if what == "decode":
-                self._decode[int(which[0]), which[1] == "plain"] = program
+                self._decode[int(which[0]), which[1]] = program
             elif what == "prefill":
                 self._prefill[int(which[0]), which[1] == "first"] = program
         self._take, self._put = made["take"], made["put"]
@@ -234,12 +237,11 @@ class Programs:
             return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=self._rows)
 
         for capacity in self._capacities():
-            for plain in _KINDS:
+            for kind in s.kinds:
                 run = functools.partial(
-                    decode, cfg=self.cfg, where=self.where, steps=s.decode_steps, capacity=capacity, plain=plain
+                    decode, cfg=self.cfg, where=self.where, steps=s.decode_steps, capacity=capacity, plain=kind == PLAIN
                 )
-                name = f"decode {capacity} {'plain' if plain else 'cut'}"
-                yield name, program(run, (1,), (self._cache, None), weights, cache, rows)
+                yield f"decode {capacity} {kind}", program(run, (1,), (self._cache, None), weights, cache, rows)
         for chunk in s.prefill_chunks:
             count = s.chunk_rows(chunk, self.shards)
             args = per_row(count, s.row_pages), per_row(count, chunk), per_row(count)
@@ -260,11 +262,17 @@ class Programs:
         return [s.max_len] if self.where.kernel else sorted({s.cache_length(n) for n in range(1, s.max_len + 1)})
 
     def decode(self, weights: Params, cache: KVCache, rows: Rows) -> tuple[KVCache, Drawn]:
-        """One dispatch; `rows` holds numpy arrays. The cache is consumed."""
+        """One dispatch; `rows` holds numpy arrays. The cache is consumed.
+
+        Raises ValueError where a row's distribution is of no kind that is compiled.
+        """
         plain = bool(np.all((rows.temperature > 0) & (rows.top_k == 0) & (rows.top_p >= 1.0)))
+        kind = PLAIN if plain and PLAIN in self.shapes.kinds else CUT
+        if kind not in self.shapes.kinds:
+            raise ValueError("decoding is compiled for neither temperature 0 nor top_k or top_p (Shapes.kinds)")
         longest = int(np.max(np.where(rows.room > 0, rows.lengths, 0), initial=1))
         capacity = self.shapes.max_len if self.where.kernel else self.shapes.cache_length(longest)
-        return self._decode[capacity, plain](weights, cache, jax.device_put(rows, self._rows))
+        return self._decode[capacity, kind](weights, cache, jax.device_put(rows, self._rows))
 
     def prefill(
         self, weights: Params, cache: KVCache, tables: np.ndarray, tokens: np.ndarray, starts: np.ndarray

@@ -7,6 +7,9 @@ from concurrent.futures import Future
 
 import numpy as np
 
+PLAIN, CUT = KINDS = ("plain", "cut")
+"""Kinds of distribution: the model's own at some temperature, or a greedy one or one without the unlikeliest tokens."""
+
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
@@ -27,6 +30,11 @@ class SamplingConfig:
             raise ValueError(f"need temperature >= 0, 0 < top_p <= 1 and top_k >= 0, not {self}")
         if not self.stop_ids or self.max_new_tokens < 1:
             raise ValueError(f"need at least one stop id and max_new_tokens >= 1, not {self}")
+
+    @property
+    def kind(self) -> str:
+        """Its kind of distribution, one of KINDS."""
+        return PLAIN if self.temperature > 0 and self.top_k == 0 and self.top_p >= 1.0 else CUT
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,7 +30,7 @@ from rlef_jax.model.weights import SHAPE_KEYS, load_params, model_config, resolv
 from rlef_jax.ppo.settings import LossSettings, OptimizerSettings, PackSettings, PpoSettings, TargetSettings
 from rlef_jax.ppo.update import ForwardSettings, Learner, make_optimizer
 from rlef_jax.sampling.programs import Programs, Shapes
-from rlef_jax.sampling.request import SamplingConfig
+from rlef_jax.sampling.request import KINDS, SamplingConfig
 from rlef_jax.sampling.sampler import Sampler
 from rlef_jax.training.rollout import RolloutSettings
 from rlef_jax.types import Limits
@@ -209,20 +209,24 @@ def build_pool(execution: ConfigDict) -> ExecutionPool:
         raise ConfigError(f"execution.require_isolation: {exc}") from exc
 
 
-def build_sampler(config: ConfigDict, cfg: ModelConfig, stop_ids: Sequence[int]) -> Sampler:
-    """A sampler of a model of these sizes, without weights.
+def build_sampler(
+    config: ConfigDict, cfg: ModelConfig, stop_ids: Sequence[int], kinds: Sequence[str] = KINDS
+) -> Sampler:
+    """A sampler of a model of these sizes, without weights, for these kinds of distribution.
 
     Raises ConfigError where their devices aren't there or don't divide the model, or where the longest dialogue doesn't
     fit the memory for keys and values.
     """
     mesh = build_sampler_mesh(config)
     mesh_shardings(mesh, cfg, "sampling")
-    programs = build_sampling_programs(config, cfg, mesh, len(stop_ids))
+    programs = build_sampling_programs(config, cfg, mesh, len(stop_ids), kinds)
     s = config.sampling
     return Sampler(programs, workers=s.workers, min_ready_fraction=s.min_ready_fraction)
 
 
-def build_sampling_programs(config: ConfigDict, cfg: ModelConfig, mesh: Mesh, stop_ids: int) -> Programs:
+def build_sampling_programs(
+    config: ConfigDict, cfg: ModelConfig, mesh: Mesh, stop_ids: int, kinds: Sequence[str] = KINDS
+) -> Programs:
     """A sampler's programs on a mesh, whose devices needn't be there, for at most so many stop ids.
 
     Raises ConfigError where the longest dialogue doesn't fit the memory for keys and values.
@@ -237,6 +241,7 @@ def build_sampling_programs(config: ConfigDict, cfg: ModelConfig, mesh: Mesh, st
         decode_steps=s.decode_steps,
         stop_ids=stop_ids,
         page_slots=s.page_slots,
+        kinds=tuple(kinds),
     )
     if s.cache_gib:
         page = shapes.page_bytes(cfg, dtype, s.tensor)
@@ -289,6 +294,12 @@ def rollout_settings(
         max_wall_s=x.max_wall_s or None,
         stop_hidden_at_first_failure=x.stop_hidden_at_first_failure,
     )
+
+
+def kinds_drawn(config: ConfigDict, *, evaluates: bool) -> tuple[str, ...]:
+    """The kinds of distribution that a training run draws from, one that `evaluates` or not."""
+    settings = [rollout_settings(config, (0,), "true", evaluation=e) for e in (False, True)[: 1 + evaluates]]
+    return tuple(dict.fromkeys(s.kind for s in settings))
 
 
 def ppo_settings(config: ConfigDict) -> PpoSettings:

@@ -1,12 +1,15 @@
-"""Stopping on request: the first SIGINT or SIGTERM asks, the second one ends the process at once."""
+"""Stopping on request: the first SIGINT or SIGTERM asks, the second one ends at once; helper processes end too."""
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
-from multiprocessing import parent_process
+from concurrent.futures import ProcessPoolExecutor
+from importlib.machinery import ModuleSpec
+from multiprocessing import get_context, parent_process
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -45,6 +48,23 @@ class StopRequest:
         self.signal = signal.Signals(number)
         text = f"\n{self.signal.name}: saving, then stopping; once more to stop at once\n"
         os.write(2, text.encode())  # print may be in the middle of a line
+
+
+def helper_process() -> ProcessPoolExecutor:
+    """A process for work beside this one's, which ends with it. Called by its main thread or before it has others.
+
+    Unlike other processes of multiprocessing it doesn't import this one's main module: after `python -m rlef_jax.train`
+    that would be all of JAX's and Orbax's parts, which take seconds of a core. So it runs no function of that module.
+    """
+    pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=serve_parent)
+    main = sys.modules["__main__"]
+    spec = main.__spec__
+    main.__spec__ = ModuleSpec("__main__", None)  # of this name it is taken to be imported
+    try:
+        pool.submit(int)  # which starts it
+    finally:
+        main.__spec__ = spec
+    return pool
 
 
 def serve_parent() -> None:

@@ -7,8 +7,7 @@ import dataclasses
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from multiprocessing import get_context
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from rlef_jax.ppo.update import Learner, TrainState, prepare_iteration, split_up
 from rlef_jax.ppo.values import METRICS
 from rlef_jax.progress import ProgressDisplay
 from rlef_jax.training.actor import FindStarts, RolloutRequest, Rollouts, Starts
-from rlef_jax.training.interrupt import serve_parent
+from rlef_jax.training.interrupt import helper_process
 from rlef_jax.types import Episode, TokenBatch
 
 
@@ -69,7 +68,7 @@ class ProblemFeed:
     def __init__(self, find: FindStarts, *, last: int) -> None:
         """Args: find: a function of plain data that can be sent to a process. last: iteration."""
         self._find, self._last = find, last
-        self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=serve_parent)
+        self._pool = helper_process()
         self._ahead: dict[int, Future[Starts]] = {}
 
     def __call__(self, request: RolloutRequest) -> Starts:

@@ -105,6 +105,12 @@ class RolloutSettings:
     stop_hidden_at_first_failure: bool = True
 
     @property
+    def kind(self) -> str:
+        """The kind of distribution that all responses are drawn from (`sampling.request.KINDS`)."""
+        low, _ = self.temperature_range or (self.sampling.temperature,) * 2
+        return dataclasses.replace(self.sampling, temperature=low).kind
+
+    @property
     def needs_donors(self) -> bool:
         """Whether feedback comes from other problems: single-turn episodes see none."""
         return self.feedback == "random" and self.max_turns > 1

@@ -27,7 +27,7 @@ CHECKPOINTS = "checkpoints"
 FREE_KEYS = (
     "train.iterations", "train.checkpoint_every", "train.keep_checkpoints", "train.log_every", "train.save_episodes",
     "train.bad_update", "train.max_skipped", "execution.workers", "eval.patience", "model.family",
-    "plan.target", "plan.sampler_devices",
+    "plan.target", "plan.sampler_devices", "sft.steps", "sft.checkpoint_every", "sft.log_every",
 )  # fmt: skip
 
 

@@ -74,6 +74,12 @@ def test_dialogues_are_a_function_of_seed_and_chunk(chat, written):
     assert not {d.ids for d in other} & {d.ids for d in written}
 
 
+def test_even_questions_are_those_of_the_problems(chat):
+    made = dialogues(5, 0, chat, problems=40, per_problem=1, even_questions=1.0)
+    rare = [d for d in made if d.problem.tags["open"] and d.problem.tags["question"] not in ("separator", "none")]
+    assert len(rare) > 15  # of 40, six names in nine; by the families' weights two in nine
+
+
 def test_another_reading_changes_the_tests_and_not_the_statement():
     problem = next(p for p in (problem_at("train", 5, i) for i in range(50)) if p.tags["open"])
     others = [with_reading(problem, r) for r in range(len(problem.tags["readings"]))]

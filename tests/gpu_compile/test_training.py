@@ -53,6 +53,16 @@ def test_weights_are_gathered_twice_and_gradients_scattered_once(whole):
     assert found.along("data") < 1e6  # metrics
 
 
+def test_what_is_gathered_and_scattered_runs_beside_arithmetic(whole):
+    """By the compiler's defaults, which launch/ leaves as they are: two thirds of the exchanges' time at least."""
+    gradients = whole.training["gradients"]
+    found = exchanged(gradients)
+    large = [e for e in found.exchanges if e.kind in ("all-gather", "reduce-scatter") and e.output >= 2**20]
+    assert large and all(e.asynchronous for e in large)
+    time = whole.once(gradients)
+    assert time.exposed < time.exchange / 3
+
+
 def test_gradients_travel_between_nodes_once_an_update(whole):
     found = exchanged(whole.training["reduce"])
     assert checks.axis_faults(found, "data", most=18 * GB) == []

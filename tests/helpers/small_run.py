@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +138,27 @@ def assert_same_run(one: Path, other: Path) -> None:
 def leftovers(workdir: Path) -> list[str]:
     """What a run must not leave behind: half-written files."""
     return [str(p) for p in workdir.rglob("*") if p.name.endswith(".part") or "checkpoint-tmp" in p.name]
+
+
+def group_members(group: int) -> list[int]:
+    """The processes of a process group that haven't ended."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                stat = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(stat[2]) == group and stat[0] != "Z":  # stat[2]: the session's process group
+                found.append(int(entry.name))
+    return found
+
+
+def wait_until_gone(group: int, seconds: float = 10.0) -> bool:
+    """Whether all processes of a group end in time."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if not group_members(group):
+            return True
+        time.sleep(0.1)
+    return False

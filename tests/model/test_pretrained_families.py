@@ -21,7 +21,6 @@ from rlef_jax.model.pretrained import HFFolder, load_pretrained
 from rlef_jax.model.rope import rope_frequencies, rope_tables
 from rlef_jax.model.sharding import make_mesh
 from rlef_jax.model.transformer import ModelConfig, forward, unembed
-from rlef_jax.sampling import programs
 from rlef_jax.sampling.programs import Programs, Shapes
 from rlef_jax.sampling.request import SamplingConfig
 from rlef_jax.sampling.sampler import Sampler
@@ -112,14 +111,12 @@ def test_rotary_frequencies_are_the_references(name, expected):
 
 
 @pytest.mark.parametrize("name", cases.GREEDY)
-def test_greedy_tokens_are_the_references(name, expected, tmp_path, quick_compilation, monkeypatch):
-    """From the sampler that training uses, of whose programs only those of greedy rows are compiled. Their
-    log-probabilities are those of training."""
-    monkeypatch.setattr(programs, "_KINDS", (False,))
+def test_greedy_tokens_are_the_references(name, expected, tmp_path, quick_compilation):
+    """From the sampler that training uses. Their log-probabilities are those of training."""
     weights = HFFolder(write_folder(tmp_path / "model", cases.GREEDY[name]))
     shapes = Shapes(
         rows=1, max_len=cases.PROMPT + cases.NEW, cache_lengths=(), prefill_chunks=(16,), prefill_tokens=16,
-        decode_steps=8,
+        decode_steps=8, kinds=("cut",),
     )  # fmt: skip
     sampler = Sampler(Programs(weights.cfg, shapes, make_mesh()))
     params = load_pretrained(weights, weights.cfg)

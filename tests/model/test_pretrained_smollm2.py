@@ -90,8 +90,12 @@ def test_logits_over_512_tokens_in_float32(row_logits, expected):
     np.testing.assert_allclose(jax.nn.logsumexp(row_logits, -1), expected["logsumexp"], atol=2 * TOLERANCE, rtol=0)
 
 
-def test_prefill_and_decode_equal_one_pass(model, expected, row_logits):
+def test_prefill_and_decode_equal_one_pass(model, expected):
+    """Of the first six layers: all thirty take as long to compile as most files of tests."""
     cfg, params = model
+    layers = jax.tree.map(lambda stacked: stacked[:6], params["layers"])
+    cfg, params = dataclasses.replace(cfg, n_layers=6), {**params, "layers": layers}
+    row_logits = all_logits(cfg, params, expected["tokens"])
     head, steps, chunk = 500, 8, 250
     cache = kv_cache.init_cache(cfg, 1, head + chunk)
     apart = jax.jit(functools.partial(kv_cache.unstack, cfg=cfg))(params)
@@ -132,6 +136,7 @@ def greedy(cfg, params, prompts, steps):
         prefill_chunks=(64,),
         prefill_tokens=256,
         decode_steps=8,
+        kinds=("cut",),
     )
     sampler = Sampler(Programs(dataclasses.replace(cfg, max_positions=longest), shapes, make_mesh()))
     sampler.set_weights(params, version=0)

@@ -17,6 +17,8 @@ def test_shapes_that_cannot_be_are_refused():
         {"prefill_chunks": ()},
         {"prefill_chunks": (8, 4)},
         {"cache_lengths": (0, 4)},
+        {"kinds": ("sharp",)},
+        {"kinds": ()},
     ):
         with pytest.raises(ValueError, match=next(iter(bad))):
             Shapes(**(good | bad))

@@ -16,7 +16,7 @@ from rlef_jax.sampling.programs import Programs, Shapes
 from rlef_jax.sampling.request import SamplingConfig
 from tests.helpers.toy_sampler import CFG, HOW, PARAMS, SHAPES, STOP, WAIT_S, at_once, make_sampler, prompt_of
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("quick_compilation")]
 
 
 @jax.jit
@@ -31,7 +31,7 @@ def logits_of(params, tokens):
 
 
 @pytest.fixture(scope="module")
-def programs():
+def programs(quick_compilation):
     made = Programs(CFG, SHAPES, make_mesh())
     made.compile()
     return made
@@ -95,7 +95,7 @@ def test_arrival_order_neighbours_and_pages_that_are_given_up_change_nothing(pro
     for kwargs in ({"workers": 2}, {"workers": 3, "min_ready_fraction": 0.7}, {"min_ready_fraction": 1.0}):
         assert at_once(make_sampler(programs, **kwargs), episodes)[0] == crowded
     # Memory for hardly more than the longest dialogue: those that are decoded are moved out and back too.
-    tight = Programs(CFG, dataclasses.replace(SHAPES, pages=9), make_mesh())
+    tight = Programs(CFG, dataclasses.replace(SHAPES, pages=9, kinds=("plain",)), make_mesh())
     moved, tight_stats = at_once(make_sampler(tight), episodes)
     assert moved == crowded and tight_stats.saved > stats.saved
     few, stats = at_once(make_sampler(programs), (4, 11))
@@ -104,7 +104,7 @@ def test_arrival_order_neighbours_and_pages_that_are_given_up_change_nothing(pro
 
 
 def test_programs_of_one_thread_round_the_same_in_any_lane(programs):
-    one_thread = Programs(CFG, SHAPES, make_mesh(), one_thread=True)
+    one_thread = Programs(CFG, dataclasses.replace(SHAPES, kinds=("plain",)), make_mesh(), one_thread=True)
     crowded, _ = at_once(make_sampler(one_thread, workers=2), range(9))
     assert crowded == one_by_one(make_sampler(one_thread), range(9))
     first = {key: sample.policy_logp[0] for key, (_, sample) in crowded.items() if key[1] == 0}
@@ -153,8 +153,9 @@ def test_seed_step_episode_and_turn_each_change_the_draws(programs):
 
 def test_a_shorter_look_at_the_cache_changes_rounding_at_most(programs):
     shapes = Shapes(
-        rows=3, max_len=64, cache_lengths=(16, 32), prefill_chunks=(4, 8), prefill_tokens=16, decode_steps=4
-    )
+        rows=3, max_len=64, cache_lengths=(16, 32), prefill_chunks=(4, 8), prefill_tokens=16, decode_steps=4,
+        kinds=("plain",),
+    )  # fmt: skip
     looked, _ = at_once(make_sampler(Programs(CFG, shapes, make_mesh())), range(9))
     whole, _ = at_once(make_sampler(programs), range(9))
     for key, (_, sample) in whole.items():
@@ -231,7 +232,7 @@ def test_the_samplers_weights_are_its_own(programs):
 
 def test_weights_that_come_during_a_response_are_taken_between_dispatches():
     """No work is dropped, every token knows its weights, and its log-probability is theirs."""
-    shapes = Shapes(rows=2, max_len=64, cache_lengths=(), prefill_chunks=(8,), prefill_tokens=16, decode_steps=2)
+    shapes = dataclasses.replace(SHAPES, rows=2, prefill_chunks=(8,), decode_steps=2, kinds=("plain",))
     other = jax.tree.map(lambda a: a * 0.9, PARAMS)
     how = SamplingConfig(1.0, 1.0, 0, (23,), 12)
     sampler = make_sampler(Programs(CFG, shapes, make_mesh()))

@@ -22,7 +22,7 @@ def test_any_mesh_samples_what_one_device_does():
         from rlef_jax.model.kv_cache import Where
         shapes = Shapes(
             rows=4, max_len=64, cache_lengths=(32,), prefill_chunks=(8,), prefill_tokens=32, decode_steps=4,
-            page_slots=8, pages=12,
+            page_slots=8, pages=12, kinds=("plain",),
         )
         fourth = jax.devices()[3]
         sampler = make_sampler(Programs(CFG, shapes, make_mesh(devices=[fourth])))

@@ -15,14 +15,14 @@ from rlef_jax.sampling.sampler import Sampler
 from rlef_jax.sampling.session import Session
 from tests.helpers.toy_sampler import CFG, HOW, PARAMS, SHAPES, WAIT_S, at_once, make_sampler
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("quick_compilation")]
 
 GREEDY = dataclasses.replace(HOW, temperature=0.0)
 CUT = dataclasses.replace(HOW, top_p=0.9, top_k=5)
 
 
 @pytest.fixture(scope="module")
-def programs():
+def programs(quick_compilation):
     made = Programs(CFG, SHAPES, make_mesh())
     made.compile()
     return made
@@ -40,6 +40,22 @@ def test_dialogues_of_one_response_are_dealt_to_all_lanes(programs):
         for future in asked:
             future.result(WAIT_S)
     assert [session.dialogue(seed=1, step=3, episode=e).worker for e in range(2)] == [0, 1]
+
+
+def test_programs_of_one_kind_of_distribution(programs):
+    """ "cut" ones draw from plain distributions too; "plain" ones say that they can't do the other."""
+    cut, plain = (Programs(CFG, dataclasses.replace(SHAPES, kinds=(kind,)), make_mesh()) for kind in ("cut", "plain"))
+    assert [HOW.kind, GREEDY.kind, CUT.kind, dataclasses.replace(HOW, top_k=2).kind] == ["plain", "cut", "cut", "cut"]
+    for how in (HOW, CUT):
+        expected, _ = at_once(make_sampler(programs), range(3), how=how)
+        drawn, _ = at_once(make_sampler(cut), range(3), how=how)
+        for name, (_, sample) in expected.items():
+            assert drawn[name][1].ids == sample.ids
+            assert drawn[name][1].behavior_logp == pytest.approx(sample.behavior_logp, abs=1e-5)
+    assert cut.compiled == programs.compiled - 1
+    with make_sampler(plain).session() as session:
+        asked = session.respond(session.dialogue(seed=0, step=0, episode=0), [4, 5], CUT, turn=0)
+        assert "Shapes.kinds" in str(asked.exception(WAIT_S))
 
 
 def test_what_breaks_in_a_lane_reaches_everyone(programs):

@@ -4,10 +4,7 @@ The trainer is on devices 0 to 3; sampler, reference and critic share its device
 runs; what only the first device runs is an iteration's rollouts. Argument: a folder for them. Prints one line of JSON.
 """
 
-import contextlib
-import io
 import json
-import shutil
 import sys
 from pathlib import Path
 
@@ -52,16 +49,6 @@ def first_tokens(name, judge):
     return tokens(rollouts(config, policy, sampler, judge, step=0))
 
 
-def resumed(whole, folder, judge):
-    """What is told when a run with its critic apart goes on without its last checkpoint."""
-    shutil.copytree(whole, folder)
-    shutil.rmtree(folder / "checkpoints" / "2")
-    (folder / "policy.npz").unlink()
-    with contextlib.redirect_stdout(io.StringIO()) as told:
-        train(configured("critic apart"), folder, judge=judge)
-    return told.getvalue()
-
-
 def outcome(folder):
     """What a run leaves: its weights, its episodes' tokens and the distance from the reference."""
     with np.load(folder / "policy.npz") as stored:
@@ -97,14 +84,12 @@ def main(folder):
         runs = [name for name in LAYOUTS if name != "alone"]
         for name in runs:
             train(configured(name), folder / name, judge=judge)
-        going_on = resumed(folder / "critic apart", folder / "critic resumed", judge)
         alone = first_tokens("alone", judge)
     found = {name: outcome(folder / name) for name in runs}
     weights, episodes, kl = found["shared"]
     told = {
         "places": {name: places(name) for name in LAYOUTS},
         "alone": {"same_episodes": alone == episodes[0]},
-        "going_on": going_on,
     }
     for name, (other, made, other_kl) in found.items():
         told[name] = {

@@ -60,13 +60,6 @@ def test_a_critic_on_its_own_devices_makes_the_same_run(made):
         assert {k: v for k, v in other.items() if v != pytest.approx(one[k], rel=1e-5, abs=1e-5)} == {}
 
 
-def test_a_critic_on_its_own_devices_resumes(made):
-    """As after a kill when all of the second iteration but its checkpoint was written."""
-    runs, told = made
-    assert "going on from iteration 1" in told["going_on"]
-    assert_same_run(runs / "critic apart", runs / "critic resumed")
-
-
 @pytest.mark.slow
 def test_a_critic_on_its_own_devices_survives_a_kill(tmp_path):
     """Killed once it has saved, and started again."""

@@ -95,3 +95,19 @@ def alive(pid):
             return file.read().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_a_helper_does_not_import_the_program_that_started_it(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text("""
+print("imported", flush=True)
+if __name__ == "__main__":
+    from rlef_jax.training.interrupt import helper_process
+    with helper_process() as pool:
+        print(pool.submit(max, 3, 4).result())
+""")
+    done = subprocess.run(
+        [sys.executable, str(program)], env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.stdout == "imported\n4\n", done.stderr
