@@ -63,7 +63,12 @@ def test_a_run_leaves_everything_it_promises(runs):
     assert "valid/1@3" in records[1]
     assert records[0]["mismatch_max"] < 1e-4
     assert list((run / "tensorboard").iterdir())
-    assert {p.name for p in (run / "plots").iterdir()} == {"learning.png", "error_kinds.png", "summary.png"}
+    assert {p.name for p in (run / "plots").iterdir()} == {
+        "learning.png",
+        "drift.png",
+        "error_kinds.png",
+        "summary.png",
+    }
     assert saved_steps(run) == [0, 1]
     with Checkpoints(run / "checkpoints") as checkpoints:
         assert checkpoints.steps() == [1, 2]

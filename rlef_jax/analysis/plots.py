@@ -1,4 +1,4 @@
-"""A run's plots as PNG files: learning curves, time per stage, error kinds over turns, the summary."""
+"""A run's plots as PNG files: learning curves, time per stage, signs of drift, error kinds over turns, the summary."""
 
 from __future__ import annotations
 
@@ -60,6 +60,29 @@ def plot_learning(records: Sequence[Record], path: Path) -> Path:
     axes[6].set_ylim(bottom=0)
     if side_by_side:
         _staleness(axes[8], records)
+    return _save(figure, path)
+
+
+def plot_drift(records: Sequence[Record], path: Path) -> Path:
+    """What shows that a policy drifts off, over iterations: quantiles of KL and ratio, entropy, gradient norm, the
+    share of invalid code at each turn, the length of responses. Returns `path`."""
+    figure = Figure(figsize=(11.25, 7.2), layout="constrained")
+    axes = figure.subplots(2, 3).ravel()
+    kl = {"kl_to_ref_max": "largest", "kl_to_ref_q95": "95 %", "kl_to_ref": "mean", "kl_to_ref_q50": "median"}
+    _curves(axes[0], records, kl, "KL to the reference policy, over turns")
+    axes[0].set_yscale("symlog", linthresh=0.01)
+    ratios = {f"ratio_q{n}": f"{int(n)} %" for n in ("99", "95", "50", "05", "01")}
+    _curves(axes[1], records, ratios, "Ratio to the iteration's first policy, over tokens")
+    _curves(axes[2], records, {"entropy": ""}, "Entropy per token, estimated")
+    _curves(axes[3], records, {"grad_norm": ""}, "Norm of the gradient, before clipping")
+    norms = series(records, "grad_norm")[1]
+    if norms and 0 < 10 * min(norms) < max(norms):
+        axes[3].set_yscale("log")
+    turns = sorted({int(m[1]) for r in records for name in r if (m := re.fullmatch(r"turn(\d+)/invalid", name))})
+    _curves(axes[4], records, {f"turn{n}/invalid": f"turn {n}" for n in turns}, "Responses without code that parses")
+    axes[4].yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes[4].set_ylim(bottom=0)
+    _curves(axes[5], records, {"response_tokens": ""}, "Tokens per response")
     return _save(figure, path)
 
 
@@ -143,6 +166,17 @@ def _curve(axis: Axes, records: Sequence[Record], name: str, title: str, *, perc
     if percent:
         axis.yaxis.set_major_formatter(PercentFormatter(1.0))
         axis.set_ylim(bottom=0)
+
+
+def _curves(axis: Axes, records: Sequence[Record], labels: Mapping[str, str], title: str) -> None:
+    """A curve for each metric, with a legend where there are several."""
+    _frame(axis, title)
+    drawn = [(label, *series(records, name)) for name, label in labels.items()]
+    for (label, steps, values), colour in zip(drawn, (ORANGE, GREEN, BLUE, PURPLE, RED, SKY, GREY, YELLOW)):
+        if steps:
+            axis.plot(steps, values, color=colour, marker=_marker(steps), ms=4, label=label)
+    if len(labels) > 1 and any(steps for _, steps, _ in drawn):
+        axis.legend(frameon=False, fontsize=8)
 
 
 def _mismatch(axis: Axes, records: Sequence[Record]) -> None:

@@ -21,6 +21,7 @@ def write_report(workdir: Path) -> str:
     drawn = []
     if records:
         drawn.append(plots.plot_learning(records, workdir / "plots" / "learning.png"))
+        drawn.append(plots.plot_drift(records, workdir / "plots" / "drift.png"))
         drawn.append(plots.plot_error_kinds(records, workdir / "plots" / "error_kinds.png"))
     text = _why_no_table(workdir)
     if (workdir / FILE_NAME).exists():

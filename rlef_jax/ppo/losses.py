@@ -20,6 +20,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from rlef_jax.ppo.ratio_quantiles import counts_below
 from rlef_jax.ppo.settings import LossSettings
 
 TRUNCATED_FROM = 1e-3  # of log(pi / pi_b): see `truncated` above; the loss itself cuts from 0
@@ -47,7 +48,8 @@ def policy_loss(
       frozen_logp: what stands inside stop_grad; by default `logp`. Finite differences pass the unperturbed values.
 
     Returns:
-      (sum of losses, sums over tokens of the statistics: clipped, approx_kl, ratio, truncated). Scalars.
+      (sum of losses, sums over tokens of the statistics: clipped, approx_kl, ratio, truncated). Scalars, but for
+      `ratio_below`, the `counts_below` of log(pi / pi_old).
     """
     inside = mask > 0
     current = jax.lax.stop_gradient(logp if frozen_logp is None else frozen_logp)
@@ -72,6 +74,7 @@ def policy_loss(
         "approx_kl": jnp.sum(mask * (jnp.exp(log_ratio) - 1.0 - log_ratio)),
         "ratio": jnp.sum(mask * ratio),
         "truncated": jnp.sum(mask * truncated),
+        "ratio_below": counts_below(log_ratio, mask),
     }
     return jnp.sum(mask * losses), jax.lax.stop_gradient(statistics)
 

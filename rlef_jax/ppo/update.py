@@ -22,6 +22,7 @@ from rlef_jax.ppo import values
 from rlef_jax.ppo.mesh_trainer import MeshTrainer
 from rlef_jax.ppo.metrics import iteration_metrics
 from rlef_jax.ppo.objective import ForwardSettings, policy_logp
+from rlef_jax.ppo.ratio_quantiles import ratio_quantiles
 from rlef_jax.ppo.settings import LossSettings, TargetSettings
 from rlef_jax.ppo.targets import Scores, compute_targets
 from rlef_jax.ppo.train_state import (
@@ -142,7 +143,7 @@ class Learner:
           microbatches: NumPy TokenBatches filled by `prepare_iteration`, of any mix of lengths.
 
         Returns:
-          (the next state, metrics: loss, policy_loss, value_loss, clip_fraction, approx_kl, ratio_mean,
+          (the next state, metrics: loss, policy_loss, value_loss, clip_fraction, approx_kl, ratio_mean, ratio_qNN,
           truncated_fraction, value_clip_fraction, value_mse, grad_norm, applied (0.0 where it was not), action_tokens,
           values). Of an update without a token that counts only the last three: the others are means over nothing.
           Without a critic those whose names begin with `value_` are not there, and there are 0 values.
@@ -234,6 +235,7 @@ def _readable(
     return {
         "loss": sum(float(trainer["loss"]) for trainer in trainers),
         **{name: float(sums[of]) / total for name, (of, total) in means.items() if of in sums},
+        **ratio_quantiles(sums["ratio_below"], tokens),
         "grad_norm": float(norm_and_applied[0]),
         "applied": float(norm_and_applied[1]),
         **values.metrics(counts),

@@ -116,7 +116,7 @@ def test_a_report_draws_what_there_is(tmp_path, iterations, finished):
         finished,
         not finished,
     )
-    names = {"learning", "error_kinds"} | ({"summary"} if finished else set())
+    names = {"learning", "drift", "error_kinds"} | ({"summary"} if finished else set())
     assert {p.stem for p in (tmp_path / "plots").iterdir()} == names
     for name in names:
         picture = image.imread(tmp_path / "plots" / f"{name}.png")
@@ -164,6 +164,29 @@ def test_actor_and_learner_have_a_panel_where_the_records_tell_of_them(drawn):
         [0.25] * 3,
         [0.125] * 3,
     ]
+
+
+def test_drift_has_a_panel_for_each_of_its_signs(drawn):
+    def fields(i):
+        kl = {f"kl_to_ref{q}": v * i for q, v in {"": 0.02, "_q50": 0.01, "_q95": 0.1, "_max": 0.5}.items()}
+        ratios = {
+            f"ratio_q{q}": 1 + i * v for q, v in {"01": -0.3, "05": -0.1, "50": 0.0, "95": 0.1, "99": 0.2}.items()
+        }
+        rest = {"entropy": 0.5 - 0.1 * i, "grad_norm": 20.0**i, "response_tokens": 30.0 + i}
+        return kl | ratios | rest | {"turn1/invalid": 0.1 * i, "turn2/invalid": 0.2 * i}
+
+    axes = drawn(plots.plot_drift, [flat(i, **fields(i)) for i in range(3)]).axes
+    last = [[float(line.get_ydata()[-1]) for line in axis.get_lines()] for axis in axes]
+    assert last == [
+        pytest.approx([1.0, 0.2, 0.04, 0.02]),  # largest, 95 %, mean, median
+        pytest.approx([1.4, 1.2, 1.0, 0.8, 0.4]),
+        pytest.approx([0.3]),
+        pytest.approx([400.0]),
+        pytest.approx([0.2, 0.4]),
+        pytest.approx([32.0]),
+    ]
+    assert [text.get_text() for text in axes[4].get_legend().get_texts()] == ["turn 1", "turn 2"]
+    assert axes[3].get_yscale() == "log" and axes[2].get_legend() is None
 
 
 def test_statuses_that_cannot_be_seen_have_no_name_in_the_legend(drawn):

@@ -10,8 +10,10 @@ import pytest
 
 from rlef_jax.model.logp import token_logp
 from rlef_jax.model.parameters import init_params
+from rlef_jax.ppo import values
 from rlef_jax.ppo.objective import ForwardSettings, objective
 from rlef_jax.ppo.pack import pack
+from rlef_jax.ppo.ratio_quantiles import QUANTILES
 from rlef_jax.ppo.settings import LossSettings, OptimizerSettings, TargetSettings
 from rlef_jax.ppo.update import Learner, make_optimizer, prepare_iteration, split_updates
 from tests.helpers.eight_devices import told_by
@@ -99,6 +101,23 @@ def test_packing_and_splitting_change_nothing(learners, policy, make_episodes, s
         leaves_close(after, found[1])
         for key, value in metrics.items():
             np.testing.assert_allclose(found[2][key], value, atol=1e-5, rtol=1e-5, err_msg=f"{name}: {key}")
+
+
+def test_ratio_quantiles_are_of_the_tokens_that_count(learners, policy, make_episodes):
+    learner, episodes, key = learners[True], make_episodes(10, seed=4), jax.random.PRNGKey(0)
+    params = learner.init(key, policy).params
+    filled, _ = prepared(learner, params, policy, episodes, 12)
+    logs = np.concatenate([
+        (np.asarray(learner.score(moved(params), b)[0]) - b.old_logp)[values.token_mask(b) > 0] for b in filled
+    ])  # fmt: skip
+    state, first = learner.update(learner.init(key, policy), filled)
+    _, metrics = learner.update(state.with_params(moved(params)), filled)
+    for name, share in QUANTILES.items():
+        assert first[f"ratio_{name}"] == pytest.approx(1.0, abs=1e-4)  # nothing has moved
+        # Of few tokens, neighbours may be far apart: between those on either side, and an eighth.
+        low, high = np.quantile(logs, share, method="lower"), np.quantile(logs, share, method="higher")
+        assert low - 0.13 * abs(low) - 1e-5 <= np.log(metrics[f"ratio_{name}"]) <= high + 0.13 * abs(high) + 1e-5
+    assert metrics["ratio_q99"] > 1.05 > 0.95 > metrics["ratio_q01"]
 
 
 def test_infra_rows_and_padding_change_nothing(learners, policy, make_episodes):
