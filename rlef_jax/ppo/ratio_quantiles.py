@@ -23,6 +23,8 @@ def counts_below(log_ratio: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def ratio_quantiles(below: np.ndarray, total: float) -> dict[str, float]:
-    """{"ratio_q50": ...} for each of `QUANTILES`, from all `total` tokens' `counts_below`."""
+    """{"ratio_q50": ...} for each of `QUANTILES`, from all `total` tokens' `counts_below`; NaN for 0 tokens."""
+    if not total > 0:
+        return {f"ratio_{name}": float("nan") for name in QUANTILES}
     places = {name: np.interp(share * total, below, EDGES) for name, share in QUANTILES.items()}
     return {f"ratio_{name}": float(np.exp(place)) for name, place in places.items()}

@@ -1,5 +1,7 @@
 """Quantiles of the policy ratio: against NumPy's, over any split, and at the ends."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,3 +38,8 @@ def test_a_policy_that_has_not_moved_is_at_one_and_what_lies_far_at_the_end():
     assert quantiles(rounding, ones) == {f"ratio_{q}": pytest.approx(1.0, abs=2e-5) for q in QUANTILES}
     assert set(quantiles(rounding + 50, ones).values()) == {float(np.exp(EDGES[-1]))}
     assert set(quantiles(rounding - 50, ones).values()) == {float(np.exp(EDGES[0]))}
+
+
+def test_without_tokens_there_are_none():
+    found = ratio_quantiles(np.zeros(len(EDGES)), 0.0)
+    assert len(found) == len(QUANTILES) and all(math.isnan(value) for value in found.values())
