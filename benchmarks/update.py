@@ -19,6 +19,7 @@ the compiled gradients need and the process's peak.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -114,6 +115,8 @@ def make_batch(case: Case, seed: int = 0) -> TokenBatch:
         arrays["turn_index"][:, start : start + span] = turn
         arrays["turn_positions"][:, turn] = start - 1
     arrays["turn_mask"] += 1.0
+    arrays["turn_episode"] += 1
+    arrays["episode_index"] += np.arange(rows, dtype=np.int32)[:, None]
     arrays["weight"] += 1.0
     guess = -np.log(case.model.vocab_size) + 0.1 * rng.standard_normal((rows, length))
     arrays["old_logp"] = (guess * arrays["action_mask"]).astype(np.float32)
@@ -161,16 +164,17 @@ class Worker:
 
     def __init__(self, *command: str) -> None:
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             env={**os.environ, "GLIBC_TUNABLES": MALLOC, "PYTHONPATH": str(ROOT)},
         )  # fmt: skip
 
     def ask(self, line: str) -> dict[str, float]:
         assert self._process.stdin is not None and self._process.stdout is not None
-        print(line, file=self._process.stdin, flush=True)
+        with contextlib.suppress(BrokenPipeError):  # it ended: said below
+            print(line, file=self._process.stdin, flush=True)
         answer = self._process.stdout.readline()
         if not answer:
-            raise SystemExit(f"{self._process.args}: ended; run it by hand to see why")
+            raise SystemExit(f"{self._process.args}: ended")
         return json.loads(answer)
 
     def close(self) -> None:
@@ -201,7 +205,7 @@ def prepare(case: Case, folder: Path) -> None:
     np.savez(folder / "head.npz", **{name: np.asarray(leaf) for name, leaf in head.items()})
     (folder / "model.json").write_text(json.dumps(dataclasses.asdict(case.model)))
     batch = make_batch(case)
-    arrays = {name: np.asarray(getattr(batch, name)) for name in vars(batch)}
+    arrays = {name: np.asarray(value) for name, value in vars(batch).items() if not isinstance(value, str)}
     np.savez(folder / "batch.npz", **arrays)
 
 
