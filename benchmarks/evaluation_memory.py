@@ -54,7 +54,7 @@ def begin(command: list[str], folder: Path) -> None:
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while not ((folder / SETTINGS).exists() and (folder / "inputs.json").exists()):
         if process.poll() is not None:
-            raise SystemExit(f"error: the evaluation ended: {process.stderr.read()}")  # type: ignore[union-attr]
+            raise SystemExit(f"error: the evaluation ended: {process.communicate()[1]}")
         time.sleep(0.1)
     process.send_signal(signal.SIGKILL)
     process.communicate()
