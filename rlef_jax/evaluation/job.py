@@ -23,6 +23,7 @@ from rlef_jax.evaluation.recorded import judge_recorded, read_recorded
 from rlef_jax.evaluation.repair import Repairer, pair_episodes, repairer_params
 from rlef_jax.metrics.outcome import Outcome, outcome_of
 from rlef_jax.metrics.summary import n_at_k_percent, summarise
+from rlef_jax.model.transformer import Params
 from rlef_jax.progress import ProgressDisplay
 from rlef_jax.training.actor import LocalActor, RolloutRequest, Starts
 from rlef_jax.training.build import (
@@ -93,22 +94,16 @@ def sampled(
         params = saved_policy(workdir, checkpoint, first, lambda: first, (config.model.compute_dtype,))
     settings = rollout_settings(config, policy.chat.stop_ids, feedback, evaluation=True)
     settings = dataclasses.replace(settings, opening=opening(policy.chat, shots, settings.system_prompt))
+    repairs = None if repairer is None else repairer_params(repairer, config)
     about = {
         "benchmark": name,
         "problems": len(problems),
-        "weights": content_hash(params),
         "rollouts": rollouts,
         "seed": config.seed,
         "chunk": chunk,
-        "settings": _plain(settings),
-        "tests": _content(problems),
+        **_about_samples(problems, params, settings, shots, repairs),
         **extra_settings,
     }
-    if shots:
-        about["few_shot"] = [shot.problem.name for shot in shots]
-    repairs = None if repairer is None else repairer_params(repairer, config)
-    if repairs is not None:
-        about["repairer"] = content_hash(repairs)
     folder = out or (workdir or Path("runs")) / "benchmarks" / _folder_name(name, about)
     rows = [p for p in problems for _ in range(rollouts)]
 
@@ -268,6 +263,26 @@ def _open(folder: Path, about: dict[str, Any], inputs: Inputs) -> None:
         folder, inputs, begun=any((folder / CHUNKS).iterdir()), mend="Put them back, or give another --out",
         tell=lambda line: print(line, file=sys.stderr),
     )  # fmt: skip
+
+
+def _about_samples(
+    problems: Sequence[Problem],
+    params: Params,
+    settings: RolloutSettings,
+    shots: Sequence[Episode],
+    repairs: Params | None,
+) -> dict[str, Any]:
+    """What sampled responses depend on beside the seed; what isn't used has no key."""
+    about: dict[str, Any] = {
+        "weights": content_hash(params),
+        "settings": _plain(settings),
+        "tests": _content(problems),
+    }
+    if shots:
+        about["few_shot"] = [shot.problem.name for shot in shots]
+    if repairs is not None:
+        about["repairer"] = content_hash(repairs)
+    return about
 
 
 def _sizes(problems: int, rollouts: int, chunk: int) -> list[int]:

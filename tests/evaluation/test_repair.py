@@ -47,17 +47,17 @@ class TwoModels:
 
     def session(self, on_compile=None):
         made = ScriptedSampler(CHAT, self._text)
-        model = self._model
+        both, model = self, self._model
 
         class Noted(ScriptedSampler):
-            def dialogue(inner, *, seed, step, episode):  # noqa: N805
-                self.names.append((model, seed, step, episode))
+            def dialogue(self, *, seed, step, episode):
+                both.names.append((model, seed, step, episode))
                 return super().dialogue(seed=seed, step=step, episode=episode)
 
-            def respond(inner, dialogue, prompt, sampling, **kwargs):  # noqa: N805
+            def respond(self, dialogue, prompt, sampling, **kwargs):
                 future = super().respond(dialogue, prompt, sampling, **kwargs)
-                times = self._asked[model, dialogue.index] - 1
-                self.streams[model, dialogue.index, times] = [*prompt, *future.result().ids]
+                times = both._asked[model, dialogue.index] - 1
+                both.streams[model, dialogue.index, times] = [*prompt, *future.result().ids]
                 return future
 
         made.__class__ = Noted
