@@ -24,12 +24,14 @@ VARIANTS = ("", "habits")
 def get_config(variant: str = "") -> ConfigDict:
     config = base_config()
     config.model.init = ""
+    config.ppo.microbatch_rows = config.sft.batch_rows  # batches of dialogues of similar length: little padding
+    config.ppo.buckets = tuple(range(32, config.episode.context + 1, 32))
     config.sft.marked_share = 0.5
     config.sft.dialogues = 160_000
     config.sft.learning_rate = 2e-3
     if variant == "habits":
         config.seed = 1  # other problems
-        config.model.init = "runs/warm_start/warm_start.npz"
+        config.model.init = "runs/warm_start/policy.npz"
         config.sft.dialogues = 25_600
         config.sft.learning_rate = 1e-3
         config.sft.unmarked_habit = 0.65

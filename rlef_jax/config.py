@@ -27,7 +27,7 @@ from rlef_jax.paths import local_text
 SAVED_NAME = "config.json"
 TEXT_TUPLES = ("data.exclude", "data.families")  # an empty tuple doesn't say what its elements are; others are numbers
 # Keys that may hold a path: what has no slash in execution.python is a version; package:NAME ships with rlef_jax.
-PATH_KEYS = ("model.init", "model.tokenizer", "model.chat", "data.dir", "data.failures", "execution.python")
+PATH_KEYS = ("model.init", "model.tokenizer", "model.chat", "data.dir", "data.failures", "execution.python", "sft.data")
 
 
 def base_config() -> ConfigDict:
@@ -175,14 +175,22 @@ def _model() -> dict[str, Any]:
 
 
 def _sft() -> dict[str, Any]:
+    """Rows are packed as in an update: ppo.buckets, ppo.microbatch_rows, ppo.row_episodes (docs/supervised.md)."""
     return dict(
-        dialogues=128_000,
-        steps=0,  # 0 = one pass over the dialogues
-        batch_rows=64,
+        source="authors",  # of what is learned: "authors", "episodes", "repairs" or "messages"
+        data=(),  # but for authors: folders of runs or evaluations, or files
+        learned="last",  # response of each dialogue (A.3), or "all"; of authors all are
+        valid_share=0.0,  # of the problems whose examples are held out; not for authors, who write others
+        epochs=1,  # not for authors
+        dialogues=128_000,  # authors: so many, each once
+        steps=0,  # 0 = all that the examples give
+        batch_rows=64,  # examples a step
         learning_rate=1e-3,
         warmup_steps=100,
+        final_rate=0.05,  # share of the learning rate that the cosine ends at
         weight_decay=0.1,
-        clip_norm=1.0,
+        clip_norm=1.0,  # global gradient norm; 0 = no clipping
+        adam_b2=0.98,
         marked_share=0.4,  # dialogues opened by the careful author's system line, every repair right
         unmarked_right_repairs=0.15,  # share of right repairs in the others
         unmarked_habit=0.0,  # share of what else is written there that takes a statement's commonest reading
@@ -244,8 +252,11 @@ def make_paths_local(config: ConfigDict) -> ConfigDict:
     """Expands `~` in the keys that hold paths, in place. Raises ConfigError for addresses (rlef_jax.paths)."""
     for key in PATH_KEYS:
         section, name = key.split(".")
-        if isinstance(value := config[section][name], str) and value:
+        value = config[section][name]
+        if isinstance(value, str) and value:
             config[section][name] = local_text(value, f"config.{key}")
+        elif isinstance(value, tuple):
+            config[section][name] = tuple(local_text(str(one), f"config.{key}") for one in value)
     return config
 
 

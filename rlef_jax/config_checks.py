@@ -23,7 +23,7 @@ _AT_LEAST_1 = (
     "ppo.rollouts", "ppo.updates", "ppo.group_size", "ppo.microbatch_rows", "ppo.row_episodes", "model.logit_tokens",
     "mesh.data", "mesh.fsdp", "mesh.tensor",
     "train.checkpoint_every", "train.keep_checkpoints", "train.log_every", "eval.bootstrap_samples", "eval.rollouts",
-    "sft.dialogues", "sft.batch_rows", "sft.checkpoint_every", "sft.log_every",
+    "sft.dialogues", "sft.batch_rows", "sft.epochs", "sft.checkpoint_every", "sft.log_every",
 )  # fmt: skip
 _AT_LEAST_0 = (
     "seed", "model.vocab_size", "model.window", "model.window_rope_theta", "model.query_scalar",
@@ -36,7 +36,7 @@ _AT_LEAST_0 = (
 )  # fmt: skip
 _SHARES = (
     "data.even_questions", "sampling.min_ready_fraction", "sft.marked_share", "sft.unmarked_right_repairs",
-    "sft.unmarked_habit", "ppo.gamma", "ppo.gae_lambda",
+    "sft.unmarked_habit", "sft.final_rate", "sft.valid_share", "ppo.gamma", "ppo.gae_lambda",
 )  # fmt: skip
 CHOICES = {
     "plan.target": ("cpu", "a100", "b200", "h100", "h200", "tpu-v5p", "tpu-v6e"),
@@ -60,6 +60,8 @@ CHOICES = {
     "ppo.importance_mode": ("cap", "mask"),
     "ppo.decay": ("none", "linear"),
     "train.bad_update": ("stop", "skip"),
+    "sft.source": ("authors", "episodes", "repairs", "messages"),
+    "sft.learned": ("last", "all"),
     "execution.require_isolation": ("", "full", "namespaces", "user", "process"),
 }
 _EXCLUSIONS = ("several_answers", "files", "references_fail")  # code_contests.reader applies them
@@ -98,7 +100,7 @@ def _check_each(config: ConfigDict) -> Faults:
     span = tuple(config.eval.temperature_range)
     bad_span = bool(span) and not (len(span) == 2 and 0 < span[0] <= span[1] < math.inf)
     yield bad_span, "eval.temperature_range", f"() or two numbers above 0, the lower first; it is {span}"
-    for key in ("ppo.adam_b1", "ppo.adam_b2"):
+    for key in ("ppo.adam_b1", "ppo.adam_b2", "sft.adam_b2"):
         yield not 0 <= _at(config, key) < 1, key, f"from 0 to below 1; it is {_at(config, key)}"
     for key, choices in CHOICES.items():
         known = " or ".join(f'"{choice}"' for choice in choices)
@@ -234,6 +236,16 @@ def _check_groups(config: ConfigDict) -> Faults:
     yield config.mesh.critic == "separate", "mesh.critic", f'must be "shared" {chosen}'
 
 
+def _check_sft(config: ConfigDict) -> Faults:
+    s = config.sft
+    if s.source != "authors":
+        yield not s.data, "sft.data", f"must name what sft.source={s.source!r} is read from (docs/supervised.md)"
+        return
+    yield bool(s.data), "sft.data", 'is for other sources than sft.source="authors": which do you mean?'
+    for key, default in (("epochs", 1), ("valid_share", 0.0)):
+        yield s[key] != default, f"sft.{key}", f'is for other sources than sft.source="authors"; it is {s[key]}'
+
+
 def _check_schedule(config: ConfigDict) -> Faults:
     needless = "needs evaluations to count: set config.eval.every too"
     yield config.eval.patience > 0 and config.eval.every == 0, "eval.patience", needless
@@ -248,5 +260,6 @@ _TOGETHER = (
     _check_sampling,
     _check_ppo,
     _check_groups,
+    _check_sft,
     _check_schedule,
 )

@@ -58,12 +58,11 @@ from rlef_jax.training.interrupt import StopRequest
 from rlef_jax.training.loop import ProblemFeed, TrainingProblems
 from rlef_jax.training.metrics_writer import MetricsWriter
 from rlef_jax.training.processes import (
-    NAMES,
+    add_job_arguments,
     all_gather,
     broadcast_from_first,
-    find_job,
     is_first,
-    join,
+    join_named,
     on_host,
 )
 from rlef_jax.training.random_feedback import check_donors
@@ -214,15 +213,10 @@ def main() -> None:
         help="auto: go on where the workdir's run stopped; never: refuse; anyway: go on over other data, tokenizer,"
         " weights or Python too",
     )  # fmt: skip
-    for name, help_text in (
-        ("coordinator", "HOST:PORT where the job's processes meet"),
-        ("processes", 'how many there are, or "auto" under SLURM and Kubernetes'),
-        ("process", "which one this is, from 0"),
-    ):
-        parser.add_argument(f"--{name}", help=f"in a job of several processes (docs/cluster.md): {help_text}")
+    add_job_arguments(parser)
 
     def run(config: ConfigDict, args: argparse.Namespace) -> None:
-        join(find_job({name: getattr(args, name) for name in NAMES}, os.environ))
+        join_named(args)
         train(config, args.workdir, go_on=args.resume != "never", anyway=args.resume == "anyway")
 
     command_line.with_arguments(run, parser)

@@ -20,6 +20,7 @@ LAYERS = (
     ("sampling", "ppo"),
     ("planning",),
     ("training",),
+    ("supervised",),
     ("evaluation",),
     ("analysis",),
 )

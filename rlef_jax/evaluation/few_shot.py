@@ -6,13 +6,13 @@ assistant message. Their tokens are the prompted and sampled ones, never tokeniz
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.dialog.prompts import first_message
 from rlef_jax.errors import ConfigError
-from rlef_jax.training.episode_io import read_episodes
+from rlef_jax.training.episode_io import episode_files, read_episodes
 from rlef_jax.types import Episode, Problem
 
 LENGTHS = (2, 3)  # numbers of responses of the dialogues shown
@@ -22,7 +22,7 @@ def choose(path: Path, count: int, evaluated: Sequence[Problem]) -> list[Episode
     """`count` solved dialogues about different problems, alternately with two and three responses while both last.
 
     Args:
-      path: a file of episodes, or an evaluation's folder; earlier episodes come first.
+      path: a file of episodes, or the folder of a run or an evaluation; earlier episodes come first.
       count: the number of dialogues.
       evaluated: problems whose dialogues must not be shown.
 
@@ -30,7 +30,7 @@ def choose(path: Path, count: int, evaluated: Sequence[Problem]) -> list[Episode
     """
     excluded = {(p.name, p.description) for p in evaluated}
     by_length: dict[int, list[Episode]] = {length: [] for length in LENGTHS}
-    for episode in (e for file in _files(path) for e in _read(file)):
+    for episode in _episodes(path):
         problem = episode.problem.name, episode.problem.description
         usable = episode.solved and len(episode.turns) in by_length and problem not in excluded
         if usable and episode.token_ids and len(episode.stretches) == 1:  # whose turns saw each other
@@ -50,19 +50,10 @@ def choose(path: Path, count: int, evaluated: Sequence[Problem]) -> list[Episode
     return chosen
 
 
-def _files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    if files := sorted((path / "chunks").glob("*.jsonl.gz")):
-        return files
-    raise ConfigError(
-        f"--few-shot={path}: give a file of episodes (such as RUN/episodes/000012.jsonl.gz), or an evaluation's folder"
-    )
-
-
-def _read(path: Path) -> list[Episode]:
+def _episodes(path: Path) -> Iterator[Episode]:
     try:
-        return read_episodes(path)
+        for file in episode_files(path):
+            yield from read_episodes(file)
     except ConfigError as error:
         raise ConfigError(f"--few-shot: {error}") from error
 

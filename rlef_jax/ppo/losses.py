@@ -100,3 +100,16 @@ def value_loss(
     error, near_error = jnp.square(values - returns), jnp.square(near - returns)
     statistics = {"value_clipped": jnp.sum(mask * (near != values)), "value_error": jnp.sum(mask * error)}
     return jnp.sum(mask * 0.5 * jnp.maximum(error, near_error)), jax.lax.stop_gradient(statistics)
+
+
+def likelihood_loss(logp: jax.Array, mask: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Negative log-likelihood summed over the tokens whose mask is 1, for supervised training.
+
+    Args:
+      logp: log pi(token), the only argument that is differentiated. [B, T] float, as the mask.
+      mask: 1 for tokens that are learned. Others have no effect and exactly no gradient.
+
+    Returns:
+      (sum of losses, {}): no statistics, as `policy_loss` has.
+    """
+    return -jnp.sum(mask * logp), {}

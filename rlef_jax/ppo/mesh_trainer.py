@@ -19,7 +19,7 @@ from rlef_jax.model.transformer import ModelConfig
 from rlef_jax.ppo import gradients, values
 from rlef_jax.ppo.gradients import GradientsAndSums
 from rlef_jax.ppo.objective import ForwardSettings, objective, scores
-from rlef_jax.ppo.settings import LossSettings
+from rlef_jax.ppo.settings import Likelihood, LossSettings
 from rlef_jax.ppo.train_state import (
     IsTrainable,
     TrainState,
@@ -46,7 +46,7 @@ class MeshTrainer:
         optimizer: optax.GradientTransformation,
         *,
         separate_critic: bool,
-        loss: LossSettings,
+        loss: LossSettings | Likelihood,
         forward_settings: ForwardSettings,
         max_grad_norm: float,
         trainable: IsTrainable,

@@ -13,8 +13,8 @@ from rlef_jax.model.logp import LOGIT_TOKENS, token_logp
 from rlef_jax.model.sharding import MeshSharding
 from rlef_jax.model.transformer import ModelConfig, Params, forward
 from rlef_jax.ppo import values
-from rlef_jax.ppo.losses import policy_loss, value_loss
-from rlef_jax.ppo.settings import LossSettings
+from rlef_jax.ppo.losses import likelihood_loss, policy_loss, value_loss
+from rlef_jax.ppo.settings import Likelihood, LossSettings
 from rlef_jax.types import TokenBatch
 
 
@@ -95,7 +95,7 @@ def objective(
     batch: TokenBatch,
     denominators: dict[str, jax.Array],
     cfg: ModelConfig,
-    loss: LossSettings,
+    loss: LossSettings | Likelihood,
     settings: ForwardSettings,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """A micro-batch's share of the update's loss, and the sums that make up its metrics.
@@ -116,12 +116,15 @@ def objective(
     sums: dict[str, jax.Array] = {}
     if "logp" in scored:
         mask = values.token_mask(batch)
-        policy, token_sums = policy_loss(
-            scored["logp"], batch.old_logp, batch.behavior_logp, batch.advantages, mask, loss
-        )
+        if isinstance(loss, Likelihood):
+            policy, token_sums = likelihood_loss(scored["logp"], mask)
+        else:
+            policy, token_sums = policy_loss(
+                scored["logp"], batch.old_logp, batch.behavior_logp, batch.advantages, mask, loss
+            )
         terms.append(policy / denominators[values.TOKENS])
         sums |= {"policy": policy, **token_sums}
-    if "values" in scored:
+    if "values" in scored and not isinstance(loss, Likelihood):
         mask = values.mask(batch)
         value, value_sums = value_loss(scored["values"], batch.old_values, batch.returns, mask, loss)
         terms.append(loss.value_coef * value / denominators[values.VALUES])

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from rlef_jax.ppo import values
+from rlef_jax.ppo.rows import rows_by_bucket
 from rlef_jax.reward import has_weight, turn_rewards
 from rlef_jax.types import Episode, TokenBatch
 
@@ -57,7 +58,8 @@ def pack(
     if rows < 1 or row_episodes < 1 or not buckets:
         raise ValueError(f"need a row, an episode in it and a bucket: {rows=}, {row_episodes=}, {buckets=}")
     batches, index = [], []
-    for bucket, members in _rows_by_bucket(episodes, sorted(set(buckets)), rows, row_episodes):
+    lengths, counts = [len(episode.token_ids) for episode in episodes], [has_weight(episode) for episode in episodes]
+    for bucket, members in rows_by_bucket(lengths, counts, sorted(set(buckets)), rows, row_episodes):
         for first in range(0, len(members), rows):
             chosen = members[first : first + rows]
             arrays = empty_arrays(rows, bucket, max_turns * row_episodes, value_kind)
@@ -93,62 +95,6 @@ def empty_arrays(rows: int, length: int, turns: int, value_kind: str = "turn") -
         "weight": np.zeros((rows,), np.float32),
         "value_kind": value_kind,
     }
-
-
-type _Rows = list[tuple[int, ...]]  # which episodes each row holds, by position
-
-
-def _rows_by_bucket(
-    episodes: Sequence[Episode], buckets: list[int], rows: int, row_episodes: int
-) -> list[tuple[int, list[tuple[int, ...]]]]:
-    """Which rows go to which bucket, buckets ascending: the fewest token slots, at a tie one episode a row."""
-    lengths = [len(episode.token_ids) for episode in episodes]
-    for number, length in enumerate(lengths):
-        if length > buckets[-1]:
-            raise ValueError(
-                f"episode {number} has {length} tokens but the largest bucket holds {buckets[-1]}: add a larger "
-                "bucket to ppo.buckets or lower episode.context"
-            )
-    candidates = [_assign([(n,) for n in range(len(lengths))], lengths, buckets, rows)]
-    if row_episodes > 1:
-        candidates.append(_assign(_shared(episodes, lengths, buckets[-1], row_episodes), lengths, buckets, rows))
-    return min(candidates, key=lambda c: sum(bucket * rows * -(-len(held) // rows) for bucket, held in c))
-
-
-def _shared(episodes: Sequence[Episode], lengths: list[int], capacity: int, most: int) -> _Rows:
-    """Rows of at most `capacity` tokens and `most` episodes: the longest first, into the fullest row with room."""
-    valid = [has_weight(episode) for episode in episodes]
-    held: list[list[int]] = []
-    free: list[int] = []
-    for number in sorted(range(len(lengths)), key=lambda n: (-lengths[n], n)):
-        fitting = [
-            row
-            for row, numbers in enumerate(held)
-            if lengths[number] <= free[row] and len(numbers) < most
-            if valid[numbers[0]] == valid[number]
-        ]
-        if not fitting:
-            held.append([])
-            free.append(capacity)
-        row = min(fitting, key=lambda r: free[r], default=len(held) - 1)
-        held[row].append(number)
-        free[row] -= lengths[number]
-    return sorted(tuple(sorted(numbers)) for numbers in held)
-
-
-def _assign(rows_held: _Rows, lengths: list[int], buckets: list[int], rows: int) -> list[tuple[int, _Rows]]:
-    """The rows of each bucket, buckets ascending, each one's rows in order."""
-    members: dict[int, _Rows] = {bucket: [] for bucket in buckets}
-    for held in rows_held:
-        length = sum(lengths[n] for n in held)
-        members[next(bucket for bucket in buckets if length <= bucket)].append(held)
-    for small, large in zip(buckets, buckets[1:], strict=False):
-        left = len(members[small]) % rows
-        room = -len(members[large]) % rows
-        if 0 < left <= room:
-            members[large] = sorted(members[large] + members[small][-left:])
-            del members[small][-left:]
-    return list(members.items())
 
 
 def _fill_row(

@@ -47,6 +47,12 @@ class LossSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class Likelihood:
+    """In the place of `LossSettings`: the policy's loss is the negative log-likelihood of the tokens that count, and
+    there is no critic. Supervised training has it."""
+
+
+@dataclasses.dataclass(frozen=True)
 class TargetSettings:
     """How returns and advantages are made. Raises ValueError for a choice that isn't one or that excludes another.
 

@@ -147,14 +147,17 @@ def _decayed(cfg: ModelConfig, params: dict[str, Any]) -> dict[str, Any]:
     return jax.tree_util.tree_map_with_path(of, params)
 
 
-def make_optimizer(cfg: ModelConfig, settings: OptimizerSettings) -> optax.GradientTransformation:
+def make_optimizer(
+    cfg: ModelConfig, settings: OptimizerSettings, rates: optax.Schedule | None = None
+) -> optax.GradientTransformation:
     """AdamW with linear warm-up (A.1), decay if asked for and, where clip_norm > 0, gradients clipped by global norm.
 
-    One learning rate for policy and critic. Weight decay acts on every parameter of the model `cfg` but those that
-    `Parameter.decayed` leaves out, QKV biases (ours: the paper names no exceptions, and its models have none).
+    Other learning `rates` take the place of the settings' own. One rate for policy and critic. Weight decay acts on
+    every parameter of the model `cfg` but those that `Parameter.decayed` leaves out, QKV biases (ours: the paper names
+    no exceptions, and its models have none).
     """
     adamw = optax.adamw(
-        learning_rates(settings.learning_rate, settings.warmup_steps, settings.decay_steps),
+        rates or learning_rates(settings.learning_rate, settings.warmup_steps, settings.decay_steps),
         b1=settings.adam_b1,
         b2=settings.adam_b2,
         weight_decay=settings.weight_decay,

@@ -23,7 +23,7 @@ from rlef_jax.ppo.mesh_trainer import MeshTrainer
 from rlef_jax.ppo.metrics import iteration_metrics
 from rlef_jax.ppo.objective import ForwardSettings, policy_logp
 from rlef_jax.ppo.ratio_quantiles import ratio_quantiles
-from rlef_jax.ppo.settings import LossSettings, TargetSettings
+from rlef_jax.ppo.settings import Likelihood, LossSettings, TargetSettings
 from rlef_jax.ppo.targets import Scores, compute_targets
 from rlef_jax.ppo.train_state import (
     IsTrainable,
@@ -52,7 +52,7 @@ class Learner:
         model_cfg: ModelConfig,
         optimizer: optax.GradientTransformation,
         *,
-        loss: LossSettings | None = None,
+        loss: LossSettings | Likelihood | None = None,
         separate_critic: bool = True,
         critic: bool = True,
         mesh: Mesh | None = None,
@@ -62,7 +62,8 @@ class Learner:
         max_grad_norm: float = 0.0,
         trainable: IsTrainable | None = None,
     ) -> None:
-        """Without `critic` no value network is made, run or trained, and batches must be of the kind "none".
+        """Without `critic` no value network is made, run or trained, and batches must be of the kind "none". The
+        `Likelihood` needs that.
 
         `critic_mesh` and `reference_mesh` are where critic and reference policy lie, by default `mesh`; `trainable`
         says which parameters of `TrainState.params` are trained, by default what their `Parameter` says.
@@ -73,6 +74,8 @@ class Learner:
         Raises ValueError for a mesh that doesn't divide the model, and for a `critic_mesh` that shares some of the
         policy's devices or whose critic isn't `separate_critic`, or isn't there.
         """
+        if critic and isinstance(loss, Likelihood):
+            raise ValueError("supervised training (Likelihood) has no critic: critic=False")
         self.model_cfg, self.optimizer, self.separate_critic = model_cfg, optimizer, separate_critic
         self.mesh = make_mesh() if mesh is None else mesh
         forward_settings = forward_settings or ForwardSettings()
@@ -146,7 +149,8 @@ class Learner:
           (the next state, metrics: loss, policy_loss, value_loss, clip_fraction, approx_kl, ratio_mean, ratio_qNN,
           truncated_fraction, value_clip_fraction, value_mse, grad_norm, applied (0.0 where it was not), action_tokens,
           values). Of an update without a token that counts only the last three: the others are means over nothing.
-          Without a critic those whose names begin with `value_` are not there, and there are 0 values.
+          Without a critic those whose names begin with `value_` are not there, and there are 0 values. Of the
+          `Likelihood` there are loss, policy_loss (the same), grad_norm, applied, action_tokens and values.
         """
         counts = values.count(microbatches)
         if not counts[values.TOKENS]:
@@ -235,7 +239,7 @@ def _readable(
     return {
         "loss": sum(float(trainer["loss"]) for trainer in trainers),
         **{name: float(sums[of]) / total for name, (of, total) in means.items() if of in sums},
-        **ratio_quantiles(sums["ratio_below"], tokens),
+        **(ratio_quantiles(sums["ratio_below"], tokens) if "ratio_below" in sums else {}),
         "grad_norm": float(norm_and_applied[0]),
         "applied": float(norm_and_applied[1]),
         **values.metrics(counts),

@@ -319,21 +319,26 @@ def ppo_settings(config: ConfigDict) -> PpoSettings:
     )  # fmt: skip
 
 
+def forward_settings(config: ConfigDict) -> ForwardSettings:
+    """How the trainer runs the model."""
+    m = config.model
+    return ForwardSettings(
+        compute_dtype=jnp.dtype(m.compute_dtype), remat=m.remat, unroll=m.unroll, attention=m.attention,
+        logit_tokens=m.logit_tokens, reduce_dtype=jnp.dtype(config.mesh.reduce_dtype),
+    )  # fmt: skip
+
+
 def build_learner(config: ConfigDict, cfg: ModelConfig, devices: Sequence[Any] | None = None) -> Learner:
     """The update's compiled functions, on meshes of the configured shape over `devices` (default: all there are).
 
     Raises ConfigError where the devices don't match the mesh, or the mesh doesn't divide the model.
     """
-    p, m = ppo_settings(config), config.model
-    forward: dict[str, Any] = dict(
-        compute_dtype=jnp.dtype(m.compute_dtype), remat=m.remat, unroll=m.unroll, attention=m.attention,
-        logit_tokens=m.logit_tokens, reduce_dtype=jnp.dtype(config.mesh.reduce_dtype),
-    )  # fmt: skip
+    p = ppo_settings(config)
     mesh = build_mesh(config, devices)
     mesh_shardings(mesh, cfg)  # whether it divides the model
     return Learner(
         cfg, make_optimizer(cfg, p.optimizer), loss=p.loss, separate_critic=p.separate_critic, critic=p.has_critic,
-        mesh=mesh, forward_settings=ForwardSettings(**forward), max_grad_norm=p.max_grad_norm,
+        mesh=mesh, forward_settings=forward_settings(config), max_grad_norm=p.max_grad_norm,
         critic_mesh=build_critic_mesh(config, devices),
         reference_mesh=build_sampler_mesh(config, devices) if config.mesh.reference == "sampler" else None,
     )  # fmt: skip

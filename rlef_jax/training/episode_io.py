@@ -35,6 +35,21 @@ def saved_steps(workdir: Path) -> list[int]:
     return sorted(int(p.name.split(".")[0]) for p in (workdir / "episodes").glob("[0-9]*.jsonl.gz"))
 
 
+def episode_files(path: Path) -> list[Path]:
+    """The files of episodes behind a path: itself, or those of a run's or an evaluation's folder, in order.
+
+    Raises ConfigError for a path without any.
+    """
+    if path.is_file():
+        return [path]
+    if files := sorted((path / "chunks").glob("*.jsonl.gz")) or [episodes_path(path, s) for s in saved_steps(path)]:
+        return files
+    raise ConfigError(
+        f"{path} holds no episodes: give a file of episodes (such as RUN/episodes/000012.jsonl.gz), a run's --workdir, or"
+        " an evaluation's folder"
+    )
+
+
 def write_episodes(path: Path, episodes: Iterable[Episode]) -> None:
     """Writes all episodes, or nothing if it is interrupted. Equal episodes make equal bytes.
 

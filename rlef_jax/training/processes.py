@@ -12,6 +12,7 @@ JAX's own handler of SIGTERM, which only notes that it came, is switched off: a 
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
 import pickle
@@ -59,6 +60,21 @@ def find_job(flags: Mapping[str, str | None], environment: Mapping[str, str]) ->
     if not 0 <= process < processes:
         raise ConfigError(f"--process={process} must be from 0 to {processes - 1}, one less than --processes")
     return Job(values["coordinator"], processes, process)
+
+
+def add_job_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds --coordinator, --processes and --process; `join_named` reads them."""
+    for name, help_text in (
+        ("coordinator", "HOST:PORT where the job's processes meet"),
+        ("processes", 'how many there are, or "auto" under SLURM and Kubernetes'),
+        ("process", "which one this is, from 0"),
+    ):
+        parser.add_argument(f"--{name}", help=f"in a job of several processes (docs/cluster.md): {help_text}")
+
+
+def join_named(args: argparse.Namespace) -> None:
+    """`join`s the job that a command line with `add_job_arguments` or the environment names."""
+    join(find_job({name: getattr(args, name) for name in NAMES}, os.environ))
 
 
 def join(job: Job | None) -> None:

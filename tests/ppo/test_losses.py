@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlef_jax.ppo.losses import policy_loss, value_loss
+from rlef_jax.ppo.losses import likelihood_loss, policy_loss, value_loss
 from rlef_jax.ppo.settings import LossSettings
 
 SETTINGS = [
@@ -169,3 +169,13 @@ def test_unknown_choices_are_refused_by_name():
         LossSettings(importance="off")
     with pytest.raises(ValueError, match="ppo.importance_mode is 'drop'"):
         LossSettings(importance_mode="drop")
+
+
+def test_likelihood_is_a_sum_over_learned_tokens_and_its_gradient_the_difference_quotient():
+    logp, *_, mask = policy_inputs(seed=6, shape=(4, 5))
+    loop = -sum(logp[at] for at in np.ndindex(logp.shape) if mask[at])
+    with jax.enable_x64(True):
+        function = jax.jit(lambda x: likelihood_loss(x, jnp.asarray(mask))[0])
+        np.testing.assert_allclose(function(jnp.asarray(logp)), loop, rtol=1e-12)
+        expected = central_differences(lambda x: function(jnp.asarray(x)), logp)
+        np.testing.assert_allclose(jax.grad(function)(jnp.asarray(logp)), expected, atol=1e-8)

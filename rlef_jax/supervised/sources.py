@@ -1,0 +1,215 @@
+"""Where examples come from: successful episodes (A.3), failed responses before right programs (B.4), messages."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlef_jax.data.dialogues import respond
+from rlef_jax.dialog.chat import ChatFormat
+from rlef_jax.dialog.prompts import first_message
+from rlef_jax.errors import ConfigError
+from rlef_jax.supervised.examples import Example, ExampleSet, last_response
+from rlef_jax.supervised.programs import RightPrograms
+from rlef_jax.training.episode_io import episode_files, read_episodes
+from rlef_jax.training.failures import failed_first, repair_prompt
+from rlef_jax.training.rollout import RolloutSettings
+from rlef_jax.types import Episode
+
+_PICK = 0xB4  # keeps the draws of right programs apart from any other use of (seed, number)
+
+type Tell = Callable[[str], None]
+# An example and the name of the problem that it is of.
+type Named = tuple[Example, str]
+
+
+def successes(paths: Sequence[Path], chat: ChatFormat, system_prompt: str, *, all_responses: bool) -> Iterator[Named]:
+    """Successful episodes of runs and evaluations: those whose last program passed all tests, public and hidden (A.3).
+
+    Their tokens are the prompted and sampled ones. Learned are those of the last response, as the paper found better,
+    or with `all_responses` those of every one.
+
+    Args:
+      paths: folders of runs or evaluations, or files of episodes.
+      chat, system_prompt: of the model that learns from them.
+
+    Raises ConfigError for files that can't be read, or episodes of another tokenizer, chat format or system prompt.
+    """
+    for episode in _episodes(paths):
+        if not episode.solved:
+            continue
+        expected = chat.first_prompt(first_message(episode.problem), system_prompt, start=episode.problem.start)
+        if list(episode.turns[0].prompt_delta_ids) != expected:
+            raise ConfigError(
+                f"config.sft.data: the episode about {episode.problem.name!r} was made with another tokenizer, chat"
+                " format, wording or system prompt, or behind other dialogues: give episodes that this model, or"
+                " another with its tokenizer, has made"
+            )
+        sequences = list(sequences_of(episode))
+        if not all_responses:
+            sequences = [Example(sequences[-1].ids, last_response(sequences[-1].learned))]
+        for sequence in sequences:
+            yield sequence, episode.problem.name
+
+
+def sequences_of(episode: Episode) -> Iterator[Example]:
+    """The sequences of tokens that an episode is made of (`Episode.stretches`), sampled ones learned."""
+    ids: list[int] = []
+    learned: list[bool] = []
+    for turn in episode.turns:
+        if turn.restart and ids:
+            yield Example(np.array(ids, np.int32), np.array(learned, bool))
+            ids, learned = [], []
+        ids += (*turn.prompt_delta_ids, *turn.response_ids)
+        learned += [False] * len(turn.prompt_delta_ids) + [True] * len(turn.response_ids)
+    yield Example(np.array(ids, np.int32), np.array(learned, bool))
+
+
+def repairs(
+    paths: Sequence[Path], chat: ChatFormat, settings: RolloutSettings, programs: RightPrograms, seed: int
+) -> Iterator[Named]:
+    """First responses that failed the public tests, their feedback, and a random right program of the problem (B.4).
+
+    The right program alone is learned. Failures of problems without one are passed over, and those behind which there
+    is no room for a response.
+
+    Args:
+      paths: as `successes`.
+      chat, settings: of the model that learns to repair.
+      programs: the right programs of problems.
+      seed: of which one is taken, with the number of the failure.
+
+    Raises ConfigError as `successes`.
+    """
+    number = 0
+    for file in _files(paths):
+        failed = [f for episode in _read(file) if (f := failed_first(episode)) is not None]
+        programs.judge([f.problem for f in failed])
+        for episode in failed:
+            number += 1
+            right = programs.of(episode.problem)
+            prompt = repair_prompt(episode, chat, settings) if right else None
+            if prompt is None:
+                continue
+            chosen = right[int(np.random.default_rng([_PICK, seed, number]).integers(len(right)))]
+            response = chat.response(respond(chosen))
+            learned = np.arange(len(prompt) + len(response)) >= len(prompt)
+            yield Example(np.array([*prompt, *response], np.int32), learned), episode.problem.name
+
+
+def messages(paths: Sequence[Path], chat: ChatFormat, *, all_responses: bool) -> Iterator[Named]:
+    """Dialogues of JSON lines, one an object with "messages", [{"role": ..., "content": ...}, ...].
+
+    An optional message of the system comes first; then user and assistant take turns, and the assistant has the last
+    word. An optional "problem" names what a dialogue is about: of one name all are held out or none.
+
+    Raises ConfigError, naming file and line, for anything else.
+    """
+    for path in paths:
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"config.sft.data: {path} cannot be read: {error}") from error
+        for number, line in enumerate(lines, start=1):
+            where = f"config.sft.data: {path}, line {number}"
+            if line.strip():
+                row = _object(line, where)
+                example = dialogue(_checked(row.get("messages"), where), chat)
+                if not all_responses:
+                    example = dataclasses.replace(example, learned=last_response(example.learned))
+                yield example, str(row.get("problem", f"{path}:{number}"))
+
+
+def dialogue(turns: Sequence[tuple[str, str]], chat: ChatFormat) -> Example:
+    """The tokens of (role, text) messages in the order that `messages` describes; the assistant's are learned."""
+    system, turns = (turns[0][1], turns[1:]) if turns[0][0] == "system" else ("", turns)
+    ids: list[int] = []
+    learned: list[bool] = []
+    for role, text in turns:
+        if role == "assistant":
+            more = chat.response(text)
+        else:
+            more = chat.next_prompt(text, closed=True) if ids else chat.first_prompt(text, system)
+        ids += more
+        learned += [role == "assistant"] * len(more)
+    return Example(np.array(ids, np.int32), np.array(learned, bool))
+
+
+def collected(examples: Iterable[Named], longest: int, tell: Tell) -> ExampleSet:
+    """The examples of at most `longest` tokens as a set; `tell` is told of others.
+
+    Raises ConfigError where there is none.
+    """
+    kept: list[Example] = []
+    numbers: dict[str, int] = {}
+    problems: list[int] = []
+    too_long = 0
+    for example, problem in examples:
+        if len(example.ids) > longest:
+            too_long += 1
+            continue
+        kept.append(example)
+        problems.append(numbers.setdefault(problem, len(numbers)))
+    if too_long:
+        tell(f"{too_long} examples of more than {longest} tokens (the longest of config.ppo.buckets) are left out")
+    if not kept:
+        raise ConfigError(
+            f"config.sft.data: there is nothing to learn from{f': all {too_long} are too long' if too_long else ''}"
+        )
+    tell(f"{len(kept)} examples about {len(numbers)} problems, {sum(len(e.ids) for e in kept):,} tokens")
+    return ExampleSet.of(kept, problems)
+
+
+def _episodes(paths: Sequence[Path]) -> Iterator[Episode]:
+    for file in _files(paths):
+        yield from _read(file)
+
+
+def _files(paths: Sequence[Path]) -> Iterator[Path]:
+    try:
+        for path in paths:
+            yield from episode_files(path)
+    except ConfigError as error:
+        raise ConfigError(f"config.sft.data: {error}") from error
+
+
+def _read(file: Path) -> list[Episode]:
+    try:
+        return read_episodes(file)
+    except ConfigError as error:
+        raise ConfigError(f"config.sft.data: {error}") from error
+
+
+def _object(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ConfigError(f"{where}: no JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise ConfigError(f'{where}: an object with "messages" is needed')
+    return row
+
+
+def _checked(turns: Any, where: str) -> list[tuple[str, str]]:
+    """(role, text) of each message. Raises ConfigError for others than `messages` describes."""
+    if not isinstance(turns, list) or not turns:
+        raise ConfigError(f'{where}: "messages" must be a list of messages')
+    read: list[tuple[str, str]] = []
+    for number, turn in enumerate(turns, start=1):
+        role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
+        if not isinstance(role, str) or not isinstance(content, str):
+            raise ConfigError(f'{where}: message {number} must have a "role" and a "content", both texts')
+        read.append((role, content))
+    roles = [role for role, _ in read]
+    spoken = roles[1:] if roles[0] == "system" else roles
+    if not spoken or len(spoken) % 2 or spoken != ["user", "assistant"] * (len(spoken) // 2):
+        raise ConfigError(
+            f"{where}: roles must be user, assistant, user, assistant, ... to an assistant at the end, with a system"
+            f" message before them or not; they are {', '.join(roles)}"
+        )
+    return read

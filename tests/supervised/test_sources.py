@@ -1,0 +1,173 @@
+"""Where examples come from: which episodes and responses, their tokens, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from rlef_jax.data import mini_contests
+from rlef_jax.dialog.load import load_chat
+from rlef_jax.errors import ConfigError
+from rlef_jax.sampling.request import SamplingConfig
+from rlef_jax.supervised.examples import spans
+from rlef_jax.supervised.programs import RightPrograms
+from rlef_jax.supervised.sources import collected, dialogue, messages, repairs, sequences_of, successes
+from rlef_jax.training.episode_io import episodes_path, write_episodes
+from rlef_jax.training.failures import repair_prompt
+from rlef_jax.training.rollout import RolloutSettings, collect
+from rlef_jax.types import Limits
+from tests.helpers.scripted_sampler import ScriptedSampler
+
+CHAT = load_chat("package:tokenizer", "", "")
+SAMPLING = SamplingConfig(temperature=1.0, top_p=1.0, top_k=0, stop_ids=CHAT.stop_ids, max_new_tokens=400)
+LIMITS = Limits(wall_s=10.0, memory_bytes=512 << 20)
+SETTINGS = RolloutSettings(SAMPLING, context=4000, limits=LIMITS, max_failures=1)
+WRONG = "```python\nprint('?')\n```"
+
+
+def right(problem):
+    return f"```python\n{problem.solutions[0]}\n```"
+
+
+@pytest.fixture(scope="module")
+def made(pool):
+    """Five episodes: solved at once, at the second and at the third response, and twice not."""
+    problems = [mini_contests.problem_at("train", 5, i) for i in range(5)]
+
+    def script(index, turn):
+        return right(problems[index]) if turn >= (0, 1, 2, 9, 9)[index] else WRONG
+
+    return collect(ScriptedSampler(CHAT, script), CHAT, pool, problems, seed=5, step=0, settings=SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def run(made, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    write_episodes(episodes_path(folder, 0), made[:2])
+    write_episodes(episodes_path(folder, 3), made[2:])
+    write_episodes(folder / "episodes" / "valid_000001.jsonl.gz", made)  # a run's evaluations aren't learned from
+    return folder
+
+
+def responses(example):
+    return [example.ids[a:b].tolist() for a, b in spans(example.learned)]
+
+
+def test_the_last_responses_of_successful_episodes_are_learned(run, made):
+    found = list(successes([run], CHAT, "", all_responses=False))
+    assert [name for _, name in found] == [episode.problem.name for episode in made[:3]]
+    for (example, _), episode in zip(found, made, strict=False):
+        assert example.ids.tolist() == list(episode.token_ids)
+        assert responses(example) == [list(episode.turns[-1].response_ids)]
+
+
+def test_all_responses_are_where_asked_for_and_an_evaluation_is_read_as_a_run(run, made, tmp_path):
+    (tmp_path / "chunks").mkdir()
+    write_episodes(tmp_path / "chunks" / "000000.jsonl.gz", made)
+    found = list(successes([tmp_path, episodes_path(run, 3)], CHAT, "", all_responses=True))
+    solved = [*made[:3], made[2]]
+    assert [responses(e) for e, _ in found] == [[list(t.response_ids) for t in e.turns] for e in solved]
+
+
+def test_a_context_that_began_anew_is_a_sequence_of_its_own(made):
+    first, second = made[1].turns
+    episode = dataclasses.replace(made[1], turns=(first, dataclasses.replace(second, restart=True)))
+    for example, turn in zip(sequences_of(episode), (first, second), strict=True):
+        assert example.ids.tolist() == [*turn.prompt_delta_ids, *turn.response_ids]
+        assert responses(example) == [list(turn.response_ids)]
+
+
+def test_episodes_of_another_format_are_refused(run):
+    with pytest.raises(ConfigError, match="sft.data: the episode about .* another tokenizer, chat format, wording or"):
+        list(successes([run], CHAT, "You are somebody else.", all_responses=False))
+
+
+def test_paths_without_episodes_are_named(tmp_path):
+    with pytest.raises(ConfigError, match=rf"config.sft.data: {tmp_path} holds no episodes: give a file"):
+        list(successes([tmp_path], CHAT, "", all_responses=False))
+    (tmp_path / "broken").write_text("no")
+    with pytest.raises(ConfigError, match=r"config.sft.data: .*broken cannot be read as episodes"):
+        list(successes([tmp_path / "broken"], CHAT, "", all_responses=False))
+
+
+def test_a_failed_response_and_its_feedback_come_before_a_right_program(run, made, pool):
+    found = list(repairs([run], CHAT, SETTINGS, RightPrograms(pool, LIMITS), seed=0))
+    assert [name for _, name in found] == [episode.problem.name for episode in made[1:]]
+    for (example, _), episode in zip(found, made[1:], strict=True):
+        failed = dataclasses.replace(episode, turns=episode.turns[:1], end="")
+        prompt = repair_prompt(failed, CHAT, SETTINGS)
+        assert example.ids[: len(prompt)].tolist() == prompt
+        assert responses(example) == [CHAT.response(right(episode.problem))]
+        assert example.ids[len(prompt) :].tolist() == CHAT.response(right(episode.problem))
+
+
+def test_which_right_program_depends_on_the_seed_alone_and_wrong_ones_never_come(made, pool, tmp_path):
+    problem = made[3].problem
+    several = (problem.solutions[0], problem.solutions[0] + "\n# the same", "print('?')", "print 2")
+    episodes = [dataclasses.replace(made[3], problem=dataclasses.replace(problem, solutions=several))] * 12
+    write_episodes(episodes_path(tmp_path, 0), episodes)
+
+    def chosen(seed):
+        found = repairs([tmp_path], CHAT, SETTINGS, RightPrograms(pool, LIMITS), seed)
+        return [CHAT.response_text(responses(example)[0]) for example, _ in found]
+
+    assert chosen(0) == chosen(0) != chosen(1)
+    assert {f"```python\n{program}\n```" for program in several[:2]} == set(chosen(0))
+
+
+def write(path, *rows):
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def said(*texts, roles=("user", "assistant")):
+    return [{"role": roles[n % 2], "content": text} for n, text in enumerate(texts)]
+
+
+def test_messages_become_the_tokens_that_a_rollout_has(tmp_path):
+    system = [{"role": "system", "content": "Be brief."}]
+    path = write(tmp_path / "m.jsonl", {"messages": system + said("a?", "b", "c?", "d"), "problem": "p"}, "",
+                 {"messages": said("a?", "b")})  # fmt: skip
+    (every, name), (alone, _) = messages([path], CHAT, all_responses=True)
+    first, answer = CHAT.first_prompt("a?", "Be brief."), CHAT.response("b")
+    rest = [*CHAT.next_prompt("c?", closed=True), *CHAT.response("d")]
+    assert every.ids.tolist() == [*first, *answer, *rest] and name == "p"
+    assert responses(every) == [answer, CHAT.response("d")]
+    assert alone.ids.tolist() == [*CHAT.first_prompt("a?"), *answer]
+    (last, _), _ = messages([path], CHAT, all_responses=False)
+    assert responses(last) == [CHAT.response("d")] and last.ids.tolist() == every.ids.tolist()
+    assert responses(dialogue([("user", "a?"), ("assistant", "b")], CHAT)) == [answer]
+
+
+@pytest.mark.parametrize(
+    "row, fault",
+    [
+        ("{", "no JSON"),
+        ("[]", "an object with"),
+        ({}, '"messages" must be a list'),
+        ({"messages": []}, '"messages" must be a list'),
+        ({"messages": ["a"]}, 'message 1 must have a "role" and a "content"'),
+        ({"messages": said("a") + [{"role": "assistant"}]}, 'message 2 must have a "role"'),
+        ({"messages": said("a")}, "to an assistant at the end.*they are user"),
+        ({"messages": said("a", "b", roles=("assistant", "user"))}, "they are assistant, user"),
+        ({"messages": said("a", "b", roles=("user", "tool"))}, "they are user, tool"),
+        ({"messages": [{"role": "system", "content": "s"}]}, "they are system"),
+    ],
+)
+def test_a_line_of_another_kind_is_named(tmp_path, row, fault):
+    path = write(tmp_path / "m.jsonl", {"messages": said("a", "b")}, row)
+    with pytest.raises(ConfigError, match=rf"config.sft.data: {path}, line 2: .*{fault}|{path}, line 2: {fault}"):
+        list(messages([path], CHAT, all_responses=True))
+
+
+def test_what_is_too_long_is_left_out_and_told(tmp_path):
+    path = write(tmp_path / "m.jsonl", {"messages": said("a", "b")}, {"messages": said("a" * 300, "b")})
+    told = []
+    kept = collected(messages([path], CHAT, all_responses=True), 64, told.append)
+    assert len(kept) == 1 and told[0].startswith("1 examples of more than 64 tokens")
+    with pytest.raises(ConfigError, match="nothing to learn from: all 2 are too long"):
+        collected(messages([path], CHAT, all_responses=True), 4, told.append)
+    assert np.array_equal(kept[0].ids, next(messages([path], CHAT, all_responses=True))[0].ids)
