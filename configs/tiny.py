@@ -11,8 +11,8 @@ Variants (configs/tiny.py:NAME):
   token_values     a value at each response token (B.6).
   product_kl       the KL penalty of a response's probability, not of its geometric mean (2.2).
   group            no critic: each problem's 8 rollouts are compared with each other (RLOO).
-  repair           one repair an episode, of a failed response of `single_turn` (B.4's repairer; the paper trains it by
-                   supervised fine-tuning, this one learns by PPO). Trained and evaluated with the policy it repairs:
+  repair           one repair an episode, of a failed response of `single_turn` (ours: a repairer that learns by PPO;
+                   the paper's is `tiny_sft.py:repairs`). Trained and evaluated with the policy that it repairs:
 
     python -m rlef_jax.train --config=configs/tiny.py:single_turn --workdir=runs/single_turn
     python -m rlef_jax.train --config=configs/tiny.py:repair --workdir=runs/repair

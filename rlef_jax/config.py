@@ -25,7 +25,8 @@ from rlef_jax.files import write_json
 from rlef_jax.paths import local_text
 
 SAVED_NAME = "config.json"
-TEXT_TUPLES = ("data.exclude", "data.families")  # an empty tuple doesn't say what its elements are; others are numbers
+# An empty tuple does not say what its elements are: texts of these keys, numbers of others.
+TEXT_TUPLES = ("data.exclude", "data.families", "sft.data")
 # Keys that may hold a path: what has no slash in execution.python is a version; package:NAME ships with rlef_jax.
 PATH_KEYS = ("model.init", "model.tokenizer", "model.chat", "data.dir", "data.failures", "execution.python", "sft.data")
 

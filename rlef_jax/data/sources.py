@@ -103,7 +103,7 @@ def check_splits(source: Source | str, *, train: str, evaluated: Mapping[str, st
     if source.name == CODE_CONTESTS:
         trained = fixed = tuple(read_plan(Path(source.dir))["splits"])
     else:
-        trained, fixed = mini_contests.SPLITS, tuple(mini_contests.EVAL_SIZES)
+        trained = fixed = mini_contests.SPLITS
     if train not in trained:
         raise ConfigError(f"config.data.train_split: {train!r} is none of {', '.join(trained)}")
     for key, split in evaluated.items():
@@ -203,17 +203,23 @@ def evaluation_problems(
 ) -> Sequence[Problem]:
     """The first `count` problems of a fixed split (0 = all) that the source's rules leave and that have a test.
 
-    `tell` is called if tests are missing (`missing_tests.testable`). Raises ConfigError for an unknown source or split.
+    `tell` is called if tests are missing (`missing_tests.testable`). MiniContests' "train" has no end: its first ones
+    are those of seed 0. Raises ConfigError for an unknown source or split, or all of what has no end.
     """
     source = _source(source)
     if not split:
-        fixed = CODE_CONTESTS_SPLITS if source.name == CODE_CONTESTS else mini_contests.EVAL_SIZES
+        fixed = CODE_CONTESTS_SPLITS if source.name == CODE_CONTESTS else mini_contests.SPLITS
         raise ConfigError(f"config.eval.split is empty: give one of {', '.join(fixed)}")
     check_splits(source, train="train" if source.name == MINI_CONTESTS else split, evaluated={"eval.split": split})
     if source.name == CODE_CONTESTS:
         all_problems = reader.open_split(source.dir, split)
         places = source.positions.get(split, range(len(all_problems)))
         return testable(f"{source.name}/{split}", [all_problems[i] for i in places[: count or None]], tell)
+    if split == "train":
+        if not count:
+            raise ConfigError("config.eval.problems (--problems): how many of mini_contests/train? It has no end")
+        only, even = source.families, source.even_questions
+        return [mini_contests.problem_at(split, 0, i, only, even_questions=even) for i in range(count)]
     problems = mini_contests.eval_split(split)
     if source.families:
         problems = tuple(p for p in problems if p.tags["family"] in source.families)

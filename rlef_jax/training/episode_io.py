@@ -45,8 +45,8 @@ def episode_files(path: Path) -> list[Path]:
     if files := sorted((path / "chunks").glob("*.jsonl.gz")) or [episodes_path(path, s) for s in saved_steps(path)]:
         return files
     raise ConfigError(
-        f"{path} holds no episodes: give a file of episodes (such as RUN/episodes/000012.jsonl.gz), a run's --workdir, or"
-        " an evaluation's folder"
+        f"{path} holds no episodes: give a file of episodes (such as RUN/episodes/000012.jsonl.gz), a run's --workdir,"
+        " or an evaluation's folder"
     )
 
 
