@@ -25,9 +25,15 @@ from rlef_jax.files import write_json
 from rlef_jax.paths import local_text
 
 SAVED_NAME = "config.json"
-TEXT_TUPLES = ("data.exclude", "data.families")  # an empty tuple doesn't say what its elements are; others are numbers
+TEXT_TUPLES = (
+    "data.exclude",
+    "data.families",
+    "model.lora_targets",
+)  # an empty tuple doesn't say what its elements are; others are numbers
 # Keys that may hold a path: what has no slash in execution.python is a version; package:NAME ships with rlef_jax.
-PATH_KEYS = ("model.init", "model.tokenizer", "model.chat", "data.dir", "data.failures", "execution.python")
+PATH_KEYS = (
+    "model.init", "model.lora_init", "model.tokenizer", "model.chat", "data.dir", "data.failures", "execution.python",
+)  # fmt: skip
 
 
 def base_config() -> ConfigDict:
@@ -165,7 +171,13 @@ def _model() -> dict[str, Any]:
         chat="",  # a file of a chat template (.jinja); "" = the tokenizer's own
         chat_options="",  # what the template is given, as JSON: '{"enable_thinking": false}'
         init="package:warm_start",  # first weights: package:NAME, .npz, Hugging Face folder or .gguf; "" = random
-        param_dtype="float32",  # master weights
+        lora_rank=0,  # of the adapters that are trained beside frozen weights; 0 = no adapters, all weights are trained
+        lora_alpha=32.0,  # what they add is multiplied by lora_alpha / lora_rank
+        lora_targets=(),  # projections that have them: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj;
+        # () = all of these
+        lora_layers=0,  # so many layers have them, the last ones; 0 = all
+        lora_init="",  # first adapters: a folder as PEFT has them; "" = random, adding nothing
+        param_dtype="float32",  # master weights; with adapters the base's, which may be "bfloat16"
         compute_dtype="float32",
         remat="none",  # computed again in the backward pass: "none", all but products ("dots") or all ("full")
         attention="blocks",  # "dot_product": JAX's own, cuDNN on a GPU; it needs ppo.row_episodes=1
