@@ -34,6 +34,7 @@ ALL = [
     "llama31_8b.py",
     "llama31_8b.py:node",
     "llama31_8b.py:64",
+    "llama31_8b.py:lora",
     "llama31_70b.py",
     "llama32_1b.py",
     "smollm2_135m.py",
