@@ -74,7 +74,7 @@ smollm2: $(VENV)/.installed ## SmolLM2-135M-Instruct (93 MB, Apache 2.0) to weig
 BENCH := .bench-env
 $(BENCH)/.installed:
 	@python=$$(PYTHON="$(PYTHON)" sh scripts/find_bench_python.sh) && "$$python" -m venv $(BENCH)
-	@$(BENCH)/bin/python -m pip --disable-pip-version-check install --quiet torch==2.13.0 transformers accelerate gguf
+	@$(BENCH)/bin/python -m pip --disable-pip-version-check install --quiet torch==2.13.0 transformers accelerate gguf peft
 	@touch $@
 
 bench-env: $(BENCH)/.installed ## the environment of references and baselines: Python 3.11, torch, transformers
@@ -105,8 +105,9 @@ REFERENCE := runs/reference
 parity: $(VENV)/.installed-dev $(BENCH)/.installed smollm2 ## compare models with transformers on torch, live (10 minutes)
 	@rm -rf $(REFERENCE)
 	@$(BIN)/python -m rlef_jax.export --init=weights/smollm2_135m.gguf --output=$(REFERENCE)/exported
-	@$(BENCH)/bin/python tests/parity/reference.py $(REFERENCE) --full --gguf weights/smollm2_135m.gguf --exported $(REFERENCE)/exported
-	@RLEF_JAX_REFERENCE=$(REFERENCE) $(BIN)/python -m pytest -q tests/model/test_pretrained_families.py tests/model/test_pretrained_smollm2.py
+	@$(BIN)/python -m tests.parity.lora_folder $(REFERENCE)/lora
+	@$(BENCH)/bin/python tests/parity/reference.py $(REFERENCE) --full --gguf weights/smollm2_135m.gguf --exported $(REFERENCE)/exported --adapters $(REFERENCE)/lora
+	@RLEF_JAX_REFERENCE=$(REFERENCE) $(BIN)/python -m pytest -q tests/model/test_pretrained_families.py tests/model/test_pretrained_smollm2.py tests/model/test_peft_folder.py
 
 golden: $(BENCH)/.installed smollm2 ## write the golden files of tests/golden anew
 	@$(BENCH)/bin/python tests/parity/reference.py tests/golden --gguf weights/smollm2_135m.gguf

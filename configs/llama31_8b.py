@@ -15,6 +15,9 @@ Variants (configs/llama31_8b.py:NAME):
         Plan: trains in 43.0 GiB (reduce), samples in 68.4 GiB (prefill 512 later) of 72.8 a card: fits
   64    64 H100s: 32 train, 32 sample.
         Plan: trains in 41.1 GiB (reduce), samples in 69.9 GiB (new weights arrive) of 72.8 a card: fits
+  lora  adapters of rank 16 beside frozen bfloat16 weights (ours), on one node of 8 H100s in turn. Each card holds the
+        base once for policy, reference and critic, and gathers nothing; the learning rate is a guess.
+        Plan: PLAN
 
 Needs Meta's weights as Hugging Face has them (meta-llama/Llama-3.1-8B-Instruct: config.json, safetensors and
 tokenizer.json) in `weights/llama31_8b_instruct`, or where --config.model.init=FOLDER says; and CodeContests in
@@ -26,7 +29,7 @@ from ml_collections import ConfigDict
 
 from rlef_jax.config import base_config, unknown_variant
 
-VARIANTS = ("", "node", "64")
+VARIANTS = ("", "node", "64", "lora")
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -87,4 +90,11 @@ def get_config(variant: str = "") -> ConfigDict:
         p.microbatch_rows = 32
         config.mesh.data, config.mesh.fsdp = 4, 8
         config.plan.sampler_devices = 32
+    elif variant == "lora":
+        m.lora_rank, m.lora_alpha, m.param_dtype = 16, 32.0, "bfloat16"
+        p.learning_rate = 1e-5  # fifty times the paper's: adapters start at nothing
+        p.microbatch_rows = 8
+        config.mesh.data, config.mesh.fsdp = 8, 1
+        config.sampling.rows, config.sampling.data, config.sampling.cache_gib = 256, 8, 16.0
+        config.plan.sampler_devices = 0
     return config

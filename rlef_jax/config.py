@@ -20,15 +20,19 @@ from ml_collections import ConfigDict
 from rlef_jax.config_checks import validate
 from rlef_jax.config_ppo import ppo_section
 from rlef_jax.config_renamed import RENAMED, RENAMED_VALUES
+from rlef_jax.config_sft import sft_section
 from rlef_jax.errors import ConfigError
 from rlef_jax.files import write_json
 from rlef_jax.paths import local_text
 
 SAVED_NAME = "config.json"
 # An empty tuple does not say what its elements are: texts of these keys, numbers of others.
-TEXT_TUPLES = ("data.exclude", "data.families", "sft.data")
+TEXT_TUPLES = ("data.exclude", "data.families", "model.lora_targets", "sft.data")
 # Keys that may hold a path: what has no slash in execution.python is a version; package:NAME ships with rlef_jax.
-PATH_KEYS = ("model.init", "model.tokenizer", "model.chat", "data.dir", "data.failures", "execution.python", "sft.data")
+PATH_KEYS = (
+    "model.init", "model.lora_init", "model.tokenizer", "model.chat", "data.dir", "data.failures", "execution.python",
+    "sft.data",
+)  # fmt: skip
 
 
 def base_config() -> ConfigDict:
@@ -124,7 +128,7 @@ def base_config() -> ConfigDict:
                 patience=0,  # stop after so many evaluations on valid_split without a better one; 0 = never
                 bootstrap_samples=1000,  # resamplings of the problems for an interval
             ),
-            sft=_sft(),
+            sft=sft_section(),
             plan=dict(  # what rlef_jax.plan compiles for; a run doesn't read it (docs/hardware.md)
                 target="cpu",  # or h100, h200, a100, b200, tpu-v5p, tpu-v6e
                 sampler_devices=0,  # devices that sample beside the mesh's; 0 = the mesh's own, in turn with training
@@ -166,37 +170,18 @@ def _model() -> dict[str, Any]:
         chat="",  # a file of a chat template (.jinja); "" = the tokenizer's own
         chat_options="",  # what the template is given, as JSON: '{"enable_thinking": false}'
         init="package:warm_start",  # first weights: package:NAME, .npz, Hugging Face folder or .gguf; "" = random
-        param_dtype="float32",  # master weights
+        lora_rank=0,  # of the adapters that are trained beside frozen weights; 0 = no adapters, all weights are trained
+        lora_alpha=32.0,  # what they add is multiplied by lora_alpha / lora_rank
+        lora_targets=(),  # projections that have them: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj;
+        # () = all of these
+        lora_layers=0,  # so many layers have them, the last ones; 0 = all
+        lora_init="",  # first adapters: a folder as PEFT has them; "" = random, adding nothing
+        param_dtype="float32",  # master weights; with adapters the base's, which may be "bfloat16"
         compute_dtype="float32",
         remat="none",  # computed again in the backward pass: "none", all but products ("dots") or all ("full")
         attention="blocks",  # "dot_product": JAX's own, cuDNN on a GPU; it needs ppo.row_episodes=1
         logit_tokens=1024,  # tokens whose logits a device holds at a time
         unroll=True,  # layers as straight code instead of a scan: faster to run, slower to compile
-    )
-
-
-def _sft() -> dict[str, Any]:
-    """Rows are packed as in an update: ppo.buckets, ppo.microbatch_rows, ppo.row_episodes (docs/supervised.md)."""
-    return dict(
-        source="authors",  # of what is learned: "authors", "episodes", "repairs" or "messages"
-        data=(),  # but for authors: folders of runs or evaluations, or files
-        learned="last",  # response of each dialogue (A.3), or "all"; of authors all are
-        valid_share=0.0,  # of the problems whose examples are held out; not for authors, who write others
-        epochs=1,  # not for authors
-        dialogues=128_000,  # authors: so many, each once
-        steps=0,  # 0 = all that the examples give
-        batch_rows=64,  # examples a step
-        learning_rate=1e-3,
-        warmup_steps=100,
-        final_rate=0.05,  # share of the learning rate that the cosine ends at
-        weight_decay=0.1,
-        clip_norm=1.0,  # global gradient norm; 0 = no clipping
-        adam_b2=0.98,
-        marked_share=0.4,  # dialogues opened by the careful author's system line, every repair right
-        unmarked_right_repairs=0.15,  # share of right repairs in the others
-        unmarked_habit=0.0,  # share of what else is written there that takes a statement's commonest reading
-        checkpoint_every=500,  # steps
-        log_every=20,  # steps
     )
 
 

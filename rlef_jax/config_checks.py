@@ -13,6 +13,7 @@ from rlef_jax.errors import ConfigError
 _ABOVE_0 = (
     "model.rope_theta", "model.norm_eps", "sampling.temperature", "execution.wall_s", "execution.wall_scale",
     "ppo.learning_rate", "ppo.clip_eps", "ppo.value_clip", "ppo.importance_cap", "sft.learning_rate",
+    "model.lora_alpha",
 )  # fmt: skip
 _AT_LEAST_1 = (
     "model.d_model", "model.n_layers", "model.n_heads", "model.n_kv_heads", "model.d_head", "model.d_ff",
@@ -32,7 +33,7 @@ _AT_LEAST_0 = (
     "ppo.max_grad_norm", "ppo.kl_beta", "ppo.value_coef", "train.iterations", "train.max_staleness",
     "train.max_skipped", "eval.temperature", "eval.problems", "eval.every", "eval.patience",
     "data.max_prompt_tokens", "plan.sampler_devices", "sft.steps", "sft.warmup_steps", "sft.weight_decay",
-    "sft.clip_norm",
+    "sft.clip_norm", "model.lora_rank", "model.lora_layers",
 )  # fmt: skip
 _SHARES = (
     "data.even_questions", "sampling.min_ready_fraction", "sft.marked_share", "sft.unmarked_right_repairs",
@@ -64,6 +65,7 @@ CHOICES = {
     "sft.learned": ("last", "all"),
     "execution.require_isolation": ("", "full", "namespaces", "user", "process"),
 }
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _EXCLUSIONS = ("several_answers", "files", "references_fail")  # code_contests.reader applies them
 _MOST_WORKERS = 4096
 _MOST_SEEDS = 2**31  # seeds are folded into 32 bits, and evaluations add to them
@@ -151,9 +153,18 @@ def _check_model(config: ConfigDict) -> Faults:
     for key in ("window_layers", "rope_layers"):
         yield bool(set(m[key]) - {0, 1}), f"model.{key}", f"a 1 or a 0 for each layer; it is {tuple(m[key])}"
     yield m.d_head % 2 != 0, "model.d_head", f"must be even (rotary pairs); it is {m.d_head}"
-    too_coarse = m.param_dtype != "float32" and min(config.ppo.learning_rate, config.sft.learning_rate) < 1e-5
+    slow = min(config.ppo.learning_rate, config.sft.learning_rate) < 1e-5
+    too_coarse = m.param_dtype != "float32" and slow and not m.lora_rank  # adapters are float32
     still = f'{m.param_dtype} weights do not move at a learning rate below 1e-5: use "float32" master weights'
     yield too_coarse, "model.param_dtype", still
+
+
+def _check_lora(config: ConfigDict) -> Faults:
+    m = config.model
+    unknown = [target for target in m.lora_targets if target not in LORA_TARGETS]
+    yield bool(unknown), "model.lora_targets", f"of {', '.join(LORA_TARGETS)}; not {', '.join(map(repr, unknown))}"
+    for key in ("lora_targets", "lora_layers", "lora_init"):
+        yield bool(m[key]) and not m.lora_rank, f"model.{key}", "needs adapters: set model.lora_rank too"
 
 
 def _check_episode(config: ConfigDict) -> Faults:
@@ -217,6 +228,8 @@ def _check_ppo(config: ConfigDict) -> Faults:
     yield apart, "ppo.microbatch_rows", f"{scored}; it is {p.microbatch_rows}"
     one_trunk = config.mesh.critic == "separate" and not p.separate_critic
     yield one_trunk, "mesh.critic", 'must be "shared" with ppo.separate_critic=False: it is the policy\'s own trunk'
+    own = "must be False with ppo.separate_critic=True, a trunk of its own, or without a critic"
+    yield p.detach_critic and (p.separate_critic or p.baseline != "critic"), "ppo.detach_critic", own
     mixed = f'must be 1 with model.attention="dot_product", which knows no episodes; it is {p.row_episodes}'
     yield config.model.attention == "dot_product" and p.row_episodes > 1, "ppo.row_episodes", mixed
 
@@ -255,6 +268,7 @@ _TOGETHER = (
     _check_data,
     _check_failures,
     _check_model,
+    _check_lora,
     _check_episode,
     _check_random_feedback,
     _check_sampling,

@@ -35,5 +35,6 @@ def ppo_section() -> dict[str, Any]:
         importance_cap=5.0,  # decoupled: the weight's bound c
         importance_mode="cap",  # decoupled, above c: "cap" the weight or "mask" the token
         separate_critic=True,  # value network of its own, from the same weights (A.1); False = shared trunk
+        detach_critic=False,  # with a shared trunk: the value loss trains the value head alone
         normalize_advantages=True,  # once an iteration; must be False without a critic
     )

@@ -3,6 +3,8 @@
 From a run (`--workdir`) the policy of a checkpoint, or from a folder or GGUF file (`--init`) what it holds. The result,
 config.json, safetensors, the tokenizer's files, generation_config.json and a model card, is what `transformers` loads.
 Tensors keep the dtype that they had where the run started (--dtype=same): one that nothing changed has the same bytes.
+Of a run that trains adapters (config.model.lora_rank) the result is a model with the adapters in its weights; with
+--adapters it is a folder of the adapters alone, which `peft` loads.
 With --push=OWNER/NAME the folder then goes to the Hub.
 """
 
@@ -34,6 +36,7 @@ from rlef_jax.model.gguf_file import open_gguf
 from rlef_jax.model.hf_export import SHARD_BYTES, base_model_of, license_of, tensor_reader, write_model
 from rlef_jax.model.hub import HubRepository
 from rlef_jax.model.parameters import abstract_params
+from rlef_jax.model.peft_folder import write_adapters
 from rlef_jax.model.pretrained import check_tensors, open_weights
 from rlef_jax.model.weights import resolve
 from rlef_jax.paths import local_text
@@ -59,17 +62,20 @@ def export_run(
     shard_bytes: int = SHARD_BYTES,
     name: str = "",
     base_model: str = "",
+    adapters: bool = False,
 ) -> None:
     """Writes the policy of a checkpoint: "best", "last" or an iteration.
 
     Args: shard_bytes: of one safetensors file at most. name, base_model: for the model card, OWNER/NAME; "" is the
-    folder's name, and what the weights' files say.
+    folder's name, and what the weights' files say. adapters: these alone, float32, as PEFT has them.
 
     Raises ConfigError where there is no such checkpoint, or it can't be written as the folder; then `output` is as it
     was.
     """
     config = with_model_shape(config_lib.load_saved(workdir))
     cfg, chat, weights = describe_policy(config)
+    if adapters and cfg.lora is None:
+        raise ConfigError(f"--adapters: {workdir} trains all weights (config.model.lora_rank=0): leave it out")
     sharding = SingleDeviceSharding(jax.devices()[0])
     abstract = abstract_params(cfg, config.model.param_dtype, sharding)
     iteration = find_checkpoint(workdir, checkpoint)
@@ -81,7 +87,10 @@ def export_run(
         if config.model.chat:  # the run's template, not the original's; transformers takes this file first
             shutil.copyfile(config.model.chat, output / "chat_template.jinja")
         run = _facts(workdir, config, iteration)
-        _write_card(output, init, name, base_model, run)
+        _write_card(output, init, name, base_model, run, adapters=adapters)
+        if adapters:
+            write_adapters(output, params, cfg, base_model or _base_of(init))
+            return
         write_model(output, cfg, read, like=weights, origin=lambda _: origin, dtype=kind, most=shard_bytes)
 
 
@@ -145,12 +154,21 @@ def _write_tokenizer(output: Path, tokenizer: str, chat: ChatFormat, generation_
         (output / GENERATION).write_text(json.dumps({"eos_token_id": list(chat.stop_ids)}, indent=2) + "\n")
 
 
-def _write_card(output: Path, init: str, name: str, base_model: str, run: RunFacts | None) -> None:
+def _base_of(init: str) -> str:
+    """What adapters beside these weights are adapters of: OWNER/NAME where the files say so, or where they lie."""
+    return (base_model_of(Path(init)) if Path(init).is_dir() else "") or init
+
+
+def _write_card(
+    output: Path, init: str, name: str, base_model: str, run: RunFacts | None, *, adapters: bool = False
+) -> None:
     license = ""
     if init and (model_folder := Path(init)).is_dir():
         _copy(model_folder, output, _LICENSES)
         base_model, license = base_model or base_model_of(model_folder), license_of(model_folder)
-    text = model_card(name or output.resolve().name, init, base_model=base_model, license=license, run=run)
+    text = model_card(
+        name or output.resolve().name, init, base_model=base_model, license=license, run=run, adapters=adapters
+    )
     write_text(output / "README.md", text)
 
 
@@ -191,6 +209,9 @@ def main() -> None:
         "--output", type=arguments.path, required=True, help="a folder that isn't there yet, or is empty"
     )
     parser.add_argument("--checkpoint", default="last", help="of a run: best (by validation), last, or its iteration")
+    parser.add_argument(
+        "--adapters", action="store_true", help="of a run that trains adapters: these alone, as peft has them"
+    )
     parser.add_argument("--dtype", choices=tuple(_DTYPES), default="same", help="of the tensors")
     parser.add_argument("--shard-size", type=_size, default=SHARD_BYTES, help="of one safetensors file (5GB)")
     parser.add_argument("--base-model", default="", help="OWNER/NAME of the model that it was made from, for the card")
@@ -203,7 +224,9 @@ def main() -> None:
         common = {"dtype": args.dtype, "shard_bytes": args.shard_size, "base_model": args.base_model}
         common["name"] = args.push or ""
         if args.workdir is not None:
-            export_run(args.workdir, args.output, checkpoint=args.checkpoint, **common)
+            export_run(args.workdir, args.output, checkpoint=args.checkpoint, adapters=args.adapters, **common)
+        elif args.adapters:
+            raise ConfigError("--adapters: only a run (--workdir) has some")
         else:
             export_weights(local_text(args.init, "--init"), args.output, **common)
         print(args.output)

@@ -7,6 +7,7 @@ batch, the log-probabilities and values of a micro-batch, or the gradient of one
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -15,6 +16,7 @@ from rlef_jax import arguments
 from rlef_jax import config as config_lib
 from rlef_jax.command_line import errors_as_lines
 from rlef_jax.errors import ConfigError
+from rlef_jax.ppo.train_state import partition
 from rlef_jax.training.bad_update import describe, load_bad_update, saved_updates
 from rlef_jax.training.build import build_learner, build_policy
 
@@ -39,8 +41,9 @@ def replay(workdir: Path, update: int | None = None) -> str:
     policy = build_policy(config)
     learner = build_learner(config, policy.cfg)
     state = learner.init(jax.random.PRNGKey(config.seed), policy.params)
-    params, microbatches, metrics = load_bad_update(workdir, number, state.params)
-    state = state.with_params(jax.device_put(params, learner.param_shardings))
+    trained, microbatches, metrics = load_bad_update(workdir, number, state.trainable)
+    shardings, _ = partition(learner.param_shardings, learner.trainable)
+    state = dataclasses.replace(state, trainable=jax.device_put(trained, shardings))
     metric_text = ", ".join(f"{k} {metrics[k]}" for k in ("loss", "grad_norm", "action_tokens", "values"))
     return "\n".join([f"update {number} of {workdir}; then: {metric_text}", *describe(learner, state, microbatches)])
 

@@ -30,6 +30,7 @@ from rlef_jax import command_line
 from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.dialog.derive import note_lines
 from rlef_jax.errors import ConfigError
+from rlef_jax.model.lora import merged_on_host
 from rlef_jax.model.transformer import ModelConfig, Params
 from rlef_jax.model.weights import save_params
 from rlef_jax.ppo.settings import Likelihood, OptimizerSettings
@@ -101,7 +102,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
         state, _ = run.train(state, progress, batches)
         policy = on_host(state.params["policy"])
         if is_first():
-            save_params(workdir / "policy.npz", policy)
+            save_params(workdir / "policy.npz", policy if cfg.lora is None else merged_on_host(policy, cfg.lora))
             display.message(f"wrote {workdir / 'policy.npz'}")
         broadcast_from_first(lambda: None)  # a job ends when the first process has written its policy
 

@@ -33,6 +33,7 @@ from rlef_jax.data.sources import (
 from rlef_jax.dialog.derive import note_lines
 from rlef_jax.errors import StoppedError
 from rlef_jax.execution.pool import ExecutionPool
+from rlef_jax.model.lora import merged_on_host, split
 from rlef_jax.model.transformer import Params
 from rlef_jax.model.weights import save_params
 from rlef_jax.ppo.train_state import TrainState, combine
@@ -140,7 +141,7 @@ def train(
         chosen, iteration = _chosen(checkpoints, state, progress)
         host = on_host(chosen)
         if is_first():
-            save_params(workdir / "policy.npz", host)
+            save_params(workdir / "policy.npz", host if cfg.lora is None else merged_on_host(host, cfg.lora))
         if e.split:
             summary |= _scores(evaluate, "rlef", chosen, iteration * config.ppo.updates)
         if is_first():
@@ -153,8 +154,10 @@ def train(
 
 def _size(params: Params) -> str:
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    adapters = sum(array.size for array in split(params["layers"])[1].values())
+    trained = f", of which {adapters:,} are trained," if adapters else ""
     others = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
-    return f"{count:,} parameters on {jax.device_count()} {jax.default_backend()} device(s){others}"
+    return f"{count:,} parameters{trained} on {jax.device_count()} {jax.default_backend()} device(s){others}"
 
 
 def _request(config: ConfigDict, stop_ids: tuple[int, ...]) -> RolloutRequest:

@@ -38,6 +38,7 @@ ALL = [
     "llama31_8b.py",
     "llama31_8b.py:node",
     "llama31_8b.py:64",
+    "llama31_8b.py:lora",
     "llama31_8b_sft.py",
     "llama31_8b_sft.py:repair",
     "llama31_70b.py",

@@ -11,7 +11,17 @@ PACKAGE = Path(__file__).resolve().parents[1] / "rlef_jax"
 LAYERS = (
     ("errors", "types", "assets", "files", "hugging_face"),
     ("reward", "episode", "progress", "files"),
-    ("config", "config_ppo", "config_checks", "config_renamed", "paths", "overrides", "arguments", "command_line"),
+    (
+        "config",
+        "config_ppo",
+        "config_sft",
+        "config_checks",
+        "config_renamed",
+        "paths",
+        "overrides",
+        "arguments",
+        "command_line",
+    ),
     ("execution",),
     ("model",),
     ("dialog",),

@@ -40,7 +40,15 @@ class RunFacts:
     config: Mapping[str, Any]
 
 
-def model_card(name: str, source: str, *, base_model: str = "", license: str = "", run: RunFacts | None = None) -> str:
+def model_card(
+    name: str,
+    source: str,
+    *,
+    base_model: str = "",
+    license: str = "",
+    run: RunFacts | None = None,
+    adapters: bool = False,
+) -> str:
     """The card's text.
 
     Args:
@@ -49,9 +57,10 @@ def model_card(name: str, source: str, *, base_model: str = "", license: str = "
       base_model: OWNER/NAME of what it was made from; "" leaves the field out.
       license: lines of YAML that say the base model's licence.
       run: None for weights that were only converted.
+      adapters: the folder holds adapters alone, which `transformers` loads beside their base if `peft` is installed.
     """
     tags = ["code", *(["rlef", "reinforcement-learning"] if run else []), "rlef_jax"]
-    front = ["library_name: transformers", "pipeline_tag: text-generation"]
+    front = [f"library_name: {'peft' if adapters else 'transformers'}", "pipeline_tag: text-generation"]
     front += [f"base_model: {json.dumps(base_model)}"] if base_model else []
     front += license.splitlines() + ["tags:", *(f"- {tag}" for tag in tags)]
     origin = base_model or source or "random weights"

@@ -20,7 +20,7 @@ from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.errors import ConfigError
 from rlef_jax.execution.pool import ExecutionPool
 from rlef_jax.model.transformer import Params
-from rlef_jax.model.weights import SHAPE_KEYS
+from rlef_jax.model.weights import LORA_KEYS, SHAPE_KEYS
 from rlef_jax.training.build import build_policy, build_sampler_mesh, with_model_shape
 from rlef_jax.training.failures import repair_prompt
 from rlef_jax.training.rollout import RolloutProgress, RolloutSettings, SamplerLike, collect
@@ -46,14 +46,14 @@ def repairer_params(repairer: Repairer, config: ConfigDict) -> Params:
     """
     own = with_model_shape(config_lib.load_saved(repairer.workdir)).model
     model = with_model_shape(config).model
-    for key in (*SHAPE_KEYS, "tokenizer", "chat", "chat_options"):
+    for key in (*SHAPE_KEYS, *LORA_KEYS, "tokenizer", "chat", "chat_options"):
         if own[key] != model[key]:
             raise ConfigError(
                 f"--repairer: {repairer.workdir} has model.{key}={own[key]!r}, the policy before it {model[key]!r}:"
                 " both must be of one architecture, with one tokenizer"
             )
     begun = config.copy_and_resolve_references()
-    begun.model.init = own.init
+    begun.model.init, begun.model.lora_init = own.init, own.lora_init
     first = build_policy(begun, build_sampler_mesh(config)).params
     try:
         return saved_policy(repairer.workdir, repairer.checkpoint, first, lambda: first, (config.model.compute_dtype,))

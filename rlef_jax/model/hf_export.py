@@ -15,6 +15,8 @@ import numpy as np
 from rlef_jax.files import write_json, write_text
 from rlef_jax.model.finite import check_tensor
 from rlef_jax.model.hf_config import config_json
+from rlef_jax.model.layer_stack import layer_of
+from rlef_jax.model.lora import PROJECTIONS, merged, split
 from rlef_jax.model.parameters import file_tensors, leaf_at, tensor_shapes
 from rlef_jax.model.pretrained import CONFIG, INDEX, SINGLE, HFFolder, Weights
 from rlef_jax.model.safetensors_file import DTYPES, split_by_size, write_safetensors
@@ -26,19 +28,26 @@ _TORCH_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "
 
 
 def tensor_reader(params: Params, cfg: ModelConfig) -> Read:
-    """A function from a tensor's Hugging Face name to the tensor, out of parameters.
+    """A function from a tensor's Hugging Face name to the tensor, out of parameters; adapters are merged into it.
 
     It holds one layer's share of one parameter at a time.
     """
     places = file_tensors(cfg)
     layer_tensors: dict[str, np.ndarray] = {}
 
+    def share_of(path: tuple[str, ...], layer: int | None) -> Any:
+        leaf = leaf_at(params, path)
+        if layer is None:
+            return leaf
+        if cfg.lora is None or path[-1] not in PROJECTIONS:
+            return leaf[layer]
+        return merged(leaf[layer], split(layer_of(params["layers"], layer))[1], cfg.lora, path[-1])
+
     def read(name: str) -> np.ndarray:
         if name not in layer_tensors:
             _, parameter, path, layer = places[name]
-            leaf = leaf_at(params, path)
             layer_tensors.clear()
-            share = np.asarray(jax.device_get(leaf if layer is None else leaf[layer]))
+            share = np.asarray(jax.device_get(share_of(path, layer)))
             layer_tensors.update({part.format(layer=layer): tensor for part, tensor in parameter.cut(share).items()})
         return layer_tensors[name]
 

@@ -34,10 +34,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rlef_jax.model import transformer
 from rlef_jax.model.attention import Attention
 from rlef_jax.model.cached_attention import Part, attend, attend_by_cudnn, attend_part
+from rlef_jax.model.lora import split
 from rlef_jax.model.paged_attention import kernel_fits, merge, paged_attention
-from rlef_jax.model.parameters import Parameter, describe
+from rlef_jax.model.parameters import Parameter, adapted_layers, describe
+from rlef_jax.model.products import OutputMajor
 from rlef_jax.model.sharding import ROWS
-from rlef_jax.model.transformer import LayerKind, ModelConfig, OutputMajor, Params
+from rlef_jax.model.transformer import LayerKind, ModelConfig, Params
 
 Pair = tuple[jax.Array, jax.Array]
 
@@ -100,31 +102,40 @@ def init_cache(cfg: ModelConfig, pages: int, slots: int, dtype: Any = jnp.float3
 
 
 def turned_layer(layers: Params, index: int | jax.Array, cfg: ModelConfig, dtype: Any = None) -> Params:
-    """One layer of stacked `layers`, its matrices with outputs first, in `dtype` (None: as they are)."""
+    """The parameters at `index` of stacked `layers`, all or some, matrices with outputs first, in `dtype` (None: as
+    they are)."""
+    described = describe(cfg)["layers"]
 
     def turned(p: Parameter, stack: jax.Array) -> jax.Array | OutputMajor:
         array = jax.lax.dynamic_index_in_dim(stack, index, keepdims=False)
         array = array if dtype is None else array.astype(dtype)
         return OutputMajor(jnp.moveaxis(array, range(p.inputs), range(-p.inputs, 0))) if p.inputs else array
 
-    return jax.tree.map(turned, describe(cfg)["layers"], layers)
+    return {name: turned(described[name], stack) for name, stack in layers.items()}
 
 
 def unstack(params: Params, cfg: ModelConfig) -> Params:
     """The same parameters with a tuple of layers in place of the stack, and their matrices with outputs first."""
-    return {**params, "layers": tuple(turned_layer(params["layers"], index, cfg) for index in range(cfg.n_layers))}
+    base, adapters = split(params["layers"])
+    layers = [turned_layer(base, index, cfg) for index in range(cfg.n_layers)]
+    first = cfg.n_layers - adapted_layers(cfg)
+    for index in range(first, cfg.n_layers):
+        layers[index] |= turned_layer(adapters, index - first, cfg)
+    return {**params, "layers": tuple(layers)}
 
 
 def unstacked_shardings(shardings: Params, cfg: ModelConfig) -> Params:
     """Where `unstack`'s results lie, for stacked parameters that lie as `shardings` (a NamedSharding each) say."""
+    described = describe(cfg)["layers"]
 
     def turned(p: Parameter, sharding: NamedSharding) -> NamedSharding | OutputMajor:
         axes = (*sharding.spec, *[None] * len(p.shape))[1 : len(p.shape)]
         spec = NamedSharding(sharding.mesh, PartitionSpec(*axes[p.inputs :], *axes[: p.inputs]))
         return OutputMajor(spec) if p.inputs else spec  # type: ignore[arg-type]
 
-    layer = jax.tree.map(turned, describe(cfg)["layers"], shardings["layers"])
-    return {**shardings, "layers": (layer,) * cfg.n_layers}
+    layer = {name: turned(described[name], sharding) for name, sharding in shardings["layers"].items()}
+    adapted = adapted_layers(cfg)
+    return {**shardings, "layers": (split(layer)[0],) * (cfg.n_layers - adapted) + (layer,) * adapted}
 
 
 def gather(cache: KVCache, tables: jax.Array, capacity: int, where: Where) -> KVCache:

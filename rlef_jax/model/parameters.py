@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlef_jax.model.families import family_of, fields_of
+from rlef_jax.model.lora import LoraConfig, names_of, split
 from rlef_jax.model.transformer import ModelConfig, Params
 
 
@@ -227,11 +228,49 @@ def _describe_norms(cfg: ModelConfig) -> dict[str, Parameter]:
     return norms
 
 
+def adapted_layers(cfg: ModelConfig) -> int:
+    """How many layers have adapters, the last ones."""
+    return 0 if cfg.lora is None else cfg.lora.layers or cfg.n_layers
+
+
+def _describe_adapters(layer: dict[str, Parameter], lora: LoraConfig) -> dict[str, Parameter]:
+    """The adapters of one layer, without the axis of the layers, whose base is described by `layer` (`model/lora.py`).
+
+    Their tensors are named as PEFT names them. A is random as in Hu et al. (2021), normal, with the variance of PEFT's.
+    """
+    adapters: dict[str, Parameter] = {}
+    for p in layer.values():
+        for t in p.tensors if p.inputs else ():
+            name = t.name.removesuffix(".weight")
+            if (target := name.rpartition(".")[2]) not in lora.targets:
+                continue
+            outer = len(t.split) - p.inputs  # in a file's tensor the axes of outputs come first
+            inputs, outputs, rank = t.split[outer:], t.split[:outer], lora.rank
+            fan_in, fan_out = math.prod(inputs), math.prod(outputs)
+            a = FileTensor(
+                f"base_model.model.{name}.lora_A.weight", "",
+                (rank, *inputs), (*range(1, p.inputs + 1), 0), (rank, fan_in),
+            )  # fmt: skip
+            b = FileTensor(
+                f"base_model.model.{name}.lora_B.weight", "",
+                (*outputs, rank), (outer, *range(outer)), (fan_out, rank),
+            )  # fmt: skip
+            name_a, name_b = names_of(target)
+            adapters[name_a] = Parameter(
+                (*inputs, rank), (*p.axes[: p.inputs], None), Normal((3 * fan_in) ** -0.5), tensors=(a,),
+                inputs=p.inputs,
+            )  # fmt: skip
+            adapters[name_b] = Parameter(
+                (rank, *outputs), (None, *p.axes[p.inputs :]), Constant(0.0), tensors=(b,), inputs=1
+            )
+    return adapters
+
+
 def describe(cfg: ModelConfig, dtype: Any = jnp.float32) -> dict[str, Any]:
     """The tree of a model's parameters, a `Parameter` of this dtype at each leaf, in the order of published files.
 
     First values: matrices are normal with standard deviation 1 / (2 sqrt(fan in)), those whose results are added to the
-    residual stream divided by sqrt(2 L) as in GPT-2; norms multiply by 1, biases are 0.
+    residual stream divided by sqrt(2 L) as in GPT-2; norms multiply by 1, biases are 0. Adapters are float32 at least.
     """
     v, d = cfg.vocab_size, cfg.d_model
     family = family_of(cfg.family, **fields_of(cfg))
@@ -246,26 +285,50 @@ def describe(cfg: ModelConfig, dtype: Any = jnp.float32) -> dict[str, Any]:
         tensor = _as_it_is(name, gguf, v, d)
         return finished(Parameter((v, d), ("vocab", "width"), Normal(0.5 * d**-0.5), tensors=(tensor,)))
 
-    def stacked(p: Parameter) -> Parameter:
-        return finished(dataclasses.replace(p, shape=(cfg.n_layers, *p.shape), axes=("layer", *p.axes)))
+    def stacked(p: Parameter, layers: int = cfg.n_layers) -> Parameter:
+        return dataclasses.replace(p, shape=(layers, *p.shape), axes=("layer", *p.axes))
 
+    layer = {name: finished(p) for name, p in describe_layer(cfg).items()}
     unit = Constant(0.0 if cfg.norm_plus_one else 1.0)
     final_norm = _as_it_is("model.norm.weight", "output_norm.weight", d)
     tree: dict[str, Any] = {
         "embed": vocabulary("model.embed_tokens.weight", "token_embd.weight"),
-        "layers": {name: stacked(p) for name, p in describe_layer(cfg).items()},
+        "layers": {name: stacked(p) for name, p in layer.items()},
         "final_norm": finished(Parameter((d,), (None,), unit, tensors=(final_norm,))),
     }
     if not cfg.tie_embeddings:
         tree["unembed"] = vocabulary("lm_head.weight", "output.weight")
+    if cfg.lora is not None:
+        tree = jax.tree.map(lambda p: dataclasses.replace(p, trainable=False), tree)
+        for name, p in _describe_adapters(layer, cfg.lora).items():
+            p = dataclasses.replace(p, dtype=jnp.promote_types(dtype, jnp.float32))
+            tree["layers"][name] = stacked(p, adapted_layers(cfg))
     return tree
 
 
 def init_params(key: jax.Array, cfg: ModelConfig, dtype: Any = jnp.float32) -> Params:
-    """Random parameters of this dtype, see `describe`; each leaf of the tree has a key of its own."""
-    described, tree = jax.tree.flatten(describe(cfg, dtype))
-    keys = jax.random.split(key, len(described))
-    return jax.tree.unflatten(tree, [p.init(k, p.shape).astype(p.dtype) for p, k in zip(described, keys, strict=True)])
+    """Random parameters of this dtype, see `describe`; each leaf of the tree has a key of its own.
+
+    The base of a model with adapters is that of the model without.
+    """
+    params = _first_values(key, describe(cfg.base, dtype))
+    return params if cfg.lora is None else with_adapters(params, init_adapters(jax.random.fold_in(key, 1), cfg, dtype))
+
+
+def init_adapters(key: jax.Array, cfg: ModelConfig, dtype: Any = jnp.float32) -> dict[str, jax.Array]:
+    """Random adapters beside a base of this dtype, by name: what they add is 0."""
+    return _first_values(key, split(describe(cfg, dtype)["layers"])[1])
+
+
+def with_adapters(base: Params, adapters: dict[str, Any]) -> Params:
+    """The parameters of a model whose base these are."""
+    return {**base, "layers": {**base["layers"], **adapters}}
+
+
+def _first_values(key: jax.Array, described: dict[str, Any]) -> dict[str, Any]:
+    parameters, tree = jax.tree.flatten(described)
+    keys = jax.random.split(key, len(parameters))
+    return jax.tree.unflatten(tree, [p.init(k, p.shape).astype(p.dtype) for p, k in zip(parameters, keys, strict=True)])
 
 
 def abstract_params(cfg: ModelConfig, dtype: Any = jnp.float32, shardings: Any = None) -> Params:
@@ -279,16 +342,6 @@ def abstract_params(cfg: ModelConfig, dtype: Any = jnp.float32, shardings: Any =
 def count_params(cfg: ModelConfig) -> int:
     """How many numbers the model has; nothing is allocated."""
     return sum(math.prod(p.shape) for p in jax.tree.leaves(describe(cfg)))
-
-
-def decayed(cfg: ModelConfig) -> dict[str, Any]:
-    """Which parameters weight decay acts on: the tree of the parameters with a bool at each leaf."""
-    return jax.tree.map(lambda p: p.decayed, describe(cfg))
-
-
-def trainable(cfg: ModelConfig) -> dict[str, Any]:
-    """Which parameters are trained: the tree of the parameters with a bool at each leaf."""
-    return jax.tree.map(lambda p: p.trainable, describe(cfg))
 
 
 def leaf_at(tree: Any, path: Iterable[str]) -> Any:
@@ -309,19 +362,29 @@ class Place(NamedTuple):
 
 
 def file_tensors(cfg: ModelConfig) -> dict[str, Place]:
-    """{name in a Hugging Face file: place} of every tensor that a file of this model holds, in the files' order."""
+    """{name in a Hugging Face file: place} of every tensor that a file of this model holds, in the files' order.
+
+    Adapters are in files of their own: `adapter_tensors`.
+    """
+    return _places(describe(cfg.base), cfg.n_layers)
+
+
+def adapter_tensors(cfg: ModelConfig) -> dict[str, Place]:
+    """{name in a PEFT file: place} of every tensor of the model's adapters. A place's layer counts those with some."""
+    return _places({"layers": split(describe(cfg)["layers"])[1]}, cfg.n_layers)
+
+
+def _places(described: dict[str, Any], layers: int) -> dict[str, Place]:
     places: dict[str, Place] = {}
-
-    def add(p: Parameter, path: tuple[str, ...], layer: int | None) -> None:
-        places.update({t.name.format(layer=layer): Place(t, p, path, layer) for t in p.tensors})
-
-    for name, node in describe(cfg).items():
+    for name, node in described.items():
         if isinstance(node, Parameter):
-            add(node, (name,), None)
+            places.update({t.name: Place(t, node, (name,), None) for t in node.tensors})
             continue
-        for layer in range(cfg.n_layers):
+        for layer in range(layers):
             for inner, p in node.items():
-                add(p, (name, inner), layer)
+                index = layer - (layers - p.shape[0])
+                if index >= 0:
+                    places.update({t.name.format(layer=layer): Place(t, p, (name, inner), index) for t in p.tensors})
     return places
 
 

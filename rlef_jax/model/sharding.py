@@ -56,6 +56,8 @@ def place(tree: Any, shardings: Any) -> Any:
     def put(array: Any, sharding: NamedSharding) -> jax.Array:
         if sharding.is_fully_addressable:
             return jax.device_put(array, sharding)
+        if isinstance(array, jax.Array) and array.sharding.is_equivalent_to(sharding, array.ndim):
+            return array
         host = np.asarray(array)
         return jax.make_array_from_callback(host.shape, sharding, lambda part: host[part])
 
@@ -165,8 +167,8 @@ class MeshSharding:
     def all_gather(self, name: str, params: Any, dtype: Any) -> Any:
         """The parameters `name` ("embed", "unembed", or "layers": one layer's), whole but for `tensor`."""
         specs = param_specs(self.cfg)[name]
-        if isinstance(specs, dict):  # without the axis of the stack
-            specs = {key: PartitionSpec(*spec[1:]) for key, spec in specs.items()}
+        if isinstance(specs, dict):  # without the axis of the stack, and of the parameters that this layer has
+            specs = {key: PartitionSpec(*specs[key][1:]) for key in params}
 
         def gather(part: jax.Array, spec: PartitionSpec) -> jax.Array:
             if "fsdp" not in spec:

@@ -15,13 +15,14 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 
 from rlef_jax.model.attention import KEPT, Attention, row_attention
 from rlef_jax.model.families import family_of, fields_of
-from rlef_jax.model.layer_stack import run_stack, stretches
+from rlef_jax.model.layer_stack import layer_of, run_stack, stretches
+from rlef_jax.model.lora import LoraConfig, add_low_rank, is_adapter
+from rlef_jax.model.products import project, times_transposed
 from rlef_jax.model.rope import LayerKind, Scaling, Tables, apply_rope, check_scaling, rope_tables
 
 Params = dict[str, Any]
@@ -87,6 +88,7 @@ class ModelConfig:
       max_positions: the longest row that the model may be given.
       family: a name in `families.FAMILIES`, what its files are called; "" where that isn't known. It changes nothing
         that is computed.
+      lora: the adapters beside its weights, which are then frozen (`model/lora.py`); None for a model without.
 
     Raises ValueError where values don't fit together.
     """
@@ -116,6 +118,7 @@ class ModelConfig:
     rope_layers: tuple[int, ...] = ()
     max_positions: int = 8192
     family: str = ""
+    lora: LoraConfig | None = None
 
     def __post_init__(self) -> None:
         if self.n_heads % self.n_kv_heads:
@@ -133,6 +136,13 @@ class ModelConfig:
         if self.qk_norm_whole and not self.qk_norm:
             raise ValueError("qk_norm_whole=True needs qk_norm=True")
         family_of(self.family, **fields_of(self))  # whether its models may be so
+        if self.lora is not None and self.lora.layers > self.n_layers:
+            raise ValueError(f"lora.layers={self.lora.layers} is over n_layers={self.n_layers}")
+
+    @property
+    def base(self) -> ModelConfig:
+        """The model without adapters."""
+        return self if self.lora is None else dataclasses.replace(self, lora=None)
 
     @property
     def queries_per_kv(self) -> int:
@@ -181,54 +191,6 @@ def rms_norm(
     return x32.astype(x.dtype) * scale.astype(x.dtype).reshape(shape)
 
 
-@flax.struct.dataclass
-class OutputMajor:
-    """A weight [*I, *O] kept as its transpose `array` [*O, *I]: what decoding multiplies by (`kv_cache.unstack`)."""
-
-    array: jax.Array
-
-
-# Up to so many rows a product takes XLA's CPU backend less time with the matrix in front (docs/lab/sampler.md).
-_FEW_ROWS = 64
-
-
-def _times_transposed(x: jax.Array, matrix: jax.Array, dtype: Any) -> jax.Array:
-    """x [N, D] times the transpose of matrix [F, D] -> [N, F], added up and given in `dtype`.
-
-    On CPUs the right-hand matrix of a product is packed each time, the left-hand one isn't: for few rows of x, matrix
-    is put on the left. Without the barrier the compiler turns the product round again.
-    """
-
-    def matrix_right(x: jax.Array, matrix: jax.Array) -> jax.Array:
-        return jnp.matmul(x, matrix.T, preferred_element_type=dtype)
-
-    def matrix_left(x: jax.Array, matrix: jax.Array) -> jax.Array:
-        return jax.lax.optimization_barrier(jnp.matmul(matrix, x.T, preferred_element_type=dtype)).T
-
-    if len(x) > _FEW_ROWS:
-        return matrix_right(x, matrix)
-    return jax.lax.platform_dependent(x, matrix, cpu=matrix_left, default=matrix_right)
-
-
-def project(x: jax.Array, weights: jax.Array | OutputMajor, bias: jax.Array | None = None) -> jax.Array:
-    """x [B, T, *I] times weights [*I, ...], plus bias [...] -> [B, T, ...], as one plain matrix product.
-
-    XLA's CPU backend takes up to twice as long over the same product written on the unflattened arrays.
-    """
-    b, t, *inputs = x.shape
-    flat = x.reshape(b * t, -1)
-    width = flat.shape[1]
-    if isinstance(weights, OutputMajor):
-        outputs = weights.array.shape[: -len(inputs)]
-        flat = _times_transposed(flat, weights.array.astype(x.dtype).reshape(-1, width), x.dtype)
-    else:
-        outputs = weights.shape[len(inputs) :]
-        flat = flat @ weights.astype(x.dtype).reshape(width, -1)
-    if bias is not None:
-        flat = flat + bias.astype(x.dtype).reshape(1, -1)
-    return flat.reshape(b, t, *outputs)
-
-
 def block(
     layer: Params,
     cfg: ModelConfig,
@@ -251,17 +213,21 @@ def block(
     def normed(name: str, x: jax.Array) -> jax.Array:
         return rms_norm(x, layer[name], cfg.norm_eps, cfg.norm_plus_one) if name in layer else x
 
-    qkv = project(enter(normed("attn_norm", x)), layer["qkv"], layer.get("qkv_bias"))
+    def projected(name: str, x: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+        product = project(x, layer[name], bias)
+        return product if cfg.lora is None else add_low_rank(product, layer, cfg.lora, name, x, enter)
+
+    qkv = projected("qkv", enter(normed("attn_norm", x)), layer.get("qkv_bias"))
     heads = qkv[:, :, :, : r + 1]
     if cfg.qk_norm:
         heads = _normed_heads(layer, cfg, heads, sharding)
     rotated = heads if rope is None else apply_rope(heads, rope)
     scale = (cfg.query_scalar or cfg.d_head) ** -0.5
     attended, kept = attention(rotated[:, :, :, :r] * scale, rotated[:, :, :, r], qkv[:, :, :, r + 1])
-    x = x + normed("attn_post_norm", leave(project(attended, layer["attn_out"])))
+    x = x + normed("attn_post_norm", leave(projected("attn_out", attended)))
     inner = enter(normed("mlp_norm", x))
-    hidden = ACTIVATIONS[cfg.activation](project(inner, layer["gate"])) * project(inner, layer["up"])
-    return x + normed("mlp_post_norm", leave(project(hidden, layer["down"]))), kept
+    hidden = ACTIVATIONS[cfg.activation](projected("gate", inner)) * projected("up", inner)
+    return x + normed("mlp_post_norm", leave(projected("down", hidden))), kept
 
 
 def _as_it_is(x: jax.Array) -> jax.Array:
@@ -299,7 +265,7 @@ def embed(
 def layer_params(params: Params, index: int) -> Params:
     """The parameters of one layer, taken out of the stack where they are stacked."""
     layers = params["layers"]
-    return jax.tree.map(lambda stacked: stacked[index], layers) if isinstance(layers, dict) else layers[index]
+    return layer_of(layers, index) if isinstance(layers, dict) else layers[index]
 
 
 def run_model(
@@ -344,7 +310,7 @@ def run_model(
             x, more = run[kind](x, layer_params(params, index), None if memory is None else memory[index])
             kept.append(more)
     else:
-        for kind, stretch in stretches(params["layers"], kinds):
+        for kind, stretch in stretches(params["layers"], kinds, lambda name: bool(cfg.lora) and not is_adapter(name)):
             x = run_stack(functools.partial(_result_alone, run[kind]), x, stretch)
     return rms_norm(x, params["final_norm"], cfg.norm_eps, cfg.norm_plus_one), tuple(kept)
 
@@ -397,4 +363,4 @@ def unembed(params: Params, cfg: ModelConfig, hidden: jax.Array) -> jax.Array:
     """Logits [B, T, V], float32, of hidden states [B, T, D]. The update never holds so many: `model/logp.py`."""
     b, t, d = hidden.shape
     weights = output_weights(params, cfg).astype(hidden.dtype)
-    return _times_transposed(hidden.reshape(b * t, d), weights, jnp.float32).reshape(b, t, -1)
+    return times_transposed(hidden.reshape(b * t, d), weights, jnp.float32).reshape(b, t, -1)

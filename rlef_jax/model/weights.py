@@ -15,6 +15,7 @@ import numpy as np
 from rlef_jax.errors import ConfigError, RunError
 from rlef_jax.files import replacing
 from rlef_jax.model import finite
+from rlef_jax.model.lora import TARGETS, LoraConfig
 from rlef_jax.model.parameters import describe
 from rlef_jax.model.rope import scaling_of
 from rlef_jax.model.transformer import ModelConfig, Params
@@ -72,8 +73,16 @@ def load_params(path: Path, cfg: ModelConfig, dtype: Any = jnp.float32, cast_to:
     return jax.tree.unflatten(tree, leaves)
 
 
-# Keys of `config.model` that say what a model computes: a ModelConfig's fields but for the length of rows.
-SHAPE_KEYS = tuple(field.name for field in dataclasses.fields(ModelConfig) if field.name != "max_positions")
+# Keys of `config.model` that say what a model computes: a ModelConfig's fields but for the length of rows and adapters.
+SHAPE_KEYS = tuple(f.name for f in dataclasses.fields(ModelConfig) if f.name not in ("max_positions", "lora"))
+LORA_KEYS = ("lora_rank", "lora_alpha", "lora_targets", "lora_layers")
+
+
+def lora_config(model: Any) -> LoraConfig | None:
+    """The adapters that a config's `model` section describes. Raises ValueError where they can't be."""
+    if not model.lora_rank:
+        return None
+    return LoraConfig(model.lora_rank, model.lora_alpha, tuple(model.lora_targets) or TARGETS, model.lora_layers)
 
 
 def model_config(model: Any, vocab_size: int, max_positions: int) -> ModelConfig:
@@ -91,6 +100,6 @@ def model_config(model: Any, vocab_size: int, max_positions: int) -> ModelConfig
     values["vocab_size"] = model.vocab_size or vocab_size
     try:
         values["rope_scaling"] = scaling_of(model.rope_scaling)
-        return ModelConfig(**values, max_positions=max_positions)
+        return ModelConfig(**values, max_positions=max_positions, lora=lora_config(model))
     except ValueError as error:
         raise ConfigError(f"config.model: {error}") from error

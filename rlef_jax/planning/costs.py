@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 import jax
 
-from rlef_jax.model.parameters import describe
+from rlef_jax.model.parameters import count_params, describe
 from rlef_jax.model.transformer import ModelConfig
 from rlef_jax.planning.exchanges import Collective
 from rlef_jax.planning.target import Card
@@ -63,9 +63,27 @@ def flops_per_token(cfg: ModelConfig, length: int, action_share: float) -> float
     """Operations per token of a forward pass over rows of `length` tokens, counted without compiling.
 
     Counts products with weights, attention over half of the square or what a sliding window leaves of it, and the
-    output layer for actions only. A training step takes three times as many, plus recomputed ones.
+    output layer for actions only.
     """
-    layers = sum(math.prod(p.shape) for p in jax.tree.leaves(describe(cfg)["layers"]) if p.inputs)
+    layers = _numbers_of_matrices(cfg)
     windows = [min(kind.window or length, length) for kind in cfg.layer_kinds]
     attention = sum(window * (2 - window / length) for window in windows) * cfg.n_heads * cfg.d_head
     return 2.0 * (layers + attention + action_share * cfg.vocab_size * cfg.d_model)
+
+
+def training_flops_per_token(cfg: ModelConfig, length: int, action_share: float) -> float:
+    """Operations per token of a forward and a backward pass, nothing computed twice: three times as many as those of
+    the forward pass, less the gradients of weights that aren't trained."""
+    forward = flops_per_token(cfg, length, action_share)
+    if cfg.lora is None:
+        return 3 * forward
+    return 3 * forward - 2.0 * (_numbers_of_matrices(cfg.base) + action_share * cfg.vocab_size * cfg.d_model)
+
+
+def trained_share(cfg: ModelConfig) -> float:
+    """Which share of a model's numbers is trained, and travels to a sampler: all, or its adapters."""
+    return 1.0 if cfg.lora is None else 1.0 - count_params(cfg.base) / count_params(cfg)
+
+
+def _numbers_of_matrices(cfg: ModelConfig) -> int:
+    return sum(math.prod(p.shape) for p in jax.tree.leaves(describe(cfg)["layers"]) if p.inputs)

@@ -65,17 +65,19 @@ def sampler_parts(programs: Mapping[str, Program]) -> dict[str, float]:
     return {"sampler's weights": float(decode.arguments - decode.aliased), "cache": float(decode.aliased)}
 
 
-def sampling_moments(programs: Mapping[str, Program], beside: Mapping[str, float], *, in_turn: bool) -> list[Moment]:
+def sampling_moments(
+    programs: Mapping[str, Program], beside: Mapping[str, float], *, in_turn: bool, renewed: float = 1.0
+) -> list[Moment]:
     """A sampling card in each of the sampler's programs; `beside` are {content: bytes} of a trainer on the same card.
 
-    While new weights arrive the old ones still lie there, and the cache too, unless the sampler works `in_turn` with a
-    trainer: then it has no cache between two iterations' rollouts.
+    While new weights arrive, a share `renewed` of all of them, the old ones still lie there, and the cache too, unless
+    the sampler works `in_turn` with a trainer: then it has no cache between two iterations' rollouts.
     """
     parts = sampler_parts(programs)
     held = sum(parts.values())
     weights = parts["sampler's weights"]
     kept = {"sampler's weights": weights} if in_turn else parts
-    moments = [Moment(NEW_WEIGHTS, {**kept, **beside, "new weights": weights})]
+    moments = [Moment(NEW_WEIGHTS, {**kept, **beside, "new weights": weights * renewed})]
     for name, p in programs.items():
         more = {
             "arguments beside": max(0.0, p.arguments - held),

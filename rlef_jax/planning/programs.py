@@ -17,7 +17,7 @@ from rlef_jax.model.transformer import Params
 from rlef_jax.planning.hlo import Module, parse
 from rlef_jax.planning.work import Work, work_of
 from rlef_jax.ppo.pack import empty_arrays
-from rlef_jax.ppo.train_state import first_params, init_state, partition, select_parts
+from rlef_jax.ppo.train_state import first_params, init_state, kept_once, partition, select_parts
 from rlef_jax.ppo.update import Learner
 from rlef_jax.types import TokenBatch
 
@@ -119,7 +119,8 @@ def resident_bytes(learner: Learner, dtype: Any) -> dict[str, float]:
     [trainer] = learner.trainers
     state = state_shapes(learner, dtype)
     where = trainer.state_shardings(state)
-    weights = bytes_of((state.trainable, state.frozen), (where.trainable, where.frozen))
+    once = [kept_once(tree.frozen, learner.trainable) for tree in (state, where)]
+    weights = bytes_of((state.trainable, once[0]), (where.trainable, once[1]))
     reference = bytes_of(abstract_params(learner.model_cfg, dtype), learner.reference_shardings)
     return {"weights": weights, "moments": bytes_of(state.opt_state, where.opt_state), "reference": reference}
 
@@ -152,7 +153,8 @@ def update_programs(
     lowered = dict(trainer.lowered(state_shapes(learner, dtype), stacked))
     if names is None or "reference" in names:
         lowered["reference"] = learner.lowered_reference(dtype, batch)
-    dtypes = {"apply": dtype, "reduce": dtype}  # what computes in the weights' dtype
+    trained = dtype if learner.model_cfg.lora is None else jnp.promote_types(dtype, jnp.float32)
+    dtypes = {"apply": trained, "reduce": trained}  # what computes in the dtype of what is trained
     return {
         name: compiled(program, mesh_shape, dtypes.get(name, trainer.forward_settings.compute_dtype), trips)
         for name, program in lowered.items()

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from rlef_jax.model.parameters import count_params
 from rlef_jax.model.sharding import AXES
 from rlef_jax.model.transformer import ModelConfig
-from rlef_jax.planning.costs import flops_per_token
+from rlef_jax.planning.costs import flops_per_token, trained_share, training_flops_per_token
 from rlef_jax.planning.memory import Moment, peak, sampler_parts, sampling_moments, training_moments
 from rlef_jax.planning.programs import Program
 from rlef_jax.planning.schedule import Overlap, Speeds, Timeline, overlaps, timeline
@@ -86,7 +86,8 @@ class Plan:
         """What lies on a sampling card in each program."""
         if not self.sampling:
             return []
-        return sampling_moments(self.sampling, dict(self.resident) if self.shared else {}, in_turn=self.in_turn)
+        beside = dict(self.resident) if self.shared else {}
+        return sampling_moments(self.sampling, beside, in_turn=self.in_turn, renewed=trained_share(self.cfg))
 
     def too_large(self) -> list[Moment]:
         """The programs in which a card holds more than a run may use."""
@@ -170,7 +171,10 @@ def line(plan: Plan) -> str:
 def _model(plan: Plan) -> Iterator[str]:
     count, a = count_params(plan.cfg), plan.assumed
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
-    yield f"{count / 1e9:.3g} B parameters, {plan.networks} trained network(s); mesh {mesh} = {plan.devices} devices"
+    share = trained_share(plan.cfg)
+    trained = "" if share == 1 else f", {share:.2%} of them in the adapters that are trained"
+    networks = f"{plan.networks} trained network(s)"
+    yield f"{count / 1e9:.3g} B parameters{trained}, {networks}; mesh {mesh} = {plan.devices} devices"
     where = "the same" if plan.shared else f"{a.sampler_devices} others"
     yield f"sampling on {where}, a model on {a.sampler_group}; {a.group} rows at once on each"
     yield (
@@ -205,7 +209,7 @@ def _work(plan: Plan) -> Iterator[str]:
     if "gradients" in plan.training:
         gradients = plan.training["gradients"]
         tokens = a.microbatches * a.rows * a.length / plan.devices
-        by_hand = 3 * flops_per_token(plan.cfg, a.length, a.action_share) * plan.networks
+        by_hand = training_flops_per_token(plan.cfg, a.length, a.action_share) * plan.networks
         yield f"{'operations of a token, forward and backward':<44}{'GFLOP':>10}"
         yield f"  {'by hand, nothing computed twice':<42}{by_hand / 1e9:>10.3g}"
         yield f"  {'compiled products, loops as they run':<42}{gradients.work.flops / tokens / 1e9:>10.3g}"
@@ -261,7 +265,7 @@ def _time(plan: Plan) -> Iterator[str]:
     listed = ", ".join(f"{name} {s:.1f}" for name, s in sampling.items())
     yield f"  sampling: {sampled:.1f} s ({listed}); a decoding step {plan.step_seconds() * 1e3:.2f} ms"
     if not plan.shared:
-        size = sampler_parts(plan.sampling)["sampler's weights"]
+        size = sampler_parts(plan.sampling)["sampler's weights"] * trained_share(plan.cfg)
         seconds = size / (a.speeds.card.network * a.speeds.share)
         yield f"  new weights for a sampling card: {size / _GIB:.1f} GiB, {seconds:.2f} s over the network"
     if not parts:

@@ -23,10 +23,13 @@ from rlef_jax.ppo.settings import Likelihood, LossSettings
 from rlef_jax.ppo.train_state import (
     IsTrainable,
     TrainState,
+    combine,
     describe_params,
     init_state,
+    kept_once,
     partition,
     select_parts,
+    with_shared,
 )
 from rlef_jax.types import TokenBatch
 
@@ -73,8 +76,9 @@ class MeshTrainer:
         self._compile()
 
     def _compile(self) -> None:
-        one, params = self.replicated, self.param_shardings
-        trainable, frozen = self.trainable_shardings, self.frozen_shardings
+        one, trainable = self.replicated, self.trainable_shardings
+        frozen = kept_once(self.frozen_shardings, self.trainable)
+        params = combine(trainable, frozen)
         rows, stacked_rows = self.rows, self.stacked_rows
         share = (self.total_shardings, one)
 
@@ -117,7 +121,8 @@ class MeshTrainer:
         """
         trainable, frozen = partition(select_parts(params, self.names), self.trainable)
         trainable = place(jax.tree.map(jnp.copy, trainable), self.trainable_shardings)
-        frozen = place(frozen, self.frozen_shardings)
+        once = kept_once(self.frozen_shardings, self.trainable)
+        frozen = with_shared(place(kept_once(frozen, self.trainable), once), self.trainable)
         where = self.state_shardings(jax.eval_shape(lambda: init_state(trainable, frozen, self.optimizer.init)))
         state = init_state(trainable, frozen, jax.jit(self.optimizer.init, out_shardings=where.opt_state))
         return dataclasses.replace(state, step=place(state.step, self.replicated))
@@ -154,7 +159,8 @@ class MeshTrainer:
         )
         counts = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in values.METRICS}
         one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), microbatches)
-        arguments: tuple[Any, ...] = (state.trainable, state.frozen, microbatches, counts)
+        frozen = kept_once(state.frozen, self.trainable)
+        arguments: tuple[Any, ...] = (state.trainable, frozen, microbatches, counts)
         total = jax.tree.map(
             lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
             jax.eval_shape(self._zeros, state.trainable), self.total_shardings,
@@ -164,13 +170,14 @@ class MeshTrainer:
         programs = {
             "gradients": self._gradients.lower(*arguments),
             "apply": self._applied(where).lower(dataclasses.replace(state, frozen={}), state.trainable, ()),
-            "score": self._score.lower(state.params, one),
+            "score": self._score.lower(combine(state.trainable, frozen), one),
         }
         return programs if self.alone else programs | {"reduce": self._reduce.lower(total)}
 
     def score(self, params: dict[str, Any], batch: TokenBatch) -> dict[str, jax.Array]:
         """`objective.scores` of this trainer's parameters."""
-        return self._score(select_parts(params, self.names), place(batch, self.rows))
+        own = kept_once(select_parts(params, self.names), self.trainable)
+        return self._score(own, place(batch, self.rows))
 
     def accumulate(
         self,
@@ -184,6 +191,7 @@ class MeshTrainer:
         `total`, earlier gradients, is donated; `denominators` lie on this mesh. `reduced` adds the last ones up.
         """
         trainable, frozen = partition(select_parts(params, self.names), self.trainable)
+        frozen = kept_once(frozen, self.trainable)
         stacked = place(stacked, self.stacked_rows)
         if self.forward_settings.adds_in_place:
             total = self._no_gradients(trainable) if total is None else total
@@ -226,7 +234,7 @@ class MeshTrainer:
         return dataclasses.replace(after, frozen=state.frozen), told
 
     def _score_fn(self, params: dict[str, Any], batch: TokenBatch) -> dict[str, jax.Array]:
-        return scores(params, self.model_cfg, batch, self.forward_settings)
+        return scores(with_shared(params, self.trainable), self.model_cfg, batch, self.forward_settings)
 
     def _gradients_fn(
         self, trainable: Any, frozen: Any, stacked: TokenBatch, denominators: dict[str, jax.Array]
@@ -235,6 +243,7 @@ class MeshTrainer:
 
         Of this device's rows: gradients aren't added up over `data` here.
         """
+        frozen = with_shared(frozen, self.trainable)
         grads, sums = gradients.summed(self._objective(denominators), trainable, frozen, stacked)
         return self._of_all_rows(grads, sums)
 
@@ -245,6 +254,7 @@ class MeshTrainer:
         if not self.alone:
             total = jax.tree.map(lambda a: a[0], total)
         apart = [(name,) for name in self.names] if self.separate_critic else [self.names]
+        frozen = with_shared(frozen, self.trainable)
         objective_of = self._objective(denominators)
         grads, sums = gradients.added_in_place(objective_of, total, trainable, frozen, stacked, apart)
         return self._of_all_rows(grads, sums)

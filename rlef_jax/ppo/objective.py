@@ -56,12 +56,12 @@ def policy_logp(params: Params, cfg: ModelConfig, batch: TokenBatch, settings: F
 
 
 def scores(
-    params: dict[str, Any], cfg: ModelConfig, batch: TokenBatch, settings: ForwardSettings
+    params: dict[str, Any], cfg: ModelConfig, batch: TokenBatch, settings: ForwardSettings, *, detached: bool = False
 ) -> dict[str, jax.Array]:
     """What policy and critic say of a batch, whichever of the two `params` hold.
 
     {"logp": [B, T] of sampled tokens, 0 for others; "values": [B, N], see `ppo/values.py`}, float32. A critic without a
-    trunk needs the policy beside it.
+    trunk needs the policy beside it; `detached`, its values have no gradient with respect to the policy.
     """
     scored: dict[str, jax.Array] = {}
     hidden: Any = None
@@ -70,7 +70,10 @@ def scores(
         scored["logp"] = _logp(params["policy"], cfg, hidden, batch, settings)
     if "critic" in params:
         critic = params["critic"]
-        read = _hidden(critic["trunk"], cfg, batch, settings) if "trunk" in critic else hidden
+        if "trunk" in critic:
+            read = _hidden(critic["trunk"], cfg, batch, settings)
+        else:
+            read = jax.lax.stop_gradient(hidden) if detached else hidden
         scored["values"] = values.read(critic["head"], read, batch)
     return scored
 
@@ -111,7 +114,8 @@ def objective(
         shares of any split into micro-batches add up to the same loss and gradients.
       cfg, loss, settings: the model's sizes, the loss constants and how to run the model.
     """
-    scored = scores(params, cfg, batch, settings)
+    detached = isinstance(loss, LossSettings) and loss.detach_critic
+    scored = scores(params, cfg, batch, settings, detached=detached)
     terms: list[jax.Array] = []
     sums: dict[str, jax.Array] = {}
     if "logp" in scored:

@@ -33,6 +33,7 @@ class LossSettings:
       importance: "paper", "decoupled" or "none".
       importance_cap: c of "decoupled".
       importance_mode: what "decoupled" does above c: "cap" the weight at c, or "mask" the token (weight 0).
+      detach_critic: a critic without a trunk of its own reads hidden states that its loss doesn't train.
     """
 
     clip_eps: float = 0.2
@@ -41,6 +42,7 @@ class LossSettings:
     importance: str = "paper"
     importance_cap: float = 5.0
     importance_mode: str = "cap"
+    detach_critic: bool = False
 
     def __post_init__(self) -> None:
         _check_choices(self, importance=IMPORTANCE, importance_mode=IMPORTANCE_MODES)

@@ -1,7 +1,8 @@
 """What an update carries from one step to the next: parameters, optimizer state, step count.
 
 Parameters are in two trees, those that are trained and those that are not. Gradients, moments, donated buffers and
-checkpoints are of the first alone; scores are of both, combined.
+checkpoints are of the first alone; scores are of both, combined. What policy and critic both have frozen is one array
+(`kept_once`): with adapters beside a frozen base, the base.
 """
 
 from __future__ import annotations
@@ -81,6 +82,30 @@ def _holds(tree: Any, path: Sequence[str]) -> bool:
             return False
         tree = tree[name]
     return True
+
+
+def kept_once(params: dict[str, Any], trainable: IsTrainable) -> dict[str, Any]:
+    """`TrainState.params`, or a tree like it, without what the critic's trunk has frozen as the policy has it.
+
+    Both come from the same weights, so it is the policy's own: `with_shared` adds it again. Programs take this, and a
+    device has such weights once. Without the policy, or a trunk, it is the tree itself.
+    """
+    if "policy" not in params or "trunk" not in params.get("critic", {}):
+        return params
+    _, own = partition(params["critic"]["trunk"], _frozen_in_both(trainable))
+    return {**params, "critic": {**params["critic"], "trunk": own}}
+
+
+def with_shared(params: dict[str, Any], trainable: IsTrainable) -> dict[str, Any]:
+    """The tree that `kept_once` took something from: the same arrays in both places."""
+    if "policy" not in params or "trunk" not in params.get("critic", {}):
+        return params
+    shared, _ = partition(params["policy"], _frozen_in_both(trainable))
+    return {**params, "critic": {**params["critic"], "trunk": combine(params["critic"]["trunk"], shared)}}
+
+
+def _frozen_in_both(trainable: IsTrainable) -> IsTrainable:
+    return lambda path: not trainable(("policy", *path)) and not trainable(("critic", "trunk", *path))
 
 
 def select_parts(tree: Any, names: Sequence[str]) -> Any:

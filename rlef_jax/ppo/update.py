@@ -28,9 +28,11 @@ from rlef_jax.ppo.targets import Scores, compute_targets
 from rlef_jax.ppo.train_state import (
     IsTrainable,
     TrainState,
+    combine,
     first_params,
     make_optimizer,
     merge_parts,
+    partition,
     trained_by_default,
 )
 from rlef_jax.types import Episode, TokenBatch
@@ -118,8 +120,13 @@ class Learner:
         return merge_parts([trainer.init(params) for trainer in self.trainers])
 
     def place_policy(self, policy_params: Params) -> Params:
-        """A copy of policy-shaped weights on the reference's mesh, to serve as the reference policy."""
-        return place(jax.tree.map(jnp.copy, policy_params), self.reference_shardings)
+        """A copy of policy-shaped weights on the reference's mesh, to serve as the reference policy.
+
+        What isn't trained is not copied where it lies there already.
+        """
+        trained, frozen = partition({"policy": policy_params}, self.trainable)
+        copied = combine(jax.tree.map(jnp.copy, trained), frozen)["policy"]
+        return place(copied, self.reference_shardings)
 
     def score(self, params: dict[str, Any], batch: TokenBatch) -> tuple[jax.Array, jax.Array | None]:
         """Under `TrainState.params`: (log-probabilities [B, T], 0 on tokens that weren't sampled; values [B, N], None

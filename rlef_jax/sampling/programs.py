@@ -20,7 +20,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rlef_jax.model import kv_cache
 from rlef_jax.model.kv_cache import KVCache, Where
-from rlef_jax.model.parameters import abstract_params
+from rlef_jax.model.lora import split
+from rlef_jax.model.parameters import abstract_params, adapted_layers
 from rlef_jax.model.resharding import reshard
 from rlef_jax.model.sharding import ROWS, param_shardings
 from rlef_jax.model.transformer import ModelConfig, Params
@@ -158,23 +159,33 @@ class Programs:
         self._take: Any = None
         self._put: Any = None
 
-    def prepare(self, params: Params) -> Params:
+    def prepare(self, params: Params, before: Params | None = None) -> Params:
         """A copy of parameters as the programs take them, in their dtype: the caller may donate its own afterwards.
 
         One layer after the other is cast and turned where it lies, and then travels: beside the weights themselves no
-        device holds more than a layer. Raises ValueError where the trainer's devices aren't a multiple of the shards.
+        device holds more than a layer. Of a model with adapters only they travel where `before` is what an earlier
+        call gave for the same base. Raises ValueError where the trainer's devices aren't a multiple of the shards.
         """
 
         def moved(tree: Any, shardings: Any) -> Any:
             return jax.tree.map(lambda array, sharding: reshard(array, sharding, self.dtype), tree, shardings)
 
-        layers = tuple(
-            moved(self._layer(params["layers"], np.int32(index)), shardings)
-            for index, shardings in enumerate(self._turned["layers"])
-        )
-        return {name: moved(tree, self._turned[name]) for name, tree in params.items() if name != "layers"} | {
-            "layers": layers
-        }
+        def turned(stack: Params, layers: Sequence[Params]) -> list[Params]:
+            """The layers of a stack; `layers` are the shardings of all that they have."""
+            return [
+                moved(self._layer(stack, np.int32(index)), {name: shardings[name] for name in stack})
+                for index, shardings in enumerate(layers)
+            ]
+
+        base, adapters = split(params["layers"])
+        if before is None:
+            others = {name: moved(tree, self._turned[name]) for name, tree in params.items() if name != "layers"}
+            layers = turned(base, self._turned["layers"])
+        else:
+            others, layers = before, [split(layer)[0] for layer in before["layers"]]
+        first = self.cfg.n_layers - adapted_layers(self.cfg)
+        added = turned(adapters, self._turned["layers"][first:])
+        return {**others, "layers": (*layers[:first], *[a | b for a, b in zip(layers[first:], added, strict=True)])}
 
     def new_cache(self) -> KVCache:
         """An empty cache."""
@@ -184,12 +195,14 @@ class Programs:
         """Each program by its name, from shapes and shardings alone: the mesh's devices needn't be there.
 
         "decode LENGTH plain" and "decode LENGTH cut" (see `decode`), "prefill CHUNK first" and "prefill CHUNK later",
-        "take", "put", and "prepare", which makes one layer out of the trainer's stacked weights, where they lie.
+        "take", "put", and "prepare", which makes one layer out of the trainer's stacked weights, where they lie: one
+        layer's adapters, of a model that has some.
 
         Args:
           dtype, trainer: of the trainer's weights, and where they lie (by default split as the sampler's).
         """
         layers = abstract_params(self.cfg, dtype, self._weights if trainer is None else trainer)["layers"]
+        layers = split(layers)[1] or layers
         [mesh] = {array.sharding.mesh for array in jax.tree.leaves(layers)}
         index = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
         found = {name: lower() for name, lower in self._lowerings()}

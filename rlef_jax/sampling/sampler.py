@@ -15,10 +15,26 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
-from rlef_jax.model.transformer import Params
+import jax
+
+from rlef_jax.model.lora import split
+from rlef_jax.model.transformer import ModelConfig, Params
 from rlef_jax.sampling.programs import Programs
 from rlef_jax.sampling.session import Session
+
+
+def _base_of(params: Params, cfg: ModelConfig) -> list[Any]:
+    """The arrays beside which adapters are; none of a model without."""
+    if cfg.lora is None:
+        return []
+    return jax.tree.leaves({**params, "layers": split(params["layers"])[0]})
+
+
+def _same(now: list[Any], before: list[Any]) -> bool:
+    """Whether these are the very same arrays, and can't have changed."""
+    return 0 < len(now) == len(before) and all(isinstance(a, jax.Array) and a is b for a, b in zip(now, before))
 
 
 class Sampler:
@@ -37,6 +53,7 @@ class Sampler:
             raise ValueError(f"workers={workers} on a mesh of {programs.mesh.size} devices: must be 1 there")
         self.programs, self.workers, self.min_ready_fraction = programs, workers, min_ready_fraction
         self._weights: tuple[Params, int] | None = None
+        self._base: list[Any] = []  # the arrays that the newest weights' base is a copy of
         self._in_session = threading.Lock()
 
     def set_weights(self, params: Params, version: int) -> None:
@@ -44,8 +61,13 @@ class Sampler:
 
         May be called while a session is at work: its next dispatch uses the new ones, over the keys and values that the
         old ones left. Each token of a `Sample` knows the version that made it.
+
+        Of a model with adapters the base is copied once: as long as `params` hold the same arrays, adapters alone come
+        to the sampler's devices.
         """
-        self._weights = (self.programs.prepare(params), version)
+        base = _base_of(params, self.programs.cfg)
+        before = self._weights[0] if self._weights is not None and _same(base, self._base) else None
+        self._weights, self._base = (self.programs.prepare(params, before), version), base
 
     def weights(self) -> tuple[Params, int]:
         """The newest weights, as the programs take them, and their version. RuntimeError before `set_weights`."""

@@ -29,7 +29,10 @@ FOLDER = "bad_updates"
 def save_bad_update(
     workdir: Path, update: int, params: Any, microbatches: Sequence[TokenBatch], metrics: dict[str, float]
 ) -> Path:
-    """Writes the weights that an update started from and its batch to `bad_updates/UPDATE`. Returns that folder."""
+    """Writes the weights that an update started from, those that it trains, and its batch to `bad_updates/UPDATE`.
+
+    Returns that folder.
+    """
     folder = workdir / FOLDER / f"{update:06d}"
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)

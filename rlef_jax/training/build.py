@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,9 +23,10 @@ from rlef_jax.execution.interpreter import find_python
 from rlef_jax.execution.isolation import IsolationError
 from rlef_jax.execution.pool import ExecutionPool
 from rlef_jax.execution.results import JudgeOptions
-from rlef_jax.model.parameters import init_params
+from rlef_jax.model.parameters import init_adapters, init_params, with_adapters
+from rlef_jax.model.peft_folder import read_adapters
 from rlef_jax.model.pretrained import Weights, load_pretrained, open_weights
-from rlef_jax.model.sharding import make_mesh, param_shardings
+from rlef_jax.model.sharding import make_mesh, param_shardings, place
 from rlef_jax.model.transformer import ModelConfig, Params
 from rlef_jax.model.weights import SHAPE_KEYS, load_params, model_config, resolve
 from rlef_jax.ppo.settings import LossSettings, OptimizerSettings, PackSettings, PpoSettings, TargetSettings
@@ -91,17 +93,31 @@ def build_policy(config: ConfigDict, mesh: Mesh | None = None) -> Policy:
 
 
 def first_weights(config: ConfigDict, cfg: ModelConfig, weights: Weights | None, mesh: Mesh | None = None) -> Params:
-    """The weights that `config.model.init` names, of a model that `describe_policy` has described.
+    """The weights that `config.model.init` names, of a model that `describe_policy` has described, with its adapters.
 
     Raises ConfigError where they can't be used, or aren't finite.
     """
     model, dtype, cast_to = config.model, jnp.dtype(config.model.param_dtype), (config.model.compute_dtype,)
     if weights is not None:
-        shardings = None if mesh is None else mesh_shardings(mesh, cfg)
-        return load_pretrained(weights, cfg, dtype, shardings, cast_to)
-    if model.init:
-        return load_params(resolve(model.init, ".npz", "model.init"), cfg, dtype, cast_to)
-    return init_params(jax.random.PRNGKey(config.seed), cfg, dtype)
+        shardings = None if mesh is None else mesh_shardings(mesh, cfg.base)
+        base = load_pretrained(weights, cfg.base, dtype, shardings, cast_to)
+    elif model.init:
+        base = load_params(resolve(model.init, ".npz", "model.init"), cfg.base, dtype, cast_to)
+    else:
+        base = init_params(jax.random.PRNGKey(config.seed), cfg.base, dtype)
+    return base if cfg.lora is None else _with_first_adapters(config, cfg, base, mesh)
+
+
+def _with_first_adapters(config: ConfigDict, cfg: ModelConfig, base: Params, mesh: Mesh | None) -> Params:
+    """The base with the adapters that `config.model.lora_init` names, or random ones, all on the mesh (if there is
+    one): whoever puts the base there finds it and makes no copy."""
+    if config.model.lora_init:
+        adapters = read_adapters(Path(config.model.lora_init), cfg, (config.model.compute_dtype,))
+    else:
+        key = jax.random.fold_in(jax.random.PRNGKey(config.seed), 1)
+        adapters = init_adapters(key, cfg, jnp.dtype(config.model.param_dtype))
+    params = with_adapters(base, adapters)
+    return params if mesh is None else place(params, mesh_shardings(mesh, cfg))
 
 
 def describe_policy(config: ConfigDict) -> tuple[ModelConfig, ChatFormat, Weights | None]:

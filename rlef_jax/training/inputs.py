@@ -23,6 +23,7 @@ from rlef_jax.data.sources import CODE_CONTESTS, Source
 from rlef_jax.errors import ConfigError
 from rlef_jax.execution.interpreter import Interpreter
 from rlef_jax.files import write_json
+from rlef_jax.model.peft_folder import CONFIG, TENSORS
 from rlef_jax.model.weights import resolve
 from rlef_jax.training.episode_io import problem_json
 
@@ -57,6 +58,8 @@ def identities(config: ConfigDict, interpreter: Interpreter, source: Source, spl
     }
     if config.model.init:
         facts["first weights (config.model.init)"] = _weights_files(config.model.init)
+    if config.model.lora_init:
+        facts["first adapters (config.model.lora_init)"] = _adapter_files(config.model.lora_init)
     return facts | tokenizer_identity(config.model.tokenizer, config.model.chat) | python_identity(interpreter)
 
 
@@ -100,6 +103,10 @@ def _weights_files(name: str) -> list[str]:
     if folder.is_dir():
         return [_file_fact(path) for path in (folder / "config.json", *sorted(folder.glob("*.safetensors")))]
     return [_file_fact(resolve(name, "" if folder.suffix == ".gguf" else ".npz", "model.init"))]
+
+
+def _adapter_files(name: str) -> list[str]:
+    return [_file_fact(path) for file in (CONFIG, TENSORS) if (path := Path(name) / file).is_file()]
 
 
 def _file_fact(path: Path) -> str:

@@ -185,7 +185,7 @@ class Run:
         self, state: TrainState, number: int, microbatches: Sequence[TokenBatch], metrics: dict[str, float]
     ) -> None:
         update = int(state.step) - 1
-        params = on_host(state.params)
+        params = on_host(state.trainable)  # what is frozen is where the run's first weights are
         folder = broadcast_from_first(lambda: save_bad_update(self.workdir, update, params, microbatches, metrics))
         line = f"update {update} was not applied: its gradient's norm is {metrics['grad_norm']:.4g}; kept in {folder}"
         if self.config.train.bad_update == "skip":

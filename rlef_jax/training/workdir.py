@@ -17,7 +17,7 @@ from rlef_jax.model.finite import check_params
 from rlef_jax.model.transformer import Params
 from rlef_jax.ppo.train_state import TrainState, combine, partition
 from rlef_jax.training import episode_io
-from rlef_jax.training.checkpoint import Checkpoints, DamagedCheckpointError
+from rlef_jax.training.checkpoint import Checkpoints, DamagedCheckpointError, content_hash
 from rlef_jax.training.metrics_writer import read_metrics
 from rlef_jax.training.processes import broadcast_from_first
 
@@ -241,14 +241,21 @@ def saved_policy(
     """The policy of a checkpoint (`find_checkpoint`) as `like` has it; it will be cast to `cast_to`.
 
     `first` gives the weights that the run started from; it is asked where some of them were frozen. Raises ConfigError
-    for no such checkpoint, or for one that isn't finite in these dtypes.
+    for no such checkpoint, for one that isn't finite in these dtypes, or where `first` gives other weights.
     """
     chosen = find_checkpoint(workdir, name)
     with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
-        left_out = checkpoints.metadata(chosen).get(FROZEN, ())
+        told = checkpoints.metadata(chosen)
+        left_out = told.get(FROZEN, ())
         trainable, _ = partition({"policy": like}, lambda path: "/".join(path) not in left_out)
         policy = checkpoints.restore(chosen, trainable)
         check_params(f"checkpoint {chosen} in {checkpoints.folder}", policy, cast_to)
         if not left_out:
             return policy["policy"]
-        return combine(policy, partition({"policy": first()}, lambda path: "/".join(path) not in left_out)[1])["policy"]
+        begun = first()
+        if None not in (now := content_hash(begun), before := told.get("reference")) and now != before:
+            raise ConfigError(
+                f"checkpoint {chosen} in {checkpoints.folder} holds what was trained beside other weights than"
+                " config.model.init (or lora_init) now gives: put those back"
+            )
+        return combine(policy, partition({"policy": begun}, lambda path: "/".join(path) not in left_out)[1])["policy"]

@@ -115,6 +115,21 @@ ROPES: dict[str, dict[str, Any]] = {
 ROPE_BASE = {**LLAMA, "head_dim": 32}
 
 
+# Adapters, by what peft.LoraConfig is given beside the model's config.
+LORA: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "llama, all": (
+        LLAMA,
+        {"r": 4, "lora_alpha": 6, "target_modules": [
+            "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+        ]},
+    ),
+    "qwen2, some": (
+        FAMILIES["qwen2"],
+        {"r": 2, "lora_alpha": 1, "target_modules": ["k_proj", "o_proj", "down_proj"], "layers_to_transform": [1]},
+    ),
+}  # fmt: skip
+
+
 def tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """A weight by its Hugging Face name: float32, far from initialisation, so that everything it passes matters."""
     draw = np.random.default_rng(zlib.crc32(name.encode())).normal(size=shape)

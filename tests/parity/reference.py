@@ -1,7 +1,8 @@
 """What `transformers` on torch computes, as files: .bench-env/bin/python tests/parity/reference.py OUTPUT [--gguf FILE]
 
-Runs in the environment of `make bench-env`. Writes families.npz (small random models) and, with --gguf, smollm2.npz
-and smollm2_chat.json. With --full all logits of SmolLM2's row instead of a few in each position.
+Runs in the environment of `make bench-env`. Writes families.npz (small random models), lora.npz (such models with
+adapters, by `peft`) and, with --gguf, smollm2.npz and smollm2_chat.json. With --full all logits of SmolLM2's row
+instead of a few in each position. With --adapters it reads what tests/parity/lora_folder.py has written.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft
 import torch
 import transformers
 
@@ -45,6 +47,30 @@ def family_continuation(config: dict) -> np.ndarray:
     """The likeliest tokens after the row's first ones: int32 [NEW]."""
     prompt = cases.tokens()[0, : cases.PROMPT].tolist()
     return greedy(family_model(config), [prompt], cases.NEW)[0].astype(np.int32)
+
+
+def lora_logits(config: dict, lora: dict) -> dict[str, np.ndarray]:
+    """Of a small model with adapters of `cases.tensor`: {"": logits [LENGTH / STRIDE, V], " names": their tensors}."""
+    model = peft.get_peft_model(family_model(config), peft.LoraConfig(task_type="CAUSAL_LM", **lora))
+    shapes = {name: tuple(p.shape) for name, p in peft.get_peft_model_state_dict(model).items()}
+    peft.set_peft_model_state_dict(
+        model, {name: torch.from_numpy(cases.tensor(name, shape)) for name, shape in shapes.items()}
+    )
+    with torch.no_grad():
+        logits = model.eval()(torch.from_numpy(cases.tokens()).long()).logits[0, :: cases.STRIDE].numpy()
+    return {"": logits, " names": np.array(sorted(shapes))}
+
+
+def check_adapters(folder: Path) -> None:
+    """Fails unless `peft` computes from `adapters` beside `base` what `logits.npy` has, apart and merged."""
+    base = transformers.AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32)
+    model = peft.PeftModel.from_pretrained(base, folder / "adapters").eval()
+    tokens, expected = torch.from_numpy(cases.tokens()).long(), np.load(folder / "logits.npy")
+    with torch.no_grad():
+        apart = np.abs(model(tokens).logits[0].numpy() - expected).max()
+        merged = np.abs(model.merge_and_unload()(tokens).logits[0].numpy() - expected).max()
+    assert max(apart, merged) < 1e-4, (apart, merged)
+    print(f"{folder}: peft {peft.__version__} computes the same logits, within {apart:.1e} (merged {merged:.1e})")
 
 
 def rope(scaling: dict) -> np.ndarray:
@@ -138,6 +164,7 @@ def main() -> None:
     parser.add_argument("--gguf", type=Path)
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--exported", type=Path, help="a folder of rlef_jax.export that must hold the same model")
+    parser.add_argument("--adapters", type=Path, help="a folder of tests/parity/lora_folder.py that peft must read")
     args = parser.parse_args()
     torch.manual_seed(0)
     args.output.mkdir(parents=True, exist_ok=True)
@@ -145,6 +172,12 @@ def main() -> None:
     families |= {f"{name} greedy": family_continuation(config) for name, config in cases.GREEDY.items()}
     families |= {f"rope {name}": rope(scaling) for name, scaling in cases.ROPES.items()}
     np.savez_compressed(args.output / "families.npz", **families)
+    lora = {name: lora_logits(*case) for name, case in cases.LORA.items()}
+    np.savez_compressed(
+        args.output / "lora.npz", **{name + end: a for name, of in lora.items() for end, a in of.items()}
+    )
+    if args.adapters:
+        check_adapters(args.adapters)
     if args.gguf:
         arrays, chats = smollm2(args.gguf, args.full)
         save = np.savez if args.full else np.savez_compressed

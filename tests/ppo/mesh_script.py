@@ -13,7 +13,8 @@ import jax
 import numpy as np
 import optax
 
-from rlef_jax.model.parameters import init_params
+from rlef_jax.model.lora import LoraConfig, split
+from rlef_jax.model.parameters import init_params, with_adapters
 from rlef_jax.model.sharding import make_mesh
 from rlef_jax.model.transformer import ModelConfig
 from rlef_jax.ppo.pack import pack
@@ -126,6 +127,19 @@ def other_gap(cfg, episodes):
     return gap(*gradients) / max(1.0, *(float(np.abs(a).max()) for a in jax.tree.leaves(gradients[0])))
 
 
+def lora_gap(episodes):
+    """How far gradients of adapters, all of which add something, on eight devices are from those on one."""
+    cfg = dataclasses.replace(CFG, lora=LoraConfig(2, 4.0, layers=1))
+    policy = init_params(jax.random.PRNGKey(3), cfg)
+    adapters = {name: a + 0.1 for name, a in split(policy["layers"])[1].items()}
+    policy = with_adapters(policy, adapters)
+    alone, eight = (make_learner(mesh, cfg) for mesh in (make_mesh(), make_mesh(2, 2, 2)))
+    filled = prepared(alone, "whole", episodes, policy)
+    one, other = (outcome(learner, filled, policy) for learner in (alone, eight))
+    assert min(float(np.abs(a).max()) for a in jax.tree.leaves(one[1]["policy"])) > 1e-4
+    return [gap(a, b) for a, b in zip(one, other, strict=True)]
+
+
 def on_host(tree, mesh):
     """NumPy arrays, whole, of arrays that may lie on other processes' devices too."""
     return jax.device_get(on_this_process(tree, mesh) if mesh.size > 1 else tree)
@@ -148,6 +162,7 @@ def main(which):
         rows_per_device[str(shape)] = placed.addressable_shards[0].data.shape[0] / len(tokens)
     for name, change in OTHERS.items():
         gaps[name] = [other_gap(dataclasses.replace(CFG, **change), episodes)]
+    gaps["adapters"] = lora_gap(episodes)
     for kind in KINDS:
         gaps[f"values: {kind}"] = [kind_gap(kind, episodes, policy)]
     print(

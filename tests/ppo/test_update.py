@@ -257,7 +257,7 @@ def test_adding_gradients_in_place_changes_nothing(learners, tiny_model, policy,
 def test_any_mesh_equals_one_device(which, count):
     """Loss, gradients and weights after an SGD step, on (forced) host devices in one subprocess."""
     result = told_by("tests.ppo.mesh_script", which)
-    assert result["devices"] == 8 and len(result["gaps"]) == count + 4  # of other models and values
+    assert result["devices"] == 8 and len(result["gaps"]) == count + 5  # of other models, adapters and values
     assert result["rows_per_device"]["(2, 2, 2)"] == 1 / 4 and result["rows_per_device"]["(1, 1, 8)"] == 1
     assert result["gradient_size"] > 1e-2
     for case, gaps in result["gaps"].items():
