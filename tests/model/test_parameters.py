@@ -20,15 +20,14 @@ from rlef_jax.model.parameters import (
     Parameter,
     abstract_params,
     count_params,
-    decayed,
     describe,
     init_params,
     tensor_shapes,
-    trainable,
 )
 from rlef_jax.model.pretrained import HFFolder, load_pretrained
 from rlef_jax.model.sharding import make_mesh, param_shardings
 from rlef_jax.model.weights import load_params, save_params
+from rlef_jax.ppo.train_state import trained_by_default
 from tests.helpers.hf_folder import write_folder
 from tests.parity import cases
 
@@ -62,7 +61,7 @@ def check_all_cover(cfg, tmp_path):
     """Whatever derives from the description of `cfg` has its tree and its shapes."""
     described = describe(cfg)
     params = init_params(jax.random.PRNGKey(0), cfg)
-    trees = (params, abstract_params(cfg), param_shardings(make_mesh(), cfg), decayed(cfg), trainable(cfg))
+    trees = (params, abstract_params(cfg), param_shardings(make_mesh(), cfg))
     assert {structure(tree) for tree in trees} == {structure(described)}
     assert [a.shape for a in jax.tree.leaves(params)] == [p.shape for p in jax.tree.leaves(described)]
     assert all(len(p.axes) == len(p.shape) for p in jax.tree.leaves(described))
@@ -125,8 +124,10 @@ def test_a_new_parameter_is_one_record(tmp_path, monkeypatch):
     assert gate.shape == (3, 32, 7) and gate.dtype == jnp.bfloat16 and 1.8 < np.std(np.float32(gate)) < 2.2
     assert param_shardings(make_mesh(), cfg)["layers"]["attn_gate"].spec == PartitionSpec(None, "fsdp", None)
     assert unstack(params, cfg)["layers"][0]["attn_gate"].array.shape == (7, 32)
-    assert [path[-1].key for path, on in jax.tree_util.tree_leaves_with_path(decayed(cfg)) if not on] == ["attn_gate"]
-    assert [path[-1].key for path, on in jax.tree_util.tree_leaves_with_path(trainable(cfg)) if not on] == ["attn_gate"]
+    for on in (lambda p: p.decayed, lambda p: p.trainable):
+        off = [path[-1].key for path, p in jax.tree_util.tree_leaves_with_path(describe(cfg)) if not on(p)]
+        assert off == ["attn_gate"]
+    assert not trained_by_default(cfg)(("policy", "layers", "attn_gate"))
     written = check_round_trip(write_folder(tmp_path / "model", cases.LLAMA), tmp_path)
     assert written.shapes["model.layers.1.self_attn.g_proj.weight"] == (7, 32)
 

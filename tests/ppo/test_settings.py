@@ -35,7 +35,7 @@ def test_each_key_is_one_setting_with_the_same_default():
 
 @pytest.mark.parametrize(
     "others",
-    [{"ppo.value_level": "token", "ppo.gae_lambda": 0.9}, {"ppo.baseline": "rloo"}],
+    [{"ppo.value_level": "token", "ppo.gae_lambda": 0.9, "ppo.detach_critic": True}, {"ppo.baseline": "rloo"}],
     ids=["critic", "no critic"],
 )
 def test_the_settings_are_the_configurations(others):
@@ -53,7 +53,8 @@ def test_the_settings_are_the_configurations(others):
     expected = {key.split(".")[1]: value for key, value in changed.items()} | {"decay_steps": 7 * 3}
     assert found == flat(PpoSettings()) | expected
     unchanged = {name for name, value in flat(PpoSettings()).items() if found[name] == value}
-    assert unchanged == {"value_level", "gae_lambda", "baseline"} - {key.split(".")[1] for key in others}  # no other
+    either = {"value_level", "gae_lambda", "detach_critic", "baseline"}
+    assert unchanged == either - {key.split(".")[1] for key in others}  # no other
 
 
 @pytest.mark.parametrize(
