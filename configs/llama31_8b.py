@@ -16,8 +16,8 @@ Variants (configs/llama31_8b.py:NAME):
   64    64 H100s: 32 train, 32 sample.
         Plan: trains in 41.1 GiB (reduce), samples in 69.9 GiB (new weights arrive) of 72.8 a card: fits
   lora  adapters of rank 16 beside frozen bfloat16 weights (ours), on one node of 8 H100s in turn. Each card holds the
-        base once for policy, reference and critic, and gathers nothing; the learning rate is a guess.
-        Plan: PLAN
+        base once for policy, reference and critic, and gathers nothing. Its memory has not been planned yet, and the
+        learning rate is a guess.
 
 Needs Meta's weights as Hugging Face has them (meta-llama/Llama-3.1-8B-Instruct: config.json, safetensors and
 tokenizer.json) in `weights/llama31_8b_instruct`, or where --config.model.init=FOLDER says; and CodeContests in

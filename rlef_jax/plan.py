@@ -54,8 +54,8 @@ MEASURED = "measured"
 STOP_IDS = 4
 # Configurations that name hardware, for --all.
 MATRIX = (
-    "configs/llama31_8b.py", "configs/llama31_8b.py:node", "configs/llama31_8b.py:64", "configs/llama31_8b.py:lora",
-    "configs/llama31_70b.py", "configs/llama30_8b.py", "configs/llama32_1b.py",
+    "configs/llama31_8b.py", "configs/llama31_8b.py:node", "configs/llama31_8b.py:64", "configs/llama31_70b.py",
+    "configs/llama30_8b.py", "configs/llama32_1b.py",
 )  # fmt: skip
 
 
