@@ -175,25 +175,25 @@ def _examples(config: ConfigDict, chat: ChatFormat, workdir: Path, display: Prog
 
     def make() -> None:
         if not kept.exists():
-            made = sources.collected(_named(config, chat), max(config.ppo.buckets), display.message)
+            made = sources.collected(_named(config, chat, display.stage), max(config.ppo.buckets), display.message)
             made.save(kept)
 
     broadcast_from_first(make)
     return ExampleSet.load(kept)
 
 
-def _named(config: ConfigDict, chat: ChatFormat) -> Iterator[sources.Named]:
+def _named(config: ConfigDict, chat: ChatFormat, report: sources.Report) -> Iterator[sources.Named]:
     s, paths = config.sft, [Path(path) for path in config.sft.data]
     every = s.learned == "all"
     if s.source == "episodes":
-        yield from sources.successes(paths, chat, config.episode.system_prompt, all_responses=every)
+        yield from sources.successes(paths, chat, config.episode.system_prompt, all_responses=every, report=report)
     elif s.source == "messages":
         yield from sources.messages(paths, chat, all_responses=every)
     else:
         settings = rollout_settings(config, chat.stop_ids, config.episode.feedback, evaluation=False)
         with build_pool(config.execution) as pool:
             programs = RightPrograms(pool, limits_of(config.execution), config.execution.max_wall_s or None)
-            yield from sources.repairs(paths, chat, settings, programs, config.seed)
+            yield from sources.repairs(paths, chat, settings, programs, config.seed, report)
 
 
 def build_supervised_learner(config: ConfigDict, cfg: ModelConfig, steps: int) -> Learner:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from rlef_jax.data.dialogues import respond
+from rlef_jax.data.sources import Report
 from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.dialog.prompts import first_message
 from rlef_jax.errors import ConfigError
@@ -28,7 +29,9 @@ type Tell = Callable[[str], None]
 type Named = tuple[Example, str]
 
 
-def successes(paths: Sequence[Path], chat: ChatFormat, system_prompt: str, *, all_responses: bool) -> Iterator[Named]:
+def successes(
+    paths: Sequence[Path], chat: ChatFormat, system_prompt: str, *, all_responses: bool, report: Report | None = None
+) -> Iterator[Named]:
     """Successful episodes of runs and evaluations: those whose last program passed all tests, public and hidden (A.3).
 
     Their tokens are the prompted and sampled ones. Learned are those of the last response, as the paper found better,
@@ -37,10 +40,11 @@ def successes(paths: Sequence[Path], chat: ChatFormat, system_prompt: str, *, al
     Args:
       paths: folders of runs or evaluations, or files of episodes.
       chat, system_prompt: of the model that learns from them.
+      report: told of the files that have been read.
 
     Raises ConfigError for files that can't be read, or episodes of another tokenizer, chat format or system prompt.
     """
-    for episode in _episodes(paths):
+    for episode in (episode for file in _files(paths, report) for episode in _read(file)):
         if not episode.solved:
             continue
         expected = chat.first_prompt(first_message(episode.problem), system_prompt, start=episode.problem.start)
@@ -71,15 +75,16 @@ def sequences_of(episode: Episode) -> Iterator[Example]:
 
 
 def repairs(
-    paths: Sequence[Path], chat: ChatFormat, settings: RolloutSettings, programs: RightPrograms, seed: int
-) -> Iterator[Named]:
+    paths: Sequence[Path], chat: ChatFormat, settings: RolloutSettings, programs: RightPrograms, seed: int,
+    report: Report | None = None,
+) -> Iterator[Named]:  # fmt: skip
     """First responses that failed the public tests, their feedback, and a random right program of the problem (B.4).
 
     The right program alone is learned. Failures of problems without one are passed over, and those behind which there
     is no room for a response.
 
     Args:
-      paths: as `successes`.
+      paths, report: as `successes`.
       chat, settings: of the model that learns to repair.
       programs: the right programs of problems.
       seed: of which one is taken, with the number of the failure.
@@ -87,7 +92,7 @@ def repairs(
     Raises ConfigError as `successes`.
     """
     number = 0
-    for file in _files(paths):
+    for file in _files(paths, report):
         failed = [f for episode in _read(file) if (f := failed_first(episode)) is not None]
         programs.judge([f.problem for f in failed])
         for episode in failed:
@@ -165,17 +170,17 @@ def collected(examples: Iterable[Named], longest: int, tell: Tell) -> ExampleSet
     return ExampleSet.of(kept, problems)
 
 
-def _episodes(paths: Sequence[Path]) -> Iterator[Episode]:
-    for file in _files(paths):
-        yield from _read(file)
-
-
-def _files(paths: Sequence[Path]) -> Iterator[Path]:
+def _files(paths: Sequence[Path], report: Report | None) -> Iterator[Path]:
     try:
-        for path in paths:
-            yield from episode_files(path)
+        files = [file for path in paths for file in episode_files(path)]
     except ConfigError as error:
         raise ConfigError(f"config.sft.data: {error}") from error
+    for done, file in enumerate(files):
+        if report is not None:
+            report("files of episodes", done, len(files))
+        yield file
+    if report is not None:
+        report("files of episodes", len(files), len(files))
 
 
 def _read(file: Path) -> list[Episode]:
