@@ -25,6 +25,7 @@ from rlef_jax.supervised.authors import Authors
 from rlef_jax.supervised.examples import Example, Place
 from rlef_jax.supervised.probe import ReadingProbe
 from rlef_jax.training.build import forward_settings, ppo_settings
+from rlef_jax.training.checkpoint import Checkpoints
 from rlef_jax.training.metrics_writer import read_metrics
 from tests.helpers.small_run import environment, group_members, wait_until_gone
 
@@ -233,3 +234,24 @@ def test_messages_are_learned_and_the_run_is_evaluated_as_any_other(tmp_path, ca
              f"--out={tmp_path / 'out'}", "--checkpoint=best"]  # fmt: skip
     assert evaluate(parsed(asked))["problems"] == 2
     assert "12 examples about 12 problems" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_adapters_are_learned_beside_a_base_that_stays(tmp_path, monkeypatch):
+    """`policy.npz` has them merged, the checkpoint has them alone."""
+    adapters = {"model.lora_rank": 2, "model.lora_targets": ("down_proj",), "model.init": str(tmp_path / "base.npz")}
+    config = config_lib.load("configs/tiny_sft.py", overrides=SMALL)
+    base = init_params(jax.random.PRNGKey(0), model_config(config.model, 1088, 256))
+    save_params(tmp_path / "base.npz", base)
+    without_a_probe(monkeypatch)
+    values = SMALL | adapters | {"sft.batch_rows": 64, "sft.steps": 3}
+    monkeypatch.setattr(Authors, "batches", lambda *_: ((Place(n, 0, n), ONES) for n in (1, 2, 3)))
+    sft.train(config_lib.load("configs/tiny_sft.py", overrides=values), tmp_path / "run")
+    with np.load(tmp_path / "base.npz") as before, np.load(tmp_path / "run" / "policy.npz") as after:
+        assert set(before.files) == set(after.files)
+        assert [n for n in before.files if not np.array_equal(before[n], after[n])] == ["layers/down"]
+    with Checkpoints(tmp_path / "run" / "checkpoints", read_only=True) as checkpoints:
+        assert list(checkpoints.metadata(3)["shapes"]["policy"]) == [
+            "['layers']['down_proj_a']",
+            "['layers']['down_proj_b']",
+        ]
