@@ -47,6 +47,7 @@ OPTIONS = [
     ("replay_batch", [], "--workdir"),
     ("analysis.report", [], ""),
     ("analysis.breakdown", [], ""),
+    ("analysis.compare", ["x=y"], "--plot"),
     ("data.code_contests.__main__", ["--source=x"], "--output"),
     ("data.code_contests.__main__", ["--output=x"], "--source"),
     ("data.code_contests.judge_check", [], "--data"),

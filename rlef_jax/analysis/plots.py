@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -83,6 +84,33 @@ def plot_drift(records: Sequence[Record], path: Path) -> Path:
     axes[4].yaxis.set_major_formatter(PercentFormatter(1.0))
     axes[4].set_ylim(bottom=0)
     _curves(axes[5], records, {"response_tokens": ""}, "Tokens per response")
+    return _save(figure, path)
+
+
+def plot_arms(arms: Mapping[str, Sequence[Sequence[Record]]], path: Path) -> Path:
+    """Learning curves of several arms, {name: the records of each of its runs}: the mean over an arm's runs, and the
+    range from its lowest to its highest run. Returns `path`."""
+    panels = {
+        "reward": "Reward per episode",
+        "solved": "Solved in training",
+        "kl_to_ref": "KL to the reference policy (mean over turns)",
+        "turn3/invalid": "Third responses without code that parses",
+    }
+    figure = Figure(figsize=(7.5, 7.2), layout="constrained")
+    for axis, (name, title) in zip(figure.subplots(2, 2).ravel(), panels.items(), strict=True):
+        for (arm, runs), colour in zip(arms.items(), itertools.cycle((BLUE, ORANGE, GREEN, PURPLE, RED, SKY, GREY))):
+            by_step: dict[int, list[float]] = {}
+            for records in runs:
+                for step, value in zip(*series(records, name), strict=True):
+                    by_step.setdefault(step, []).append(value)
+            steps = sorted(by_step)
+            axis.plot(steps, [_mean(by_step[s]) for s in steps], color=colour, label=arm, linewidth=1.6)
+            axis.fill_between(
+                steps, [min(by_step[s]) for s in steps], [max(by_step[s]) for s in steps], color=colour, alpha=0.15,
+                linewidth=0,
+            )  # fmt: skip
+        _frame(axis, title)
+    figure.axes[0].legend(fontsize=8, frameon=False)
     return _save(figure, path)
 
 
