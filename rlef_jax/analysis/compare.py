@@ -134,8 +134,8 @@ def main() -> None:
         if args.plot is not None:
             from rlef_jax.analysis import plots  # Matplotlib takes seconds to import
 
-            records: Mapping[str, list[list[plots.Record]]] = {
-                arm.name: [read_metrics(workdir) for workdir in arm.workdirs] for arm in arms
+            records: Mapping[str, Sequence[Sequence[plots.Record]]] = {
+                arm.name: [list(read_metrics(workdir)) for workdir in arm.workdirs] for arm in arms
             }
             print(f"plot: {plots.plot_arms(records, args.plot)}")
 
