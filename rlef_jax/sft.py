@@ -27,6 +27,7 @@ import optax
 from ml_collections import ConfigDict
 
 from rlef_jax import command_line
+from rlef_jax.config import SAVED_NAME
 from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.dialog.derive import note_lines
 from rlef_jax.errors import ConfigError
@@ -55,11 +56,13 @@ from rlef_jax.training.build import (
     rollout_settings,
     with_model_shape,
 )
-from rlef_jax.training.checkpoint import Checkpoints
+from rlef_jax.training.checkpoint import Checkpoints, content_hash
 from rlef_jax.training.interrupt import StopRequest
 from rlef_jax.training.metrics_writer import MetricsWriter
 from rlef_jax.training.processes import add_job_arguments, broadcast_from_first, is_first, join_named, on_host
 from rlef_jax.training.workdir import CHECKPOINTS, open_workdir
+
+_EXAMPLES = "examples.npz"
 
 
 def train(config: ConfigDict, workdir: Path) -> None:
@@ -74,11 +77,18 @@ def train(config: ConfigDict, workdir: Path) -> None:
     with contextlib.ExitStack() as stack:
         log = None if is_first() else stack.enter_context(open(os.devnull, "w"))
         display = stack.enter_context(ProgressDisplay(stream=log))
-        broadcast_from_first(lambda: open_workdir(workdir, config, resume=True))
+        begun = (workdir / SAVED_NAME).exists()
+        if begun:
+            broadcast_from_first(lambda: open_workdir(workdir, config, resume=True))
         if authors is not None:
             data = _data_of_authors(config, cfg, chat, authors)
         else:
-            data = _data_of_examples(config, cfg, _examples(config, chat, workdir, display))
+            examples = _examples(config, chat, workdir, display)
+            data = _data_of_examples(config, cfg, examples, display.message)
+        if not begun:  # a recipe that can't run leaves no folder behind
+            broadcast_from_first(lambda: open_workdir(workdir, config, resume=True))
+        if authors is None and is_first() and not (workdir / _EXAMPLES).exists():
+            examples.save(workdir / _EXAMPLES)
         learner = build_supervised_learner(config, cfg, data.steps)
         first = first_weights(config, cfg, weights, learner.mesh)
         steps = f"{data.steps} steps of {config.sft.batch_rows} examples"
@@ -88,8 +98,9 @@ def train(config: ConfigDict, workdir: Path) -> None:
         stack.enter_context(checkpoints.last_good_in_errors())
         stop = stack.enter_context(StopRequest())
         fresh = learner.init(jax.random.PRNGKey(config.seed), first)
+        reference = content_hash(first)
         del first
-        state, progress = resumed(checkpoints, fresh, display.message)
+        state, progress = resumed(checkpoints, fresh, reference, display.message)
         writer = None
         if is_first():
             writer = stack.enter_context(MetricsWriter(workdir, start_step=progress.place.step + 1))
@@ -122,14 +133,17 @@ def _data_of_authors(config: ConfigDict, cfg: ModelConfig, chat: ChatFormat, aut
     return _Data(authors.steps(rows), functools.partial(authors.batches, rows), probe)
 
 
-def _data_of_examples(config: ConfigDict, cfg: ModelConfig, examples: ExampleSet) -> _Data:
+def _data_of_examples(config: ConfigDict, cfg: ModelConfig, examples: ExampleSet, tell: sources.Tell) -> _Data:
     """Raises ConfigError where the examples give no step."""
     s, packing = config.sft, ppo_settings(config).packing
     learned, held_out = examples.split(s.valid_share, config.seed)
+    if s.valid_share:
+        tell(f"{len(held_out)} of {len(examples)} examples are held out")
     steps = learned.steps(s.batch_rows, s.epochs)
     if not steps:
         raise ConfigError(
-            f"config.sft.batch_rows: at most the {len(learned)} examples that are trained on; it is {s.batch_rows}"
+            f"config.sft.batch_rows: at most the {len(learned)} examples that are trained on (config.sft.valid_share ="
+            f" {s.valid_share} holds out {len(held_out)}); it is {s.batch_rows}"
         )
     check_steps(s, steps, f"{s.epochs} epochs of {len(learned)} examples give")
     probe = HeldOutProbe(cfg, held_out.some(range(len(held_out))), packing, forward_settings(config))
@@ -171,15 +185,15 @@ def check_steps(sft: ConfigDict, steps: int, given: str) -> None:
 def _examples(config: ConfigDict, chat: ChatFormat, workdir: Path, display: ProgressDisplay) -> ExampleSet:
     """The examples that `config.sft.data` leads to. They are made once and kept in the workdir: a run that goes on has
     the ones that it began with, whatever has become of the files."""
-    kept = workdir / "examples.npz"
+    kept = workdir / _EXAMPLES
 
-    def make() -> None:
-        if not kept.exists():
-            made = sources.collected(_named(config, chat, display.stage), max(config.ppo.buckets), display.message)
-            made.save(kept)
+    def make() -> ExampleSet:
+        if kept.exists():
+            display.message(f"examples of {kept}")
+            return ExampleSet.load(kept)
+        return sources.collected(_named(config, chat, display.stage), max(config.ppo.buckets), display.message)
 
-    broadcast_from_first(make)
-    return ExampleSet.load(kept)
+    return broadcast_from_first(make)
 
 
 def _named(config: ConfigDict, chat: ChatFormat, report: sources.Report) -> Iterator[sources.Named]:
@@ -188,7 +202,7 @@ def _named(config: ConfigDict, chat: ChatFormat, report: sources.Report) -> Iter
     if s.source == "episodes":
         yield from sources.successes(paths, chat, config.episode.system_prompt, all_responses=every, report=report)
     elif s.source == "messages":
-        yield from sources.messages(paths, chat, all_responses=every)
+        yield from sources.messages(paths, chat, config.episode.system_prompt, all_responses=every)
     else:
         settings = rollout_settings(config, chat.stop_ids, config.episode.feedback, evaluation=False)
         with build_pool(config.execution) as pool:

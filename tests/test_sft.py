@@ -222,9 +222,21 @@ def test_messages_are_learned_and_the_run_is_evaluated_as_any_other(tmp_path, ca
         values = FROM_FILE | {"sft.data": (str(path),), "sft.steps": steps}
         sft.train(config_lib.load("configs/tiny_sft.py", overrides=values), tmp_path / name)
 
+    for fault in ({"sft.warmup_steps": 100}, {"sft.valid_share": 1.0}):
+        with pytest.raises(ConfigError, match="config.sft"):
+            values = FROM_FILE | {"sft.data": (str(path),)} | fault
+            sft.train(config_lib.load("configs/tiny_sft.py", overrides=values), tmp_path / "whole")
+        assert not (tmp_path / "whole").exists()
     run("whole")
     run("parts", 3)
     path.unlink()
+    kept = tmp_path / "parts" / "examples.npz"
+    whole = kept.read_bytes()
+    for damaged in (whole[: len(whole) // 2], whole[:200] + b"?" + whole[201:], b"no"):
+        kept.write_bytes(damaged)
+        with pytest.raises(ConfigError, match="examples.npz cannot be read as examples .*: delete it"):
+            run("parts")
+    kept.write_bytes(whole)
     run("parts")
     rows = read_metrics(tmp_path / "whole")
     assert len(rows) == 8 and rows[-1]["loss"] < rows[0]["loss"]
@@ -246,7 +258,8 @@ def test_adapters_are_learned_beside_a_base_that_stays(tmp_path, monkeypatch):
     without_a_probe(monkeypatch)
     values = SMALL | adapters | {"sft.batch_rows": 64, "sft.steps": 3}
     monkeypatch.setattr(Authors, "batches", lambda *_: ((Place(n, 0, n), ONES) for n in (1, 2, 3)))
-    sft.train(config_lib.load("configs/tiny_sft.py", overrides=values), tmp_path / "run")
+    config = config_lib.load("configs/tiny_sft.py", overrides=values)
+    sft.train(config, tmp_path / "run")
     with np.load(tmp_path / "base.npz") as before, np.load(tmp_path / "run" / "policy.npz") as after:
         assert set(before.files) == set(after.files)
         assert [n for n in before.files if not np.array_equal(before[n], after[n])] == ["layers/down"]
@@ -255,3 +268,6 @@ def test_adapters_are_learned_beside_a_base_that_stays(tmp_path, monkeypatch):
             "['layers']['down_proj_a']",
             "['layers']['down_proj_b']",
         ]
+    save_params(tmp_path / "base.npz", jax.tree.map(lambda a: a + 1, base))
+    with pytest.raises(ConfigError, match="checkpoint 3 .* began with other weights than config.model.init"):
+        sft.train(config, tmp_path / "run")

@@ -34,6 +34,18 @@ _USUAL: dict[str, tuple[Any, ...]] = {
     "layer_replication": ([], None),
     "trainable_token_indices": ([], {}, None),
     "target_parameters": ([], None),
+    "init_lora_weights": (
+        True,
+        False,
+        None,
+        "gaussian",
+    ),  # others may belong to another base than the one that is named
+    "loftq_config": ({}, None),
+    "eva_config": (None,),
+    "corda_config": (None,),
+    "alora_invocation_tokens": (None,),
+    "use_qalora": (False, None),
+    "use_bdlora": (None, False),
 }
 
 

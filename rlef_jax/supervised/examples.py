@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import zipfile
+import zlib
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from rlef_jax.ppo.rows import rows_by_bucket
 from rlef_jax.ppo.settings import PackSettings
 from rlef_jax.types import TokenBatch
 
-_SHUFFLE = 0x5F7  # keeps the draws of an epoch's order apart from any other use of (seed, epoch)
+_SHUFFLE, _HOLD_OUT = 0x5F7, 0x5F8  # keep these draws apart from each other, and from any other use of a seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +120,7 @@ class ExampleSet:
     def split(self, valid_share: float, seed: int) -> tuple[ExampleSet, ExampleSet]:
         """(to train on, held out): all examples of about `valid_share` of the problems are held out."""
         known, of = np.unique(self.problems, return_inverse=True)
-        held = np.random.default_rng([_SHUFFLE, seed]).random(len(known)) < valid_share
+        held = np.random.default_rng([_HOLD_OUT, seed]).random(len(known)) < valid_share
         return self._only(np.flatnonzero(~held[of])), self._only(np.flatnonzero(held[of]))
 
     def _only(self, numbers: np.ndarray) -> ExampleSet:
@@ -146,7 +148,10 @@ class ExampleSet:
     def load(cls, path: Path) -> ExampleSet:
         """What `save` wrote. Raises ConfigError for anything else."""
         try:
-            with np.load(path, allow_pickle=False) as file:
-                return cls(file["ids"], file["learned"], file["ends"], file["problems"])
-        except (OSError, ValueError, KeyError, EOFError) as error:
-            raise ConfigError(f"{path} cannot be read as examples: {error}") from error
+            with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:  # np.load leaves bad files open
+                made = cls(file["ids"], file["learned"], file["ends"], file["problems"])
+            if not len(made.ids) == len(made.learned) == (made.ends[-1] if len(made) else 0):
+                raise ValueError("its arrays don't fit together")
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise ConfigError(f"{path} cannot be read as examples ({error}): delete it, and it is made anew") from error
+        return made

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rlef_jax.errors import RunError, StoppedError
+from rlef_jax.errors import ConfigError, RunError, StoppedError
 from rlef_jax.model.transformer import Params
 from rlef_jax.ppo.settings import PackSettings
 from rlef_jax.ppo.update import Learner, TrainState
@@ -32,11 +32,13 @@ class Progress:
 
     Attributes:
       place: in the batches.
+      reference: content hash of the weights that it began with.
       best_iteration: the step of the checkpoint with the lowest loss on held-out examples, `best_loss`; None before the
         first, and where none are held out. The name is that of RLEF runs, since `rlef_jax.evaluate` reads both.
     """
 
     place: Place = Place()
+    reference: str | None = None
     best_iteration: int | None = None
     best_loss: float | None = None
 
@@ -49,16 +51,28 @@ class Progress:
         return dataclasses.replace(moved, best_iteration=place.step, best_loss=loss)
 
 
-def resumed(checkpoints: Checkpoints, fresh: TrainState, tell: Callable[[str], None]) -> tuple[TrainState, Progress]:
-    """The state saved last and where the run stood; `fresh` at the beginning where none is."""
+def resumed(
+    checkpoints: Checkpoints, fresh: TrainState, reference: str | None, tell: Callable[[str], None]
+) -> tuple[TrainState, Progress]:
+    """The state saved last and where the run stood; `fresh` at the beginning where none is.
+
+    `reference` is the content hash of the weights that it begins with. Raises ConfigError where the checkpoint's run
+    began with others, or is none of fine-tuning.
+    """
     if (latest := checkpoints.latest) is None:
-        return fresh, Progress()
+        return fresh, Progress(reference=reference)
     saved = checkpoints.metadata(latest)
+    if "place" not in saved:
+        raise ConfigError(f"{checkpoints.folder} is of a run of rlef_jax.train: give another --workdir")
+    if None not in (reference, saved["reference"]) and saved["reference"] != reference:
+        raise ConfigError(
+            f"checkpoint {latest} in {checkpoints.folder} belongs to a run that began with other weights than"
+            " config.model.init (or lora_init) now gives: put those back, or give another --workdir"
+        )
+    state = state_of(checkpoints.restore(latest, items_of(fresh)), fresh.frozen)
     tell(f"going on from step {latest}")
     best = {name: saved[name] for name in ("best_iteration", "best_loss")}
-    return state_of(checkpoints.restore(latest, items_of(fresh)), fresh.frozen), Progress(
-        Place(**saved["place"]), **best
-    )
+    return state, Progress(Place(**saved["place"]), reference, **best)
 
 
 @dataclasses.dataclass(frozen=True)

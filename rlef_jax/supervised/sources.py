@@ -107,32 +107,37 @@ def repairs(
             yield Example(np.array([*prompt, *response], np.int32), learned), episode.problem.name
 
 
-def messages(paths: Sequence[Path], chat: ChatFormat, *, all_responses: bool) -> Iterator[Named]:
+def messages(paths: Sequence[Path], chat: ChatFormat, system_prompt: str, *, all_responses: bool) -> Iterator[Named]:
     """Dialogues of JSON lines, one an object with "messages", [{"role": ..., "content": ...}, ...].
 
-    An optional message of the system comes first; then user and assistant take turns, and the assistant has the last
-    word. An optional "problem" names what a dialogue is about: of one name all are held out or none.
+    A system message may come first, and `system_prompt` stands in its place where there is none; then user and
+    assistant take turns, and the assistant has the last word. An optional "problem" names what a dialogue is about: of
+    one name all are held out or none.
 
     Raises ConfigError, naming file and line, for anything else.
     """
     for path in paths:
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"config.sft.data: {path} cannot be read: {error}") from error
+            fix = "give a text file in UTF-8, a JSON object a line"
+            raise ConfigError(f"config.sft.data: {path} cannot be read: {error}; {fix}") from error
         for number, line in enumerate(lines, start=1):
             where = f"config.sft.data: {path}, line {number}"
             if line.strip():
                 row = _object(line, where)
-                example = dialogue(_checked(row.get("messages"), where), chat)
+                example = dialogue(_checked(row.get("messages"), where), chat, system_prompt)
                 if not all_responses:
                     example = dataclasses.replace(example, learned=last_response(example.learned))
-                yield example, str(row.get("problem", f"{path}:{number}"))
+                problem = row.get("problem")
+                if problem is not None and not isinstance(problem, str | int):
+                    raise ConfigError(f'{where}: "problem" must be a text, not {problem!r:.40}')
+                yield example, f"{path}:{number}" if problem is None else str(problem)
 
 
-def dialogue(turns: Sequence[tuple[str, str]], chat: ChatFormat) -> Example:
+def dialogue(turns: Sequence[tuple[str, str]], chat: ChatFormat, system_prompt: str = "") -> Example:
     """The tokens of (role, text) messages in the order that `messages` describes; the assistant's are learned."""
-    system, turns = (turns[0][1], turns[1:]) if turns[0][0] == "system" else ("", turns)
+    system, turns = (turns[0][1], turns[1:]) if turns[0][0] == "system" else (system_prompt, turns)
     ids: list[int] = []
     learned: list[bool] = []
     for role, text in turns:
@@ -193,7 +198,7 @@ def _read(file: Path) -> list[Episode]:
 def _object(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{where}: no JSON: {error}") from error
     if not isinstance(row, dict):
         raise ConfigError(f'{where}: an object with "messages" is needed')

@@ -131,15 +131,24 @@ def test_messages_become_the_tokens_that_a_rollout_has(tmp_path):
     system = [{"role": "system", "content": "Be brief."}]
     path = write(tmp_path / "m.jsonl", {"messages": system + said("a?", "b", "c?", "d"), "problem": "p"}, "",
                  {"messages": said("a?", "b")})  # fmt: skip
-    (every, name), (alone, _) = messages([path], CHAT, all_responses=True)
+    (every, name), (alone, _) = messages([path], CHAT, "", all_responses=True)
     first, answer = CHAT.first_prompt("a?", "Be brief."), CHAT.response("b")
     rest = [*CHAT.next_prompt("c?", closed=True), *CHAT.response("d")]
     assert every.ids.tolist() == [*first, *answer, *rest] and name == "p"
     assert responses(every) == [answer, CHAT.response("d")]
     assert alone.ids.tolist() == [*CHAT.first_prompt("a?"), *answer]
-    (last, _), _ = messages([path], CHAT, all_responses=False)
+    (last, _), _ = messages([path], CHAT, "", all_responses=False)
     assert responses(last) == [CHAT.response("d")] and last.ids.tolist() == every.ids.tolist()
     assert responses(dialogue([("user", "a?"), ("assistant", "b")], CHAT)) == [answer]
+
+
+def test_white_space_inside_of_texts_ends_no_line_and_no_problem_is_its_own(tmp_path):
+    rows = [json.dumps({"messages": said("a\u2028b\u0085", "c"), "problem": None}, ensure_ascii=False)] * 2
+    path = tmp_path / "m.jsonl"
+    path.write_text("\n".join(rows), encoding="utf-8-sig")
+    found = list(messages([path], CHAT, "Be brief.", all_responses=True))
+    assert [name for _, name in found] == [f"{path}:1", f"{path}:2"]
+    assert found[0][0].ids.tolist() == [*CHAT.first_prompt("a\u2028b\u0085", "Be brief."), *CHAT.response("c")]
 
 
 @pytest.mark.parametrize(
@@ -149,6 +158,8 @@ def test_messages_become_the_tokens_that_a_rollout_has(tmp_path):
         ("[]", "an object with"),
         ({}, '"messages" must be a list'),
         ({"messages": []}, '"messages" must be a list'),
+        ("[" * 200_000, "no JSON"),
+        ({"messages": said("a", "b"), "problem": ["x"]}, '"problem" must be a text'),
         ({"messages": ["a"]}, 'message 1 must have a "role" and a "content"'),
         ({"messages": said("a") + [{"role": "assistant"}]}, 'message 2 must have a "role"'),
         ({"messages": said("a")}, "to an assistant at the end.*they are user"),
@@ -160,14 +171,14 @@ def test_messages_become_the_tokens_that_a_rollout_has(tmp_path):
 def test_a_line_of_another_kind_is_named(tmp_path, row, fault):
     path = write(tmp_path / "m.jsonl", {"messages": said("a", "b")}, row)
     with pytest.raises(ConfigError, match=rf"config.sft.data: {path}, line 2: .*{fault}|{path}, line 2: {fault}"):
-        list(messages([path], CHAT, all_responses=True))
+        list(messages([path], CHAT, "", all_responses=True))
 
 
 def test_what_is_too_long_is_left_out_and_told(tmp_path):
     path = write(tmp_path / "m.jsonl", {"messages": said("a", "b")}, {"messages": said("a" * 300, "b")})
     told = []
-    kept = collected(messages([path], CHAT, all_responses=True), 64, told.append)
+    kept = collected(messages([path], CHAT, "", all_responses=True), 64, told.append)
     assert len(kept) == 1 and told[0].startswith("1 examples of more than 64 tokens")
     with pytest.raises(ConfigError, match="nothing to learn from: all 2 are too long"):
-        collected(messages([path], CHAT, all_responses=True), 4, told.append)
-    assert np.array_equal(kept[0].ids, next(messages([path], CHAT, all_responses=True))[0].ids)
+        collected(messages([path], CHAT, "", all_responses=True), 4, told.append)
+    assert np.array_equal(kept[0].ids, next(messages([path], CHAT, "", all_responses=True))[0].ids)
