@@ -19,6 +19,7 @@ from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.dialog.tokenizer import Tokenizer
 from rlef_jax.errors import ConfigError, RunError, StoppedError
 from rlef_jax.evaluate import evaluate, parsed
+from rlef_jax.export import export_run
 from rlef_jax.model.parameters import init_params
 from rlef_jax.model.weights import load_params, model_config, resolve, save_params
 from rlef_jax.supervised.authors import Authors
@@ -245,6 +246,9 @@ def test_messages_are_learned_and_the_run_is_evaluated_as_any_other(tmp_path, ca
     asked = [f"--workdir={tmp_path / 'whole'}", "--split=valid", "--problems=2", "--turns=1", "--samples=1",
              f"--out={tmp_path / 'out'}", "--checkpoint=best"]  # fmt: skip
     assert evaluate(parsed(asked))["problems"] == 2
+    export_run(tmp_path / "whole", tmp_path / "exported", checkpoint="8")
+    card = (tmp_path / "exported" / "README.md").read_text()
+    assert "fine-tuned by rlef_jax" in card and "after step 8." in card and "reinforcement" not in card
     assert "12 examples about 12 problems" in capsys.readouterr().out
 
 

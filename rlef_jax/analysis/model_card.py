@@ -26,11 +26,12 @@ class RunFacts:
     """A run, for the card of a policy that it trained.
 
     Attributes:
-      iteration: after which the policy was saved.
+      iteration: after which the policy was saved; of a run of supervised fine-tuning the step.
       of: how many iterations the configuration asks for.
       scored: the iteration whose policy the table's scores "after RLEF" are of; None where that isn't known.
       table: the run's table; "" where it has none.
       config: the configuration.
+      fine_tuned: it was supervised fine-tuning, not RLEF.
     """
 
     iteration: int
@@ -38,6 +39,7 @@ class RunFacts:
     scored: int | None
     table: str
     config: Mapping[str, Any]
+    fine_tuned: bool = False
 
 
 def model_card(
@@ -59,7 +61,8 @@ def model_card(
       run: None for weights that were only converted.
       adapters: the folder holds adapters alone, which `transformers` loads beside their base if `peft` is installed.
     """
-    tags = ["code", *(["rlef", "reinforcement-learning"] if run else []), "rlef_jax"]
+    kind = [] if run is None else ["sft"] if run.fine_tuned else ["rlef", "reinforcement-learning"]
+    tags = ["code", *kind, "rlef_jax"]
     front = [f"library_name: {'peft' if adapters else 'transformers'}", "pipeline_tag: text-generation"]
     front += [f"base_model: {json.dumps(base_model)}"] if base_model else []
     front += license.splitlines() + ["tags:", *(f"- {tag}" for tag in tags)]
@@ -77,6 +80,11 @@ def _front(lines: list[str]) -> str:
 def _about(origin: str, run: RunFacts | None) -> str:
     if run is None:
         return f"The weights of {origin}, converted by rlef_jax. Nothing was trained."
+    if run.fine_tuned:
+        return (
+            f"{origin}, fine-tuned by rlef_jax: next-token prediction on the responses of dialogues"
+            f" (sft.source = {run.config['sft.source']}). This is the policy after step {run.iteration}."
+        )
     return (
         f"{origin}, trained by rlef_jax with RLEF (Gehring et al., *RLEF: Grounding Code LLMs in Execution Feedback"
         " with Reinforcement Learning*, ICML 2025): the model writes a program, sees which public tests it fails, and"

@@ -235,6 +235,12 @@ def find_checkpoint(workdir: Path, name: str) -> int:
     return chosen
 
 
+def is_fine_tuned(workdir: Path, step: int) -> bool:
+    """Whether a checkpoint is of supervised fine-tuning, which keeps its place in the examples there."""
+    with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
+        return "place" in checkpoints.metadata(step)
+
+
 def saved_policy(
     workdir: Path, name: str, like: Params, first: Callable[[], Params], cast_to: Sequence[Any] = ()
 ) -> Params:
