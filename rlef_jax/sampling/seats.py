@@ -87,7 +87,7 @@ class Seats:
             if shard is None:
                 break
             del self.waiting[0]
-            contents = job.dialogue.saved
+            contents = None
             if job.opens:
                 what, contents = self._prefixes.claim(job.prompt, version)
                 if what == "wait":
@@ -95,6 +95,8 @@ class Seats:
                     continue
                 job.leads = what == "lead"
             self._seat(job, shard)
+            if not job.opens:
+                contents = job.dialogue.saved  # read now: to take a row of another shard saves it too
             if contents is not None:
                 self.pages.move_in(job.dialogue, contents)
             copied = 0

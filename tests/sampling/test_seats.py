@@ -21,9 +21,9 @@ HOW = SamplingConfig(1.0, 1.0, 0, (9,), 10**6)
 class Run:
     """Dialogues of TURNS turns through a worker, in time that is counted in dispatches."""
 
-    def __init__(self, shapes, prompts, lengths, arrivals, delays):
+    def __init__(self, shapes, prompts, lengths, arrivals, delays, shards=1):
         """prompts, lengths, delays [dialogues, turns]: tokens of prompts, of responses, dispatches of the judge."""
-        self.programs = PaperPrograms(shapes, lengths)
+        self.programs = PaperPrograms(shapes, lengths, shards)
         self.worker = SamplerWorker(self.programs, lambda: ({}, 0), Prefixes(lambda: None), Clock(), 0.0)
         self.prompts, self.lengths, self.delays = prompts, lengths, delays
         self.due = [(int(at), e, 0) for e, at in enumerate(arrivals)]
@@ -69,18 +69,18 @@ class Run:
             assert len(sample.ids) == self.lengths[episode, turn] or sample.finish_reason == "length"
         assert {episode for episode, turn in self.done if turn == 0} == set(range(len(self.prompts)))
         seats = self.worker._seats
-        assert sorted(seats.pages.free[0]) == list(range(self.programs.pages))
+        assert all(sorted(free) == list(range(self.programs.pages)) for free in seats.pages.free)
         assert seats.free_rows == self.programs.shapes.rows and not seats.parked
         assert all(d.saved is None and not d.pages for d in self.dialogues)
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**31), st.integers(1, 6), st.integers(0, 12))
-def test_all_finish_whatever_comes(seed, rows, spare):
-    """Any arrivals, lengths and judges, with hardly more memory than the longest dialogue needs."""
+@given(st.integers(0, 2**31), st.integers(1, 6), st.sampled_from([1, 2, 3]), st.integers(0, 12))
+def test_all_finish_whatever_comes(seed, rows, shards, spare):
+    """Any arrivals, lengths and judges, with hardly more memory than the longest dialogue needs on each shard."""
     rng = np.random.default_rng(seed)
     shapes = Shapes(
-        rows=rows, max_len=60, cache_lengths=(), prefill_chunks=(4, 8), prefill_tokens=16, decode_steps=4,
+        rows=rows * shards, max_len=60, cache_lengths=(), prefill_chunks=(4, 8), prefill_tokens=16, decode_steps=4,
         page_slots=int(rng.choice([4, 7, 16])),
     )  # fmt: skip
     shapes = Shapes(**(shapes.__dict__ | {"pages": shapes.row_pages + spare}))
@@ -91,6 +91,7 @@ def test_all_finish_whatever_comes(seed, rows, spare):
         lengths=rng.integers(1, 40, (count, TURNS)),
         arrivals=rng.integers(0, 30, count) * rng.integers(0, 2),
         delays=rng.integers(0, 10, (count, TURNS)),
+        shards=shards,
     )
     run.finish(most=3000)
     run.check()
