@@ -14,10 +14,10 @@ EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
 _ROOT = str(Path(__file__).parents[2])
 
 
-def told_by(module: str, argument: object) -> Any:
-    """What `python -m module argument` prints as its last line of JSON, on eight devices."""
+def told_by(module: str, *arguments: object) -> Any:
+    """What `python -m module arguments` prints as its last line of JSON, on eight devices."""
     done = subprocess.run(
-        [sys.executable, "-m", module, str(argument)],
+        [sys.executable, "-m", module, *map(str, arguments)],
         env=environment(PYTHONPATH=_ROOT, **EIGHT), capture_output=True, text=True, cwd=_ROOT, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]

@@ -13,31 +13,26 @@ def told(tmp_path_factory):
 
 
 def test_each_part_lies_with_its_moments(told):
-    first, last = [0, 1, 2, 3], [4, 5, 6, 7]
+    first, last = [0, 1, 2, 3], [4, 5]
     assert told["places"]["shared"] == {"policy": first, "critic": first, "counts": first}
     assert told["places"]["apart"] == {"policy": first, "critic": last, "counts": first}
 
 
-@pytest.mark.parametrize("layout", ["apart", "other shapes"])
-def test_scores_gradients_and_weights_are_those_of_one_mesh(told, layout):
-    """After a step of SGD; the last gap is of the metrics, the gradient's norm among them."""
-    assert told["gradient_size"] > 1e-2
-    *gaps, metric_gap = told["gaps"][layout]
-    assert max(gaps) < 1e-5 and metric_gap < 1e-5 * told["norms"]["both"]
-
-
-def test_clipping_is_by_the_norm_of_both(told):
-    """The limit is below each part's norm, so that by its own norm each would be clipped less."""
+def test_scores_gradients_and_weights_are_those_of_one_mesh(told):
+    """After a step whose gradient was clipped by the norm of both parts: the limit is below each part's norm, so that
+    by its own norm each would be clipped less. The last gap is of the metrics, the gradient's norm among them."""
+    assert told["gradient_size"] > 1e-2 and told["moved"] > 1e-3
+    assert told["clip"] < 0.6 * min(told["norms"]["policy"], told["norms"]["critic"])
     assert told["norms"]["policy"] < 0.5 * told["norms"]["both"]
-    assert told["clipped"]["moved"] > 1e-2
-    assert told["clipped"]["gap"] < 1e-5 and told["clipped"]["metric_gap"] < 1e-5 * told["norms"]["both"]
+    *gaps, metric_gap = told["gaps"]["apart"]
+    assert max(gaps) < 1e-5 and metric_gap < 1e-5 * told["norms"]["both"]
 
 
 def test_a_gradient_is_refused_on_both_meshes_or_on_none(told):
     kept = {"applied": 0.0, "moved": 0.0, "step": 1}
     assert told["refused"]["over"] == kept  # each part's own norm is under the limit
     assert told["refused"]["critic not finite"] == kept
-    assert told["refused"]["under"]["applied"] == 1.0 and told["refused"]["under"]["moved"] > 1e-2
+    assert told["refused"]["nothing"]["applied"] == 1.0 and told["refused"]["nothing"]["moved"] > 1e-3
 
 
 def test_checkpoints_are_restored_on_one_mesh_and_on_two(told):

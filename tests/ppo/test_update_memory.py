@@ -1,6 +1,7 @@
 """What an update needs while it runs, from its compiled program: nothing as large as the logits of all tokens."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ def whole_compilation():
     jax.config.update("jax_disable_most_optimizations", before)
 
 
+@functools.cache
 def temporary(vocabulary=1, rows=1, length=1):
     """Bytes beside weights, batch and gradients, of a model and batch so many times as large."""
     cfg = dataclasses.replace(CFG, vocab_size=vocabulary * CFG.vocab_size)

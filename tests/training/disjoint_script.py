@@ -1,7 +1,8 @@
 """Run by test_build_disjoint in a process with eight pretend devices: runs with their parts here and there.
 
 The trainer is on devices 0 to 3; sampler, reference and critic share its devices or have 4 to 7. One judge serves all
-runs; what only the first device runs is an iteration's rollouts. Argument: a folder for them. Prints one line of JSON.
+runs; what only the first device runs is an iteration's rollouts. Arguments: a folder for them, and the names of the
+layouts that run beside "shared". Prints one line of JSON.
 """
 
 import json
@@ -79,9 +80,8 @@ def places(name):
     }
 
 
-def main(folder):
+def main(folder, runs):
     with build_pool(configured("alone").execution) as judge:
-        runs = [name for name in LAYOUTS if name != "alone"]
         for name in runs:
             train(configured(name), folder / name, judge=judge)
         alone = first_tokens("alone", judge)
@@ -108,4 +108,4 @@ def first_weights():
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), ["shared", *sys.argv[2:]])
