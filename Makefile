@@ -107,7 +107,7 @@ parity: $(VENV)/.installed-dev $(BENCH)/.installed smollm2 ## compare models wit
 	@$(BIN)/python -m rlef_jax.export --init=weights/smollm2_135m.gguf --output=$(REFERENCE)/exported
 	@$(BIN)/python -m tests.parity.lora_folder $(REFERENCE)/lora
 	@$(BENCH)/bin/python tests/parity/reference.py $(REFERENCE) --full --gguf weights/smollm2_135m.gguf --exported $(REFERENCE)/exported --adapters $(REFERENCE)/lora
-	@RLEF_JAX_REFERENCE=$(REFERENCE) $(BIN)/python -m pytest -q tests/model/test_pretrained_families.py tests/model/test_pretrained_smollm2.py tests/model/test_peft_folder.py
+	@RLEF_JAX_REFERENCE=$(REFERENCE) $(BIN)/python -m pytest -q -m "" tests/model/test_pretrained_families.py tests/model/test_pretrained_smollm2.py tests/model/test_peft_folder.py
 
 golden: $(BENCH)/.installed smollm2 ## write the golden files of tests/golden anew
 	@$(BENCH)/bin/python tests/parity/reference.py tests/golden --gguf weights/smollm2_135m.gguf

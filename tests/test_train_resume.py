@@ -32,7 +32,7 @@ from tests.helpers.small_run import (
 
 pytestmark = pytest.mark.long
 
-OVERRIDES = {"eval.every": 4, "train.iterations": 6}
+OVERRIDES = {"eval.every": 4}
 
 
 @pytest.fixture(scope="module")

@@ -203,7 +203,7 @@ def test_problems_are_the_same_in_every_process():
         digest = hashlib.blake2b()
         for family in FAMILIES:
             rng = np.random.default_rng(7)
-            for _ in range(25):
+            for _ in range(10):
                 digest.update(repr(build_problem(draw_spec(rng, (family,)), rng, lambda text: True)).encode())
         print(digest.hexdigest())
         """
@@ -212,6 +212,6 @@ def test_problems_are_the_same_in_every_process():
             [sys.executable, "-c", textwrap.dedent(program)],
             env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True,
         ).stdout
-        for seed in ("1", "2", "3")
+        for seed in ("1", "2")
     }  # fmt: skip
     assert len(digests) == 1

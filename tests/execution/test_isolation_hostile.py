@@ -47,6 +47,7 @@ def run_suite(level, uid):
     return json.loads(process.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_does_no_harm_as_an_ordinary_user():
     wrong = run_suite("", NOBODY)

@@ -116,6 +116,7 @@ def test_prefill_and_decode_equal_one_pass(model, expected):
         assert np.quantile(apart_by, 0.99) < TOLERANCE and apart_by.max() < 3 * TOLERANCE
 
 
+@pytest.mark.slow
 def test_greedy_continuations(model, expected):
     """Of 20 prompts to 128 tokens where the reference is live (`make parity`), of five to 32 from the golden file."""
     cfg, params = model
