@@ -113,6 +113,7 @@ def base_config() -> ConfigDict:
                 keep_checkpoints=3,
                 save_episodes=True,
                 log_every=1,  # iterations between progress lines
+                plots=True,  # drawn at a run's end; rlef_jax.analysis.report draws them too
             ),
             eval=dict(
                 split="test_500",  # evaluated before and after training

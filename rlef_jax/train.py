@@ -148,7 +148,7 @@ def train(
             if e.split:
                 summary["bounds"] = split_bounds(source, evaluation_problems(source, e.split, e.problems))
                 write_summary(workdir, summary)
-            print(write_report(workdir), flush=True)
+            print(write_report(workdir, plots=config.train.plots), flush=True)
         all_gather(None)  # a job ends when the first process has written its report
 
 

@@ -24,7 +24,13 @@ from tests.helpers.small_run import OVERRIDES, assert_same_run
 
 pytestmark = pytest.mark.long
 
-SMALL = OVERRIDES | {"train.iterations": 2, "train.checkpoint_every": 1, "eval.split": "valid", "eval.every": 2}
+SMALL = OVERRIDES | {
+    "train.iterations": 2,
+    "train.checkpoint_every": 1,
+    "eval.split": "valid",
+    "eval.every": 2,
+    "train.plots": True,
+}
 
 
 @pytest.fixture(scope="module")

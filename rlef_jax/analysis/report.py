@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rlef_jax import arguments, config
 from rlef_jax.analysis.summary import FILE_NAME, read_summary, summary_table
@@ -10,25 +11,29 @@ from rlef_jax.command_line import errors_as_lines
 from rlef_jax.training.metrics_writer import read_metrics
 
 
-def write_report(workdir: Path) -> str:
-    """Draws the plots that the workdir's files allow into `plots/`; returns the table and the plots' paths as text.
+def write_report(workdir: Path, *, plots: bool = True) -> str:
+    """Draws the plots that the workdir's files allow into `plots/`, unless told not to; returns the table and the
+    plots' paths as text.
 
     Raises FileNotFoundError or ConfigError if the folder holds no run.
     """
+    summary = read_summary(workdir) if (workdir / FILE_NAME).exists() else None
+    text = _why_no_table(workdir) if summary is None else summary_table(summary)
+    drawn = _draw(workdir, summary) if plots else []
+    return "\n".join([text, *(f"plot: {path}" for path in drawn)])
+
+
+def _draw(workdir: Path, summary: dict[str, Any] | None) -> list[Path]:
     from rlef_jax.analysis import plots  # Matplotlib takes seconds to import, and only the end of a run needs it
 
-    records = [r for r in read_metrics(workdir) if r.get("solved") is not None]
-    drawn = []
-    if records:
-        drawn.append(plots.plot_learning(records, workdir / "plots" / "learning.png"))
-        drawn.append(plots.plot_drift(records, workdir / "plots" / "drift.png"))
-        drawn.append(plots.plot_error_kinds(records, workdir / "plots" / "error_kinds.png"))
-    text = _why_no_table(workdir)
-    if (workdir / FILE_NAME).exists():
-        summary = read_summary(workdir)
-        drawn.append(plots.plot_summary(summary, workdir / "plots" / "summary.png"))
-        text = summary_table(summary)
-    return "\n".join([text, *(f"plot: {path}" for path in drawn)])
+    folder, drawn = workdir / "plots", []
+    if records := [r for r in read_metrics(workdir) if r.get("solved") is not None]:
+        drawn.append(plots.plot_learning(records, folder / "learning.png"))
+        drawn.append(plots.plot_drift(records, folder / "drift.png"))
+        drawn.append(plots.plot_error_kinds(records, folder / "error_kinds.png"))
+    if summary is not None:
+        drawn.append(plots.plot_summary(summary, folder / "summary.png"))
+    return drawn
 
 
 def _why_no_table(workdir: Path) -> str:

@@ -26,6 +26,7 @@ CHECKPOINTS = "checkpoints"
 # Keys that may change when a run goes on: none of them changes a number that the run has computed.
 FREE_KEYS = (
     "train.iterations", "train.checkpoint_every", "train.keep_checkpoints", "train.log_every", "train.save_episodes",
+    "train.plots",
     "train.bad_update", "train.max_skipped", "execution.workers", "eval.patience", "model.family",
     "plan.target", "plan.sampler_devices", "sft.steps", "sft.checkpoint_every", "sft.log_every",
 )  # fmt: skip

@@ -40,6 +40,7 @@ OVERRIDES: dict[str, Any] = {
     "ppo.buckets": (256,),
     "train.iterations": 10,
     "train.checkpoint_every": 2,
+    "train.plots": False,
     "eval.split": "",
     "eval.problems": 4,
     "eval.bootstrap_samples": 20,
