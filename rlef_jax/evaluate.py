@@ -129,7 +129,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
             config, name, problems, args.judge_only, args.turns, args.out, args.chunk, extra_settings, without_tests
         )
     else:
-        shots = few_shot.choose(args.few_shot, args.shots, problems) if args.few_shot is not None else []
+        shots = None if args.few_shot is None else few_shot.choose(args.few_shot, args.shots, problems)
         rollouts = job.sampled(
             config, name, problems, workdir=args.workdir, checkpoint=None if args.warm_start else args.checkpoint,
             rollouts=rollouts_for(args.samples, args.turns), feedback=args.feedback, shots=shots, out=args.out,

@@ -13,7 +13,7 @@ import numpy as np
 from rlef_jax.data.dialogues import respond
 from rlef_jax.data.sources import Report
 from rlef_jax.dialog.chat import ChatFormat
-from rlef_jax.dialog.prompts import first_message
+from rlef_jax.dialog.same_format import check_same_format
 from rlef_jax.errors import ConfigError
 from rlef_jax.supervised.examples import Example, ExampleSet, last_response
 from rlef_jax.supervised.programs import RightPrograms
@@ -44,21 +44,14 @@ def successes(
 
     Raises ConfigError for files that can't be read, or episodes of another tokenizer, chat format or system prompt.
     """
-    for episode in (episode for file in _files(paths, report) for episode in _read(file)):
-        if not episode.solved:
-            continue
-        expected = chat.first_prompt(first_message(episode.problem), system_prompt, start=episode.problem.start)
-        if list(episode.turns[0].prompt_delta_ids) != expected:
-            raise ConfigError(
-                f"config.sft.data: the episode about {episode.problem.name!r} was made with another tokenizer, chat"
-                " format, wording or system prompt, or behind other dialogues: give episodes that this model, or"
-                " another with its tokenizer, has made"
-            )
-        sequences = list(sequences_of(episode))
-        if not all_responses:
-            sequences = [Example(sequences[-1].ids, last_response(sequences[-1].learned))]
-        for sequence in sequences:
-            yield sequence, episode.problem.name
+    for file in _files(paths, report):
+        for episode in filter(lambda e: e.solved, _read(file)):
+            check_same_format(episode, chat, system_prompt, f"config.sft.data: {file}")
+            sequences = list(sequences_of(episode))
+            if not all_responses:
+                sequences = [Example(sequences[-1].ids, last_response(sequences[-1].learned))]
+            for sequence in sequences:
+                yield sequence, episode.problem.name
 
 
 def sequences_of(episode: Episode) -> Iterator[Example]:
@@ -93,7 +86,9 @@ def repairs(
     """
     number = 0
     for file in _files(paths, report):
-        failed = [f for episode in _read(file) if (f := failed_first(episode)) is not None]
+        failed = list(filter(None, map(failed_first, _read(file))))
+        for episode in failed:
+            check_same_format(episode, chat, settings.system_prompt, f"config.sft.data: {file}")
         programs.judge([f.problem for f in failed])
         for episode in failed:
             number += 1

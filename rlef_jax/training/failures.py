@@ -22,7 +22,7 @@ from rlef_jax import episode as machine
 from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.dialog.context import whole_prompt
 from rlef_jax.dialog.load import load_chat
-from rlef_jax.dialog.prompts import first_message
+from rlef_jax.dialog.same_format import check_same_format
 from rlef_jax.errors import ConfigError
 from rlef_jax.training.actor import RolloutRequest, Starts
 from rlef_jax.training.episode_io import episodes_path, read_episodes, saved_steps
@@ -44,16 +44,9 @@ def failed_first(episode: Episode) -> Episode | None:
 def repair_prompt(failed: Episode, chat: ChatFormat, settings: RolloutSettings) -> list[int] | None:
     """The tokens that a repair of an episode's one response sees; None where they leave no room for any.
 
-    Raises ConfigError for tokens of another tokenizer, chat format or wording than `chat` and `settings` have.
+    The episode is of this chat format (`dialog.same_format`).
     """
-    problem, [turn] = failed.problem, failed.turns
-    expected = chat.first_prompt(first_message(problem), settings.system_prompt, start=problem.start)
-    if list(turn.prompt_delta_ids) != expected:
-        raise ConfigError(
-            f"the failed response to {problem.name!r} was made with another tokenizer, chat format, wording or system"
-            " prompt than this model's: both models must have the same"
-        )
-    message = message_of(problem, machine.last_verdict(failed), settings, kind=settings.feedback)
+    message = message_of(failed.problem, machine.last_verdict(failed), settings, kind=settings.feedback)
     prompt = whole_prompt(failed, message, chat, cut_thinking=settings.cut_thinking)
     return prompt if machine.room(failed, len(prompt), settings.context, restart=True) >= 1 else None
 
@@ -131,13 +124,13 @@ class FailedResponses:
     def _usable(self, path: Path, settings: RolloutSettings) -> Iterator[tuple[Problem, list[int]]]:
         chat = _loaded(*self.chat)
         try:
-            for episode in read_episodes(path):
-                failed = failed_first(episode)
-                prompt = None if failed is None else repair_prompt(failed, chat, settings)
-                if prompt is not None:
-                    yield episode.problem, prompt
+            episodes = read_episodes(path)
         except ConfigError as error:
-            raise ConfigError(f"config.data.failures: {path}: {error}") from error
+            raise ConfigError(f"config.data.failures: {error}") from error
+        for failed in filter(None, map(failed_first, episodes)):
+            check_same_format(failed, chat, settings.system_prompt, f"config.data.failures: {path}")
+            if (prompt := repair_prompt(failed, chat, settings)) is not None:
+                yield failed.problem, prompt
 
 
 @functools.cache

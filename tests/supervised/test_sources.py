@@ -80,9 +80,14 @@ def test_a_context_that_began_anew_is_a_sequence_of_its_own(made):
         assert responses(example) == [list(turn.response_ids)]
 
 
-def test_episodes_of_another_format_are_refused(run):
-    with pytest.raises(ConfigError, match="sft.data: the episode about .* another tokenizer, chat format, wording or"):
+def test_episodes_of_another_format_are_refused(run, pool):
+    file = episodes_path(run, 0)
+    told = rf"config.sft.data: {file}: the episode about .* another tokenizer, .* system prompt than .*: give episodes"
+    with pytest.raises(ConfigError, match=told):
         list(successes([run], CHAT, "You are somebody else.", all_responses=False))
+    other = dataclasses.replace(SETTINGS, system_prompt="You are somebody else.")
+    with pytest.raises(ConfigError, match=told):
+        list(repairs([run], CHAT, other, RightPrograms(pool, LIMITS), seed=0))
 
 
 def test_paths_without_episodes_are_named(tmp_path):

@@ -176,9 +176,8 @@ def test_files_that_cannot_be_used_are_named(tmp_path, workdir, failures):
     with pytest.raises(ConfigError, match=r"config\.data\.failures: no episodes in .*: give the --workdir of a run"):
         FailedResponses.of(config_lib.load("configs/tiny.py:repair", overrides={"data.failures": str(tmp_path)}))
     careful = dataclasses.replace(SETTINGS, system_prompt="You are a careful author.")
-    with pytest.raises(
-        ConfigError, match=r"00000\d\.jsonl\.gz: the failed response .* system prompt than this model's"
-    ):
+    told = r"config\.data\.failures: .*00000\d\.jsonl\.gz: the episode about .* system prompt than this model's"
+    with pytest.raises(ConfigError, match=told):
         failures(request(settings=careful))
     write_episodes(episodes_path(tmp_path, 0), saved(workdir, 0))
     before = dataclasses.replace(failures, workdir=tmp_path, steps=(0,)).identity()
