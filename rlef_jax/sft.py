@@ -56,11 +56,11 @@ from rlef_jax.training.build import (
     rollout_settings,
     with_model_shape,
 )
-from rlef_jax.training.checkpoint import Checkpoints, content_hash
+from rlef_jax.training.checkpoint import Checkpoints
 from rlef_jax.training.interrupt import StopRequest
 from rlef_jax.training.metrics_writer import MetricsWriter
 from rlef_jax.training.processes import add_job_arguments, broadcast_from_first, is_first, join_named, on_host
-from rlef_jax.training.workdir import CHECKPOINTS, open_workdir
+from rlef_jax.training.workdir import CHECKPOINTS, open_workdir, reference_hash
 
 _EXAMPLES = "examples.npz"
 
@@ -98,7 +98,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
         stack.enter_context(checkpoints.last_good_in_errors())
         stop = stack.enter_context(StopRequest())
         fresh = learner.init(jax.random.PRNGKey(config.seed), first)
-        reference = content_hash(first)
+        reference = reference_hash(first)
         del first
         state, progress = resumed(checkpoints, fresh, reference, display.message)
         writer = None

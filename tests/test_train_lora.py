@@ -76,6 +76,10 @@ def test_a_checkpoint_is_evaluated(runs, tmp_path):
     of_merged = evaluate(parsed([*plain, *asked, f"--out={tmp_path / 'merged'}"]))
     assert of_run["rollouts"] == of_merged["rollouts"] == 2
     assert of_run["evaluation"]["weights"] != of_merged["evaluation"]["weights"]
+    # Of another seed are the tokens that are drawn, not the base, nor the adapters that were trained beside it.
+    elsewhere = [f"--workdir={runs[0]}", *asked[:-1], "--config.seed=7", f"--out={tmp_path / 'seed'}"]
+    of_seed = evaluate(parsed([*elsewhere, f"--repairer={runs[1]}"]))["evaluation"]
+    assert (of_seed["seed"], of_seed["weights"]) == (7, of_run["evaluation"]["weights"]) == (7, of_seed["repairer"])
     assert {k: v for k, v in of_run.items() if k not in ("folder", "evaluation")} == {
         k: v for k, v in of_merged.items() if k not in ("folder", "evaluation")
     }

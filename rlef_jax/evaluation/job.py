@@ -40,7 +40,7 @@ from rlef_jax.training.episode_io import problem_json
 from rlef_jax.training.evaluator import EVAL_SEED
 from rlef_jax.training.inputs import Inputs, check_inputs, python_identity, tokenizer_identity
 from rlef_jax.training.rollout import RolloutSettings
-from rlef_jax.training.workdir import saved_policy
+from rlef_jax.training.workdir import begun_as, saved_policy
 from rlef_jax.types import Episode, Problem
 
 
@@ -87,7 +87,7 @@ def sampled(
     """
     config = with_model_shape(config)
     mesh = build_sampler_mesh(config)  # a model that fills several devices is never on one
-    policy = build_policy(config, mesh)
+    policy = build_policy(config if workdir is None else begun_as(config, workdir), mesh)
     params = policy.params
     if workdir is not None and checkpoint is not None:
         first = policy.params

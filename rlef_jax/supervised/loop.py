@@ -32,7 +32,7 @@ class Progress:
 
     Attributes:
       place: in the batches.
-      reference: content hash of the weights that it began with.
+      reference: `workdir.reference_hash` of the weights that it began with.
       best_iteration: the step of the checkpoint with the lowest loss on held-out examples, `best_loss`; None before the
         first, and where none are held out. The name is that of RLEF runs, since `rlef_jax.evaluate` reads both.
     """

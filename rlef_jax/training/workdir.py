@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from rlef_jax import config as config_lib
 from rlef_jax.errors import ConfigError, RunError
 from rlef_jax.model.finite import check_params
+from rlef_jax.model.lora import add_nothing, split
 from rlef_jax.model.transformer import Params
 from rlef_jax.ppo.train_state import TrainState, combine, partition
 from rlef_jax.training import episode_io
@@ -37,7 +38,7 @@ class Progress:
 
     Attributes:
       iteration: iterations done.
-      reference: content hash of the reference policy's weights.
+      reference: `reference_hash` of the weights that it began with, which are the reference policy's.
       best_iteration, best_score: the validation with the highest score so far (percent), None before the first.
       since_best: validations since one was better than all before it.
       skipped_updates: updates that were not applied; `skipped_in_row`: so many of them were the last ones.
@@ -96,6 +97,34 @@ def _differences(saved: Mapping[str, Any], config: ConfigDict) -> list[tuple[str
 
 def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value))
+
+
+def reference_hash(first: Params) -> str | None:
+    """A hash of the weights that a run begins with, as far as it goes on to need them; None as `content_hash`.
+
+    Of a model with adapters these are the base, and the adapters where they are given (`config.model.lora_init`). Those
+    that are drawn add nothing at first: the reference policy is its base then, and what was trained is in the
+    checkpoint. So they aren't in the hash, which is the same whatever the seed.
+    """
+    base, adapters = split(first["layers"])
+    here = all(leaf.is_fully_addressable for leaf in adapters.values())
+    return content_hash({**first, "layers": base} if here and add_nothing(adapters) else first)
+
+
+def _others(before: str | None, now: str | None, first: Params) -> bool:
+    """Whether a run began with other weights than `first`: by the hash of its own and that of these, if both are known.
+
+    Earlier versions had drawn adapters in the hash, so that it may be the one of everything.
+    """
+    return None not in (before, now) and now != before and content_hash(first) != before
+
+
+def begun_as(config: ConfigDict, workdir: Path) -> ConfigDict:
+    """The configuration with the seed of the run in a folder: what of its first weights was drawn was drawn by that,
+    whatever the seed of those who use them."""
+    begun = config.copy_and_resolve_references()
+    begun.seed = config_lib.read_saved(workdir)["seed"]
+    return begun
 
 
 FROZEN = "frozen"
@@ -174,10 +203,12 @@ def _newest(
     for step in reversed(checkpoints.steps()):
         try:
             metadata = checkpoints.metadata(step)
-            if metadata.get("reference") != start.reference and not accept:
+            before = metadata.get("reference")
+            if not accept and _others(before, start.reference, fresh.params["policy"]):
                 raise ConfigError(
-                    f"checkpoint {step} in {checkpoints.folder} belongs to a run with another reference policy "
-                    f"({metadata.get('reference')}); config.model.init now gives {start.reference}"
+                    f"checkpoint {step} in {checkpoints.folder} belongs to a run that began with other weights than"
+                    f" config.model.init (or lora_init) now gives (hash {before}, now {start.reference}): put those"
+                    " back, or give another --workdir"
                 )
             items = checkpoints.restore(step, items_of(fresh))
             check_params(f"checkpoint {step} in {checkpoints.folder}", items)
@@ -259,7 +290,7 @@ def saved_policy(
         if not left_out:
             return policy["policy"]
         begun = first()
-        if None not in (now := content_hash(begun), before := told.get("reference")) and now != before:
+        if _others(told.get("reference"), reference_hash(begun), begun):
             raise ConfigError(
                 f"checkpoint {chosen} in {checkpoints.folder} holds what was trained beside other weights than"
                 " config.model.init (or lora_init) now gives: put those back"
