@@ -42,7 +42,7 @@ from rlef_jax.model.weights import resolve
 from rlef_jax.paths import local_text
 from rlef_jax.training.build import build_policy, describe_policy, with_model_shape
 from rlef_jax.training.evaluator import scored_version
-from rlef_jax.training.workdir import find_checkpoint, is_fine_tuned, saved_policy
+from rlef_jax.training.workdir import SFT, command_of, find_checkpoint, saved_policy
 
 _DTYPES = {"same": "", "float32": "F32", "bfloat16": "BF16"}
 _TOKENIZER_FILES = (
@@ -180,7 +180,7 @@ def _facts(workdir: Path, config: config_lib.ConfigDict, iteration: int) -> RunF
         scored=None if version is None else version // config.ppo.updates,
         table=summary_table(read_summary(workdir)) if (workdir / FILE_NAME).is_file() else "",
         config=config_lib.flat(config),
-        fine_tuned=is_fine_tuned(workdir, iteration),
+        fine_tuned=command_of(workdir) == SFT,
     )
 
 

@@ -60,7 +60,7 @@ from rlef_jax.training.checkpoint import Checkpoints
 from rlef_jax.training.interrupt import StopRequest
 from rlef_jax.training.metrics_writer import MetricsWriter
 from rlef_jax.training.processes import add_job_arguments, broadcast_from_first, is_first, join_named, on_host
-from rlef_jax.training.workdir import CHECKPOINTS, open_workdir, reference_hash
+from rlef_jax.training.workdir import CHECKPOINTS, SFT, open_workdir, reference_hash
 
 _EXAMPLES = "examples.npz"
 
@@ -79,14 +79,14 @@ def train(config: ConfigDict, workdir: Path) -> None:
         display = stack.enter_context(ProgressDisplay(stream=log))
         begun = (workdir / SAVED_NAME).exists()
         if begun:
-            broadcast_from_first(lambda: open_workdir(workdir, config, resume=True))
+            broadcast_from_first(lambda: open_workdir(workdir, config, SFT, resume=True))
         if authors is not None:
             data = _data_of_authors(config, cfg, chat, authors)
         else:
             examples = _examples(config, chat, workdir, display)
             data = _data_of_examples(config, cfg, examples, display.message)
         if not begun:  # a recipe that can't run leaves no folder behind
-            broadcast_from_first(lambda: open_workdir(workdir, config, resume=True))
+            broadcast_from_first(lambda: open_workdir(workdir, config, SFT, resume=True))
         if authors is None and is_first() and not (workdir / _EXAMPLES).exists():
             examples.save(workdir / _EXAMPLES)
         learner = build_supervised_learner(config, cfg, data.steps)

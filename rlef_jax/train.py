@@ -70,6 +70,7 @@ from rlef_jax.training.random_feedback import check_donors
 from rlef_jax.training.run import Run
 from rlef_jax.training.workdir import (
     CHECKPOINTS,
+    TRAIN,
     Progress,
     drop_scores,
     has_results,
@@ -106,7 +107,7 @@ def train(
         pool = stack.enter_context(build_pool(config.execution)) if judge is None else judge
         log = None if is_first() else stack.enter_context(open(os.devnull, "w"))
         display = stack.enter_context(ProgressDisplay(stream=log))
-        broadcast_from_first(lambda: open_workdir(workdir, config, resume=go_on))
+        broadcast_from_first(lambda: open_workdir(workdir, config, TRAIN, resume=go_on))
         trained = [] if failures else [d.train_split]
         splits = list(dict.fromkeys([*trained, *filter(None, evaluated.values())]))
         source = fit(source, splits, first_prompt_of(config, chat), tell=display.message, report=display.stage)

@@ -23,6 +23,7 @@ from rlef_jax.training.metrics_writer import read_metrics
 from rlef_jax.training.processes import broadcast_from_first
 
 CHECKPOINTS = "checkpoints"
+TRAIN, SFT = "rlef_jax.train", "rlef_jax.sft"  # the commands that make runs
 
 # Keys that may change when a run goes on: none of them changes a number that the run has computed.
 FREE_KEYS = (
@@ -61,14 +62,19 @@ class Progress:
         return dataclasses.replace(self, since_best=since)
 
 
-def open_workdir(workdir: Path, config: ConfigDict, *, resume: bool) -> None:
+def open_workdir(workdir: Path, config: ConfigDict, command: str, *, resume: bool) -> None:
     """Makes the folder, or checks that the run in it is this one, and writes config.json.
 
-    Raises ConfigError for a run with other values (naming each), or for any run where `resume` is False; OSError where
-    the folder can't be written.
+    Raises ConfigError for a run of another command than `command` (TRAIN or SFT), one with other values (naming each),
+    or for any run where `resume` is False; OSError where the folder can't be written.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     if (workdir / config_lib.SAVED_NAME).exists():
+        if (other := command_of(workdir)) not in ("", command):
+            raise ConfigError(
+                f"--workdir: {workdir} holds a run of {other}, and this is {command}: give it another --workdir; that"
+                f" run goes on with `python -m {other} --workdir={workdir}` and its own --config"
+            )
         if not resume:
             raise ConfigError(f"{workdir} holds a run already, and --resume=never: give another --workdir")
         differing = _differences(config_lib.read_saved(workdir), config)
@@ -79,7 +85,17 @@ def open_workdir(workdir: Path, config: ConfigDict, *, resume: bool) -> None:
             )
     elif any((workdir / name).exists() for name in (CHECKPOINTS, "metrics.jsonl")):
         raise ConfigError(f"{workdir} holds a run without its {config_lib.SAVED_NAME}: give another --workdir")
-    config_lib.save(config, workdir)
+    config_lib.save(config, workdir, command)
+
+
+def command_of(workdir: Path) -> str:
+    """The command whose run a folder holds, TRAIN or SFT; "" where it doesn't say. Raises ConfigError for no run."""
+    if command := config_lib.read_saved(workdir).get(config_lib.COMMAND):
+        return str(command)
+    try:  # a folder of an earlier version: an iteration's record says where its time went
+        return next((TRAIN if "time/total" in record else SFT for record in read_metrics(workdir)), "")
+    except FileNotFoundError:
+        return ""
 
 
 def has_results(workdir: Path) -> bool:
@@ -250,7 +266,10 @@ def drop_scores(workdir: Path) -> None:
 
 
 def find_checkpoint(workdir: Path, name: str) -> int:
-    """The iteration of a checkpoint that is called "best", "last" or by its iteration. Raises ConfigError for none."""
+    """The iteration (of fine-tuning: the step) of a checkpoint that is called "best", "last" or by it.
+
+    Raises ConfigError for none.
+    """
     if not (workdir / CHECKPOINTS).is_dir():
         raise ConfigError(f"--workdir: {workdir} has no checkpoints yet")
     with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
@@ -259,17 +278,14 @@ def find_checkpoint(workdir: Path, name: str) -> int:
             raise ConfigError(f"--workdir: {workdir} has no checkpoint yet")
         best = checkpoints.metadata(steps[-1])["best_iteration"]
     if name == "best" and best is None:
-        raise ConfigError("--checkpoint=best: nothing was validated (config.eval.every); use --checkpoint=last")
+        nothing = "nothing was validated (config.eval.every)"
+        if command_of(workdir) == SFT:
+            nothing = "fine-tuning held no examples out (config.sft.valid_share)"
+        raise ConfigError(f"--checkpoint=best: {nothing}; use --checkpoint=last")
     chosen = {"best": best, "last": steps[-1]}.get(name, int(name) if name.isdecimal() else None)
     if chosen not in steps:
         raise ConfigError(f"--checkpoint={name}: give best, last or one of {', '.join(map(str, steps))}")
     return chosen
-
-
-def is_fine_tuned(workdir: Path, step: int) -> bool:
-    """Whether a checkpoint is of supervised fine-tuning, which keeps its place in the examples there."""
-    with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
-        return "place" in checkpoints.metadata(step)
 
 
 def saved_policy(
