@@ -100,7 +100,10 @@ def train(config: ConfigDict, workdir: Path) -> None:
         fresh = learner.init(jax.random.PRNGKey(config.seed), first)
         reference = reference_hash(first)
         del first
-        state, progress = resumed(checkpoints, fresh, reference, display.message)
+        state, progress = resumed(
+            workdir, checkpoints, fresh, reference,
+            checkpoint_every=config.sft.checkpoint_every, tell=display.message,
+        )  # fmt: skip
         writer = None
         if is_first():
             writer = stack.enter_context(MetricsWriter(workdir, start_step=progress.place.step + 1))

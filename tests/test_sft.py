@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from rlef_jax import config as config_lib
-from rlef_jax import sft
+from rlef_jax import sft, train
 from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.dialog.tokenizer import Tokenizer
 from rlef_jax.errors import ConfigError, RunError, StoppedError
@@ -173,6 +174,42 @@ def test_a_run_that_goes_on_ends_as_one_that_never_stopped(tmp_path, monkeypatch
     with pytest.raises(ConfigError, match=r"(?s)another config.*sft.learning_rate"):
         other = config_lib.load("configs/tiny_sft.py", overrides=SMALL | {"sft.learning_rate": 1e-2})
         sft.train(other, parts)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("quick_compilation", "abandoned_reads")
+def test_a_damaged_checkpoint_is_moved_aside_and_the_one_before_is_used(tmp_path, monkeypatch, capsys):
+    """As by rlef_jax.train. Where none can be read it never starts afresh in silence."""
+
+    def given(_, batch, start):
+        yield from ((Place(step, 0, step), ONES) for step in range(start.step + 1, 5))
+
+    without_a_probe(monkeypatch)
+    monkeypatch.setattr(Authors, "batches", given)
+    values = SMALL | {"sft.batch_rows": 64, "sft.checkpoint_every": 2, "sft.steps": 4}
+    config = config_lib.load("configs/tiny_sft.py", overrides=values)
+    sft.train(config, tmp_path / "whole")
+    folder = shutil.copytree(tmp_path / "whole", tmp_path / "damaged")
+    damage(folder, 4)
+    sft.train(config, folder)
+    out = capsys.readouterr().out
+    assert "checkpoint 4" in out and "is damaged" in out and "trying the one before it" in out
+    assert "going on from step 2" in out and (folder / "damaged_checkpoints" / "4").is_dir()
+    assert_same(tmp_path / "whole", folder, [1, 2, 3, 4])
+    for step in (2, 4):
+        damage(folder, step)
+    with pytest.raises(RunError, match="records of 4 steps and no checkpoint that can be read; start again with anoth"):
+        sft.train(config, folder)
+    with pytest.raises(ConfigError, match="holds a run of rlef_jax.sft, and this is rlef_jax.train: give it another"):
+        train.train(config_lib.load("configs/tiny.py"), folder)
+    with pytest.raises(ConfigError, match=r"--checkpoint=best: .* \(config.sft.valid_share\)"):
+        export_run(tmp_path / "whole", tmp_path / "exported", checkpoint="best")
+
+
+def damage(folder, step):
+    for path in (folder / "checkpoints" / str(step) / "policy").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 def assert_same(one, other, steps):

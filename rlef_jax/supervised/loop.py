@@ -6,12 +6,13 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from rlef_jax.errors import ConfigError, RunError, StoppedError
+from rlef_jax.errors import RunError, StoppedError
 from rlef_jax.model.transformer import Params
 from rlef_jax.ppo.settings import PackSettings
 from rlef_jax.ppo.update import Learner, TrainState
@@ -19,9 +20,9 @@ from rlef_jax.progress import ProgressDisplay
 from rlef_jax.supervised.examples import Example, Place, pack_examples
 from rlef_jax.training.checkpoint import Checkpoints
 from rlef_jax.training.interrupt import StopRequest
-from rlef_jax.training.metrics_writer import MetricsWriter
+from rlef_jax.training.metrics_writer import MetricsWriter, read_metrics
 from rlef_jax.training.processes import all_gather
-from rlef_jax.training.workdir import FROZEN, frozen_names, items_of, state_of
+from rlef_jax.training.workdir import FROZEN, check_nothing_was_saved, frozen_names, items_of, newest_state
 
 VALID_LOSS = "valid/loss"
 
@@ -52,27 +53,34 @@ class Progress:
 
 
 def resumed(
-    checkpoints: Checkpoints, fresh: TrainState, reference: str | None, tell: Callable[[str], None]
+    workdir: Path,
+    checkpoints: Checkpoints,
+    fresh: TrainState,
+    reference: str | None,
+    *,
+    checkpoint_every: int,
+    tell: Callable[[str], None],
 ) -> tuple[TrainState, Progress]:
-    """The state saved last and where the run stood; `fresh` at the beginning where none is.
+    """The newest state that can be read and where the run stood; `fresh` at the beginning where none is saved yet.
 
-    `reference` is the content hash of the weights that it begins with. Raises ConfigError where the checkpoint's run
-    began with others, or is none of fine-tuning.
+    Arguments and errors as those of `workdir.newest_state` and `workdir.check_nothing_was_saved`.
     """
-    if (latest := checkpoints.latest) is None:
+    newest = newest_state(checkpoints, fresh, reference, tell)
+    if newest is None:
+        check_nothing_was_saved(workdir, _recorded(workdir), checkpoint_every, "steps")
         return fresh, Progress(reference=reference)
-    saved = checkpoints.metadata(latest)
-    if "place" not in saved:
-        raise ConfigError(f"{checkpoints.folder} is of a run of rlef_jax.train: give another --workdir")
-    if None not in (reference, saved["reference"]) and saved["reference"] != reference:
-        raise ConfigError(
-            f"checkpoint {latest} in {checkpoints.folder} belongs to a run that began with other weights than"
-            " config.model.init (or lora_init) now gives: put those back, or give another --workdir"
-        )
-    state = state_of(checkpoints.restore(latest, items_of(fresh)), fresh.frozen)
-    tell(f"going on from step {latest}")
-    best = {name: saved[name] for name in ("best_iteration", "best_loss")}
-    return state, Progress(Place(**saved["place"]), reference, **best)
+    state, told = newest
+    progress = Progress(Place(**told["place"]), reference, told["best_iteration"], told["best_loss"])
+    tell(f"going on from step {progress.place.step}")
+    return state, progress
+
+
+def _recorded(workdir: Path) -> int:
+    """Steps that metrics.jsonl tells of."""
+    try:
+        return max((record["step"] for record in read_metrics(workdir)), default=0)
+    except FileNotFoundError:
+        return 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -195,47 +195,71 @@ def resume(
       RunError: there are checkpoints, and none can be read; or iterations are recorded and their checkpoints are gone.
       ConfigError: the newest checkpoint is of another model or another reference policy.
     """
-    newest = _newest(checkpoints, fresh, start, tell, accept)
+    newest = newest_state(checkpoints, fresh, start.reference, tell, accept=accept)
     if newest is None:
-        recorded = _recorded(workdir)
-        # A save waits for the one before it: so many records mean that a first checkpoint was complete.
-        saved_once = recorded > 2 * checkpoint_every
-        if (workdir / ("damaged_" + CHECKPOINTS)).exists() or saved_once:
-            raise RunError(
-                f"{workdir} has records of {recorded} iterations and no checkpoint that can be read; "
-                "start again with another --workdir"
-            )
+        check_nothing_was_saved(workdir, _recorded(workdir), checkpoint_every, "iterations")
         state, progress = fresh, start
     else:
-        state, progress = newest
+        state, told = newest
+        # A checkpoint of an earlier version lacks what is new since, which has its default then.
+        names = [field.name for field in dataclasses.fields(Progress)]
+        progress = Progress(**{name: told[name] for name in names if name in told})
+        progress = dataclasses.replace(progress, reference=start.reference)
         tell(f"going on from iteration {progress.iteration} ({checkpoints.folder})")
     broadcast_from_first(lambda: drop_after(workdir, progress.iteration))
     return state, progress
 
 
-def _newest(
-    checkpoints: Checkpoints, fresh: TrainState, start: Progress, tell: Callable[[str], None], accept: bool
-) -> tuple[TrainState, Progress] | None:
+def newest_state(
+    checkpoints: Checkpoints,
+    fresh: TrainState,
+    reference: str | None,
+    tell: Callable[[str], None],
+    *,
+    accept: bool = False,
+) -> tuple[TrainState, dict[str, Any]] | None:
+    """The newest state that can be read, and the metadata of its checkpoint; None where there is none.
+
+    Args:
+      checkpoints: a damaged one is moved aside, with a line, and the one before it is used.
+      fresh: the state that the run begins with, on its devices.
+      reference: `reference_hash` of that state's policy.
+      tell: prints a line.
+      accept: goes on with another reference policy too.
+
+    Raises ConfigError where the newest is of another model or another reference policy, or isn't finite.
+    """
     for step in reversed(checkpoints.steps()):
         try:
-            metadata = checkpoints.metadata(step)
-            before = metadata.get("reference")
-            if not accept and _others(before, start.reference, fresh.params["policy"]):
+            told = checkpoints.metadata(step)
+            before = told.get("reference")
+            if not accept and _others(before, reference, fresh.params["policy"]):
                 raise ConfigError(
                     f"checkpoint {step} in {checkpoints.folder} belongs to a run that began with other weights than"
-                    f" config.model.init (or lora_init) now gives (hash {before}, now {start.reference}): put those"
-                    " back, or give another --workdir"
+                    f" config.model.init (or lora_init) now gives (hash {before}, now {reference}): put those back, or"
+                    " give another --workdir"
                 )
             items = checkpoints.restore(step, items_of(fresh))
             check_params(f"checkpoint {step} in {checkpoints.folder}", items)
-            state = state_of(items, fresh.frozen)
-            # A checkpoint of an earlier version lacks what is new since, which has its default then.
-            names = [field.name for field in dataclasses.fields(Progress)]
-            progress = Progress(**{name: metadata[name] for name in names if name in metadata})
-            return state, dataclasses.replace(progress, reference=start.reference)
+            return state_of(items, fresh.frozen), told
         except DamagedCheckpointError as error:
             tell(f"{error}; moved to {checkpoints.set_aside(step)}, trying the one before it")
     return None
+
+
+def check_nothing_was_saved(workdir: Path, recorded: int, checkpoint_every: int, unit: str) -> None:
+    """Raises RunError where a run that has no checkpoint to go on from has had one: it never starts afresh in silence.
+
+    Args:
+      recorded: iterations or steps (`unit`) that metrics.jsonl tells of.
+      checkpoint_every: so many between checkpoints.
+    """
+    # A save waits for the one before it: so many records mean that a first checkpoint was complete.
+    if (workdir / ("damaged_" + CHECKPOINTS)).exists() or recorded > 2 * checkpoint_every:
+        raise RunError(
+            f"{workdir} has records of {recorded} {unit} and no checkpoint that can be read; "
+            "start again with another --workdir"
+        )
 
 
 def _recorded(workdir: Path) -> int:
