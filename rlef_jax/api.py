@@ -124,7 +124,7 @@ def load_policy(source: str | Path, *, checkpoint: str = "last", overrides: Mapp
 
     Args:
       source: the workdir of a run, a Hugging Face folder, a .gguf file, or `package:warm_start`.
-      checkpoint: of a run: "last", "best" (by validation) or an iteration.
+      checkpoint: of a run: "last", "best" (by validation) or an iteration (of fine-tuning: a step).
       overrides: config keys by their names, such as {"sampling.rows": 32}.
 
     Raises ConfigError where it can't be loaded, naming the file or the key.

@@ -1,7 +1,8 @@
 """Writes a Hugging Face folder: python -m rlef_jax.export --output=FOLDER --workdir=runs/x | --init=WEIGHTS
 
-From a run (`--workdir`) the policy of a checkpoint, or from a folder or GGUF file (`--init`) what it holds. The result,
-config.json, safetensors, the tokenizer's files, generation_config.json and a model card, is what `transformers` loads.
+From a run of rlef_jax.train or rlef_jax.sft (`--workdir`) the policy of a checkpoint, or from a folder or GGUF file
+(`--init`) what it holds. The result, config.json, safetensors, the tokenizer's files, generation_config.json and a
+model card, is what `transformers` loads.
 Tensors keep the dtype that they had where the run started (--dtype=same): one that nothing changed has the same bytes.
 Of a run that trains adapters (config.model.lora_rank) the result is a model with the adapters in its weights; with
 --adapters it is a folder of the adapters alone, which `peft` loads.
@@ -64,7 +65,7 @@ def export_run(
     base_model: str = "",
     adapters: bool = False,
 ) -> None:
-    """Writes the policy of a checkpoint: "best", "last" or an iteration.
+    """Writes the policy of a checkpoint: "best", "last" or an iteration (of fine-tuning: a step).
 
     Args: shard_bytes: of one safetensors file at most. name, base_model: for the model card, OWNER/NAME; "" is the
     folder's name, and what the weights' files say. adapters: these alone, float32, as PEFT has them.
@@ -204,12 +205,13 @@ def main() -> None:
     """Prints where the folder lies, and where it was pushed to."""
     parser = arguments.Parser(description=__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--workdir", type=arguments.path, help="a run of rlef_jax.train")
+    source.add_argument("--workdir", type=arguments.path, help="a run of rlef_jax.train or rlef_jax.sft")
     source.add_argument("--init", help="a Hugging Face folder or a .gguf file")
     parser.add_argument(
         "--output", type=arguments.path, required=True, help="a folder that isn't there yet, or is empty"
     )
-    parser.add_argument("--checkpoint", default="last", help="of a run: best (by validation), last, or its iteration")
+    parser.add_argument("--checkpoint", default="last", help="of a run: best (by validation), last, or its iteration"
+                        " (of rlef_jax.sft: its step)")  # fmt: skip
     parser.add_argument(
         "--adapters", action="store_true", help="of a run that trains adapters: these alone, as peft has them"
     )

@@ -33,7 +33,8 @@ FIRST, REPAIRER = 0, 1
 
 @dataclasses.dataclass(frozen=True)
 class Repairer:
-    """Where a repairer is: a run of `rlef_jax.train`, and one of its checkpoints (best, last or its iteration)."""
+    """Where a repairer is: a run of `rlef_jax.train` or `rlef_jax.sft`, and one of its checkpoints (best, last, or its
+    iteration or step)."""
 
     workdir: Path
     checkpoint: str = "last"
