@@ -19,7 +19,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -111,7 +111,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
         stack.callback(batches.close)
         run = Run(
             learner, ppo_settings(config).packing, config.sft.steps or data.steps, config.sft.log_every,
-            config.sft.checkpoint_every, data.probe, checkpoints, writer, display, stop,
+            config.sft.checkpoint_every, data.probe, data.about, checkpoints, writer, display, stop,
         )  # fmt: skip
         state, _ = run.train(state, progress, batches)
         policy = on_host(state.params["policy"])
@@ -123,11 +123,13 @@ def train(config: ConfigDict, workdir: Path) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Data:
-    """What is trained on: the steps that it gives, its batches from a place on, and what is measured."""
+    """What is trained on: the steps that it gives, its batches from a place on, what is measured, and metrics that say
+    what was used and left out."""
 
     steps: int
     batches: Callable[[Place], Generator[tuple[Place, list[Example]]]]
     probe: Callable[[Params], dict[str, float]]
+    about: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def _data_of_authors(config: ConfigDict, cfg: ModelConfig, chat: ChatFormat, authors: Authors) -> _Data:
@@ -154,7 +156,7 @@ def _data_of_examples(config: ConfigDict, cfg: ModelConfig, examples: ExampleSet
     def batches(start: Place) -> Generator[tuple[Place, list[Example]]]:
         return learned.batches(s.batch_rows, s.epochs, config.seed, start)
 
-    return _Data(steps, batches, probe)
+    return _Data(steps, batches, probe, examples.tally.metrics("examples"))
 
 
 def _authors(config: ConfigDict) -> Authors:
@@ -192,14 +194,17 @@ def _examples(config: ConfigDict, chat: ChatFormat, workdir: Path, display: Prog
 
     def make() -> ExampleSet:
         if kept.exists():
-            display.message(f"examples of {kept}")
-            return ExampleSet.load(kept)
-        return sources.collected(_named(config, chat, display.stage), max(config.ppo.buckets), display.message)
+            examples = ExampleSet.load(kept)
+            display.message(f"of {kept}: {examples}")
+        else:
+            examples = sources.collected(_found(config, chat, display.stage), max(config.ppo.buckets))
+            display.message(str(examples))
+        return examples
 
     return broadcast_from_first(make)
 
 
-def _named(config: ConfigDict, chat: ChatFormat, report: sources.Report) -> Iterator[sources.Named]:
+def _found(config: ConfigDict, chat: ChatFormat, report: sources.Report) -> Iterator[sources.Found]:
     s, paths = config.sft, [Path(path) for path in config.sft.data]
     every = s.learned == "all"
     if s.source == "episodes":

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -254,7 +255,9 @@ def test_messages_are_learned_and_the_run_is_evaluated_as_any_other(tmp_path, ca
     """Stopped at a number of steps and gone on with, though its file has gone meanwhile."""
     path = tmp_path / "dialogues.jsonl"
     spoken = [{"role": "user", "content": "Say it."}, {"role": "assistant", "content": "print('it')"}]
-    path.write_text("".join(json.dumps({"messages": spoken, "problem": str(n)}) + "\n" for n in range(12)))
+    longer = [*spoken, {"role": "user", "content": "Say it. " * 200}, spoken[1]]
+    path.write_text("".join(json.dumps({"messages": spoken, "problem": str(n)}) + "\n" for n in range(12))
+                    + json.dumps({"messages": longer}))  # fmt: skip
 
     def run(name, steps=0):
         values = FROM_FILE | {"sft.data": (str(path),), "sft.steps": steps}
@@ -280,13 +283,19 @@ def test_messages_are_learned_and_the_run_is_evaluated_as_any_other(tmp_path, ca
     assert len(rows) == 8 and rows[-1]["loss"] < rows[0]["loss"]
     assert rows[1]["valid/loss"] > rows[-1]["valid/loss"] and rows[-1]["valid/exact"] in (0.0, 100.0)
     assert_same_weights(tmp_path / "whole", tmp_path / "parts")
+    for name in ("whole", "parts"):
+        first, *others = read_metrics(tmp_path / name)
+        assert first["examples/used"] == 12 and first["examples/left_out/too_long"] == 1
+        assert not any("examples" in key for row in others for key in row)
     asked = [f"--workdir={tmp_path / 'whole'}", "--split=valid", "--problems=2", "--turns=1", "--samples=1",
              f"--out={tmp_path / 'out'}", "--checkpoint=best"]  # fmt: skip
     assert evaluate(parsed(asked))["problems"] == 2
     export_run(tmp_path / "whole", tmp_path / "exported", checkpoint="8")
     card = (tmp_path / "exported" / "README.md").read_text()
     assert "fine-tuned by rlef_jax" in card and "after step 8." in card and "reinforcement" not in card
-    assert "12 examples about 12 problems" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    told = r"12 examples about 12 problems, \d+ tokens; left out: 1 examples longer than the longest of config"
+    assert len(re.findall(told, out)) == 5 and len(re.findall(f"of {kept}: {told}", out)) == 1  # once in each start
 
 
 @pytest.mark.usefixtures("quick_compilation")

@@ -92,6 +92,7 @@ class Run:
       steps: of the whole run.
       log_every, checkpoint_every: in steps.
       probe: what is measured of the policy wherever there is a checkpoint.
+      about: of the whole run, for its first record.
       writer: of the metrics; the first process of a job alone has one.
     """
 
@@ -101,6 +102,7 @@ class Run:
     log_every: int
     checkpoint_every: int
     probe: Callable[[Params], dict[str, float]]
+    about: Mapping[str, float]
     checkpoints: Checkpoints
     writer: MetricsWriter | None
     display: ProgressDisplay
@@ -114,6 +116,7 @@ class Run:
         Raises RunError where a loss or gradient isn't finite, StoppedError once it has saved because a signal asked.
         """
         began, tokens, done = time.perf_counter(), 0, list[dict[str, float]]()
+        about = {} if progress.place.step else self.about
         if progress.place.step >= self.steps:
             return state, progress
         for place, examples in batches:
@@ -131,7 +134,8 @@ class Run:
                     progress = progress.after(place, probed)
                     row |= probed
                     self._save(state, progress, probed.get(VALID_LOSS))
-                self._write(place.step, row)
+                self._write(place.step, row, about)
+                about = {}
                 began, tokens, done = time.perf_counter(), 0, []
             self.display.stage("steps", place.step, self.steps)
             if asked and not is_last:
@@ -157,9 +161,9 @@ class Run:
         score = None if valid_loss is None else -valid_loss
         self.checkpoints.save(progress.place.step, items_of(state), metadata, score=score)
 
-    def _write(self, step: int, row: dict[str, float]) -> None:
+    def _write(self, step: int, row: dict[str, float], about: Mapping[str, float]) -> None:
         if self.writer is not None:
-            self.writer.write(step, row)
+            self.writer.write(step, {**row, **about})
         self.display.message("  ".join(f"{k} {v:.4g}" for k, v in {"step": step, **row}.items()))
 
 

@@ -20,18 +20,19 @@ from rlef_jax.supervised.programs import RightPrograms
 from rlef_jax.training.episode_io import episode_files, read_episodes
 from rlef_jax.training.failures import failed_first, repair_prompt
 from rlef_jax.training.rollout import RolloutSettings
+from rlef_jax.training.tally import PassedOver, Tally
 from rlef_jax.types import Episode
 
 _PICK = 0xB4  # keeps the draws of right programs apart from any other use of (seed, number)
 
 type Tell = Callable[[str], None]
-# An example and the name of the problem that it is of.
-type Named = tuple[Example, str]
+# An example and the name of the problem that it is of; or what gives none.
+type Found = tuple[Example, str] | PassedOver
 
 
 def successes(
     paths: Sequence[Path], chat: ChatFormat, system_prompt: str, *, all_responses: bool, report: Report | None = None
-) -> Iterator[Named]:
+) -> Iterator[Found]:
     """Successful episodes of runs and evaluations: those whose last program passed all tests, public and hidden (A.3).
 
     Their tokens are the prompted and sampled ones. Learned are those of the last response, as the paper found better,
@@ -45,7 +46,10 @@ def successes(
     Raises ConfigError for files that can't be read, or episodes of another tokenizer, chat format or system prompt.
     """
     for file in _files(paths, report):
-        for episode in filter(lambda e: e.solved, _read(file)):
+        for episode in _read(file):
+            if not episode.solved:
+                yield PassedOver("not_solved")
+                continue
             check_same_format(episode, chat, system_prompt, f"config.sft.data: {file}")
             sequences = list(sequences_of(episode))
             if not all_responses:
@@ -70,11 +74,11 @@ def sequences_of(episode: Episode) -> Iterator[Example]:
 def repairs(
     paths: Sequence[Path], chat: ChatFormat, settings: RolloutSettings, programs: RightPrograms, seed: int,
     report: Report | None = None,
-) -> Iterator[Named]:  # fmt: skip
+) -> Iterator[Found]:  # fmt: skip
     """First responses that failed the public tests, their feedback, and a random right program of the problem (B.4).
 
-    The right program alone is learned. Failures of problems without one are passed over, and those behind which there
-    is no room for a response.
+    The right program alone is learned. Passed over are other responses, failures of problems without one, and those
+    behind which there is no room for a response.
 
     Args:
       paths, report: as `successes`.
@@ -86,7 +90,9 @@ def repairs(
     """
     number = 0
     for file in _files(paths, report):
-        failed = list(filter(None, map(failed_first, _read(file))))
+        episodes = _read(file)
+        failed = list(filter(None, map(failed_first, episodes)))
+        yield from [PassedOver("no_failure")] * (len(episodes) - len(failed))
         for episode in failed:
             check_same_format(episode, chat, settings.system_prompt, f"config.sft.data: {file}")
         programs.judge([f.problem for f in failed])
@@ -95,6 +101,7 @@ def repairs(
             right = programs.of(episode.problem)
             prompt = repair_prompt(episode, chat, settings) if right else None
             if prompt is None:
+                yield PassedOver("no_room" if right else "no_program")
                 continue
             chosen = right[int(np.random.default_rng([_PICK, seed, number]).integers(len(right)))]
             response = chat.response(respond(chosen))
@@ -102,7 +109,7 @@ def repairs(
             yield Example(np.array([*prompt, *response], np.int32), learned), episode.problem.name
 
 
-def messages(paths: Sequence[Path], chat: ChatFormat, system_prompt: str, *, all_responses: bool) -> Iterator[Named]:
+def messages(paths: Sequence[Path], chat: ChatFormat, system_prompt: str, *, all_responses: bool) -> Iterator[Found]:
     """Dialogues of JSON lines, one an object with "messages", [{"role": ..., "content": ...}, ...].
 
     A system message may come first, and `system_prompt` stands in its place where there is none; then user and
@@ -145,29 +152,27 @@ def dialogue(turns: Sequence[tuple[str, str]], chat: ChatFormat, system_prompt: 
     return Example(np.array(ids, np.int32), np.array(learned, bool))
 
 
-def collected(examples: Iterable[Named], longest: int, tell: Tell) -> ExampleSet:
-    """The examples of at most `longest` tokens as a set; `tell` is told of others.
+def collected(found: Iterable[Found], longest: int) -> ExampleSet:
+    """The examples of at most `longest` tokens as a set, with what was left out.
 
     Raises ConfigError where there is none.
     """
     kept: list[Example] = []
     numbers: dict[str, int] = {}
     problems: list[int] = []
-    too_long = 0
-    for example, problem in examples:
-        if len(example.ids) > longest:
-            too_long += 1
-            continue
-        kept.append(example)
-        problems.append(numbers.setdefault(problem, len(numbers)))
-    if too_long:
-        tell(f"{too_long} examples of more than {longest} tokens (the longest of config.ppo.buckets) are left out")
+    passed_over: list[PassedOver] = []
+    for one in found:
+        if isinstance(one, PassedOver):
+            passed_over.append(one)
+        elif len(one[0].ids) > longest:
+            passed_over.append(PassedOver("too_long"))
+        else:
+            kept.append(one[0])
+            problems.append(numbers.setdefault(one[1], len(numbers)))
+    tally = Tally.of(len(kept), passed_over)
     if not kept:
-        raise ConfigError(
-            f"config.sft.data: there is nothing to learn from{f': all {too_long} are too long' if too_long else ''}"
-        )
-    tell(f"{len(kept)} examples about {len(numbers)} problems, {sum(len(e.ids) for e in kept):,} tokens")
-    return ExampleSet.of(kept, problems)
+        raise ConfigError(f"config.sft.data: there is nothing to learn from; left out: {tally.reasons}")
+    return ExampleSet.of(kept, problems, tally.left_out)
 
 
 def _files(paths: Sequence[Path], report: Report | None) -> Iterator[Path]:

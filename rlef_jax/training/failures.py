@@ -27,9 +27,11 @@ from rlef_jax.errors import ConfigError
 from rlef_jax.training.actor import RolloutRequest, Starts
 from rlef_jax.training.episode_io import episodes_path, read_episodes, saved_steps
 from rlef_jax.training.rollout import RolloutSettings, message_of
+from rlef_jax.training.tally import PassedOver, Tally
 from rlef_jax.types import Episode, Problem, Status
 
 _FILES, _ROWS = 0xFA11ED, 0xFA11EE  # keep these draws apart from any other use of (seed, step)
+type _Start = tuple[Problem, list[int]]  # a problem and the first prompt about it
 _GZIP_END = 8  # bytes at the end of a gzip file: the checksum and the length of what it holds
 
 
@@ -56,7 +58,8 @@ class FailedResponses:
     """Finds what a repairer's iterations begin with: a function of the request's seed, step, count and indexes.
 
     An iteration takes failures of one of the run's iterations; each of these comes once before any comes again. Within
-    it they are drawn without repetition while they last. Dialogues that leave no room for a response are passed over.
+    it they are drawn without repetition while they last. Dialogues that leave no room for a response are passed over
+    and counted.
 
     Attributes:
       workdir: of the run that failed.
@@ -91,27 +94,34 @@ class FailedResponses:
         return [f"episodes of {len(self.steps)} iterations", f"hash {digest.hexdigest()[:16]}"]
 
     def __call__(self, request: RolloutRequest) -> Starts:
-        """The problems and first prompts of a request's episodes.
+        """The problems and first prompts of a request's episodes, and how its whole iteration came by them.
 
         Raises ConfigError for files that can't be read or are of another chat format, or without a failure to use.
         """
-        chosen = self._chosen(request)
+        chosen, tally = self._chosen(request)
         pairs = [chosen[i // request.group_size] for i in request.indexes]
-        return Starts([problem for problem, _ in pairs], prompts=[prompt for _, prompt in pairs])
+        return Starts([problem for problem, _ in pairs], prompts=[prompt for _, prompt in pairs], tally=tally)
 
-    def _chosen(self, request: RolloutRequest) -> list[tuple[Problem, list[int]]]:
-        """(problem, first prompt) for each group of an iteration's episodes."""
+    def _chosen(self, request: RolloutRequest) -> tuple[list[_Start], Tally]:
+        """What each group of an iteration's episodes begins with; and how many were drawn of the failures that were
+        read for it."""
         count = request.count // request.group_size
+        passed_over: list[PassedOver] = []
         for path in self._files(request.seed, request.step):
-            usable = list(self._usable(path, request.settings))
+            found = list(self._found(path, request.settings))
+            usable = [one for one in found if not isinstance(one, PassedOver)]
+            passed_over += [one for one in found if isinstance(one, PassedOver)]
             if usable:
                 rng = np.random.default_rng([_ROWS, request.seed, request.step])
                 rounds = -(-count // len(usable))
                 order = np.concatenate([rng.permutation(len(usable)) for _ in range(rounds)])
-                return [usable[i] for i in order[:count]]
+                drawn = min(count, len(usable))
+                passed_over += [PassedOver("not_drawn")] * (len(usable) - drawn)
+                return [usable[i] for i in order[:count]], Tally.of(drawn, passed_over)
         raise ConfigError(
             f"config.data.failures: {self.workdir} has no first response that failed its public tests and leaves room"
-            f" for a repair in config.episode.context={request.settings.context}"
+            f" for a repair in config.episode.context={request.settings.context}; left out:"
+            f" {Tally.of(0, passed_over).reasons}"
         )
 
     def _files(self, seed: int, step: int) -> Iterator[Path]:
@@ -121,16 +131,19 @@ class FailedResponses:
         for i in np.roll(order, -place):
             yield episodes_path(self.workdir, self.steps[i])
 
-    def _usable(self, path: Path, settings: RolloutSettings) -> Iterator[tuple[Problem, list[int]]]:
+    def _found(self, path: Path, settings: RolloutSettings) -> Iterator[_Start | PassedOver]:
         chat = _loaded(*self.chat)
         try:
             episodes = read_episodes(path)
         except ConfigError as error:
             raise ConfigError(f"config.data.failures: {error}") from error
-        for failed in filter(None, map(failed_first, episodes)):
+        for failed in map(failed_first, episodes):
+            if failed is None:
+                yield PassedOver("no_failure")
+                continue
             check_same_format(failed, chat, settings.system_prompt, f"config.data.failures: {path}")
-            if (prompt := repair_prompt(failed, chat, settings)) is not None:
-                yield failed.problem, prompt
+            prompt = repair_prompt(failed, chat, settings)
+            yield PassedOver("no_room") if prompt is None else (failed.problem, prompt)
 
 
 @functools.cache

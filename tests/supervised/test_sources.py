@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from rlef_jax.supervised.sources import collected, dialogue, messages, repairs, 
 from rlef_jax.training.episode_io import episodes_path, write_episodes
 from rlef_jax.training.failures import repair_prompt
 from rlef_jax.training.rollout import RolloutSettings, collect
+from rlef_jax.training.tally import PassedOver
 from rlef_jax.types import Limits
 from tests.helpers.scripted_sampler import ScriptedSampler
 
@@ -52,12 +54,20 @@ def run(made, tmp_path_factory):
     return folder
 
 
+def split(found):
+    """(examples with their problems, how many were passed over by reason)."""
+    found = list(found)
+    examples = [one for one in found if not isinstance(one, PassedOver)]
+    return examples, dict(Counter(one.reason for one in found if isinstance(one, PassedOver)))
+
+
 def responses(example):
     return [example.ids[a:b].tolist() for a, b in spans(example.learned)]
 
 
 def test_the_last_responses_of_successful_episodes_are_learned(run, made):
-    found = list(successes([run], CHAT, "", all_responses=False))
+    found, left_out = split(successes([run], CHAT, "", all_responses=False))
+    assert left_out == {"not_solved": 2}
     assert [name for _, name in found] == [episode.problem.name for episode in made[:3]]
     for (example, _), episode in zip(found, made, strict=False):
         assert example.ids.tolist() == list(episode.token_ids)
@@ -67,7 +77,8 @@ def test_the_last_responses_of_successful_episodes_are_learned(run, made):
 def test_all_responses_are_where_asked_for_and_an_evaluation_is_read_as_a_run(run, made, tmp_path):
     (tmp_path / "chunks").mkdir()
     write_episodes(tmp_path / "chunks" / "000000.jsonl.gz", made)
-    found = list(successes([tmp_path, episodes_path(run, 3)], CHAT, "", all_responses=True))
+    found, left_out = split(successes([tmp_path, episodes_path(run, 3)], CHAT, "", all_responses=True))
+    assert left_out == {"not_solved": 4}
     solved = [*made[:3], made[2]]
     assert [responses(e) for e, _ in found] == [[list(t.response_ids) for t in e.turns] for e in solved]
 
@@ -99,7 +110,8 @@ def test_paths_without_episodes_are_named(tmp_path):
 
 
 def test_a_failed_response_and_its_feedback_come_before_a_right_program(run, made, pool):
-    found = list(repairs([run], CHAT, SETTINGS, RightPrograms(pool, LIMITS), seed=0))
+    found, left_out = split(repairs([run], CHAT, SETTINGS, RightPrograms(pool, LIMITS), seed=0))
+    assert left_out == {"no_failure": 1}
     assert [name for _, name in found] == [episode.problem.name for episode in made[1:]]
     for (example, _), episode in zip(found, made[1:], strict=True):
         failed = dataclasses.replace(episode, turns=episode.turns[:1], end="")
@@ -107,6 +119,22 @@ def test_a_failed_response_and_its_feedback_come_before_a_right_program(run, mad
         assert example.ids[: len(prompt)].tolist() == prompt
         assert responses(example) == [CHAT.response(right(episode.problem))]
         assert example.ids[len(prompt) :].tolist() == CHAT.response(right(episode.problem))
+
+
+def test_failures_without_a_right_program_or_room_are_counted(run, made, pool, tmp_path):
+    problem = dataclasses.replace(made[3].problem, name="another", solutions=("print('?')",))
+    unsolvable = dataclasses.replace(made[3], problem=problem)
+    write_episodes(episodes_path(tmp_path, 0), [*made[:2], unsolvable])
+    lengths = [len(repair_prompt(dataclasses.replace(e, turns=e.turns[:1]), CHAT, SETTINGS)) for e in made[1:]]
+    right_programs = RightPrograms(pool, LIMITS)
+    for context, fitting in ((4000, 4), (min(lengths) + 1, lengths.count(min(lengths))), (min(lengths), 0)):
+        settings = dataclasses.replace(SETTINGS, context=context)
+        found, left_out = split(repairs([run, tmp_path], CHAT, settings, right_programs, seed=0))
+        again = int(context == 4000 or lengths[0] < context)  # made[1] is in both folders
+        expected = {"no_failure": 2, "no_program": 1, "no_room": 5 - fitting - again}
+        assert len(found) == fitting + again and left_out == {k: n for k, n in expected.items() if n}
+    with pytest.raises(ConfigError, match="nothing to learn from; left out: 2 epis.* 1 failures .* 5 failures that"):
+        collected(repairs([run, tmp_path], CHAT, settings, right_programs, seed=0), 4000)
 
 
 def test_which_right_program_depends_on_the_seed_alone_and_wrong_ones_never_come(made, pool, tmp_path):
@@ -181,9 +209,10 @@ def test_a_line_of_another_kind_is_named(tmp_path, row, fault):
 
 def test_what_is_too_long_is_left_out_and_told(tmp_path):
     path = write(tmp_path / "m.jsonl", {"messages": said("a", "b")}, {"messages": said("a" * 300, "b")})
-    told = []
-    kept = collected(messages([path], CHAT, "", all_responses=True), 64, told.append)
-    assert len(kept) == 1 and told[0].startswith("1 examples of more than 64 tokens")
-    with pytest.raises(ConfigError, match="nothing to learn from: all 2 are too long"):
-        collected(messages([path], CHAT, "", all_responses=True), 4, told.append)
+    kept = collected(messages([path], CHAT, "", all_responses=True), 64)
+    words = "1 examples longer than the longest of config.ppo.buckets"
+    assert str(kept) == f"1 examples about 1 problems, {len(kept.ids)} tokens; left out: {words}"
+    assert kept.tally.metrics("examples") == {"examples/used": 1.0, "examples/left_out/too_long": 1.0}
+    with pytest.raises(ConfigError, match="nothing to learn from; left out: 2 examples longer than"):
+        collected(messages([path], CHAT, "", all_responses=True), 4)
     assert np.array_equal(kept[0].ids, next(messages([path], CHAT, "", all_responses=True))[0].ids)
