@@ -28,7 +28,8 @@ from ml_collections import ConfigDict
 
 from rlef_jax import command_line
 from rlef_jax.config import SAVED_NAME
-from rlef_jax.dialog.chat import ChatFormat
+from rlef_jax.data.dialogues import CAREFUL
+from rlef_jax.dialog.chat import ChatFormat, SystemMessageError
 from rlef_jax.dialog.derive import note_lines
 from rlef_jax.errors import ConfigError
 from rlef_jax.model.lora import merged_on_host
@@ -133,6 +134,13 @@ class _Data:
 
 
 def _data_of_authors(config: ConfigDict, cfg: ModelConfig, chat: ChatFormat, authors: Authors) -> _Data:
+    try:
+        chat.first_prompt("", CAREFUL)
+    except SystemMessageError as error:
+        raise ConfigError(
+            'config.sft.source: "authors" write dialogues with a system message, which the chat template doesn\'t take:'
+            " set another source, or a template in config.model.chat that does"
+        ) from error
     rows, packing = config.sft.batch_rows, ppo_settings(config).packing
     probe = ReadingProbe(cfg, chat, config.seed + 1, authors.settings, packing, forward_settings(config))
     return _Data(authors.steps(rows), functools.partial(authors.batches, rows), probe)

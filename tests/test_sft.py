@@ -30,6 +30,7 @@ from rlef_jax.supervised.probe import ReadingProbe
 from rlef_jax.training.build import forward_settings, ppo_settings
 from rlef_jax.training.checkpoint import Checkpoints
 from rlef_jax.training.metrics_writer import read_metrics
+from tests.helpers.byte_bpe import TEMPLATES, write_tokenizer
 from tests.helpers.small_run import environment, group_members, wait_until_gone
 
 pytestmark = pytest.mark.long
@@ -78,6 +79,15 @@ def test_a_recipe_that_cannot_run_is_refused_in_a_line(tmp_path, overrides, mess
     with pytest.raises(ConfigError, match=message) as raised:
         sft.train(config, tmp_path / "run")
     assert len(str(raised.value).splitlines()) == 1 and not (tmp_path / "run").exists()
+
+
+def test_authors_need_a_chat_template_with_a_system_message(tmp_path):
+    template = TEMPLATES["chatml"].replace("in messages %}", "in messages if message['role'] != 'system' %}")
+    folder = write_tokenizer(tmp_path / "tokenizer", template)
+    config = config_lib.load("configs/tiny_sft.py", overrides=SMALL | {"model.tokenizer": str(folder)})
+    with pytest.raises(ConfigError, match='config.sft.source: "authors" write dialogues with a system message, which'):
+        sft.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_shipped_weights_are_the_recorded_ones(recipe):

@@ -12,7 +12,7 @@ import numpy as np
 
 from rlef_jax.data.dialogues import respond
 from rlef_jax.data.sources import Report
-from rlef_jax.dialog.chat import ChatFormat
+from rlef_jax.dialog.chat import ChatFormat, SystemMessageError
 from rlef_jax.dialog.same_format import check_same_format
 from rlef_jax.errors import ConfigError
 from rlef_jax.supervised.examples import Example, ExampleSet, last_response
@@ -128,7 +128,13 @@ def messages(paths: Sequence[Path], chat: ChatFormat, system_prompt: str, *, all
             where = f"config.sft.data: {path}, line {number}"
             if line.strip():
                 row = _object(line, where)
-                example = dialogue(_checked(row.get("messages"), where), chat, system_prompt)
+                turns = _checked(row.get("messages"), where)
+                try:
+                    example = dialogue(turns, chat, system_prompt)
+                except SystemMessageError as error:
+                    if turns[0][0] != "system":
+                        raise  # it is the configuration's
+                    raise ConfigError(f"{where}: its system message: {error.fault}") from error
                 if not all_responses:
                     example = dataclasses.replace(example, learned=last_response(example.learned))
                 problem = row.get("problem")
@@ -214,6 +220,8 @@ def _checked(turns: Any, where: str) -> list[tuple[str, str]]:
         role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
         if not isinstance(role, str) or not isinstance(content, str):
             raise ConfigError(f'{where}: message {number} must have a "role" and a "content", both texts')
+        if any("\ud800" <= letter <= "\udfff" for letter in content):
+            raise ConfigError(f"{where}: message {number} holds half a character (an escape from \\ud800 to \\udfff)")
         read.append((role, content))
     roles = [role for role, _ in read]
     spoken = roles[1:] if roles[0] == "system" else roles

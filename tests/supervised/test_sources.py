@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from rlef_jax.data import mini_contests
+from rlef_jax.dialog.chat import TINY, SystemMessageError
 from rlef_jax.dialog.load import load_chat
 from rlef_jax.errors import ConfigError
 from rlef_jax.sampling.request import SamplingConfig
@@ -199,12 +200,40 @@ def test_white_space_inside_of_texts_ends_no_line_and_no_problem_is_its_own(tmp_
         ({"messages": said("a", "b", roles=("assistant", "user"))}, "they are assistant, user"),
         ({"messages": said("a", "b", roles=("user", "tool"))}, "they are user, tool"),
         ({"messages": [{"role": "system", "content": "s"}]}, "they are system"),
+        ({"messages": said("a", "b\ud83d")}, "message 2 holds half a character"),
     ],
 )
 def test_a_line_of_another_kind_is_named(tmp_path, row, fault):
     path = write(tmp_path / "m.jsonl", {"messages": said("a", "b")}, row)
     with pytest.raises(ConfigError, match=rf"config.sft.data: {path}, line 2: .*{fault}|{path}, line 2: {fault}"):
         list(messages([path], CHAT, "", all_responses=True))
+
+
+def no_switches(system):
+    if system.endswith("/no_think"):
+        raise SystemMessageError("a template: it takes it for more than text")
+
+
+@pytest.mark.parametrize(
+    "chat, fault",
+    [
+        (dataclasses.replace(CHAT, style=dataclasses.replace(TINY, first_with_system=None)),
+         "the model's chat template takes no system message: leave it out, or let the first user message begin with"),
+        (dataclasses.replace(CHAT, check_system=no_switches), "a template: it takes it for more than text"),
+    ],
+)  # fmt: skip
+def test_a_system_message_that_the_template_does_not_take_is_named_where_it_is(tmp_path, chat, fault):
+    """In the file, or in the configuration for lines without one."""
+    system = [{"role": "system", "content": "Be brief. /no_think"}]
+    path = write(tmp_path / "m.jsonl", {"messages": said("a", "b")}, {"messages": system + said("a", "b")})
+    found = messages([path], chat, "", all_responses=True)
+    next(found)
+    with pytest.raises(ConfigError) as raised:
+        next(found)
+    assert str(raised.value).startswith(f"config.sft.data: {path}, line 2: its system message: {fault}")
+    with pytest.raises(ConfigError) as raised:
+        next(messages([path], chat, "Be careful. /no_think", all_responses=True))
+    assert str(raised.value).startswith(f"config.episode.system_prompt: {fault}")
 
 
 def test_what_is_too_long_is_left_out_and_told(tmp_path):
