@@ -38,7 +38,7 @@ from rlef_jax.training.build import (
 )
 from rlef_jax.training.metrics_writer import read_metrics
 from rlef_jax.training.rollout import collect
-from rlef_jax.training.workdir import CHECKPOINTS, saved_policy
+from rlef_jax.training.workdir import CHECKPOINTS, begun_as, saved_policy
 from rlef_jax.types import Episode, Problem, Status, TestCase, TestResult, Turn, Verdict
 
 __all__ = [
@@ -124,7 +124,7 @@ def load_policy(source: str | Path, *, checkpoint: str = "last", overrides: Mapp
 
     Args:
       source: the workdir of a run, a Hugging Face folder, a .gguf file, or `package:warm_start`.
-      checkpoint: of a run: "last", "best" (by validation) or an iteration.
+      checkpoint: of a run: "last", "best" (by validation) or an iteration (of fine-tuning: a step).
       overrides: config keys by their names, such as {"sampling.rows": 32}.
 
     Raises ConfigError where it can't be loaded, naming the file or the key.
@@ -145,7 +145,7 @@ def load_policy(source: str | Path, *, checkpoint: str = "last", overrides: Mapp
     cfg, chat, _ = describe_policy(config)
     sharding = SingleDeviceSharding(jax.devices()[0])
     abstract = abstract_params(cfg, config.model.param_dtype, sharding)
-    params = saved_policy(path, checkpoint, abstract, lambda: build_policy(config).params)
+    params = saved_policy(path, checkpoint, abstract, lambda: build_policy(begun_as(config, path)).params)
     return Policy(config, cfg, params, chat)
 
 

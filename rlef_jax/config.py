@@ -26,6 +26,7 @@ from rlef_jax.files import write_json
 from rlef_jax.paths import local_text
 
 SAVED_NAME = "config.json"
+COMMAND = "command"  # a key of that file alone
 # An empty tuple does not say what its elements are: texts of these keys, numbers of others.
 TEXT_TUPLES = ("data.exclude", "data.families", "model.lora_targets", "sft.data")
 # Keys that may hold a path: what has no slash in execution.python is a version; package:NAME ships with rlef_jax.
@@ -334,13 +335,14 @@ def _value_at(config: Any, key: str) -> Any:
     return config
 
 
-def save(config: ConfigDict, workdir: Path) -> None:
-    """Writes `workdir/config.json`, so that a run can be read without the file that launched it."""
-    write_json(workdir / SAVED_NAME, config.to_dict())
+def save(config: ConfigDict, workdir: Path, command: str = "") -> None:
+    """Writes `workdir/config.json`, so that a run can be read without the file that launched it; and in it, where that
+    is known, the command that makes the run."""
+    write_json(workdir / SAVED_NAME, ({COMMAND: command} if command else {}) | config.to_dict())
 
 
 def read_saved(workdir: Path) -> dict[str, Any]:
-    """{dotted key: value} as `save` wrote them, by the names of today, lists for tuples.
+    """{dotted key: value} as `save` wrote them, by the names of today, lists for tuples; and the command as `COMMAND`.
 
     Raises ConfigError where there is no run, or its file can't be read.
     """
@@ -351,6 +353,8 @@ def read_saved(workdir: Path) -> dict[str, Any]:
         saved = dict(_leaves(json.loads(path.read_text(encoding="utf-8"))))
     except (ValueError, AttributeError) as error:
         raise ConfigError(f"{path} is not what a run wrote: {error}") from error
+    if "seed" not in saved:  # a model's folder has such a file too
+        raise ConfigError(f"{path} is not what a run wrote: it has no seed")
     return {RENAMED.get(key, key): _value_of_today(key, value) for key, value in saved.items()}
 
 

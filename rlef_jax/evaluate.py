@@ -54,12 +54,13 @@ def parser() -> arguments.Parser:
     """The command line."""
     p = arguments.Parser(prog="python -m rlef_jax.evaluate", description=__doc__)
     policy_source = p.add_mutually_exclusive_group()
-    policy_source.add_argument("--workdir", type=arguments.path, help="a run of rlef_jax.train")
+    policy_source.add_argument("--workdir", type=arguments.path, help="a run of rlef_jax.train or rlef_jax.sft")
     policy_source.add_argument("--config", help="a configuration; its model.init are the weights")
-    p.add_argument("--checkpoint", default="last", help="with --workdir: best (by validation), last, or its iteration")
+    p.add_argument("--checkpoint", default="last", help="with --workdir: best (by validation), last, or its iteration"
+                   " (of rlef_jax.sft: its step)")  # fmt: skip
     p.add_argument("--warm-start", action="store_true", help="evaluate the weights that the run started from")
-    p.add_argument("--repairer", type=arguments.path, metavar="WORKDIR", help="a run whose policy makes all responses"
-                   " but the first (docs/evaluation.md)")  # fmt: skip
+    p.add_argument("--repairer", type=arguments.path, metavar="WORKDIR", help="another such run, whose policy makes"
+                   " all responses but the first (docs/evaluation.md)")  # fmt: skip
     p.add_argument("--repairer-checkpoint", default="last", help="as --checkpoint (default: last)")
     p.add_argument(
         "--judge-only", type=arguments.path, metavar="FILE", help="score the responses in FILE (docs/evaluation.md)"
@@ -129,7 +130,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
             config, name, problems, args.judge_only, args.turns, args.out, args.chunk, extra_settings, without_tests
         )
     else:
-        shots = few_shot.choose(args.few_shot, args.shots, problems) if args.few_shot is not None else []
+        shots = None if args.few_shot is None else few_shot.choose(args.few_shot, args.shots, problems)
         rollouts = job.sampled(
             config, name, problems, workdir=args.workdir, checkpoint=None if args.warm_start else args.checkpoint,
             rollouts=rollouts_for(args.samples, args.turns), feedback=args.feedback, shots=shots, out=args.out,

@@ -1,10 +1,11 @@
 """Writes a Hugging Face folder: python -m rlef_jax.export --output=FOLDER --workdir=runs/x | --init=WEIGHTS
 
-From a run (`--workdir`) the policy of a checkpoint, or from a folder or GGUF file (`--init`) what it holds. The result,
-config.json, safetensors, the tokenizer's files, generation_config.json and a model card, is what `transformers` loads.
+From a run of rlef_jax.train or rlef_jax.sft (`--workdir`) the policy of a checkpoint, or from a folder or GGUF file
+(`--init`) what it holds. The result, config.json, safetensors, the tokenizer's files, generation_config.json and a
+model card, is what `transformers` loads.
 Tensors keep the dtype that they had where the run started (--dtype=same): one that nothing changed has the same bytes.
 Of a run that trains adapters (config.model.lora_rank) the result is a model with the adapters in its weights; with
---adapters it is a folder of the adapters alone, which `peft` loads.
+--adapters it is a folder of the adapters alone, which `peft` loads, and with --base what they belong beside.
 With --push=OWNER/NAME the folder then goes to the Hub.
 """
 
@@ -33,8 +34,9 @@ from rlef_jax.dialog.load import GENERATION, gguf_template, load_chat
 from rlef_jax.errors import ConfigError
 from rlef_jax.files import write_text
 from rlef_jax.model.gguf_file import open_gguf
-from rlef_jax.model.hf_export import SHARD_BYTES, base_model_of, license_of, tensor_reader, write_model
+from rlef_jax.model.hf_export import SHARD_BYTES, base_model_of, is_hub_name, license_of, tensor_reader, write_model
 from rlef_jax.model.hub import HubRepository
+from rlef_jax.model.lora import split
 from rlef_jax.model.parameters import abstract_params
 from rlef_jax.model.peft_folder import write_adapters
 from rlef_jax.model.pretrained import check_tensors, open_weights
@@ -42,7 +44,7 @@ from rlef_jax.model.weights import resolve
 from rlef_jax.paths import local_text
 from rlef_jax.training.build import build_policy, describe_policy, with_model_shape
 from rlef_jax.training.evaluator import scored_version
-from rlef_jax.training.workdir import find_checkpoint, is_fine_tuned, saved_policy
+from rlef_jax.training.workdir import SFT, command_of, find_checkpoint, saved_policy
 
 _DTYPES = {"same": "", "float32": "F32", "bfloat16": "BF16"}
 _TOKENIZER_FILES = (
@@ -63,30 +65,36 @@ def export_run(
     name: str = "",
     base_model: str = "",
     adapters: bool = False,
+    base: bool = False,
 ) -> None:
-    """Writes the policy of a checkpoint: "best", "last" or an iteration.
+    """Writes the policy of a checkpoint: "best", "last" or an iteration (of fine-tuning: a step).
 
     Args: shard_bytes: of one safetensors file at most. name, base_model: for the model card, OWNER/NAME; "" is the
-    folder's name, and what the weights' files say. adapters: these alone, float32, as PEFT has them.
+    folder's name, and what the weights' files say. adapters: these alone, float32, as PEFT has them. base: the weights
+    that a run's adapters are trained beside, alone, whatever the checkpoint.
 
     Raises ConfigError where there is no such checkpoint, or it can't be written as the folder; then `output` is as it
     was.
     """
     config = with_model_shape(config_lib.load_saved(workdir))
     cfg, chat, weights = describe_policy(config)
-    if adapters and cfg.lora is None:
-        raise ConfigError(f"--adapters: {workdir} trains all weights (config.model.lora_rank=0): leave it out")
-    sharding = SingleDeviceSharding(jax.devices()[0])
-    abstract = abstract_params(cfg, config.model.param_dtype, sharding)
-    iteration = find_checkpoint(workdir, checkpoint)
-    params = saved_policy(workdir, checkpoint, abstract, lambda: build_policy(config).params)
-    read, init = tensor_reader(params, cfg), config.model.init
-    kind, origin = _DTYPES[dtype], f"{workdir}, {checkpoint}"
+    if (adapters or base) and cfg.lora is None:
+        flag = "--adapters" if adapters else "--base"
+        raise ConfigError(f"{flag}: {workdir} trains all weights (config.model.lora_rank=0): leave it out")
+    init, run = config.model.init, None
+    if base:
+        first = build_policy(config).params
+        cfg, params = cfg.base, {**first, "layers": split(first["layers"])[0]}
+    else:
+        sharding = SingleDeviceSharding(jax.devices()[0])
+        abstract = abstract_params(cfg, config.model.param_dtype, sharding)
+        run = _facts(workdir, config, find_checkpoint(workdir, checkpoint))
+        params = saved_policy(workdir, checkpoint, abstract, lambda: build_policy(config).params)
+    read, kind, origin = tensor_reader(params, cfg), _DTYPES[dtype], f"{workdir}, {'base' if base else checkpoint}"
     with _emptied_after_errors(output):
         _write_tokenizer(output, config.model.tokenizer, chat, generation_of=init)
         if config.model.chat:  # the run's template, not the original's; transformers takes this file first
             shutil.copyfile(config.model.chat, output / "chat_template.jinja")
-        run = _facts(workdir, config, iteration)
         _write_card(output, init, name, base_model, run, adapters=adapters)
         if adapters:
             write_adapters(output, params, cfg, base_model or _base_of(init))
@@ -155,8 +163,9 @@ def _write_tokenizer(output: Path, tokenizer: str, chat: ChatFormat, generation_
 
 
 def _base_of(init: str) -> str:
-    """What adapters beside these weights are adapters of: OWNER/NAME where the files say so, or where they lie."""
-    return (base_model_of(Path(init)) if Path(init).is_dir() else "") or init
+    """What `peft` loads adapters beside: OWNER/NAME where the weights' files say so, or the folder where they lie; ""
+    for what it couldn't load, another sort of file or random weights."""
+    return (base_model_of(Path(init)) or init) if init and Path(init).is_dir() else ""
 
 
 def _write_card(
@@ -180,7 +189,7 @@ def _facts(workdir: Path, config: config_lib.ConfigDict, iteration: int) -> RunF
         scored=None if version is None else version // config.ppo.updates,
         table=summary_table(read_summary(workdir)) if (workdir / FILE_NAME).is_file() else "",
         config=config_lib.flat(config),
-        fine_tuned=is_fine_tuned(workdir, iteration),
+        fine_tuned=command_of(workdir) == SFT,
     )
 
 
@@ -204,15 +213,18 @@ def main() -> None:
     """Prints where the folder lies, and where it was pushed to."""
     parser = arguments.Parser(description=__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--workdir", type=arguments.path, help="a run of rlef_jax.train")
+    source.add_argument("--workdir", type=arguments.path, help="a run of rlef_jax.train or rlef_jax.sft")
     source.add_argument("--init", help="a Hugging Face folder or a .gguf file")
     parser.add_argument(
         "--output", type=arguments.path, required=True, help="a folder that isn't there yet, or is empty"
     )
-    parser.add_argument("--checkpoint", default="last", help="of a run: best (by validation), last, or its iteration")
-    parser.add_argument(
+    parser.add_argument("--checkpoint", default="last", help="of a run: best (by validation), last, or its iteration"
+                        " (of rlef_jax.sft: its step)")  # fmt: skip
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument(
         "--adapters", action="store_true", help="of a run that trains adapters: these alone, as peft has them"
     )
+    part.add_argument("--base", action="store_true", help="of such a run: the weights beside them alone")
     parser.add_argument("--dtype", choices=tuple(_DTYPES), default="same", help="of the tensors")
     parser.add_argument("--shard-size", type=_size, default=SHARD_BYTES, help="of one safetensors file (5GB)")
     parser.add_argument("--base-model", default="", help="OWNER/NAME of the model that it was made from, for the card")
@@ -221,13 +233,16 @@ def main() -> None:
     logging.set_verbosity(logging.FATAL)  # or Orbax talks of every folder that it looks at
     with errors_as_lines():
         args = parser.parse_args()
+        if args.base_model and not is_hub_name(args.base_model):
+            raise ConfigError(f"--base-model: {args.base_model!r} is no OWNER/NAME of a model on the Hub: leave it out")
         hub = HubRepository(args.push, public=args.public) if args.push is not None else None
         common = {"dtype": args.dtype, "shard_bytes": args.shard_size, "base_model": args.base_model}
         common["name"] = args.push or ""
         if args.workdir is not None:
-            export_run(args.workdir, args.output, checkpoint=args.checkpoint, adapters=args.adapters, **common)
-        elif args.adapters:
-            raise ConfigError("--adapters: only a run (--workdir) has some")
+            parts = {"adapters": args.adapters, "base": args.base}
+            export_run(args.workdir, args.output, checkpoint=args.checkpoint, **parts, **common)
+        elif args.adapters or args.base:
+            raise ConfigError(f"--{'adapters' if args.adapters else 'base'}: only a run (--workdir) has some")
         else:
             export_weights(local_text(args.init, "--init"), args.output, **common)
         print(args.output)

@@ -19,7 +19,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -28,7 +28,8 @@ from ml_collections import ConfigDict
 
 from rlef_jax import command_line
 from rlef_jax.config import SAVED_NAME
-from rlef_jax.dialog.chat import ChatFormat
+from rlef_jax.data.dialogues import CAREFUL
+from rlef_jax.dialog.chat import ChatFormat, SystemMessageError
 from rlef_jax.dialog.derive import note_lines
 from rlef_jax.errors import ConfigError
 from rlef_jax.model.lora import merged_on_host
@@ -56,11 +57,11 @@ from rlef_jax.training.build import (
     rollout_settings,
     with_model_shape,
 )
-from rlef_jax.training.checkpoint import Checkpoints, content_hash
+from rlef_jax.training.checkpoint import Checkpoints
 from rlef_jax.training.interrupt import StopRequest
 from rlef_jax.training.metrics_writer import MetricsWriter
 from rlef_jax.training.processes import add_job_arguments, broadcast_from_first, is_first, join_named, on_host
-from rlef_jax.training.workdir import CHECKPOINTS, open_workdir
+from rlef_jax.training.workdir import CHECKPOINTS, SFT, open_workdir, reference_hash
 
 _EXAMPLES = "examples.npz"
 
@@ -79,14 +80,14 @@ def train(config: ConfigDict, workdir: Path) -> None:
         display = stack.enter_context(ProgressDisplay(stream=log))
         begun = (workdir / SAVED_NAME).exists()
         if begun:
-            broadcast_from_first(lambda: open_workdir(workdir, config, resume=True))
+            broadcast_from_first(lambda: open_workdir(workdir, config, SFT, resume=True))
         if authors is not None:
             data = _data_of_authors(config, cfg, chat, authors)
         else:
             examples = _examples(config, chat, workdir, display)
             data = _data_of_examples(config, cfg, examples, display.message)
         if not begun:  # a recipe that can't run leaves no folder behind
-            broadcast_from_first(lambda: open_workdir(workdir, config, resume=True))
+            broadcast_from_first(lambda: open_workdir(workdir, config, SFT, resume=True))
         if authors is None and is_first() and not (workdir / _EXAMPLES).exists():
             examples.save(workdir / _EXAMPLES)
         learner = build_supervised_learner(config, cfg, data.steps)
@@ -98,9 +99,12 @@ def train(config: ConfigDict, workdir: Path) -> None:
         stack.enter_context(checkpoints.last_good_in_errors())
         stop = stack.enter_context(StopRequest())
         fresh = learner.init(jax.random.PRNGKey(config.seed), first)
-        reference = content_hash(first)
+        reference = reference_hash(first)
         del first
-        state, progress = resumed(checkpoints, fresh, reference, display.message)
+        state, progress = resumed(
+            workdir, checkpoints, fresh, reference,
+            checkpoint_every=config.sft.checkpoint_every, tell=display.message,
+        )  # fmt: skip
         writer = None
         if is_first():
             writer = stack.enter_context(MetricsWriter(workdir, start_step=progress.place.step + 1))
@@ -108,7 +112,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
         stack.callback(batches.close)
         run = Run(
             learner, ppo_settings(config).packing, config.sft.steps or data.steps, config.sft.log_every,
-            config.sft.checkpoint_every, data.probe, checkpoints, writer, display, stop,
+            config.sft.checkpoint_every, data.probe, data.about, checkpoints, writer, display, stop,
         )  # fmt: skip
         state, _ = run.train(state, progress, batches)
         policy = on_host(state.params["policy"])
@@ -120,14 +124,23 @@ def train(config: ConfigDict, workdir: Path) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Data:
-    """What is trained on: the steps that it gives, its batches from a place on, and what is measured."""
+    """What is trained on: the steps that it gives, its batches from a place on, what is measured, and metrics that say
+    what was used and left out."""
 
     steps: int
     batches: Callable[[Place], Generator[tuple[Place, list[Example]]]]
     probe: Callable[[Params], dict[str, float]]
+    about: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def _data_of_authors(config: ConfigDict, cfg: ModelConfig, chat: ChatFormat, authors: Authors) -> _Data:
+    try:
+        chat.first_prompt("", CAREFUL)
+    except SystemMessageError as error:
+        raise ConfigError(
+            'config.sft.source: "authors" write dialogues with a system message, which the chat template doesn\'t take:'
+            " set another source, or a template in config.model.chat that does"
+        ) from error
     rows, packing = config.sft.batch_rows, ppo_settings(config).packing
     probe = ReadingProbe(cfg, chat, config.seed + 1, authors.settings, packing, forward_settings(config))
     return _Data(authors.steps(rows), functools.partial(authors.batches, rows), probe)
@@ -151,7 +164,7 @@ def _data_of_examples(config: ConfigDict, cfg: ModelConfig, examples: ExampleSet
     def batches(start: Place) -> Generator[tuple[Place, list[Example]]]:
         return learned.batches(s.batch_rows, s.epochs, config.seed, start)
 
-    return _Data(steps, batches, probe)
+    return _Data(steps, batches, probe, examples.tally.metrics("examples"))
 
 
 def _authors(config: ConfigDict) -> Authors:
@@ -189,14 +202,17 @@ def _examples(config: ConfigDict, chat: ChatFormat, workdir: Path, display: Prog
 
     def make() -> ExampleSet:
         if kept.exists():
-            display.message(f"examples of {kept}")
-            return ExampleSet.load(kept)
-        return sources.collected(_named(config, chat, display.stage), max(config.ppo.buckets), display.message)
+            examples = ExampleSet.load(kept)
+            display.message(f"of {kept}: {examples}")
+        else:
+            examples = sources.collected(_found(config, chat, display.stage), max(config.ppo.buckets))
+            display.message(str(examples))
+        return examples
 
     return broadcast_from_first(make)
 
 
-def _named(config: ConfigDict, chat: ChatFormat, report: sources.Report) -> Iterator[sources.Named]:
+def _found(config: ConfigDict, chat: ChatFormat, report: sources.Report) -> Iterator[sources.Found]:
     s, paths = config.sft, [Path(path) for path in config.sft.data]
     every = s.learned == "all"
     if s.source == "episodes":

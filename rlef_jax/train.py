@@ -51,7 +51,7 @@ from rlef_jax.training.build import (
     rollout_settings,
     with_model_shape,
 )
-from rlef_jax.training.checkpoint import Checkpoints, content_hash
+from rlef_jax.training.checkpoint import Checkpoints
 from rlef_jax.training.evaluator import Evaluator, SplitProblems
 from rlef_jax.training.failures import FailedResponses
 from rlef_jax.training.inputs import Inputs, agreed, check_inputs, identities
@@ -68,7 +68,16 @@ from rlef_jax.training.processes import (
 )
 from rlef_jax.training.random_feedback import check_donors
 from rlef_jax.training.run import Run
-from rlef_jax.training.workdir import CHECKPOINTS, Progress, drop_scores, has_results, open_workdir, resume
+from rlef_jax.training.workdir import (
+    CHECKPOINTS,
+    TRAIN,
+    Progress,
+    drop_scores,
+    has_results,
+    open_workdir,
+    reference_hash,
+    resume,
+)
 
 
 def train(
@@ -98,7 +107,7 @@ def train(
         pool = stack.enter_context(build_pool(config.execution)) if judge is None else judge
         log = None if is_first() else stack.enter_context(open(os.devnull, "w"))
         display = stack.enter_context(ProgressDisplay(stream=log))
-        broadcast_from_first(lambda: open_workdir(workdir, config, resume=go_on))
+        broadcast_from_first(lambda: open_workdir(workdir, config, TRAIN, resume=go_on))
         trained = [] if failures else [d.train_split]
         splits = list(dict.fromkeys([*trained, *filter(None, evaluated.values())]))
         source = fit(source, splits, first_prompt_of(config, chat), tell=display.message, report=display.stage)
@@ -117,7 +126,7 @@ def train(
         state, progress = resume(
             workdir, checkpoints,
             fresh=learner.init(jax.random.PRNGKey(config.seed), first),
-            start=Progress(iteration=0, reference=content_hash(first)),
+            start=Progress(iteration=0, reference=reference_hash(first)),
             checkpoint_every=config.train.checkpoint_every, tell=display.message, accept=anyway,
         )  # fmt: skip
         feed = ProblemFeed(failures or TrainingProblems(source), last=config.train.iterations - 1)

@@ -1,5 +1,6 @@
 """The whole command with the tiny model: killed and started again, chunks of any size, function problems, feedback."""
 
+import importlib
 import json
 import signal
 import subprocess
@@ -99,3 +100,13 @@ def test_random_feedback_of_one_problem_is_refused_before_anything_is_loaded(tmp
         evaluate(parsed([*built, "--feedback=random", f"--out={tmp_path / 'out'}"]))
     with pytest.raises(ConfigError, match=r"model\.init: no file nowhere\.npz"):
         evaluate(parsed([*built, f"--out={tmp_path / 'out'}"]))
+
+
+@pytest.mark.parametrize("command", ["evaluate", "export"])
+def test_the_help_speaks_of_both_commands_that_make_runs(command, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [command, "--help"])
+    with pytest.raises(SystemExit):
+        importlib.import_module(f"rlef_jax.{command}").main()
+    text = " ".join(capsys.readouterr().out.split())
+    assert "a run of rlef_jax.train or rlef_jax.sft" in text
+    assert "best (by validation), last, or its iteration (of rlef_jax.sft: its step)" in text

@@ -22,6 +22,7 @@ from rlef_jax.model.gguf_file import GGUFFile
 from rlef_jax.model.hf_export import tensor_reader, write_model
 from rlef_jax.model.pretrained import HFFolder, load_pretrained
 from rlef_jax.model.safetensors_file import write_safetensors
+from rlef_jax.model.weights import load_params, resolve
 from rlef_jax.training.build import build_policy, with_model_shape
 from rlef_jax.training.checkpoint import Checkpoints
 from tests.helpers.byte_bpe import TEMPLATES, write_tokenizer
@@ -141,6 +142,55 @@ def test_the_card_says_what_the_run_was_and_scored(tmp_path, quick_compilation):
         assert summary_table(summary) in card and front_matter(card)["base_model"] == "me/other"
         assert ("Scores after RLEF are those of iteration 2, not of this policy." in card) is other
         assert f"\n# {checkpoint}\n" in card
+
+
+LORA = {"model.lora_rank": 2, "model.lora_targets": ("down_proj",)}
+
+
+def test_the_card_of_adapters_says_how_to_get_a_base_that_is_not_on_the_hub(
+    tmp_path, quick_compilation, monkeypatch, capsys
+):
+    workdir = a_run(tmp_path / "run", "package:warm_start", **LORA)  # an .npz file
+    export_run(workdir, tmp_path / "adapters", adapters=True)
+    card = (tmp_path / "adapters" / "README.md").read_text()
+    assert front_matter(card) == {
+        "library_name": "peft", "pipeline_tag": "text-generation", "tags": ["code", "rlef", "reinforcement-learning",
+                                                                            "rlef_jax"],
+    }  # fmt: skip
+    assert json.loads((tmp_path / "adapters" / "adapter_config.json").read_text())["base_model_name_or_path"] is None
+    assert "beside, `package:warm_start`, aren't taken from the Hugging Face Hub." in card
+    assert "\nfrom peft import PeftModel\n" in card and 'PeftModel.from_pretrained(base, "adapters")' in card
+    [line] = [line for line in card.splitlines() if line.startswith("python -m rlef_jax.export")]
+    command = line.replace("RUN", str(workdir)).replace("=base", f"={tmp_path / 'base'}").split()[2:]
+    monkeypatch.setattr("sys.argv", command)
+    export.main()
+    base, cfg = HFFolder(tmp_path / "base"), build_policy(config_lib.load("configs/tiny.py")).cfg
+    warm_start = load_params(resolve("package:warm_start", ".npz", "model.init"), cfg)
+    jax.tree.map(np.testing.assert_array_equal, load_pretrained(base, base.cfg), warm_start)
+    card = (tmp_path / "base" / "README.md").read_text()
+    assert "The weights of package:warm_start, converted by rlef_jax. Nothing was trained." in card
+    monkeypatch.setattr("sys.argv", [*command, "--base-model=runs/x/policy.npz"])
+    with pytest.raises(SystemExit):
+        export.main()
+    assert "--base-model: 'runs/x/policy.npz' is no OWNER/NAME of a model on the Hub" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["someone/Small-1B", ""])
+def test_adapters_of_a_folder_name_it_and_the_hubs_model_alone_is_in_the_cards_metadata(tmp_path, name):
+    source = write_folder(tmp_path / "source", cases.LLAMA | {"vocab_size": 640, "_name_or_path": name})
+    write_tokenizer(source, TEMPLATES["chatml"])
+    export_run(a_run(tmp_path / "run", source, **LORA), tmp_path / "out", adapters=True)
+    card = (tmp_path / "out" / "README.md").read_text()
+    named = json.loads((tmp_path / "out" / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert (named, front_matter(card).get("base_model", "")) == (name or str(source), name)
+    assert ("## The base" in card) is ("PeftModel" in card) is (not name)
+
+
+@pytest.mark.parametrize("flag", ["adapters", "base"])
+def test_a_run_of_all_weights_has_no_adapters(tmp_path, flag):
+    workdir = a_run(tmp_path / "run", "package:warm_start")
+    with pytest.raises(ConfigError, match=rf"--{flag}: .* trains all weights \(config.model.lora_rank=0\): leave it"):
+        export_run(workdir, tmp_path / "out", **{flag: True})
 
 
 def test_an_export_that_fails_leaves_nothing(tmp_path, monkeypatch):

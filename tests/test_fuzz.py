@@ -32,7 +32,7 @@ from rlef_jax.training.build import ppo_settings, rollout_settings
 from rlef_jax.training.checkpoint import Checkpoints
 from rlef_jax.training.episode_io import episodes_path, read_episodes, write_episodes
 from rlef_jax.training.metrics_writer import MetricsWriter, read_metrics
-from rlef_jax.training.workdir import CHECKPOINTS, Progress, items_of, open_workdir, resume
+from rlef_jax.training.workdir import CHECKPOINTS, TRAIN, Progress, items_of, open_workdir, resume
 from rlef_jax.types import Episode, Problem, Status, TestCase, TestResult, Turn, Verdict
 from tests.helpers.examples import examples
 from tests.helpers.tiny_tokenizer import tiny_tokenizer
@@ -177,7 +177,7 @@ def damaged(data: bytes, kind: str, at: int, byte: int) -> bytes | None:
 def good_run(tmp_path_factory):
     """The files of a run, small, and in a folder of their own."""
     folder = tmp_path_factory.mktemp("good")
-    open_workdir(folder, config_lib.load(TINY), resume=True)
+    open_workdir(folder, config_lib.load(TINY), TRAIN, resume=True)
     with MetricsWriter(folder) as writer:
         writer.write(0, {"solved": 0.5})
     write_episodes(episodes_path(folder, 0), [EPISODE, dataclasses.replace(EPISODE, index=1)])

@@ -4,6 +4,8 @@ import contextlib
 import hashlib
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 
 from rlef_jax import config as config_lib
-from rlef_jax import sft
+from rlef_jax import sft, train
 from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.dialog.tokenizer import Tokenizer
 from rlef_jax.errors import ConfigError, RunError, StoppedError
@@ -28,6 +30,7 @@ from rlef_jax.supervised.probe import ReadingProbe
 from rlef_jax.training.build import forward_settings, ppo_settings
 from rlef_jax.training.checkpoint import Checkpoints
 from rlef_jax.training.metrics_writer import read_metrics
+from tests.helpers.byte_bpe import TEMPLATES, write_tokenizer
 from tests.helpers.small_run import environment, group_members, wait_until_gone
 
 pytestmark = pytest.mark.long
@@ -76,6 +79,15 @@ def test_a_recipe_that_cannot_run_is_refused_in_a_line(tmp_path, overrides, mess
     with pytest.raises(ConfigError, match=message) as raised:
         sft.train(config, tmp_path / "run")
     assert len(str(raised.value).splitlines()) == 1 and not (tmp_path / "run").exists()
+
+
+def test_authors_need_a_chat_template_with_a_system_message(tmp_path):
+    template = TEMPLATES["chatml"].replace("in messages %}", "in messages if message['role'] != 'system' %}")
+    folder = write_tokenizer(tmp_path / "tokenizer", template)
+    config = config_lib.load("configs/tiny_sft.py", overrides=SMALL | {"model.tokenizer": str(folder)})
+    with pytest.raises(ConfigError, match='config.sft.source: "authors" write dialogues with a system message, which'):
+        sft.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_shipped_weights_are_the_recorded_ones(recipe):
@@ -175,6 +187,42 @@ def test_a_run_that_goes_on_ends_as_one_that_never_stopped(tmp_path, monkeypatch
         sft.train(other, parts)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("quick_compilation", "abandoned_reads")
+def test_a_damaged_checkpoint_is_moved_aside_and_the_one_before_is_used(tmp_path, monkeypatch, capsys):
+    """As by rlef_jax.train. Where none can be read it never starts afresh in silence."""
+
+    def given(_, batch, start):
+        yield from ((Place(step, 0, step), ONES) for step in range(start.step + 1, 5))
+
+    without_a_probe(monkeypatch)
+    monkeypatch.setattr(Authors, "batches", given)
+    values = SMALL | {"sft.batch_rows": 64, "sft.checkpoint_every": 2, "sft.steps": 4}
+    config = config_lib.load("configs/tiny_sft.py", overrides=values)
+    sft.train(config, tmp_path / "whole")
+    folder = shutil.copytree(tmp_path / "whole", tmp_path / "damaged")
+    damage(folder, 4)
+    sft.train(config, folder)
+    out = capsys.readouterr().out
+    assert "checkpoint 4" in out and "is damaged" in out and "trying the one before it" in out
+    assert "going on from step 2" in out and (folder / "damaged_checkpoints" / "4").is_dir()
+    assert_same(tmp_path / "whole", folder, [1, 2, 3, 4])
+    for step in (2, 4):
+        damage(folder, step)
+    with pytest.raises(RunError, match="records of 4 steps and no checkpoint that can be read; start again with anoth"):
+        sft.train(config, folder)
+    with pytest.raises(ConfigError, match="holds a run of rlef_jax.sft, and this is rlef_jax.train: give it another"):
+        train.train(config_lib.load("configs/tiny.py"), folder)
+    with pytest.raises(ConfigError, match=r"--checkpoint=best: .* \(config.sft.valid_share\)"):
+        export_run(tmp_path / "whole", tmp_path / "exported", checkpoint="best")
+
+
+def damage(folder, step):
+    for path in (folder / "checkpoints" / str(step) / "policy").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
 def assert_same(one, other, steps):
     for folder in (one, other):
         assert [record["step"] for record in read_metrics(folder)] == steps
@@ -217,7 +265,9 @@ def test_messages_are_learned_and_the_run_is_evaluated_as_any_other(tmp_path, ca
     """Stopped at a number of steps and gone on with, though its file has gone meanwhile."""
     path = tmp_path / "dialogues.jsonl"
     spoken = [{"role": "user", "content": "Say it."}, {"role": "assistant", "content": "print('it')"}]
-    path.write_text("".join(json.dumps({"messages": spoken, "problem": str(n)}) + "\n" for n in range(12)))
+    longer = [*spoken, {"role": "user", "content": "Say it. " * 200}, spoken[1]]
+    path.write_text("".join(json.dumps({"messages": spoken, "problem": str(n)}) + "\n" for n in range(12))
+                    + json.dumps({"messages": longer}))  # fmt: skip
 
     def run(name, steps=0):
         values = FROM_FILE | {"sft.data": (str(path),), "sft.steps": steps}
@@ -243,13 +293,19 @@ def test_messages_are_learned_and_the_run_is_evaluated_as_any_other(tmp_path, ca
     assert len(rows) == 8 and rows[-1]["loss"] < rows[0]["loss"]
     assert rows[1]["valid/loss"] > rows[-1]["valid/loss"] and rows[-1]["valid/exact"] in (0.0, 100.0)
     assert_same_weights(tmp_path / "whole", tmp_path / "parts")
+    for name in ("whole", "parts"):
+        first, *others = read_metrics(tmp_path / name)
+        assert first["examples/used"] == 12 and first["examples/left_out/too_long"] == 1
+        assert not any("examples" in key for row in others for key in row)
     asked = [f"--workdir={tmp_path / 'whole'}", "--split=valid", "--problems=2", "--turns=1", "--samples=1",
              f"--out={tmp_path / 'out'}", "--checkpoint=best"]  # fmt: skip
     assert evaluate(parsed(asked))["problems"] == 2
     export_run(tmp_path / "whole", tmp_path / "exported", checkpoint="8")
     card = (tmp_path / "exported" / "README.md").read_text()
     assert "fine-tuned by rlef_jax" in card and "after step 8." in card and "reinforcement" not in card
-    assert "12 examples about 12 problems" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    told = r"12 examples about 12 problems, \d+ tokens; left out: 1 examples longer than the longest of config"
+    assert len(re.findall(told, out)) == 5 and len(re.findall(f"of {kept}: {told}", out)) == 1  # once in each start
 
 
 @pytest.mark.usefixtures("quick_compilation")

@@ -76,6 +76,10 @@ def test_a_checkpoint_is_evaluated(runs, tmp_path):
     of_merged = evaluate(parsed([*plain, *asked, f"--out={tmp_path / 'merged'}"]))
     assert of_run["rollouts"] == of_merged["rollouts"] == 2
     assert of_run["evaluation"]["weights"] != of_merged["evaluation"]["weights"]
+    # Of another seed are the tokens that are drawn, not the base, nor the adapters that were trained beside it.
+    elsewhere = [f"--workdir={runs[0]}", *asked[:-1], "--config.seed=7", f"--out={tmp_path / 'seed'}"]
+    of_seed = evaluate(parsed([*elsewhere, f"--repairer={runs[1]}"]))["evaluation"]
+    assert (of_seed["seed"], of_seed["weights"]) == (7, of_run["evaluation"]["weights"]) == (7, of_seed["repairer"])
     assert {k: v for k, v in of_run.items() if k not in ("folder", "evaluation")} == {
         k: v for k, v in of_merged.items() if k not in ("folder", "evaluation")
     }
@@ -87,12 +91,17 @@ def test_adapters_are_exported_alone_and_merged(runs, tmp_path):
     assert {CONFIG, TENSORS, "README.md", "tokenizer.model"} <= {path.name for path in (tmp_path / "peft").iterdir()}
     assert not list((tmp_path / "peft").glob("model*.safetensors"))
     assert json.loads((tmp_path / "peft" / CONFIG).read_text())["target_modules"] == ["q_proj", "o_proj", "down_proj"]
-    assert "library_name: peft" in (tmp_path / "peft" / "README.md").read_text()
+    card = (tmp_path / "peft" / "README.md").read_text()
+    assert "library_name: peft" in card and "beside, which were drawn at random, aren't taken from" in card
     for name, array in read_adapters(tmp_path / "peft", cfg).items():
         np.testing.assert_array_equal(array, last["layers"][name])
     export_run(runs[0], tmp_path / "merged")
     found = load_pretrained(folder := HFFolder(tmp_path / "merged"), folder.cfg)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, merge(last, cfg.lora))
+    export_run(runs[0], tmp_path / "base", base=True)
+    found = load_pretrained(folder := HFFolder(tmp_path / "base"), folder.cfg)
+    jax.tree.map(np.testing.assert_array_equal, found, {**last, "layers": split(last["layers"])[0]})
+    assert "Random weights, converted by rlef_jax." in (tmp_path / "base" / "README.md").read_text()
     # Another run may begin with them: its reference has them too.
     config = config_lib.load("configs/tiny.py", overrides=LORA | {"model.lora_init": str(tmp_path / "peft")})
     jax.tree.map(np.testing.assert_array_equal, build_policy(config).params, last)

@@ -11,6 +11,7 @@ import pytest
 from rlef_jax.errors import ConfigError
 from rlef_jax.evaluate import evaluate, parsed
 from rlef_jax.training.episode_io import read_episodes
+from rlef_jax.training.metrics_writer import read_metrics
 from tests.helpers.small_run import OVERRIDES, assert_same_run, finish_here
 
 pytestmark = pytest.mark.long
@@ -50,6 +51,9 @@ def test_its_episodes_begin_behind_the_other_runs_failures(single, repairer):
             assert failed[behind] == episode.problem and set(turn.policy_version) == {2 * step}
     first, second, third = ({e.problem.name for e in episodes(repairer, f"{step:06d}")} for step in range(3))
     assert not first & second and third in (first, second)
+    for record in read_metrics(repairer):
+        counts = [value for name, value in record.items() if name.startswith("failures/")]
+        assert record["failures/used"] == 8 and sum(counts) == 8  # all of a file's, each of which failed
 
 
 def test_stopped_and_gone_on_it_is_the_same_run(single, repairer):

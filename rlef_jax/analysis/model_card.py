@@ -9,16 +9,31 @@ from typing import Any
 
 _USE = """\
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+{imports}
 
 tokenizer = AutoTokenizer.from_pretrained("{name}")
-model = AutoModelForCausalLM.from_pretrained("{name}", dtype="auto")
+{load}
 messages = [{{"role": "user", "content": "Write a Python function that adds two numbers."}}]
 inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
 output = model.generate(**inputs, max_new_tokens=512)
 print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 ```
 """
+RANDOM = "random weights"
+_AUTO = "from transformers import AutoModelForCausalLM, AutoTokenizer"
+_WHOLE = 'model = AutoModelForCausalLM.from_pretrained("{name}", dtype="auto")'
+_BESIDE = """\
+base = AutoModelForCausalLM.from_pretrained("base", dtype="auto")  # the folder that the command above has written
+model = PeftModel.from_pretrained(base, "{name}")"""
+_BASE = """\
+The folder holds adapters alone. The weights that they belong beside, {source}, aren't taken from the Hugging Face Hub.
+This writes them, from the run that trained the adapters, as a folder that `transformers` loads:
+
+```
+python -m rlef_jax.export --workdir=RUN --base --output=base
+```
+
+Without `--base` it writes the whole model, with the adapters merged."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,15 +74,21 @@ def model_card(
       base_model: OWNER/NAME of what it was made from; "" leaves the field out.
       license: lines of YAML that say the base model's licence.
       run: None for weights that were only converted.
-      adapters: the folder holds adapters alone, which `transformers` loads beside their base if `peft` is installed.
+      adapters: the folder holds adapters alone. Beside a base of the Hub `transformers` loads them if `peft` is
+        installed; of another one the card says how to get it.
     """
     kind = [] if run is None else ["sft"] if run.fine_tuned else ["rlef", "reinforcement-learning"]
     tags = ["code", *kind, "rlef_jax"]
     front = [f"library_name: {'peft' if adapters else 'transformers'}", "pipeline_tag: text-generation"]
     front += [f"base_model: {json.dumps(base_model)}"] if base_model else []
     front += license.splitlines() + ["tags:", *(f"- {tag}" for tag in tags)]
-    origin = base_model or source or "random weights"
-    parts = [_front(front), f"# {name.rpartition('/')[2]}", _about(origin, run), "## Use", _USE.format(name=name)]
+    origin = base_model or source or RANDOM
+    parts = [_front(front), f"# {name.rpartition('/')[2]}", _about(origin, run)]
+    imports, load = _AUTO, _WHOLE
+    if adapters and not base_model:
+        parts += ["## The base", _BASE.format(source=f"`{source}`" if source else "which were drawn at random")]
+        imports, load = f"from peft import PeftModel\n{_AUTO}", _BESIDE
+    parts += ["## Use", _USE.format(imports=imports, load=load.format(name=name), name=name)]
     if run is not None:
         parts += ["## Evaluation", _evaluation(run), "## Configuration", _details(run.config)]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
@@ -79,7 +100,8 @@ def _front(lines: list[str]) -> str:
 
 def _about(origin: str, run: RunFacts | None) -> str:
     if run is None:
-        return f"The weights of {origin}, converted by rlef_jax. Nothing was trained."
+        what = origin.capitalize() if origin == RANDOM else f"The weights of {origin}"
+        return f"{what}, converted by rlef_jax. Nothing was trained."
     if run.fine_tuned:
         return (
             f"{origin}, fine-tuned by rlef_jax: next-token prediction on the responses of dialogues"

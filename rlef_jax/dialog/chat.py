@@ -23,6 +23,18 @@ from typing import Protocol
 from rlef_jax.errors import ConfigError
 
 
+class SystemMessageError(ConfigError):
+    """A system message that a chat format doesn't write.
+
+    It speaks of `config.episode.system_prompt`, where system messages are from; whoever has one from elsewhere says so
+    in front of `fault`, which is what is wrong and how to mend it.
+    """
+
+    def __init__(self, fault: str) -> None:
+        super().__init__(f"config.episode.system_prompt: {fault}")
+        self.fault = fault
+
+
 class Mark(str):
     """The spelling of a special token; plain `str` pieces are text."""
 
@@ -142,7 +154,7 @@ class ChatFormat:
     Attributes:
       more_stops: further ids that end a response, from a model's files.
       notes: where the model's template isn't append-only, what happens instead (`derive.NOTES`).
-      check_system: raises ConfigError for a system message that the model's template writes in another way.
+      check_system: raises SystemMessageError for one that the model's template writes in another way.
     """
 
     tokenizer: TextTokenizer
@@ -166,14 +178,15 @@ class ChatFormat:
     def first_prompt(self, user: str, system: str = "", *, start: str = "") -> list[int]:
         """Tokens of turn 1's prompt. An empty `system` means the format's default system message, if any.
 
-        The prompt ends with the text `start`, which the sampled response continues. Raises ConfigError for a system
-        message that the format has no place for.
+        The prompt ends with the text `start`, which the sampled response continues. Raises SystemMessageError for a
+        system message that the format has no place for.
         """
         pieces = self.style.first
         if system:
             if self.style.first_with_system is None:
-                raise ConfigError(
-                    "config.episode.system_prompt: the model's chat template takes no system message: leave it empty"
+                raise SystemMessageError(
+                    "the model's chat template takes no system message: leave it out, or let the first user message"
+                    " begin with it"
                 )
             pieces = self.style.first_with_system
             if self.check_system is not None:

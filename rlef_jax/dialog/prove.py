@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rlef_jax.dialog.chat import ChatFormat, ChatStyle
+from rlef_jax.dialog.chat import ChatFormat, ChatStyle, SystemMessageError
 from rlef_jax.dialog.template import Template, TemplateError, user_says
 from rlef_jax.errors import ConfigError
 
@@ -68,15 +68,15 @@ def _try_response(template: Template, style: ChatStyle, text: str) -> None:
 
 
 def check_system(template: Template, style: ChatStyle, system: str) -> None:
-    """Raises ConfigError for a system message to which the template does more than to write it."""
+    """Raises SystemMessageError for a system message to which the template does more than to write it."""
     try:
         rendered = template.render(user_says("a", system=system))
     except TemplateError as error:
-        raise ConfigError(f"config.episode.system_prompt: {template.source}: the chat template: {error}") from error
+        raise SystemMessageError(f"{template.source}: the chat template: {error}") from error
     if rendered != _joined(style.fill(style.first_with_system or (), user="a", system=system)):
-        raise ConfigError(
-            f"config.episode.system_prompt: {template.source}: the chat template takes it for more than text (a switch"
-            " such as /no_think): say it in config.model.chat_options"
+        raise SystemMessageError(
+            f"{template.source}: the chat template takes it for more than text (a switch such as /no_think): say it in"
+            " config.model.chat_options"
         )
 
 

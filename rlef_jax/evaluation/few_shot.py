@@ -6,11 +6,13 @@ assistant message. Their tokens are the prompted and sampled ones, never tokeniz
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.dialog.prompts import first_message
+from rlef_jax.dialog.same_format import check_same_format
 from rlef_jax.errors import ConfigError
 from rlef_jax.training.episode_io import episode_files, read_episodes
 from rlef_jax.types import Episode, Problem
@@ -18,7 +20,20 @@ from rlef_jax.types import Episode, Problem
 LENGTHS = (2, 3)  # numbers of responses of the dialogues shown
 
 
-def choose(path: Path, count: int, evaluated: Sequence[Problem]) -> list[Episode]:
+@dataclasses.dataclass(frozen=True)
+class Shots:
+    """Dialogues to show, and the file or folder that they are from."""
+
+    path: Path
+    dialogues: Sequence[Episode]
+
+    @property
+    def names(self) -> list[str]:
+        """Of the problems that they are about."""
+        return [dialogue.problem.name for dialogue in self.dialogues]
+
+
+def choose(path: Path, count: int, evaluated: Sequence[Problem]) -> Shots:
     """`count` solved dialogues about different problems, alternately with two and three responses while both last.
 
     Args:
@@ -47,7 +62,7 @@ def choose(path: Path, count: int, evaluated: Sequence[Problem]) -> list[Episode
         for length in LENGTHS:
             if by_length[length] and len(chosen) < count:
                 chosen.append(by_length[length].pop(0))
-    return chosen
+    return Shots(path, chosen)
 
 
 def _episodes(path: Path) -> Iterator[Episode]:
@@ -58,7 +73,7 @@ def _episodes(path: Path) -> Iterator[Episode]:
         raise ConfigError(f"--few-shot: {error}") from error
 
 
-def opening(chat: ChatFormat, shots: Sequence[Episode], system: str = "") -> tuple[int, ...]:
+def opening(chat: ChatFormat, shots: Shots, system: str = "") -> tuple[int, ...]:
     """Tokens of all dialogues, up to the end of the last response; `ChatFormat.another_prompt` continues them.
 
     Args:
@@ -69,15 +84,10 @@ def opening(chat: ChatFormat, shots: Sequence[Episode], system: str = "") -> tup
     Raises ConfigError for dialogues of another tokenizer or chat format.
     """
     ids: list[int] = []
-    for shot in shots:
+    for shot in shots.dialogues:
+        check_same_format(shot, chat, None, f"--few-shot: {shots.path}")  # whatever stood in front is left out
         problem, turns = shot.problem, shot.turns
         message = first_message(problem)
-        expected = chat.user_turn(message, start=problem.start)
-        if list(turns[0].prompt_delta_ids[-len(expected) :]) != expected:
-            raise ConfigError(
-                f"--few-shot: the dialogue about {problem.name!r} was made with another tokenizer, chat format or"
-                " wording than this model's: give one that this model, or another with its tokenizer, has made"
-            )
         if ids:
             ids += chat.another_prompt(message, start=problem.start)
         else:

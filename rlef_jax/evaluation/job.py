@@ -17,7 +17,7 @@ from rlef_jax.dialog.derive import note_lines
 from rlef_jax.dialog.extract import program_of
 from rlef_jax.errors import ConfigError
 from rlef_jax.evaluation.chunk_store import CHUNKS, all_chunks, open_folder, settings_hash, write_results
-from rlef_jax.evaluation.few_shot import opening
+from rlef_jax.evaluation.few_shot import Shots, opening
 from rlef_jax.evaluation.metrics import text_report, whole_report
 from rlef_jax.evaluation.recorded import judge_recorded, read_recorded
 from rlef_jax.evaluation.repair import Repairer, pair_episodes, repairer_params
@@ -40,7 +40,7 @@ from rlef_jax.training.episode_io import problem_json
 from rlef_jax.training.evaluator import EVAL_SEED
 from rlef_jax.training.inputs import Inputs, check_inputs, python_identity, tokenizer_identity
 from rlef_jax.training.rollout import RolloutSettings
-from rlef_jax.training.workdir import saved_policy
+from rlef_jax.training.workdir import begun_as, saved_policy
 from rlef_jax.types import Episode, Problem
 
 
@@ -72,7 +72,7 @@ def sampled(
     checkpoint: str | None,
     rollouts: int,
     feedback: str,
-    shots: Sequence[Episode],
+    shots: Shots | None,
     out: Path | None,
     chunk: int,
     extra_settings: Mapping[str, Any],
@@ -87,13 +87,14 @@ def sampled(
     """
     config = with_model_shape(config)
     mesh = build_sampler_mesh(config)  # a model that fills several devices is never on one
-    policy = build_policy(config, mesh)
+    policy = build_policy(config if workdir is None else begun_as(config, workdir), mesh)
     params = policy.params
     if workdir is not None and checkpoint is not None:
         first = policy.params
         params = saved_policy(workdir, checkpoint, first, lambda: first, (config.model.compute_dtype,))
     settings = rollout_settings(config, policy.chat.stop_ids, feedback, evaluation=True)
-    settings = dataclasses.replace(settings, opening=opening(policy.chat, shots, settings.system_prompt))
+    if shots is not None:
+        settings = dataclasses.replace(settings, opening=opening(policy.chat, shots, settings.system_prompt))
     repairs = None if repairer is None else repairer_params(repairer, config)
     about = {
         "benchmark": name,
@@ -269,7 +270,7 @@ def _about_samples(
     problems: Sequence[Problem],
     params: Params,
     settings: RolloutSettings,
-    shots: Sequence[Episode],
+    shots: Shots | None,
     repairs: Params | None,
 ) -> dict[str, Any]:
     """What sampled responses depend on beside the seed; what isn't used has no key."""
@@ -278,8 +279,8 @@ def _about_samples(
         "settings": _plain(settings),
         "tests": _content(problems),
     }
-    if shots:
-        about["few_shot"] = [shot.problem.name for shot in shots]
+    if shots is not None:
+        about["few_shot"] = shots.names
     if repairs is not None:
         about["repairer"] = content_hash(repairs)
     return about

@@ -24,7 +24,7 @@ from rlef_jax.model.weights import LORA_KEYS, SHAPE_KEYS
 from rlef_jax.training.build import build_policy, build_sampler_mesh, with_model_shape
 from rlef_jax.training.failures import repair_prompt
 from rlef_jax.training.rollout import RolloutProgress, RolloutSettings, SamplerLike, collect
-from rlef_jax.training.workdir import saved_policy
+from rlef_jax.training.workdir import begun_as, saved_policy
 from rlef_jax.types import Episode, Problem, Status, Verdict
 
 FIRST, REPAIRER = 0, 1
@@ -33,7 +33,8 @@ FIRST, REPAIRER = 0, 1
 
 @dataclasses.dataclass(frozen=True)
 class Repairer:
-    """Where a repairer is: a run of `rlef_jax.train`, and one of its checkpoints (best, last or its iteration)."""
+    """Where a repairer is: a run of `rlef_jax.train` or `rlef_jax.sft`, and one of its checkpoints (best, last, or its
+    iteration or step)."""
 
     workdir: Path
     checkpoint: str = "last"
@@ -52,7 +53,7 @@ def repairer_params(repairer: Repairer, config: ConfigDict) -> Params:
                 f"--repairer: {repairer.workdir} has model.{key}={own[key]!r}, the policy before it {model[key]!r}:"
                 " both must be of one architecture, with one tokenizer"
             )
-    begun = config.copy_and_resolve_references()
+    begun = begun_as(config, repairer.workdir)
     begun.model.init, begun.model.lora_init = own.init, own.lora_init
     first = build_policy(begun, build_sampler_mesh(config)).params
     try:

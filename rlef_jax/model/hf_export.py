@@ -126,8 +126,12 @@ def base_model_of(init: Path) -> str:
         name = json.loads((init / CONFIG).read_text(encoding="utf-8")).get("_name_or_path")
     except (OSError, ValueError, AttributeError):
         return ""
-    is_hub_name = isinstance(name, str) and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not Path(name).exists()
-    return name if is_hub_name else ""
+    return name if isinstance(name, str) and is_hub_name(name) else ""
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a name is of the form OWNER/NAME, and no path of this machine."""
+    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None and not Path(name).exists()
 
 
 def license_of(init: Path) -> str:

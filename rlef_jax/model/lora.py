@@ -28,6 +28,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rlef_jax.model.products import project
 
@@ -165,6 +166,12 @@ _FACTORS = frozenset(factor for target in TARGETS for factor in names_of(target)
 def is_adapter(name: str) -> bool:
     """Whether a layer's parameter of that name is an adapter's A or B."""
     return name in _FACTORS
+
+
+def add_nothing(adapters: Mapping[str, Any]) -> bool:
+    """Whether a model with these adapters is its base, as at first: every B is zero. All of them are on this host."""
+    seconds = {names_of(target)[1] for target in TARGETS}
+    return not any(np.asarray(leaf).any() for name, leaf in adapters.items() if name in seconds)
 
 
 def split(layers: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

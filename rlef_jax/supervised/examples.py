@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import zipfile
 import zlib
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from rlef_jax.files import replacing
 from rlef_jax.ppo.pack import PADDING, empty_arrays
 from rlef_jax.ppo.rows import rows_by_bucket
 from rlef_jax.ppo.settings import PackSettings
+from rlef_jax.training.tally import PassedOver, Tally
 from rlef_jax.types import TokenBatch
 
 _SHUFFLE, _HOLD_OUT = 0x5F7, 0x5F8  # keep these draws apart from each other, and from any other use of a seed
@@ -89,22 +90,37 @@ class ExampleSet:
       learned: [N] bool.
       ends: [E] int64, where each example ends in `ids`.
       problems: [E] int64, equal for examples of one problem.
+      left_out: what was found beside them and isn't learned, by reason (`training.tally`).
     """
 
     ids: np.ndarray
     learned: np.ndarray
     ends: np.ndarray
     problems: np.ndarray
+    left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def of(cls, examples: Sequence[Example], problems: Sequence[int]) -> ExampleSet:
+    def of(
+        cls, examples: Sequence[Example], problems: Sequence[int], left_out: Mapping[str, int] | None = None
+    ) -> ExampleSet:
         """The set of these examples, which are of these problems."""
         return cls(
             np.concatenate([np.zeros(0, np.int32), *(e.ids for e in examples)]).astype(np.int32),
             np.concatenate([np.zeros(0, bool), *(e.learned for e in examples)]).astype(bool),
             np.cumsum([len(e.ids) for e in examples], dtype=np.int64),
             np.asarray(problems, np.int64),
+            dict(left_out or {}),
         )
+
+    @property
+    def tally(self) -> Tally:
+        """How many there are, and how many were left out."""
+        return Tally(len(self), self.left_out)
+
+    def __str__(self) -> str:
+        problems = len(np.unique(self.problems))
+        about = f"{len(self)} examples about {problems} problems, {len(self.ids):,} tokens"
+        return f"{about}; left out: {self.tally.reasons}"
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -141,15 +157,23 @@ class ExampleSet:
 
     def save(self, path: Path) -> None:
         """Writes an .npz file, whole or not at all."""
+        names, counts = np.array(list(self.left_out), "U"), np.array(list(self.left_out.values()), np.int64)
         with replacing(path) as file:
-            np.savez(file, ids=self.ids, learned=self.learned, ends=self.ends, problems=self.problems)
+            np.savez(
+                file, ids=self.ids, learned=self.learned, ends=self.ends, problems=self.problems, left_out=names,
+                left_out_counts=counts,
+            )  # fmt: skip
 
     @classmethod
     def load(cls, path: Path) -> ExampleSet:
         """What `save` wrote. Raises ConfigError for anything else."""
         try:
             with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:  # np.load leaves bad files open
-                made = cls(file["ids"], file["learned"], file["ends"], file["problems"])
+                left_out = {}
+                if "left_out" in file.files:  # files of earlier versions don't say
+                    names, counts = file["left_out"].tolist(), file["left_out_counts"].tolist()
+                    left_out = {PassedOver(name).reason: int(count) for name, count in zip(names, counts, strict=True)}
+                made = cls(file["ids"], file["learned"], file["ends"], file["problems"], left_out)
             if not len(made.ids) == len(made.learned) == (made.ends[-1] if len(made) else 0):
                 raise ValueError("its arrays don't fit together")
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:

@@ -6,12 +6,13 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from rlef_jax.errors import ConfigError, RunError, StoppedError
+from rlef_jax.errors import RunError, StoppedError
 from rlef_jax.model.transformer import Params
 from rlef_jax.ppo.settings import PackSettings
 from rlef_jax.ppo.update import Learner, TrainState
@@ -19,9 +20,9 @@ from rlef_jax.progress import ProgressDisplay
 from rlef_jax.supervised.examples import Example, Place, pack_examples
 from rlef_jax.training.checkpoint import Checkpoints
 from rlef_jax.training.interrupt import StopRequest
-from rlef_jax.training.metrics_writer import MetricsWriter
+from rlef_jax.training.metrics_writer import MetricsWriter, read_metrics
 from rlef_jax.training.processes import all_gather
-from rlef_jax.training.workdir import FROZEN, frozen_names, items_of, state_of
+from rlef_jax.training.workdir import FROZEN, check_nothing_was_saved, frozen_names, items_of, newest_state
 
 VALID_LOSS = "valid/loss"
 
@@ -32,7 +33,7 @@ class Progress:
 
     Attributes:
       place: in the batches.
-      reference: content hash of the weights that it began with.
+      reference: `workdir.reference_hash` of the weights that it began with.
       best_iteration: the step of the checkpoint with the lowest loss on held-out examples, `best_loss`; None before the
         first, and where none are held out. The name is that of RLEF runs, since `rlef_jax.evaluate` reads both.
     """
@@ -52,27 +53,34 @@ class Progress:
 
 
 def resumed(
-    checkpoints: Checkpoints, fresh: TrainState, reference: str | None, tell: Callable[[str], None]
+    workdir: Path,
+    checkpoints: Checkpoints,
+    fresh: TrainState,
+    reference: str | None,
+    *,
+    checkpoint_every: int,
+    tell: Callable[[str], None],
 ) -> tuple[TrainState, Progress]:
-    """The state saved last and where the run stood; `fresh` at the beginning where none is.
+    """The newest state that can be read and where the run stood; `fresh` at the beginning where none is saved yet.
 
-    `reference` is the content hash of the weights that it begins with. Raises ConfigError where the checkpoint's run
-    began with others, or is none of fine-tuning.
+    Arguments and errors as those of `workdir.newest_state` and `workdir.check_nothing_was_saved`.
     """
-    if (latest := checkpoints.latest) is None:
+    newest = newest_state(checkpoints, fresh, reference, tell)
+    if newest is None:
+        check_nothing_was_saved(workdir, _recorded(workdir), checkpoint_every, "steps")
         return fresh, Progress(reference=reference)
-    saved = checkpoints.metadata(latest)
-    if "place" not in saved:
-        raise ConfigError(f"{checkpoints.folder} is of a run of rlef_jax.train: give another --workdir")
-    if None not in (reference, saved["reference"]) and saved["reference"] != reference:
-        raise ConfigError(
-            f"checkpoint {latest} in {checkpoints.folder} belongs to a run that began with other weights than"
-            " config.model.init (or lora_init) now gives: put those back, or give another --workdir"
-        )
-    state = state_of(checkpoints.restore(latest, items_of(fresh)), fresh.frozen)
-    tell(f"going on from step {latest}")
-    best = {name: saved[name] for name in ("best_iteration", "best_loss")}
-    return state, Progress(Place(**saved["place"]), reference, **best)
+    state, told = newest
+    progress = Progress(Place(**told["place"]), reference, told["best_iteration"], told["best_loss"])
+    tell(f"going on from step {progress.place.step}")
+    return state, progress
+
+
+def _recorded(workdir: Path) -> int:
+    """Steps that metrics.jsonl tells of."""
+    try:
+        return max((record["step"] for record in read_metrics(workdir)), default=0)
+    except FileNotFoundError:
+        return 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +92,7 @@ class Run:
       steps: of the whole run.
       log_every, checkpoint_every: in steps.
       probe: what is measured of the policy wherever there is a checkpoint.
+      about: of the whole run, for its first record.
       writer: of the metrics; the first process of a job alone has one.
     """
 
@@ -93,6 +102,7 @@ class Run:
     log_every: int
     checkpoint_every: int
     probe: Callable[[Params], dict[str, float]]
+    about: Mapping[str, float]
     checkpoints: Checkpoints
     writer: MetricsWriter | None
     display: ProgressDisplay
@@ -106,6 +116,7 @@ class Run:
         Raises RunError where a loss or gradient isn't finite, StoppedError once it has saved because a signal asked.
         """
         began, tokens, done = time.perf_counter(), 0, list[dict[str, float]]()
+        about = {} if progress.place.step else self.about
         if progress.place.step >= self.steps:
             return state, progress
         for place, examples in batches:
@@ -123,7 +134,8 @@ class Run:
                     progress = progress.after(place, probed)
                     row |= probed
                     self._save(state, progress, probed.get(VALID_LOSS))
-                self._write(place.step, row)
+                self._write(place.step, row, about)
+                about = {}
                 began, tokens, done = time.perf_counter(), 0, []
             self.display.stage("steps", place.step, self.steps)
             if asked and not is_last:
@@ -149,9 +161,9 @@ class Run:
         score = None if valid_loss is None else -valid_loss
         self.checkpoints.save(progress.place.step, items_of(state), metadata, score=score)
 
-    def _write(self, step: int, row: dict[str, float]) -> None:
+    def _write(self, step: int, row: dict[str, float], about: Mapping[str, float]) -> None:
         if self.writer is not None:
-            self.writer.write(step, row)
+            self.writer.write(step, {**row, **about})
         self.display.message("  ".join(f"{k} {v:.4g}" for k, v in {"step": step, **row}.items()))
 
 

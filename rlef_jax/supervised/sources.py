@@ -12,26 +12,27 @@ import numpy as np
 
 from rlef_jax.data.dialogues import respond
 from rlef_jax.data.sources import Report
-from rlef_jax.dialog.chat import ChatFormat
-from rlef_jax.dialog.prompts import first_message
+from rlef_jax.dialog.chat import ChatFormat, SystemMessageError
+from rlef_jax.dialog.same_format import check_same_format
 from rlef_jax.errors import ConfigError
 from rlef_jax.supervised.examples import Example, ExampleSet, last_response
 from rlef_jax.supervised.programs import RightPrograms
 from rlef_jax.training.episode_io import episode_files, read_episodes
 from rlef_jax.training.failures import failed_first, repair_prompt
 from rlef_jax.training.rollout import RolloutSettings
+from rlef_jax.training.tally import PassedOver, Tally
 from rlef_jax.types import Episode
 
 _PICK = 0xB4  # keeps the draws of right programs apart from any other use of (seed, number)
 
 type Tell = Callable[[str], None]
-# An example and the name of the problem that it is of.
-type Named = tuple[Example, str]
+# An example and the name of the problem that it is of; or what gives none.
+type Found = tuple[Example, str] | PassedOver
 
 
 def successes(
     paths: Sequence[Path], chat: ChatFormat, system_prompt: str, *, all_responses: bool, report: Report | None = None
-) -> Iterator[Named]:
+) -> Iterator[Found]:
     """Successful episodes of runs and evaluations: those whose last program passed all tests, public and hidden (A.3).
 
     Their tokens are the prompted and sampled ones. Learned are those of the last response, as the paper found better,
@@ -44,21 +45,17 @@ def successes(
 
     Raises ConfigError for files that can't be read, or episodes of another tokenizer, chat format or system prompt.
     """
-    for episode in (episode for file in _files(paths, report) for episode in _read(file)):
-        if not episode.solved:
-            continue
-        expected = chat.first_prompt(first_message(episode.problem), system_prompt, start=episode.problem.start)
-        if list(episode.turns[0].prompt_delta_ids) != expected:
-            raise ConfigError(
-                f"config.sft.data: the episode about {episode.problem.name!r} was made with another tokenizer, chat"
-                " format, wording or system prompt, or behind other dialogues: give episodes that this model, or"
-                " another with its tokenizer, has made"
-            )
-        sequences = list(sequences_of(episode))
-        if not all_responses:
-            sequences = [Example(sequences[-1].ids, last_response(sequences[-1].learned))]
-        for sequence in sequences:
-            yield sequence, episode.problem.name
+    for file in _files(paths, report):
+        for episode in _read(file):
+            if not episode.solved:
+                yield PassedOver("not_solved")
+                continue
+            check_same_format(episode, chat, system_prompt, f"config.sft.data: {file}")
+            sequences = list(sequences_of(episode))
+            if not all_responses:
+                sequences = [Example(sequences[-1].ids, last_response(sequences[-1].learned))]
+            for sequence in sequences:
+                yield sequence, episode.problem.name
 
 
 def sequences_of(episode: Episode) -> Iterator[Example]:
@@ -77,11 +74,11 @@ def sequences_of(episode: Episode) -> Iterator[Example]:
 def repairs(
     paths: Sequence[Path], chat: ChatFormat, settings: RolloutSettings, programs: RightPrograms, seed: int,
     report: Report | None = None,
-) -> Iterator[Named]:  # fmt: skip
+) -> Iterator[Found]:  # fmt: skip
     """First responses that failed the public tests, their feedback, and a random right program of the problem (B.4).
 
-    The right program alone is learned. Failures of problems without one are passed over, and those behind which there
-    is no room for a response.
+    The right program alone is learned. Passed over are other responses, failures of problems without one, and those
+    behind which there is no room for a response.
 
     Args:
       paths, report: as `successes`.
@@ -93,13 +90,18 @@ def repairs(
     """
     number = 0
     for file in _files(paths, report):
-        failed = [f for episode in _read(file) if (f := failed_first(episode)) is not None]
+        episodes = _read(file)
+        failed = list(filter(None, map(failed_first, episodes)))
+        yield from [PassedOver("no_failure")] * (len(episodes) - len(failed))
+        for episode in failed:
+            check_same_format(episode, chat, settings.system_prompt, f"config.sft.data: {file}")
         programs.judge([f.problem for f in failed])
         for episode in failed:
             number += 1
             right = programs.of(episode.problem)
             prompt = repair_prompt(episode, chat, settings) if right else None
             if prompt is None:
+                yield PassedOver("no_room" if right else "no_program")
                 continue
             chosen = right[int(np.random.default_rng([_PICK, seed, number]).integers(len(right)))]
             response = chat.response(respond(chosen))
@@ -107,7 +109,7 @@ def repairs(
             yield Example(np.array([*prompt, *response], np.int32), learned), episode.problem.name
 
 
-def messages(paths: Sequence[Path], chat: ChatFormat, system_prompt: str, *, all_responses: bool) -> Iterator[Named]:
+def messages(paths: Sequence[Path], chat: ChatFormat, system_prompt: str, *, all_responses: bool) -> Iterator[Found]:
     """Dialogues of JSON lines, one an object with "messages", [{"role": ..., "content": ...}, ...].
 
     A system message may come first, and `system_prompt` stands in its place where there is none; then user and
@@ -126,7 +128,13 @@ def messages(paths: Sequence[Path], chat: ChatFormat, system_prompt: str, *, all
             where = f"config.sft.data: {path}, line {number}"
             if line.strip():
                 row = _object(line, where)
-                example = dialogue(_checked(row.get("messages"), where), chat, system_prompt)
+                turns = _checked(row.get("messages"), where)
+                try:
+                    example = dialogue(turns, chat, system_prompt)
+                except SystemMessageError as error:
+                    if turns[0][0] != "system":
+                        raise  # it is the configuration's
+                    raise ConfigError(f"{where}: its system message: {error.fault}") from error
                 if not all_responses:
                     example = dataclasses.replace(example, learned=last_response(example.learned))
                 problem = row.get("problem")
@@ -150,29 +158,27 @@ def dialogue(turns: Sequence[tuple[str, str]], chat: ChatFormat, system_prompt: 
     return Example(np.array(ids, np.int32), np.array(learned, bool))
 
 
-def collected(examples: Iterable[Named], longest: int, tell: Tell) -> ExampleSet:
-    """The examples of at most `longest` tokens as a set; `tell` is told of others.
+def collected(found: Iterable[Found], longest: int) -> ExampleSet:
+    """The examples of at most `longest` tokens as a set, with what was left out.
 
     Raises ConfigError where there is none.
     """
     kept: list[Example] = []
     numbers: dict[str, int] = {}
     problems: list[int] = []
-    too_long = 0
-    for example, problem in examples:
-        if len(example.ids) > longest:
-            too_long += 1
-            continue
-        kept.append(example)
-        problems.append(numbers.setdefault(problem, len(numbers)))
-    if too_long:
-        tell(f"{too_long} examples of more than {longest} tokens (the longest of config.ppo.buckets) are left out")
+    passed_over: list[PassedOver] = []
+    for one in found:
+        if isinstance(one, PassedOver):
+            passed_over.append(one)
+        elif len(one[0].ids) > longest:
+            passed_over.append(PassedOver("too_long"))
+        else:
+            kept.append(one[0])
+            problems.append(numbers.setdefault(one[1], len(numbers)))
+    tally = Tally.of(len(kept), passed_over)
     if not kept:
-        raise ConfigError(
-            f"config.sft.data: there is nothing to learn from{f': all {too_long} are too long' if too_long else ''}"
-        )
-    tell(f"{len(kept)} examples about {len(numbers)} problems, {sum(len(e.ids) for e in kept):,} tokens")
-    return ExampleSet.of(kept, problems)
+        raise ConfigError(f"config.sft.data: there is nothing to learn from; left out: {tally.reasons}")
+    return ExampleSet.of(kept, problems, tally.left_out)
 
 
 def _files(paths: Sequence[Path], report: Report | None) -> Iterator[Path]:
@@ -214,6 +220,8 @@ def _checked(turns: Any, where: str) -> list[tuple[str, str]]:
         role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
         if not isinstance(role, str) or not isinstance(content, str):
             raise ConfigError(f'{where}: message {number} must have a "role" and a "content", both texts')
+        if any("\ud800" <= letter <= "\udfff" for letter in content):
+            raise ConfigError(f"{where}: message {number} holds half a character (an escape from \\ud800 to \\udfff)")
         read.append((role, content))
     roles = [role for role, _ in read]
     spoken = roles[1:] if roles[0] == "system" else roles

@@ -29,6 +29,7 @@ from rlef_jax.execution.pool import ExecutionPool
 from rlef_jax.model.transformer import Params
 from rlef_jax.progress import ProgressDisplay
 from rlef_jax.training.rollout import RolloutProgress, RolloutSettings, SamplerLike, collect
+from rlef_jax.training.tally import Tally
 from rlef_jax.types import Episode, Problem
 
 
@@ -66,10 +67,12 @@ class RolloutRequest:
 
 @dataclasses.dataclass(frozen=True)
 class RolloutResult:
-    """A request's episodes, in the order of its indexes, and what the sampler did for them. Plain data."""
+    """A request's episodes, in the order of its indexes, what the sampler did for them, and what they were chosen from.
+    Plain data."""
 
     episodes: list[Episode]
     progress: RolloutProgress
+    tally: Tally | None = None
 
 
 def shard_range(count: int, part: int, parts: int) -> range:
@@ -110,11 +113,13 @@ class Starts:
       problems: one for each of its indexes.
       donors: problems that random feedback may come from.
       prompts: their first prompts' tokens; None where the problems' own words are all of them.
+      tally: of what they were chosen from; None where nothing is left out.
     """
 
     problems: Sequence[Problem]
     donors: Sequence[Problem] = ()
     prompts: Sequence[Sequence[int]] | None = None
+    tally: Tally | None = None
 
 
 type FindStarts = Callable[[RolloutRequest], Starts]
@@ -143,7 +148,7 @@ class LocalActor:
         self._sampler, self._chat, self._pool, self._find = sampler, chat, pool, find
         self._display, self._should_stop = display, should_stop
         self._version: int | None = None
-        self._stopped = False
+        self._stopped = self._told = False
 
     def set_weights(self, params: Params, version: int) -> None:
         self._sampler.set_weights(params, version)
@@ -153,6 +158,7 @@ class LocalActor:
         if self._version is None or self._version < request.version:
             raise RuntimeError(f"weights of version {request.version} are asked for, there are {self._version}")
         starts = self._find(request)
+        self._tell(request, starts.tally)
         seen: list[RolloutProgress] = []
 
         def report(progress: RolloutProgress) -> None:
@@ -166,13 +172,20 @@ class LocalActor:
             on_compile=lambda done, programs: self._show("compiling the sampler", done, programs),
             should_stop=lambda: self._stopped or (request.may_stop and self._should_stop()),
         )  # fmt: skip
-        return RolloutResult(made, seen[0])
+        return RolloutResult(made, seen[0], starts.tally)
 
     def stop(self) -> None:
         self._stopped = True
 
     def judge_counters(self) -> Mapping[str, Any]:
         return self._pool.stats()
+
+    def _tell(self, request: RolloutRequest, tally: Tally | None) -> None:
+        """Once, of what the first request was chosen from; metrics tell of each."""
+        if tally is not None and self._display is not None and not self._told:
+            self._told = True
+            line = f"iteration {request.step} begins with {tally.used} failed responses; left out: {tally.reasons}"
+            self._display.message(f"{line} (failures/... in metrics.jsonl tells of each iteration)")
 
     def _show(self, stage: str, done: int, total: int) -> None:
         if self._display is not None:
@@ -181,12 +194,14 @@ class LocalActor:
 
 @dataclasses.dataclass(frozen=True)
 class Rollouts:
-    """One iteration's episodes. `idle_s`: seconds that the actor waited for weights before it could begin."""
+    """One iteration's episodes. `idle_s`: seconds that the actor waited for weights before it could begin. `tally`: of
+    what the episodes were chosen from, see `Starts`."""
 
     step: int
     episodes: list[Episode]
     progress: RolloutProgress
     idle_s: float
+    tally: Tally | None = None
 
 
 class ActorThread:
@@ -258,7 +273,7 @@ class ActorThread:
                 idle_s = time.perf_counter() - began
                 result = self._actor.episodes(dataclasses.replace(self._request, step=step, version=version))
                 with self._changed:
-                    self._ready.append(Rollouts(step, result.episodes, result.progress, idle_s))
+                    self._ready.append(Rollouts(step, result.episodes, result.progress, idle_s, result.tally))
                     self._changed.notify_all()
         except BaseException as error:
             with self._changed:

@@ -22,14 +22,16 @@ from rlef_jax import episode as machine
 from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.dialog.context import whole_prompt
 from rlef_jax.dialog.load import load_chat
-from rlef_jax.dialog.prompts import first_message
+from rlef_jax.dialog.same_format import check_same_format
 from rlef_jax.errors import ConfigError
 from rlef_jax.training.actor import RolloutRequest, Starts
 from rlef_jax.training.episode_io import episodes_path, read_episodes, saved_steps
 from rlef_jax.training.rollout import RolloutSettings, message_of
+from rlef_jax.training.tally import PassedOver, Tally
 from rlef_jax.types import Episode, Problem, Status
 
 _FILES, _ROWS = 0xFA11ED, 0xFA11EE  # keep these draws apart from any other use of (seed, step)
+type _Start = tuple[Problem, list[int]]  # a problem and the first prompt about it
 _GZIP_END = 8  # bytes at the end of a gzip file: the checksum and the length of what it holds
 
 
@@ -44,16 +46,9 @@ def failed_first(episode: Episode) -> Episode | None:
 def repair_prompt(failed: Episode, chat: ChatFormat, settings: RolloutSettings) -> list[int] | None:
     """The tokens that a repair of an episode's one response sees; None where they leave no room for any.
 
-    Raises ConfigError for tokens of another tokenizer, chat format or wording than `chat` and `settings` have.
+    The episode is of this chat format (`dialog.same_format`).
     """
-    problem, [turn] = failed.problem, failed.turns
-    expected = chat.first_prompt(first_message(problem), settings.system_prompt, start=problem.start)
-    if list(turn.prompt_delta_ids) != expected:
-        raise ConfigError(
-            f"the failed response to {problem.name!r} was made with another tokenizer, chat format, wording or system"
-            " prompt than this model's: both models must have the same"
-        )
-    message = message_of(problem, machine.last_verdict(failed), settings, kind=settings.feedback)
+    message = message_of(failed.problem, machine.last_verdict(failed), settings, kind=settings.feedback)
     prompt = whole_prompt(failed, message, chat, cut_thinking=settings.cut_thinking)
     return prompt if machine.room(failed, len(prompt), settings.context, restart=True) >= 1 else None
 
@@ -63,7 +58,8 @@ class FailedResponses:
     """Finds what a repairer's iterations begin with: a function of the request's seed, step, count and indexes.
 
     An iteration takes failures of one of the run's iterations; each of these comes once before any comes again. Within
-    it they are drawn without repetition while they last. Dialogues that leave no room for a response are passed over.
+    it they are drawn without repetition while they last. Dialogues that leave no room for a response are passed over
+    and counted.
 
     Attributes:
       workdir: of the run that failed.
@@ -98,27 +94,34 @@ class FailedResponses:
         return [f"episodes of {len(self.steps)} iterations", f"hash {digest.hexdigest()[:16]}"]
 
     def __call__(self, request: RolloutRequest) -> Starts:
-        """The problems and first prompts of a request's episodes.
+        """The problems and first prompts of a request's episodes, and how its whole iteration came by them.
 
         Raises ConfigError for files that can't be read or are of another chat format, or without a failure to use.
         """
-        chosen = self._chosen(request)
+        chosen, tally = self._chosen(request)
         pairs = [chosen[i // request.group_size] for i in request.indexes]
-        return Starts([problem for problem, _ in pairs], prompts=[prompt for _, prompt in pairs])
+        return Starts([problem for problem, _ in pairs], prompts=[prompt for _, prompt in pairs], tally=tally)
 
-    def _chosen(self, request: RolloutRequest) -> list[tuple[Problem, list[int]]]:
-        """(problem, first prompt) for each group of an iteration's episodes."""
+    def _chosen(self, request: RolloutRequest) -> tuple[list[_Start], Tally]:
+        """What each group of an iteration's episodes begins with; and how many were drawn of the failures that were
+        read for it."""
         count = request.count // request.group_size
+        passed_over: list[PassedOver] = []
         for path in self._files(request.seed, request.step):
-            usable = list(self._usable(path, request.settings))
+            found = list(self._found(path, request.settings))
+            usable = [one for one in found if not isinstance(one, PassedOver)]
+            passed_over += [one for one in found if isinstance(one, PassedOver)]
             if usable:
                 rng = np.random.default_rng([_ROWS, request.seed, request.step])
                 rounds = -(-count // len(usable))
                 order = np.concatenate([rng.permutation(len(usable)) for _ in range(rounds)])
-                return [usable[i] for i in order[:count]]
+                drawn = min(count, len(usable))
+                passed_over += [PassedOver("not_drawn")] * (len(usable) - drawn)
+                return [usable[i] for i in order[:count]], Tally.of(drawn, passed_over)
         raise ConfigError(
             f"config.data.failures: {self.workdir} has no first response that failed its public tests and leaves room"
-            f" for a repair in config.episode.context={request.settings.context}"
+            f" for a repair in config.episode.context={request.settings.context}; left out:"
+            f" {Tally.of(0, passed_over).reasons}"
         )
 
     def _files(self, seed: int, step: int) -> Iterator[Path]:
@@ -128,16 +131,19 @@ class FailedResponses:
         for i in np.roll(order, -place):
             yield episodes_path(self.workdir, self.steps[i])
 
-    def _usable(self, path: Path, settings: RolloutSettings) -> Iterator[tuple[Problem, list[int]]]:
+    def _found(self, path: Path, settings: RolloutSettings) -> Iterator[_Start | PassedOver]:
         chat = _loaded(*self.chat)
         try:
-            for episode in read_episodes(path):
-                failed = failed_first(episode)
-                prompt = None if failed is None else repair_prompt(failed, chat, settings)
-                if prompt is not None:
-                    yield episode.problem, prompt
+            episodes = read_episodes(path)
         except ConfigError as error:
-            raise ConfigError(f"config.data.failures: {path}: {error}") from error
+            raise ConfigError(f"config.data.failures: {error}") from error
+        for failed in map(failed_first, episodes):
+            if failed is None:
+                yield PassedOver("no_failure")
+                continue
+            check_same_format(failed, chat, settings.system_prompt, f"config.data.failures: {path}")
+            prompt = repair_prompt(failed, chat, settings)
+            yield PassedOver("no_room") if prompt is None else (failed.problem, prompt)
 
 
 @functools.cache

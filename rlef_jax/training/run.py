@@ -99,6 +99,7 @@ class Run:
             watch=watch, display=self.display, on_bad_update=self._on_bad_update,
         )  # fmt: skip
         metrics |= response_metrics(rollouts.episodes, self.chat)
+        metrics |= {} if rollouts.tally is None else rollouts.tally.metrics("failures")
         metrics |= time_metrics(rollouts, watch, synchronous=self.config.train.max_staleness == 0)
         metrics |= pool_metrics(judged_before, self.actor.judge_counters())
         longest, row = skipped_in_row(progress.skipped_in_row, applied)

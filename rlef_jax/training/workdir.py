@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from rlef_jax import config as config_lib
 from rlef_jax.errors import ConfigError, RunError
 from rlef_jax.model.finite import check_params
+from rlef_jax.model.lora import add_nothing, split
 from rlef_jax.model.transformer import Params
 from rlef_jax.ppo.train_state import TrainState, combine, partition
 from rlef_jax.training import episode_io
@@ -22,6 +23,7 @@ from rlef_jax.training.metrics_writer import read_metrics
 from rlef_jax.training.processes import broadcast_from_first
 
 CHECKPOINTS = "checkpoints"
+TRAIN, SFT = "rlef_jax.train", "rlef_jax.sft"  # the commands that make runs
 
 # Keys that may change when a run goes on: none of them changes a number that the run has computed.
 FREE_KEYS = (
@@ -38,7 +40,7 @@ class Progress:
 
     Attributes:
       iteration: iterations done.
-      reference: content hash of the reference policy's weights.
+      reference: `reference_hash` of the weights that it began with, which are the reference policy's.
       best_iteration, best_score: the validation with the highest score so far (percent), None before the first.
       since_best: validations since one was better than all before it.
       skipped_updates: updates that were not applied; `skipped_in_row`: so many of them were the last ones.
@@ -61,14 +63,19 @@ class Progress:
         return dataclasses.replace(self, since_best=since)
 
 
-def open_workdir(workdir: Path, config: ConfigDict, *, resume: bool) -> None:
+def open_workdir(workdir: Path, config: ConfigDict, command: str, *, resume: bool) -> None:
     """Makes the folder, or checks that the run in it is this one, and writes config.json.
 
-    Raises ConfigError for a run with other values (naming each), or for any run where `resume` is False; OSError where
-    the folder can't be written.
+    Raises ConfigError for a run of another command than `command` (TRAIN or SFT), one with other values (naming each),
+    or for any run where `resume` is False; OSError where the folder can't be written.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     if (workdir / config_lib.SAVED_NAME).exists():
+        if (other := command_of(workdir)) not in ("", command):
+            raise ConfigError(
+                f"--workdir: {workdir} holds a run of {other}, and this is {command}: give it another --workdir; that"
+                f" run goes on with `python -m {other} --workdir={workdir}` and its own --config"
+            )
         if not resume:
             raise ConfigError(f"{workdir} holds a run already, and --resume=never: give another --workdir")
         differing = _differences(config_lib.read_saved(workdir), config)
@@ -79,7 +86,17 @@ def open_workdir(workdir: Path, config: ConfigDict, *, resume: bool) -> None:
             )
     elif any((workdir / name).exists() for name in (CHECKPOINTS, "metrics.jsonl")):
         raise ConfigError(f"{workdir} holds a run without its {config_lib.SAVED_NAME}: give another --workdir")
-    config_lib.save(config, workdir)
+    config_lib.save(config, workdir, command)
+
+
+def command_of(workdir: Path) -> str:
+    """The command whose run a folder holds, TRAIN or SFT; "" where it doesn't say. Raises ConfigError for no run."""
+    if command := config_lib.read_saved(workdir).get(config_lib.COMMAND):
+        return str(command)
+    try:  # a folder of an earlier version: an iteration's record says where its time went
+        return next((TRAIN if "time/total" in record else SFT for record in read_metrics(workdir)), "")
+    except FileNotFoundError:
+        return ""
 
 
 def has_results(workdir: Path) -> bool:
@@ -97,6 +114,34 @@ def _differences(saved: Mapping[str, Any], config: ConfigDict) -> list[tuple[str
 
 def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value))
+
+
+def reference_hash(first: Params) -> str | None:
+    """A hash of the weights that a run begins with, as far as it goes on to need them; None as `content_hash`.
+
+    Of a model with adapters these are the base, and the adapters where they are given (`config.model.lora_init`). Those
+    that are drawn add nothing at first: the reference policy is its base then, and what was trained is in the
+    checkpoint. So they aren't in the hash, which is the same whatever the seed.
+    """
+    base, adapters = split(first["layers"])
+    here = all(leaf.is_fully_addressable for leaf in adapters.values())
+    return content_hash({**first, "layers": base} if here and add_nothing(adapters) else first)
+
+
+def _others(before: str | None, now: str | None, first: Params) -> bool:
+    """Whether a run began with other weights than `first`: by the hash of its own and that of these, if both are known.
+
+    Earlier versions had drawn adapters in the hash, so that it may be the one of everything.
+    """
+    return None not in (before, now) and now != before and content_hash(first) != before
+
+
+def begun_as(config: ConfigDict, workdir: Path) -> ConfigDict:
+    """The configuration with the seed of the run in a folder: what of its first weights was drawn was drawn by that,
+    whatever the seed of those who use them."""
+    begun = config.copy_and_resolve_references()
+    begun.seed = config_lib.read_saved(workdir)["seed"]
+    return begun
 
 
 FROZEN = "frozen"
@@ -151,45 +196,71 @@ def resume(
       RunError: there are checkpoints, and none can be read; or iterations are recorded and their checkpoints are gone.
       ConfigError: the newest checkpoint is of another model or another reference policy.
     """
-    newest = _newest(checkpoints, fresh, start, tell, accept)
+    newest = newest_state(checkpoints, fresh, start.reference, tell, accept=accept)
     if newest is None:
-        recorded = _recorded(workdir)
-        # A save waits for the one before it: so many records mean that a first checkpoint was complete.
-        saved_once = recorded > 2 * checkpoint_every
-        if (workdir / ("damaged_" + CHECKPOINTS)).exists() or saved_once:
-            raise RunError(
-                f"{workdir} has records of {recorded} iterations and no checkpoint that can be read; "
-                "start again with another --workdir"
-            )
+        check_nothing_was_saved(workdir, _recorded(workdir), checkpoint_every, "iterations")
         state, progress = fresh, start
     else:
-        state, progress = newest
+        state, told = newest
+        # A checkpoint of an earlier version lacks what is new since, which has its default then.
+        names = [field.name for field in dataclasses.fields(Progress)]
+        progress = Progress(**{name: told[name] for name in names if name in told})
+        progress = dataclasses.replace(progress, reference=start.reference)
         tell(f"going on from iteration {progress.iteration} ({checkpoints.folder})")
     broadcast_from_first(lambda: drop_after(workdir, progress.iteration))
     return state, progress
 
 
-def _newest(
-    checkpoints: Checkpoints, fresh: TrainState, start: Progress, tell: Callable[[str], None], accept: bool
-) -> tuple[TrainState, Progress] | None:
+def newest_state(
+    checkpoints: Checkpoints,
+    fresh: TrainState,
+    reference: str | None,
+    tell: Callable[[str], None],
+    *,
+    accept: bool = False,
+) -> tuple[TrainState, dict[str, Any]] | None:
+    """The newest state that can be read, and the metadata of its checkpoint; None where there is none.
+
+    Args:
+      checkpoints: a damaged one is moved aside, with a line, and the one before it is used.
+      fresh: the state that the run begins with, on its devices.
+      reference: `reference_hash` of that state's policy.
+      tell: prints a line.
+      accept: goes on with another reference policy too.
+
+    Raises ConfigError where the newest is of another model or another reference policy, or isn't finite.
+    """
     for step in reversed(checkpoints.steps()):
         try:
-            metadata = checkpoints.metadata(step)
-            if metadata.get("reference") != start.reference and not accept:
+            told = checkpoints.metadata(step)
+            before = told.get("reference")
+            if not accept and _others(before, reference, fresh.params["policy"]):
                 raise ConfigError(
-                    f"checkpoint {step} in {checkpoints.folder} belongs to a run with another reference policy "
-                    f"({metadata.get('reference')}); config.model.init now gives {start.reference}"
+                    f"checkpoint {step} in {checkpoints.folder} belongs to a run that began with other weights than"
+                    f" config.model.init (or lora_init) now gives (hash {before}, now {reference}): put those back, or"
+                    " give another --workdir"
                 )
             items = checkpoints.restore(step, items_of(fresh))
             check_params(f"checkpoint {step} in {checkpoints.folder}", items)
-            state = state_of(items, fresh.frozen)
-            # A checkpoint of an earlier version lacks what is new since, which has its default then.
-            names = [field.name for field in dataclasses.fields(Progress)]
-            progress = Progress(**{name: metadata[name] for name in names if name in metadata})
-            return state, dataclasses.replace(progress, reference=start.reference)
+            return state_of(items, fresh.frozen), told
         except DamagedCheckpointError as error:
             tell(f"{error}; moved to {checkpoints.set_aside(step)}, trying the one before it")
     return None
+
+
+def check_nothing_was_saved(workdir: Path, recorded: int, checkpoint_every: int, unit: str) -> None:
+    """Raises RunError where a run that has no checkpoint to go on from has had one: it never starts afresh in silence.
+
+    Args:
+      recorded: iterations or steps (`unit`) that metrics.jsonl tells of.
+      checkpoint_every: so many between checkpoints.
+    """
+    # A save waits for the one before it: so many records mean that a first checkpoint was complete.
+    if (workdir / ("damaged_" + CHECKPOINTS)).exists() or recorded > 2 * checkpoint_every:
+        raise RunError(
+            f"{workdir} has records of {recorded} {unit} and no checkpoint that can be read; "
+            "start again with another --workdir"
+        )
 
 
 def _recorded(workdir: Path) -> int:
@@ -220,7 +291,10 @@ def drop_scores(workdir: Path) -> None:
 
 
 def find_checkpoint(workdir: Path, name: str) -> int:
-    """The iteration of a checkpoint that is called "best", "last" or by its iteration. Raises ConfigError for none."""
+    """The iteration (of fine-tuning: the step) of a checkpoint that is called "best", "last" or by it.
+
+    Raises ConfigError for none.
+    """
     if not (workdir / CHECKPOINTS).is_dir():
         raise ConfigError(f"--workdir: {workdir} has no checkpoints yet")
     with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
@@ -229,17 +303,14 @@ def find_checkpoint(workdir: Path, name: str) -> int:
             raise ConfigError(f"--workdir: {workdir} has no checkpoint yet")
         best = checkpoints.metadata(steps[-1])["best_iteration"]
     if name == "best" and best is None:
-        raise ConfigError("--checkpoint=best: nothing was validated (config.eval.every); use --checkpoint=last")
+        nothing = "nothing was validated (config.eval.every)"
+        if command_of(workdir) == SFT:
+            nothing = "fine-tuning held no examples out (config.sft.valid_share)"
+        raise ConfigError(f"--checkpoint=best: {nothing}; use --checkpoint=last")
     chosen = {"best": best, "last": steps[-1]}.get(name, int(name) if name.isdecimal() else None)
     if chosen not in steps:
         raise ConfigError(f"--checkpoint={name}: give best, last or one of {', '.join(map(str, steps))}")
     return chosen
-
-
-def is_fine_tuned(workdir: Path, step: int) -> bool:
-    """Whether a checkpoint is of supervised fine-tuning, which keeps its place in the examples there."""
-    with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
-        return "place" in checkpoints.metadata(step)
 
 
 def saved_policy(
@@ -260,7 +331,7 @@ def saved_policy(
         if not left_out:
             return policy["policy"]
         begun = first()
-        if None not in (now := content_hash(begun), before := told.get("reference")) and now != before:
+        if _others(told.get("reference"), reference_hash(begun), begun):
             raise ConfigError(
                 f"checkpoint {chosen} in {checkpoints.folder} holds what was trained beside other weights than"
                 " config.model.init (or lora_init) now gives: put those back"

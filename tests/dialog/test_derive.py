@@ -224,7 +224,7 @@ def test_a_template_that_leaves_the_system_message_out_takes_none(tmp_path):
     )
     chat = load_chat(str(folder))
     assert chat.first_prompt("a")
-    with pytest.raises(ConfigError, match="config.episode.system_prompt: .* takes no system message"):
+    with pytest.raises(ConfigError, match="config.episode.system_prompt: .* takes no system message: leave it out"):
         chat.first_prompt("a", "Be brief.")
 
 

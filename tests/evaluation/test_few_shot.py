@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +14,7 @@ from rlef_jax.dialog.load import load_chat
 from rlef_jax.dialog.prompts import problem_prompt
 from rlef_jax.errors import ConfigError
 from rlef_jax.evaluate import evaluate, parsed
-from rlef_jax.evaluation.few_shot import choose, opening
+from rlef_jax.evaluation.few_shot import Shots, choose, opening
 from rlef_jax.execution.interpreter import find_python
 from rlef_jax.execution.pool import ExecutionPool
 from rlef_jax.sampling.request import SamplingConfig
@@ -57,7 +58,7 @@ def saved(episodes, tmp_path_factory):
 
 
 def names(shots):
-    return [shot.problem.name for shot in shots]
+    return shots.names
 
 
 def of(*places):
@@ -90,7 +91,8 @@ def test_files_that_hold_no_dialogues_are_one_line(tmp_path, saved, episodes):
             choose(path, 1, [])
         assert str(raised.value).startswith("--few-shot") and len(str(raised.value).splitlines()) == 1
     other = load_chat(str(write_tokenizer(tmp_path / "other", TEMPLATES["chatml"])))
-    with pytest.raises(ConfigError, match="another tokenizer, chat format or wording"):
+    told = rf"--few-shot: {saved}: the episode about .* another tokenizer, chat template or wording .*: give episodes"
+    with pytest.raises(ConfigError, match=told):
         opening(other, choose(saved, 1, []))
     judged = [dataclasses.replace(e, turns=tuple(dataclasses.replace(t, prompt_delta_ids=(), response_ids=())
               for t in e.turns)) for e in episodes]  # fmt: skip
@@ -103,7 +105,7 @@ def test_the_dialogues_as_they_are_read(saved, episodes):
     shots = choose(saved, 2, [])
     text = CHAT.tokenizer.show(opening(CHAT, shots, "Be brief."))
     expected = "<s><|system|>Be brief.<|end|>"
-    for shot in shots:
+    for shot in shots.dialogues:
         messages = [problem_prompt(shot.problem.description)]
         messages += [feedback_message(shot.problem, turn.verdict) for turn in shot.turns[:-1]]
         right = f"```python\n{shot.problem.solutions[0]}\n```\n"
@@ -115,7 +117,7 @@ def test_the_dialogues_as_they_are_read(saved, episodes):
 
 def test_a_dialogue_cut_by_length_is_closed(episodes):
     assert episodes[7].turns[-1].finish_reason == "length" and episodes[7].solved
-    ids = opening(CHAT, [episodes[7]])
+    ids = opening(CHAT, Shots(Path("here"), [episodes[7]]))
     assert ids[-1] == CHAT.stop_ids[0] and ids[:-1] == episodes[7].token_ids
 
 
@@ -127,11 +129,13 @@ def test_tokens_are_those_of_the_dialogues_and_only_appended_to(pool, saved, epi
     [episode] = collect(sampler, CHAT, pool, PROBLEMS[:1], seed=0, step=0, settings=settings)
     assert episode.solved and list(episode.token_ids) == sampler.streams[0]
     assert episode.token_ids[: len(front)] == front
-    assert front[: len(shots[0].token_ids)] == shots[0].token_ids  # as sampled, one token per character
+    first = shots.dialogues[0].token_ids
+    assert front[: len(first)] == first  # as sampled, one token per character
     last_turn = CHAT.user_turn(problem_prompt(PROBLEMS[0].description))
     assert list(episode.turns[0].prompt_delta_ids[-len(last_turn) :]) == last_turn
     # Dialogues that were themselves made with few-shot prompts can be shown: only their own part is used.
-    assert opening(CHAT, [episode]) == (*CHAT.first_prompt(problem_prompt(PROBLEMS[0].description)),
+    again = opening(CHAT, Shots(Path("here"), [episode]))
+    assert again == (*CHAT.first_prompt(problem_prompt(PROBLEMS[0].description)),
                                      *episode.token_ids[len(episode.turns[0].prompt_delta_ids) :])  # fmt: skip
     with pytest.raises(ConfigError, match=rf"\({len(front)} of them few-shot dialogues\) leaves no room"):
         collect(sampler, CHAT, pool, PROBLEMS[:1], seed=0, step=0, settings=dataclasses.replace(settings, context=100))

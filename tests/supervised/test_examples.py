@@ -17,6 +17,7 @@ from rlef_jax.ppo.settings import Likelihood, PackSettings
 from rlef_jax.ppo.update import Learner
 from rlef_jax.supervised.authors import batches_of
 from rlef_jax.supervised.examples import Example, ExampleSet, Place, last_response, pack_examples, spans
+from rlef_jax.training.tally import Tally
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 CFG = ModelConfig(vocab_size=40, d_model=16, n_layers=1, n_heads=2, n_kv_heads=1, d_head=8, d_ff=32, max_positions=64)
@@ -133,11 +134,17 @@ def test_held_out_are_all_examples_of_some_problems(examples):
 
 
 def test_a_set_is_read_back_as_it_was_written(examples, tmp_path):
-    examples.save(tmp_path / "set.npz")
-    read = ExampleSet.load(tmp_path / "set.npz")
-    for field in dataclasses.fields(ExampleSet):
-        a, b = getattr(read, field.name), getattr(examples, field.name)
-        assert a.dtype == b.dtype and a.tolist() == b.tolist()
+    arrays = [field.name for field in dataclasses.fields(ExampleSet) if field.name != "left_out"]
+    for left_out in ({}, {"no_program": 3, "too_long": 12}):
+        written = dataclasses.replace(examples, left_out=left_out)
+        written.save(tmp_path / "set.npz")
+        read = ExampleSet.load(tmp_path / "set.npz")
+        for name in arrays:
+            a, b = getattr(read, name), getattr(examples, name)
+            assert a.dtype == b.dtype and a.tolist() == b.tolist()
+        assert read.tally == Tally(23, left_out)
+    np.savez(tmp_path / "set.npz", **{name: getattr(examples, name) for name in arrays})  # of an earlier version
+    assert ExampleSet.load(tmp_path / "set.npz").tally == Tally(23, {})
     (tmp_path / "set.npz").write_bytes(b"no")
     with pytest.raises(ConfigError, match="set.npz cannot be read as examples"):
         ExampleSet.load(tmp_path / "set.npz")

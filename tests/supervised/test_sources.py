@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
 
 from rlef_jax.data import mini_contests
+from rlef_jax.dialog.chat import TINY, SystemMessageError
 from rlef_jax.dialog.load import load_chat
 from rlef_jax.errors import ConfigError
 from rlef_jax.sampling.request import SamplingConfig
@@ -18,6 +20,7 @@ from rlef_jax.supervised.sources import collected, dialogue, messages, repairs, 
 from rlef_jax.training.episode_io import episodes_path, write_episodes
 from rlef_jax.training.failures import repair_prompt
 from rlef_jax.training.rollout import RolloutSettings, collect
+from rlef_jax.training.tally import PassedOver
 from rlef_jax.types import Limits
 from tests.helpers.scripted_sampler import ScriptedSampler
 
@@ -52,12 +55,20 @@ def run(made, tmp_path_factory):
     return folder
 
 
+def split(found):
+    """(examples with their problems, how many were passed over by reason)."""
+    found = list(found)
+    examples = [one for one in found if not isinstance(one, PassedOver)]
+    return examples, dict(Counter(one.reason for one in found if isinstance(one, PassedOver)))
+
+
 def responses(example):
     return [example.ids[a:b].tolist() for a, b in spans(example.learned)]
 
 
 def test_the_last_responses_of_successful_episodes_are_learned(run, made):
-    found = list(successes([run], CHAT, "", all_responses=False))
+    found, left_out = split(successes([run], CHAT, "", all_responses=False))
+    assert left_out == {"not_solved": 2}
     assert [name for _, name in found] == [episode.problem.name for episode in made[:3]]
     for (example, _), episode in zip(found, made, strict=False):
         assert example.ids.tolist() == list(episode.token_ids)
@@ -67,7 +78,8 @@ def test_the_last_responses_of_successful_episodes_are_learned(run, made):
 def test_all_responses_are_where_asked_for_and_an_evaluation_is_read_as_a_run(run, made, tmp_path):
     (tmp_path / "chunks").mkdir()
     write_episodes(tmp_path / "chunks" / "000000.jsonl.gz", made)
-    found = list(successes([tmp_path, episodes_path(run, 3)], CHAT, "", all_responses=True))
+    found, left_out = split(successes([tmp_path, episodes_path(run, 3)], CHAT, "", all_responses=True))
+    assert left_out == {"not_solved": 4}
     solved = [*made[:3], made[2]]
     assert [responses(e) for e, _ in found] == [[list(t.response_ids) for t in e.turns] for e in solved]
 
@@ -80,9 +92,14 @@ def test_a_context_that_began_anew_is_a_sequence_of_its_own(made):
         assert responses(example) == [list(turn.response_ids)]
 
 
-def test_episodes_of_another_format_are_refused(run):
-    with pytest.raises(ConfigError, match="sft.data: the episode about .* another tokenizer, chat format, wording or"):
+def test_episodes_of_another_format_are_refused(run, pool):
+    file = episodes_path(run, 0)
+    told = rf"config.sft.data: {file}: the episode about .* another tokenizer, .* system prompt than .*: give episodes"
+    with pytest.raises(ConfigError, match=told):
         list(successes([run], CHAT, "You are somebody else.", all_responses=False))
+    other = dataclasses.replace(SETTINGS, system_prompt="You are somebody else.")
+    with pytest.raises(ConfigError, match=told):
+        list(repairs([run], CHAT, other, RightPrograms(pool, LIMITS), seed=0))
 
 
 def test_paths_without_episodes_are_named(tmp_path):
@@ -94,7 +111,8 @@ def test_paths_without_episodes_are_named(tmp_path):
 
 
 def test_a_failed_response_and_its_feedback_come_before_a_right_program(run, made, pool):
-    found = list(repairs([run], CHAT, SETTINGS, RightPrograms(pool, LIMITS), seed=0))
+    found, left_out = split(repairs([run], CHAT, SETTINGS, RightPrograms(pool, LIMITS), seed=0))
+    assert left_out == {"no_failure": 1}
     assert [name for _, name in found] == [episode.problem.name for episode in made[1:]]
     for (example, _), episode in zip(found, made[1:], strict=True):
         failed = dataclasses.replace(episode, turns=episode.turns[:1], end="")
@@ -102,6 +120,22 @@ def test_a_failed_response_and_its_feedback_come_before_a_right_program(run, mad
         assert example.ids[: len(prompt)].tolist() == prompt
         assert responses(example) == [CHAT.response(right(episode.problem))]
         assert example.ids[len(prompt) :].tolist() == CHAT.response(right(episode.problem))
+
+
+def test_failures_without_a_right_program_or_room_are_counted(run, made, pool, tmp_path):
+    problem = dataclasses.replace(made[3].problem, name="another", solutions=("print('?')",))
+    unsolvable = dataclasses.replace(made[3], problem=problem)
+    write_episodes(episodes_path(tmp_path, 0), [*made[:2], unsolvable])
+    lengths = [len(repair_prompt(dataclasses.replace(e, turns=e.turns[:1]), CHAT, SETTINGS)) for e in made[1:]]
+    right_programs = RightPrograms(pool, LIMITS)
+    for context, fitting in ((4000, 4), (min(lengths) + 1, lengths.count(min(lengths))), (min(lengths), 0)):
+        settings = dataclasses.replace(SETTINGS, context=context)
+        found, left_out = split(repairs([run, tmp_path], CHAT, settings, right_programs, seed=0))
+        again = int(context == 4000 or lengths[0] < context)  # made[1] is in both folders
+        expected = {"no_failure": 2, "no_program": 1, "no_room": 5 - fitting - again}
+        assert len(found) == fitting + again and left_out == {k: n for k, n in expected.items() if n}
+    with pytest.raises(ConfigError, match="nothing to learn from; left out: 2 epis.* 1 failures .* 5 failures that"):
+        collected(repairs([run, tmp_path], CHAT, settings, right_programs, seed=0), 4000)
 
 
 def test_which_right_program_depends_on_the_seed_alone_and_wrong_ones_never_come(made, pool, tmp_path):
@@ -166,6 +200,7 @@ def test_white_space_inside_of_texts_ends_no_line_and_no_problem_is_its_own(tmp_
         ({"messages": said("a", "b", roles=("assistant", "user"))}, "they are assistant, user"),
         ({"messages": said("a", "b", roles=("user", "tool"))}, "they are user, tool"),
         ({"messages": [{"role": "system", "content": "s"}]}, "they are system"),
+        ({"messages": said("a", "b\ud83d")}, "message 2 holds half a character"),
     ],
 )
 def test_a_line_of_another_kind_is_named(tmp_path, row, fault):
@@ -174,11 +209,39 @@ def test_a_line_of_another_kind_is_named(tmp_path, row, fault):
         list(messages([path], CHAT, "", all_responses=True))
 
 
+def no_switches(system):
+    if system.endswith("/no_think"):
+        raise SystemMessageError("a template: it takes it for more than text")
+
+
+@pytest.mark.parametrize(
+    "chat, fault",
+    [
+        (dataclasses.replace(CHAT, style=dataclasses.replace(TINY, first_with_system=None)),
+         "the model's chat template takes no system message: leave it out, or let the first user message begin with"),
+        (dataclasses.replace(CHAT, check_system=no_switches), "a template: it takes it for more than text"),
+    ],
+)  # fmt: skip
+def test_a_system_message_that_the_template_does_not_take_is_named_where_it_is(tmp_path, chat, fault):
+    """In the file, or in the configuration for lines without one."""
+    system = [{"role": "system", "content": "Be brief. /no_think"}]
+    path = write(tmp_path / "m.jsonl", {"messages": said("a", "b")}, {"messages": system + said("a", "b")})
+    found = messages([path], chat, "", all_responses=True)
+    next(found)
+    with pytest.raises(ConfigError) as raised:
+        next(found)
+    assert str(raised.value).startswith(f"config.sft.data: {path}, line 2: its system message: {fault}")
+    with pytest.raises(ConfigError) as raised:
+        next(messages([path], chat, "Be careful. /no_think", all_responses=True))
+    assert str(raised.value).startswith(f"config.episode.system_prompt: {fault}")
+
+
 def test_what_is_too_long_is_left_out_and_told(tmp_path):
     path = write(tmp_path / "m.jsonl", {"messages": said("a", "b")}, {"messages": said("a" * 300, "b")})
-    told = []
-    kept = collected(messages([path], CHAT, "", all_responses=True), 64, told.append)
-    assert len(kept) == 1 and told[0].startswith("1 examples of more than 64 tokens")
-    with pytest.raises(ConfigError, match="nothing to learn from: all 2 are too long"):
-        collected(messages([path], CHAT, "", all_responses=True), 4, told.append)
+    kept = collected(messages([path], CHAT, "", all_responses=True), 64)
+    words = "1 examples longer than the longest of config.ppo.buckets"
+    assert str(kept) == f"1 examples about 1 problems, {len(kept.ids)} tokens; left out: {words}"
+    assert kept.tally.metrics("examples") == {"examples/used": 1.0, "examples/left_out/too_long": 1.0}
+    with pytest.raises(ConfigError, match="nothing to learn from; left out: 2 examples longer than"):
+        collected(messages([path], CHAT, "", all_responses=True), 4)
     assert np.array_equal(kept[0].ids, next(messages([path], CHAT, "", all_responses=True))[0].ids)

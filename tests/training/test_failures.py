@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import pickle
 
 import numpy as np
@@ -15,11 +16,13 @@ from rlef_jax.dialog.feedback import feedback_message
 from rlef_jax.dialog.load import load_chat
 from rlef_jax.errors import ConfigError
 from rlef_jax.ppo.pack import pack
+from rlef_jax.progress import ProgressDisplay
 from rlef_jax.sampling.request import SamplingConfig
 from rlef_jax.training.actor import LocalActor, RolloutRequest, shard_range
 from rlef_jax.training.episode_io import episodes_path, read_episodes, write_episodes
 from rlef_jax.training.failures import FailedResponses, failed_first, repair_prompt
 from rlef_jax.training.rollout import RolloutSettings, collect
+from rlef_jax.training.tally import Tally
 from rlef_jax.types import Limits, Problem, Status, TestCase, Verdict
 from tests.helpers.scripted_sampler import ScriptedSampler
 
@@ -114,9 +117,13 @@ def test_only_the_repairers_tokens_are_trained_and_it_alone_is_rewarded(pool, fa
     asked = request(1)
     problems = failures(asked).problems
     sampler = ScriptedSampler(CHAT, lambda i, turn: [right(problems[0]), WRONG, NO_CODE, NO_PARSE][i])
-    actor = LocalActor(sampler, CHAT, pool, failures)
+    said = io.StringIO()
+    actor = LocalActor(sampler, CHAT, pool, failures, display=ProgressDisplay(stream=said))
     actor.set_weights(None, 0)
-    episodes = actor.episodes(asked).episodes
+    result = actor.episodes(asked)
+    episodes = result.episodes
+    assert result.tally == failures(asked).tally == Tally(4, {"no_failure": 2})
+    assert said.getvalue().startswith("iteration 1 begins with 4 failed responses; left out: 2 episodes whose first")
     assert [(e.index, len(e.turns), e.end) for e in episodes] == [
         (0, 1, "public_passed"), *((i, 1, "turn_limit") for i in (1, 2, 3))
     ]  # fmt: skip
@@ -168,17 +175,28 @@ def test_what_is_no_failure_is_passed_over(workdir, failures):
         short = dataclasses.replace(SETTINGS, context=context)
         found = {name for step in range(FILES) for name in names(failures(request(step, settings=short)))}
         assert len(found) == fitting
-    with pytest.raises(ConfigError, match="no first response that failed .* config.episode.context=20"):
+    told = rf"no first response that failed .* config.episode.context=20; left out: {2 * FILES} episodes whose .*"
+    with pytest.raises(ConfigError, match=rf"{told} {4 * FILES} failures that leave no room"):
         failures(request(settings=dataclasses.replace(SETTINGS, context=20)))
+
+
+def test_what_an_iteration_leaves_out_is_counted(failures):
+    assert failures(request(count=4)).tally == Tally(4, {"no_failure": 2})
+    assert failures(request(count=9)).tally == Tally(4, {"no_failure": 2})  # each of them more than once
+    shares = [failures(request(count=3, indexes=range(i, i + 1))).tally for i in range(3)]
+    assert shares == [Tally(3, {"no_failure": 2, "not_drawn": 1})] * 3  # the iteration's, in every process
+    lengths = sorted(len(prompt) for prompt in failures(request()).prompts)
+    short = dataclasses.replace(SETTINGS, context=lengths[1] + 1)
+    without = sum(length > lengths[1] for length in lengths)
+    assert failures(request(settings=short)).tally == Tally(4 - without, {"no_failure": 2, "no_room": without})
 
 
 def test_files_that_cannot_be_used_are_named(tmp_path, workdir, failures):
     with pytest.raises(ConfigError, match=r"config\.data\.failures: no episodes in .*: give the --workdir of a run"):
         FailedResponses.of(config_lib.load("configs/tiny.py:repair", overrides={"data.failures": str(tmp_path)}))
     careful = dataclasses.replace(SETTINGS, system_prompt="You are a careful author.")
-    with pytest.raises(
-        ConfigError, match=r"00000\d\.jsonl\.gz: the failed response .* system prompt than this model's"
-    ):
+    told = r"config\.data\.failures: .*00000\d\.jsonl\.gz: the episode about .* system prompt than this model's"
+    with pytest.raises(ConfigError, match=told):
         failures(request(settings=careful))
     write_episodes(episodes_path(tmp_path, 0), saved(workdir, 0))
     before = dataclasses.replace(failures, workdir=tmp_path, steps=(0,)).identity()

@@ -11,11 +11,26 @@ import pytest
 
 from rlef_jax import config as config_lib
 from rlef_jax.errors import ConfigError, RunError
-from rlef_jax.ppo.train_state import init_state
+from rlef_jax.ppo.train_state import init_state, partition
 from rlef_jax.training.checkpoint import Checkpoints, content_hash
 from rlef_jax.training.episode_io import episodes_path, saved_steps, write_episodes
 from rlef_jax.training.metrics_writer import MetricsWriter
-from rlef_jax.training.workdir import CHECKPOINTS, FREE_KEYS, Progress, items_of, open_workdir, resume
+from rlef_jax.training.workdir import (
+    CHECKPOINTS,
+    FREE_KEYS,
+    SFT,
+    TRAIN,
+    Progress,
+    begun_as,
+    command_of,
+    find_checkpoint,
+    frozen_names,
+    items_of,
+    open_workdir,
+    reference_hash,
+    resume,
+    saved_policy,
+)
 
 
 def make_state(fill, width=3):
@@ -106,8 +121,62 @@ def test_another_model_or_reference_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"policy\['w'\] is float32\[3,2\] there, float32\[5,2\] in this config"):
         go_on(tmp_path / "a", fresh=make_state(0.0, width=5))
     save(tmp_path / "b", 2, reference="0123")
-    with pytest.raises(ConfigError, match=r"another reference policy \(0123\); config.model.init now gives"):
+    with pytest.raises(ConfigError, match=r"other weights than config.model.init .* now gives \(hash 0123, now "):
         go_on(tmp_path / "b")
+    unknown = dataclasses.replace(START, reference=None)  # parts of the weights lie in other processes
+    assert go_on(tmp_path / "b", start=unknown)[1].iteration == 2
+
+
+def with_adapters(base=1.0, a=2.0, b=0.0):
+    return {"embed": jnp.full(3, base), "layers": {"gate": jnp.full(2, base), "gate_proj_a": jnp.full(2, a),
+                                                   "gate_proj_b": jnp.full(2, b)}}  # fmt: skip
+
+
+def test_drawn_adapters_are_no_part_of_what_a_run_begins_with():
+    first = reference_hash(with_adapters())
+    assert first == reference_hash(with_adapters(a=3.0))  # of another seed
+    plain = with_adapters()
+    del plain["layers"]["gate_proj_a"], plain["layers"]["gate_proj_b"]
+    assert first == content_hash(plain) == reference_hash(plain)
+    given = [reference_hash(with_adapters(a=a, b=b)) for a, b in ((2.0, 1.0), (3.0, 1.0), (2.0, 2.0))]
+    assert len({first, reference_hash(with_adapters(base=2.0)), *given}) == 5
+    assert given[0] == content_hash(with_adapters(b=1.0))
+
+
+def adapters_state(**kwargs):
+    """What a run of adapters begins with."""
+    trainable, frozen = partition({"policy": with_adapters(**kwargs)}, lambda path: path[-1].startswith("gate_proj"))
+    return init_state(trainable, frozen, optax.adamw(1e-3).init)
+
+
+@pytest.mark.parametrize("of", [reference_hash, content_hash])
+def test_adapters_are_found_again_beside_their_base(tmp_path, of):
+    """Whatever the first ones were; `content_hash` of everything is what earlier versions have saved."""
+    fresh = adapters_state()
+    told = {**dataclasses.asdict(Progress(2, of(with_adapters()), best_iteration=None)), "frozen": frozen_names(fresh)}
+    trained = adapters_state(a=7.0, b=8.0)
+    with Checkpoints(tmp_path / CHECKPOINTS) as checkpoints:
+        checkpoints.save(2, items_of(trained), told)
+    now = Progress(0, reference_hash(with_adapters()))
+    jax.tree.map(np.testing.assert_array_equal, go_on(tmp_path, fresh, now)[0].params, trained.params)
+    others = {"base": with_adapters(base=2.0), "given": with_adapters(b=1.0), "drawn": with_adapters(a=3.0)}
+    for name, begun in others.items():
+        state = adapters_state().with_params({"policy": begun})
+        if name == "drawn" and of is reference_hash:
+            found = saved_policy(tmp_path, "last", begun, lambda begun=begun: begun)
+            jax.tree.map(np.testing.assert_array_equal, found, trained.params["policy"])
+            continue
+        with pytest.raises(ConfigError, match=r"beside other weights than config.model.init \(or lora_init\)"):
+            saved_policy(tmp_path, "last", begun, lambda begun=begun: begun)
+        with pytest.raises(ConfigError, match="began with other weights"):
+            go_on(tmp_path, state, Progress(0, reference_hash(begun)))
+
+
+def test_the_seed_of_first_weights_is_the_runs(tmp_path):
+    open_workdir(tmp_path, tiny(seed=3), TRAIN, resume=True)
+    asked = tiny(seed=7, model__d_ff=32)
+    begun = begun_as(asked, tmp_path)
+    assert (begun.seed, begun.model.d_ff, asked.seed) == (3, 32, 7)
 
 
 def tiny(**overrides):
@@ -115,18 +184,57 @@ def tiny(**overrides):
 
 
 def test_a_workdir_belongs_to_one_config(tmp_path):
-    open_workdir(tmp_path, tiny(), resume=True)
-    open_workdir(tmp_path, tiny(), resume=True)
+    open_workdir(tmp_path, tiny(), TRAIN, resume=True)
+    open_workdir(tmp_path, tiny(), TRAIN, resume=True)
     with pytest.raises(ConfigError, match="--resume=never"):
-        open_workdir(tmp_path, tiny(), resume=False)
+        open_workdir(tmp_path, tiny(), TRAIN, resume=False)
     with pytest.raises(ConfigError) as refused:
-        open_workdir(tmp_path, tiny(seed=3, ppo__buckets=(256,)), resume=True)
+        open_workdir(tmp_path, tiny(seed=3, ppo__buckets=(256,)), TRAIN, resume=True)
     assert "config.seed: 0 there, 3 here" in str(refused.value)
     assert "config.ppo.buckets: [128, 192, 256] there, [256] here" in str(refused.value)
     # What an error of a run advises can be done.
-    open_workdir(tmp_path, tiny(train__bad_update="skip", train__max_skipped=0), resume=True)
-    open_workdir(tmp_path, tiny(train__iterations=99, execution__workers=1, model__family="llama"), resume=True)
+    open_workdir(tmp_path, tiny(train__bad_update="skip", train__max_skipped=0), TRAIN, resume=True)
+    open_workdir(tmp_path, tiny(train__iterations=99, execution__workers=1, model__family="llama"), TRAIN, resume=True)
     assert json.loads((tmp_path / "config.json").read_text())["train"]["iterations"] == 99
+
+
+@pytest.mark.parametrize("of, other", [(TRAIN, SFT), (SFT, TRAIN)])
+def test_a_workdir_belongs_to_one_command(tmp_path, of, other):
+    """Whatever else differs: the first thing to say is whose folder it is."""
+    open_workdir(tmp_path / "new", tiny(), of, resume=True)
+    with MetricsWriter(tmp_path / "old") as writer:
+        writer.write(20, {"loss": 1.0} | ({"time/total": 3.0} if of == TRAIN else {"tokens_per_s": 9.0}))
+    config_lib.save(tiny(), tmp_path / "old")  # of an earlier version, which didn't say
+    for name in ("new", "old"):
+        assert command_of(tmp_path / name) == of
+        for config in (tiny(), tiny(seed=3)):
+            with pytest.raises(ConfigError) as refused:
+                open_workdir(tmp_path / name, config, other, resume=True)
+            line = str(refused.value)
+            assert line.startswith(f"--workdir: {tmp_path / name} holds a run of {of}, and this is {other}: give")
+            assert f"goes on with `python -m {of} --workdir={tmp_path / name}`" in line and "\n" not in line
+        open_workdir(tmp_path / name, tiny(), of, resume=True)
+    (tmp_path / "unknown").mkdir()
+    config_lib.save(tiny(), tmp_path / "unknown")
+    assert command_of(tmp_path / "unknown") == ""
+    open_workdir(tmp_path / "unknown", tiny(), other, resume=True)
+    assert command_of(tmp_path / "unknown") == other
+
+
+def test_a_models_folder_is_no_workdir(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "hidden_size": 64}')
+    with pytest.raises(ConfigError, match="config.json is not what a run wrote: it has no seed"):
+        open_workdir(tmp_path, tiny(), TRAIN, resume=True)
+
+
+def test_the_best_of_a_run_that_has_none_names_the_commands_own_key(tmp_path):
+    for command, key in ((TRAIN, "config.eval.every"), (SFT, "config.sft.valid_share")):
+        folder = tmp_path / command
+        open_workdir(folder, tiny(), command, resume=True)
+        save(folder, 2)
+        with pytest.raises(ConfigError, match=rf"--checkpoint=best: .* \({key}\); use --checkpoint=last"):
+            find_checkpoint(folder, "best")
+        assert find_checkpoint(folder, "last") == 2
 
 
 def test_free_keys_exist():
@@ -136,7 +244,7 @@ def test_free_keys_exist():
 def test_a_folder_with_a_run_but_no_config_is_refused(tmp_path):
     record(tmp_path, 1)
     with pytest.raises(ConfigError, match="a run without its config.json"):
-        open_workdir(tmp_path, tiny(), resume=True)
+        open_workdir(tmp_path, tiny(), TRAIN, resume=True)
 
 
 @pytest.mark.parametrize("where", ["policy", "critic", "moment"])
