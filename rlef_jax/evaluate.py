@@ -37,7 +37,7 @@ from rlef_jax.data.code_contests.references import error_rate_line
 from rlef_jax.data.missing_tests import Missing
 from rlef_jax.data.running import running
 from rlef_jax.data.shown_tests import with_public
-from rlef_jax.data.sources import CODE_CONTESTS, Source, check_source, check_splits, fit
+from rlef_jax.data.sources import CODE_CONTESTS, JSONL, Source, check_splits, fit
 from rlef_jax.errors import ConfigError, RunError
 from rlef_jax.evaluation import few_shot, job
 from rlef_jax.evaluation.chunk_store import saved_episodes
@@ -170,17 +170,19 @@ def _source(args: argparse.Namespace, config: ConfigDict, name: str) -> Source:
     Responses from elsewhere are scored whatever the length of the prompts that this configuration's model sees.
     """
     source = Source.of(config) if name == config.data.name else Source(name)
+    source = dataclasses.replace(source, mix=())  # training's
     if args.data is not None:
-        source = dataclasses.replace(source, dir=str(args.data))
+        path = str(args.data)
+        source = source.reading(path) if name == JSONL else dataclasses.replace(source, dir=path)
     return source if args.judge_only is None else dataclasses.replace(source, max_prompt_tokens=0)
 
 
 def _fitted(source: Source, config: ConfigDict, split: str) -> Source:
     """The source with its rules applied to the split; what they leave out is reported on stderr."""
-    check_source(source)
+    check_splits(source, train="", evaluated={"eval.split": split})
     prompts = functools.cache(lambda: first_prompt_of(config, describe_policy(config)[1]))  # reads a tokenizer
     with ProgressDisplay(stream=sys.stderr) as display:
-        return fit(source, [split], lambda text: prompts()(text), tell=display.message, report=display.stage)
+        return fit(source, [split], lambda problem: prompts()(problem), tell=display.message, report=display.stage)
 
 
 def _judge_errors(source: Source | None, split: str) -> str:
@@ -236,7 +238,7 @@ def _changed_config(args: argparse.Namespace) -> ConfigDict:
         validate(config)
         if not args.benchmark:
             source = _source(args, config, config.data.name)
-            check_splits(source, train=config.data.train_split, evaluated={"eval.split": config.eval.split})
+            check_splits(source, train="", evaluated={"eval.split": config.eval.split})
     except ConfigError as error:
         line = "; ".join(str(error).splitlines())
         for name, key in _FLAGS.items():
