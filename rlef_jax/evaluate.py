@@ -8,10 +8,11 @@
 `--turns=1 --samples=3` three independent responses, of which one that passes the public tests is submitted (n@k,
 section 3.2). Weights are those of a run's checkpoint, of its warm start (`--warm-start`), or of `config.model.init`.
 
-Benchmarks: SOURCE/SPLIT (mini_contests/test_500, ...), human_eval_plus, mbpp_plus, human_eval, mbpp, mbpp_sanitized,
-livecodebench; all but the first read the published files in --data. Every rollout is written to --out; the same
-command again, after a kill too, goes on from there. The numbers are printed as JSON on stdout, as a table on stderr,
-and written to OUT/results.json. Values of the configuration can be given as with rlef_jax.train: --config.KEY=VALUE.
+Benchmarks: SOURCE/SPLIT (mini_contests/test_500, jsonl/test, ...), human_eval_plus, mbpp_plus, human_eval, mbpp,
+mbpp_sanitized, livecodebench; all but the first read the published files in --data, jsonl the file of problems that it
+names. Every rollout is written to --out; the same command again, after a kill too, goes on from there. The numbers are
+printed as JSON on stdout, as a table on stderr, and written to OUT/results.json. Values of the configuration can be
+given as with rlef_jax.train: --config.KEY=VALUE.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def parser() -> arguments.Parser:
         "--judge-only", type=arguments.path, metavar="FILE", help="score the responses in FILE (docs/evaluation.md)"
     )
     p.add_argument("--benchmark", help="default: the configuration's data.name and eval.split")
-    p.add_argument("--data", type=arguments.path, help="folder with a benchmark's published files")
+    p.add_argument("--data", type=arguments.path, help="folder with a benchmark's published files; jsonl: the file")
     p.add_argument("--split", help="of the configuration's data.name; default: its eval.split, or base_config's")
     p.add_argument("--turns", type=int, default=3, help="turn limit (default: 3)")
     p.add_argument("--samples", type=int, default=3, help="responses a problem, over all its rollouts (default: 3)")

@@ -124,7 +124,7 @@ def _checked_line(problem: Problem, names: set[str]) -> str:
     except ValueError as error:  # what JSON or a literal can't say
         faults.append(str(error))
     if faults:
-        raise apps.LeftOutError(f"whose {re.sub(r'[[][0-9]+[]]', '[...]', faults[0])}")
+        raise apps.LeftOutError(f"whose {re.sub(r'\[\d+\]', '[...]', faults[0])}")
     return line
 
 
