@@ -61,7 +61,7 @@ CHOICES = {
     "ppo.importance_mode": ("cap", "mask"),
     "ppo.decay": ("none", "linear"),
     "train.bad_update": ("stop", "skip"),
-    "sft.source": ("authors", "episodes", "repairs", "messages"),
+    "sft.source": ("authors", "episodes", "repairs", "solutions", "messages"),
     "sft.learned": ("last", "all"),
     "execution.require_isolation": ("", "full", "namespaces", "user", "process"),
 }

@@ -5,6 +5,7 @@ Trains a policy on dialogues by the learner of RLEF: its packing, meshes, checkp
   authors    generated dialogues about MiniContests with failed attempts, feedback and repairs (`data/dialogues.py`)
   episodes   successful episodes of runs and evaluations, which config.sft.data names (A.3)
   repairs    failed first responses of those, each before a random right program of its problem (B.4)
+  solutions  right programs among the solutions of one's own problems (docs/own_problems.md)
   messages   dialogues of JSON lines, [{"role": ..., "content": ...}, ...] (docs/supervised.md)
 
 The workdir gets config.json, metrics.jsonl, checkpoints/ and at the end policy.npz; `rlef_jax.evaluate` takes it as a
@@ -191,12 +192,13 @@ def _examples(config: ConfigDict, chat: ChatFormat, workdir: Path, display: Prog
         if kept.exists():
             display.message(f"examples of {kept}")
             return ExampleSet.load(kept)
-        return sources.collected(_named(config, chat, display.stage), max(config.ppo.buckets), display.message)
+        named = _named(config, chat, display.message, display.stage)
+        return sources.collected(named, max(config.ppo.buckets), display.message)
 
     return broadcast_from_first(make)
 
 
-def _named(config: ConfigDict, chat: ChatFormat, report: sources.Report) -> Iterator[sources.Named]:
+def _named(config: ConfigDict, chat: ChatFormat, tell: sources.Tell, report: sources.Report) -> Iterator[sources.Named]:
     s, paths = config.sft, [Path(path) for path in config.sft.data]
     every = s.learned == "all"
     if s.source == "episodes":
@@ -207,7 +209,10 @@ def _named(config: ConfigDict, chat: ChatFormat, report: sources.Report) -> Iter
         settings = rollout_settings(config, chat.stop_ids, config.episode.feedback, evaluation=False)
         with build_pool(config.execution) as pool:
             programs = RightPrograms(pool, limits_of(config.execution), config.execution.max_wall_s or None)
-            yield from sources.repairs(paths, chat, settings, programs, config.seed, report)
+            if s.source == "solutions":
+                yield from sources.solutions(paths, chat, config.episode.system_prompt, programs, tell, report)
+            else:
+                yield from sources.repairs(paths, chat, settings, programs, config.seed, report)
 
 
 def build_supervised_learner(config: ConfigDict, cfg: ModelConfig, steps: int) -> Learner:

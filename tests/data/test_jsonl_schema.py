@@ -5,11 +5,14 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlef_jax.data.jsonl import schema
 from rlef_jax.data.jsonl.index import open_index
 from rlef_jax.data.jsonl.reader import open_split
 from rlef_jax.data.jsonl.schema import line_of, problem_of, row_of
@@ -17,7 +20,10 @@ from rlef_jax.data.jsonl.values import from_json, to_json
 from rlef_jax.dialog.prompts import STYLES
 from rlef_jax.errors import ConfigError
 from rlef_jax.execution.functions import COMPARISONS
-from rlef_jax.types import FunctionTest, Problem, TestCase
+from rlef_jax.execution.interpreter import find_python
+from rlef_jax.execution.pool import ExecutionPool
+from rlef_jax.execution.verdict import limits_for
+from rlef_jax.types import FunctionTest, Limits, Problem, Status, TestCase
 
 texts = st.text(max_size=4)
 filled = texts.filter(str.strip)
@@ -194,3 +200,33 @@ def test_only_a_newline_ends_a_line(tmp_path):
         split = open_split([str(tmp_path / name)], "train")
         assert [(p.name, p.description) for p in split] == [(row["name"], odd) for row in rows]
         assert [split.place_of(i) for i in range(3)] == [f"{tmp_path / name}:{line}" for line in (1, 3, 5)]
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "own_problems.md"
+
+
+def lines_of_the_page():
+    return [block.replace("\n", " ") for block in re.findall(r"```json\n(.*?)```", PAGE.read_text(), re.DOTALL)]
+
+
+def test_the_pages_tables_have_every_key():
+    text = PAGE.read_text()
+    first_cells = [line.split("|")[1] for line in text.splitlines() if line.startswith("|")]
+    keys = {key for cell in first_cells for key in re.findall(r"`(\w+)`", cell)}
+    assert keys >= {*schema._KEYS, *schema._STDIN_KEYS, *schema._CALL_KEYS}
+    assert all(f"`{name}`" in text for name in COMPARISONS)
+
+
+def test_the_pages_lines_are_problems_that_the_judge_runs():
+    programs = {"twice": "print(2 * int(input()))", "pair": "def pair(a, b): return a, b"}
+    programs["root"] = "def root(x): return sqrt(x)"
+    with ExecutionPool(1, find_python("3.10")) as pool:
+        for line in lines_of_the_page():
+            faults: list[str] = []
+            problem, _ = problem_of(row_of(line.encode(), faults), faults)
+            assert not faults
+            limits = limits_for(problem, Limits(wall_s=20))
+            for program, passes in ((programs.pop(problem.name), True), ("pair = root = lambda *a: [a]", False)):
+                results = pool.run(program, problem.tests, limits, frame=problem.frame).result()
+                assert all((result.status is Status.PASSED) == passes for result in results), problem.name
+    assert not programs

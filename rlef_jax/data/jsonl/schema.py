@@ -224,6 +224,10 @@ def _value(value: Any, key: str, faults: Faults) -> Any:
 
 
 def _test(value: Any, key: str, faults: Faults) -> Test:
+    if isinstance(value, dict) and len(value) == 2:  # files are mostly of these
+        text, output = value.get("input"), value.get("output")
+        if isinstance(text, str) and isinstance(output, str):
+            return TestCase(text, output)
     if isinstance(value, dict) and not value.keys() & _CALL_KEYS.keys():
         texts = _read(value, f"{key}.", _STDIN_KEYS, tuple(_STDIN_KEYS), faults)
         return TestCase(texts.get("input", ""), texts.get("output", ""))
@@ -292,11 +296,14 @@ def _check_complete(problem: Problem, faults: Faults) -> None:
     """A test to judge by, and no half of a surrogate pair, which UTF-8 can't hold, in what is shown or read."""
     if not problem.tests:
         faults.append(f"{', '.join(TESTS)}: no test, where one or more are wanted")
-    texts = {"name": problem.name, "description": problem.description, "start": problem.start}
-    texts |= {f"shown_tests[{i}]": text for i, text in enumerate(problem.shown_tests)}
+    broken = [key for key in ("name", "description", "start") if _is_broken(getattr(problem, key))]
+    broken += [f"shown_tests[{i}]" for i, text in enumerate(problem.shown_tests) if _is_broken(text)]
     for kind in TESTS:
         for i, test in enumerate(getattr(problem, kind)):
             fields = ("input", "output") if isinstance(test, TestCase) else ("text",)
-            texts |= {f"{kind}[{i}].{field}": getattr(test, field) for field in fields}
-    broken = [key for key, text in texts.items() if well_formed(text) != text]
+            broken += [f"{kind}[{i}].{field}" for field in fields if _is_broken(getattr(test, field))]
     faults += [f"{key}: half of a surrogate pair, which UTF-8 can't hold" for key in broken]
+
+
+def _is_broken(text: str) -> bool:
+    return well_formed(text) != text
