@@ -13,7 +13,6 @@ Exit codes: 0 written, 1 it could not be written, 2 wrong usage or data.
 from __future__ import annotations
 
 import dataclasses
-import gzip
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from rlef_jax.command_line import errors_as_lines
 from rlef_jax.data import apps, foreign
 from rlef_jax.data.jsonl.schema import line_of, problem_of, row_of
 from rlef_jax.errors import ConfigError
-from rlef_jax.files import replacing
+from rlef_jax.files import replacing_packed
 from rlef_jax.types import FunctionTest, Problem
 
 _BATCH_ROWS = 32  # rows of a parquet file that are held at a time
@@ -72,21 +71,16 @@ def convert(sources: Sequence[Path], output: Path, *, public: int, solutions: in
     labels = [source.name.partition(".")[0] for source in sources]
     if twice := [label for label in labels if labels.count(label) > 1]:
         raise ConfigError(f"--source: two files are called {twice[0]!r}, and their problems would be: rename one")
-    with replacing(output) as raw:
-        if output.name.endswith(".gz"):
-            with gzip.GzipFile(fileobj=raw, mode="wb", filename="", mtime=0) as file:
-                _write(file, sources, labels, counts, public, solutions)
-        else:
-            _write(raw, sources, labels, counts, public, solutions)
+    with replacing_packed(output) as file:
+        _write(file, sources, labels, counts, public, solutions)
         if not counts.written:
             raise ConfigError(f"--source: there is no problem in it\n{counts}")
     return counts
 
 
 def _write(
-    file: BinaryIO | gzip.GzipFile, sources: Sequence[Path], labels: Sequence[str], counts: Counts, public: int,
-    solutions: int,
-) -> None:  # fmt: skip
+    file: BinaryIO, sources: Sequence[Path], labels: Sequence[str], counts: Counts, public: int, solutions: int
+) -> None:
     names: set[str] = set()
     for source, label in zip(sources, labels, strict=True):
         for number, (place, row) in enumerate(_rows(source), start=1):

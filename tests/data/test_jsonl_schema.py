@@ -12,11 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlef_jax.data import benchmarks
+from rlef_jax.data.code_contests.release import parquet_problems
 from rlef_jax.data.jsonl import schema
 from rlef_jax.data.jsonl.index import open_index
 from rlef_jax.data.jsonl.reader import open_split
 from rlef_jax.data.jsonl.schema import line_of, problem_of, row_of
 from rlef_jax.data.jsonl.values import from_json, to_json
+from rlef_jax.data.running import running
 from rlef_jax.dialog.prompts import STYLES
 from rlef_jax.errors import ConfigError
 from rlef_jax.execution.functions import COMPARISONS
@@ -230,3 +233,20 @@ def test_the_pages_lines_are_problems_that_the_judge_runs():
                 results = pool.run(program, problem.tests, limits, frame=problem.frame).result()
                 assert all((result.status is Status.PASSED) == passes for result in results), problem.name
     assert not programs
+
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"no real problems in {SHARED}")
+def test_real_problems_come_back_from_their_lines():
+    """Contest problems, and function problems whose asserts decide."""
+    contests = [p for path in sorted(SHARED.glob("code_contests/*.parquet")) for p, _ in parquet_problems(path)]
+    with running(lambda: ExecutionPool(1, find_python("3.10"))) as runner:
+        functions = [
+            p for name in ("human_eval", "mbpp_sanitized") for p in benchmarks.load(name, SHARED, runner=runner)
+        ]
+    assert len(contests) == 240 and len(functions) == 164 + 257
+    for problem in (*contests, *functions):
+        faults: list[str] = []
+        assert (problem_of(row_of(line_of(problem).encode(), faults), faults), faults) == ((problem, ""), [])
