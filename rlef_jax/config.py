@@ -28,11 +28,12 @@ from rlef_jax.paths import local_text
 SAVED_NAME = "config.json"
 COMMAND = "command"  # a key of that file alone
 # An empty tuple does not say what its elements are: texts of these keys, numbers of others.
-TEXT_TUPLES = ("data.exclude", "data.families", "model.lora_targets", "sft.data")
+_PROBLEM_FILES = ("data.train_files", "data.valid_files", "data.test_files", "data.mix")
+TEXT_TUPLES = ("data.exclude", "data.families", *_PROBLEM_FILES, "model.lora_targets", "sft.data")
 # Keys that may hold a path: what has no slash in execution.python is a version; package:NAME ships with rlef_jax.
 PATH_KEYS = (
     "model.init", "model.lora_init", "model.tokenizer", "model.chat", "data.dir", "data.failures", "execution.python",
-    "sft.data",
+    "sft.data", *_PROBLEM_FILES,
 )  # fmt: skip
 
 
@@ -47,7 +48,11 @@ def base_config() -> ConfigDict:
                 train_split="train",
                 dir="",  # code_contests: the folder that python -m rlef_jax.data.code_contests has built
                 exclude=(),  # code_contests: rules that leave problems out, see docs/code_contests.md
-                max_prompt_tokens=0,  # code_contests: problems with longer first prompts are left out; 0 = no rule
+                train_files=(),  # jsonl: the files of each split's problems (docs/own_problems.md)
+                valid_files=(),
+                test_files=(),
+                mix=(),  # training problems from several sources by weight: ("code_contests:3", "my/problems.jsonl:1")
+                max_prompt_tokens=0,  # not mini_contests: problems with longer first prompts are left out; 0 = no rule
                 families=(),  # mini_contests: only these; () = all
                 failures="",  # a run's folder: each episode repairs one of its failed first responses (B.4)
                 even_questions=0.0,  # mini_contests: share of training problems with all open questions alike often

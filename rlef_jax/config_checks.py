@@ -61,12 +61,22 @@ CHOICES = {
     "ppo.importance_mode": ("cap", "mask"),
     "ppo.decay": ("none", "linear"),
     "train.bad_update": ("stop", "skip"),
-    "sft.source": ("authors", "episodes", "repairs", "messages"),
+    "sft.source": ("authors", "episodes", "repairs", "solutions", "messages"),
     "sft.learned": ("last", "all"),
     "execution.require_isolation": ("", "full", "namespaces", "user", "process"),
 }
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _EXCLUSIONS = ("several_answers", "files", "references_fail")  # code_contests.reader applies them
+_SOURCES = ("mini_contests", "code_contests", "jsonl")  # data.sources has them
+_KEYS_OF_SOURCES = {
+    "exclude": ("code_contests",),
+    "max_prompt_tokens": ("code_contests", "jsonl"),
+    "families": ("mini_contests",),
+    "even_questions": ("mini_contests",),
+    "train_files": ("jsonl",),
+    "valid_files": ("jsonl",),
+    "test_files": ("jsonl",),
+}
 _MOST_WORKERS = 4096
 _MOST_SEEDS = 2**31  # seeds are folded into 32 bits, and evaluations add to them
 
@@ -118,21 +128,57 @@ def _check_data(config: ConfigDict) -> Faults:
     d = config.data
     unknown = [rule for rule in d.exclude if rule not in _EXCLUSIONS]
     yield bool(unknown), "data.exclude", f"of {', '.join(_EXCLUSIONS)}; not {', '.join(map(repr, unknown))}"
-    for key in ("exclude", "max_prompt_tokens"):
-        stray = f'is for data.name="code_contests" only; data.name is {d.name!r}'
-        yield bool(d[key]) and d.name == "mini_contests", f"data.{key}", stray
-    for key in ("families", "even_questions"):
-        yield bool(d[key]) and d.name == "code_contests", f"data.{key}", 'is for data.name="mini_contests" only'
+    try:
+        mixed = [name for name, _ in mix_entries(d.mix)]
+    except ValueError as error:
+        yield True, "data.mix", str(error)
+        return
+    sources = {d.name, *("jsonl" if is_problem_file(name) else name for name in mixed)}
+    unread = bool(d.train_files) and bool(mixed) and "jsonl" not in mixed
+    yield unread, "data.train_files", 'are read for "jsonl:WEIGHT" in data.mix only, which has none'
+    for key, names in _KEYS_OF_SOURCES.items():
+        only = " or ".join(f'"{name}"' for name in names)
+        stray = bool(d[key]) and sources <= set(_SOURCES) - set(names)
+        yield stray, f"data.{key}", f"is for data.name={only} only; data.name is {d.name!r}"
     all_families = "must be 0 where data.families are given: not each has all questions"
     yield bool(d.families) and d.even_questions > 0, "data.even_questions", all_families
     no_room = f"must leave room for a response in episode.context={config.episode.context}; it is"
     yield d.max_prompt_tokens >= config.episode.context, "data.max_prompt_tokens", f"{no_room} {d.max_prompt_tokens}"
 
 
+def is_problem_file(name: str) -> bool:
+    """Whether an entry of `data.mix` is a file of problems, not a source by its name."""
+    return name.endswith((".jsonl", ".jsonl.gz"))
+
+
+def mix_entries(mix: Sequence[str]) -> list[tuple[str, float]]:
+    """(source or file, weight) of each entry of `data.mix`. Raises ValueError for what isn't one."""
+    entries = []
+    for entry in mix:
+        name, _, number = str(entry).rpartition(":")
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = 0.0
+        if not name or not 0 < weight < math.inf:
+            raise ValueError(f'of entries "NAME:WEIGHT", with a weight above 0; not {entry!r}')
+        if name not in _SOURCES and not is_problem_file(name):
+            raise ValueError(f"of {', '.join(_SOURCES)} and files of problems (.jsonl, .jsonl.gz); not {name!r}")
+        entries.append((name, weight))
+    labels = [name.rpartition("/")[2].partition(".")[0] for name, _ in entries]
+    if twice := [label for label in labels if labels.count(label) > 1]:
+        raise ValueError(f"of names that differ, as metrics have them; {twice[0]!r} stands there twice")
+    total = sum(weight for _, weight in entries)
+    if small := [name for name, weight in entries if weight < total / 1000]:
+        raise ValueError(f"of weights that are a thousandth of all, or more; that of {small[0]!r} is less")
+    return entries
+
+
 def _check_failures(config: ConfigDict) -> Faults:
     """A repairer's episodes begin behind another model's failed responses, its evaluations would begin without any."""
     if not config.data.failures:
         return
+    yield bool(config.data.mix), "data.mix", f"must be () {_REPAIRER}: the failures' problems are trained on"
     yield config.episode.feedback == "random", "episode.feedback", f'"true" or "none" {_REPAIRER}, not "random"'
     pair = f"{_REPAIRER}, which is evaluated behind the policy that it repairs: rlef_jax.evaluate --repairer"
     yield bool(config.eval.split), "eval.split", f'must be "" {pair}'

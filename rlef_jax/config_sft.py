@@ -11,7 +11,7 @@ from typing import Any
 def sft_section() -> dict[str, Any]:
     """The keys of `config.sft`."""
     return dict(
-        source="authors",  # of what is learned: "authors", "episodes", "repairs" or "messages"
+        source="authors",  # of what is learned: "authors", "episodes", "repairs", "solutions" or "messages"
         data=(),  # but for authors: folders of runs or evaluations, or files
         learned="last",  # response of each dialogue (A.3), or "all"; of authors all are
         valid_share=0.0,  # of the problems whose examples are held out; not for authors, who write others

@@ -8,10 +8,11 @@
 `--turns=1 --samples=3` three independent responses, of which one that passes the public tests is submitted (n@k,
 section 3.2). Weights are those of a run's checkpoint, of its warm start (`--warm-start`), or of `config.model.init`.
 
-Benchmarks: SOURCE/SPLIT (mini_contests/test_500, ...), human_eval_plus, mbpp_plus, human_eval, mbpp, mbpp_sanitized,
-livecodebench; all but the first read the published files in --data. Every rollout is written to --out; the same
-command again, after a kill too, goes on from there. The numbers are printed as JSON on stdout, as a table on stderr,
-and written to OUT/results.json. Values of the configuration can be given as with rlef_jax.train: --config.KEY=VALUE.
+Benchmarks: SOURCE/SPLIT (mini_contests/test_500, jsonl/test, ...), human_eval_plus, mbpp_plus, human_eval, mbpp,
+mbpp_sanitized, livecodebench; all but the first read the published files in --data, jsonl the file of problems that it
+names. Every rollout is written to --out; the same command again, after a kill too, goes on from there. The numbers are
+printed as JSON on stdout, as a table on stderr, and written to OUT/results.json. Values of the configuration can be
+given as with rlef_jax.train: --config.KEY=VALUE.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from rlef_jax.data.code_contests.references import error_rate_line
 from rlef_jax.data.missing_tests import Missing
 from rlef_jax.data.running import running
 from rlef_jax.data.shown_tests import with_public
-from rlef_jax.data.sources import CODE_CONTESTS, Source, check_source, check_splits, fit
+from rlef_jax.data.sources import CODE_CONTESTS, JSONL, Source, check_splits, fit
 from rlef_jax.errors import ConfigError, RunError
 from rlef_jax.evaluation import few_shot, job
 from rlef_jax.evaluation.chunk_store import saved_episodes
@@ -66,7 +67,7 @@ def parser() -> arguments.Parser:
         "--judge-only", type=arguments.path, metavar="FILE", help="score the responses in FILE (docs/evaluation.md)"
     )
     p.add_argument("--benchmark", help="default: the configuration's data.name and eval.split")
-    p.add_argument("--data", type=arguments.path, help="folder with a benchmark's published files")
+    p.add_argument("--data", type=arguments.path, help="folder with a benchmark's published files; jsonl: the file")
     p.add_argument("--split", help="of the configuration's data.name; default: its eval.split, or base_config's")
     p.add_argument("--turns", type=int, default=3, help="turn limit (default: 3)")
     p.add_argument("--samples", type=int, default=3, help="responses a problem, over all its rollouts (default: 3)")
@@ -171,17 +172,19 @@ def _source(args: argparse.Namespace, config: ConfigDict, name: str) -> Source:
     Responses from elsewhere are scored whatever the length of the prompts that this configuration's model sees.
     """
     source = Source.of(config) if name == config.data.name else Source(name)
+    source = dataclasses.replace(source, mix=())  # training's
     if args.data is not None:
-        source = dataclasses.replace(source, dir=str(args.data))
+        path = str(args.data)
+        source = source.reading(path) if name == JSONL else dataclasses.replace(source, dir=path)
     return source if args.judge_only is None else dataclasses.replace(source, max_prompt_tokens=0)
 
 
 def _fitted(source: Source, config: ConfigDict, split: str) -> Source:
     """The source with its rules applied to the split; what they leave out is reported on stderr."""
-    check_source(source)
+    check_splits(source, train="", evaluated={"eval.split": split})
     prompts = functools.cache(lambda: first_prompt_of(config, describe_policy(config)[1]))  # reads a tokenizer
     with ProgressDisplay(stream=sys.stderr) as display:
-        return fit(source, [split], lambda text: prompts()(text), tell=display.message, report=display.stage)
+        return fit(source, [split], lambda problem: prompts()(problem), tell=display.message, report=display.stage)
 
 
 def _judge_errors(source: Source | None, split: str) -> str:
@@ -237,7 +240,7 @@ def _changed_config(args: argparse.Namespace) -> ConfigDict:
         validate(config)
         if not args.benchmark:
             source = _source(args, config, config.data.name)
-            check_splits(source, train=config.data.train_split, evaluated={"eval.split": config.eval.split})
+            check_splits(source, train="", evaluated={"eval.split": config.eval.split})
     except ConfigError as error:
         line = "; ".join(str(error).splitlines())
         for name, key in _FLAGS.items():

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 
 @contextlib.contextmanager
@@ -37,6 +38,17 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             part.unlink()
         raise
+
+
+@contextlib.contextmanager
+def replacing_packed(path: Path) -> Iterator[BinaryIO]:
+    """As `replacing`; gzipped where the name ends in .gz, with equal bytes for equal content."""
+    with replacing(path) as raw:
+        if not path.name.endswith(".gz"):
+            yield raw
+            return
+        with gzip.GzipFile(fileobj=raw, mode="wb", filename="", mtime=0) as file:
+            yield cast(BinaryIO, file)
 
 
 def write_text(path: Path, text: str) -> None:

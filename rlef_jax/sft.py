@@ -5,6 +5,7 @@ Trains a policy on dialogues by the learner of RLEF: its packing, meshes, checkp
   authors    generated dialogues about MiniContests with failed attempts, feedback and repairs (`data/dialogues.py`)
   episodes   successful episodes of runs and evaluations, which config.sft.data names (A.3)
   repairs    failed first responses of those, each before a random right program of its problem (B.4)
+  solutions  right programs among the solutions of one's own problems (docs/own_problems.md)
   messages   dialogues of JSON lines, [{"role": ..., "content": ...}, ...] (docs/supervised.md)
 
 The workdir gets config.json, metrics.jsonl, checkpoints/ and at the end policy.npz; `rlef_jax.evaluate` takes it as a
@@ -146,7 +147,7 @@ def _data_of_authors(config: ConfigDict, cfg: ModelConfig, chat: ChatFormat, aut
     return _Data(authors.steps(rows), functools.partial(authors.batches, rows), probe)
 
 
-def _data_of_examples(config: ConfigDict, cfg: ModelConfig, examples: ExampleSet, tell: sources.Tell) -> _Data:
+def _data_of_examples(config: ConfigDict, cfg: ModelConfig, examples: ExampleSet, tell: Callable[[str], None]) -> _Data:
     """Raises ConfigError where the examples give no step."""
     s, packing = config.sft, ppo_settings(config).packing
     learned, held_out = examples.split(s.valid_share, config.seed)
@@ -223,7 +224,10 @@ def _found(config: ConfigDict, chat: ChatFormat, report: sources.Report) -> Iter
         settings = rollout_settings(config, chat.stop_ids, config.episode.feedback, evaluation=False)
         with build_pool(config.execution) as pool:
             programs = RightPrograms(pool, limits_of(config.execution), config.execution.max_wall_s or None)
-            yield from sources.repairs(paths, chat, settings, programs, config.seed, report)
+            if s.source == "solutions":
+                yield from sources.solutions(paths, chat, config.episode.system_prompt, programs, report)
+            else:
+                yield from sources.repairs(paths, chat, settings, programs, config.seed, report)
 
 
 def build_supervised_learner(config: ConfigDict, cfg: ModelConfig, steps: int) -> Learner:

@@ -108,7 +108,7 @@ def train(
         log = None if is_first() else stack.enter_context(open(os.devnull, "w"))
         display = stack.enter_context(ProgressDisplay(stream=log))
         broadcast_from_first(lambda: open_workdir(workdir, config, TRAIN, resume=go_on))
-        trained = [] if failures else [d.train_split]
+        trained = [] if failures or source.mix else [d.train_split]  # `fit` knows of a mix
         splits = list(dict.fromkeys([*trained, *filter(None, evaluated.values())]))
         source = fit(source, splits, first_prompt_of(config, chat), tell=display.message, report=display.stage)
         broadcast_from_first(lambda: _check_donors(config, source))

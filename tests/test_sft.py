@@ -260,6 +260,17 @@ FROM_FILE = {k: v for k, v in SMALL.items() if k != "sft.dialogues"} | {
 }  # fmt: skip
 
 
+def test_solutions_are_read_from_the_files_that_the_configuration_names(tmp_path, recipe):
+    problem = {"name": "p", "description": "Print 1.", "public_tests": [{"input": "", "output": "1"}],
+               "private_tests": [{"input": "2", "output": "1"}], "solutions": ["print(1)", "print(2)"]}  # fmt: skip
+    (tmp_path / "own.jsonl").write_text(json.dumps(problem))
+    values = FROM_FILE | {"sft.source": "solutions", "sft.data": (str(tmp_path / "own.jsonl"),)}
+    config, lines = config_lib.load("configs/tiny_sft.py", overrides=values), []
+    ((example, name),) = sft._named(config, recipe[1], lines.append, lambda *_: None)
+    assert name == "p" and recipe[1].response_text(example.ids[example.learned].tolist()) == "```python\nprint(1)\n```"
+    assert lines == ["1 solutions don't pass all tests of their problem: they are left out"]
+
+
 @pytest.mark.usefixtures("quick_compilation")
 def test_messages_are_learned_and_the_run_is_evaluated_as_any_other(tmp_path, capsys):
     """Stopped at a number of steps and gone on with, though its file has gone meanwhile."""

@@ -9,6 +9,7 @@
 | `mbpp_sanitized` | sanitized-mbpp.json; the same task ids |
 | `livecodebench` | test.jsonl, test2.jsonl, ... (livecodebench/code_generation_lite), all that exist |
 | `code_contests/SPLIT` | a folder built by python -m rlef_jax.data.code_contests; default `config.data.dir` |
+| `jsonl/SPLIT` | the file itself, of problems of one's own; default: `config.data.SPLIT_files` |
 | `mini_contests/SPLIT` | none |
 """
 
@@ -22,7 +23,7 @@ from typing import Any
 from rlef_jax.data import evalplus, foreign, live_code_bench
 from rlef_jax.data.missing_tests import Tell, ignore_missing, testable
 from rlef_jax.data.running import Runner
-from rlef_jax.data.sources import Source, evaluation_problems
+from rlef_jax.data.sources import JSONL, Source, evaluation_problems
 from rlef_jax.errors import ConfigError
 from rlef_jax.types import Problem
 
@@ -55,7 +56,9 @@ def load(
         raise ConfigError(f"--{'since' if since else 'until'}: only {LIVE_CODE_BENCH} has dates, {name} has none")
     source_name, slash, split = name.partition("/")
     if slash:
-        return evaluation_problems(source or Source(source_name, dir=str(data or "")), split, count, tell)
+        named = Source(source_name, dir=str(data or ""))
+        own = named.reading(str(data)) if source_name == JSONL and data else named
+        return evaluation_problems(source or own, split, count, tell)
     if name not in FUNCTION_SETS and name != LIVE_CODE_BENCH:
         benchmarks = ", ".join((*FUNCTION_SETS, LIVE_CODE_BENCH, "SOURCE/SPLIT (such as mini_contests/test_500)"))
         raise ConfigError(f"--benchmark: no {name!r}; there is {benchmarks}")

@@ -78,6 +78,21 @@ def parsed(data: bytes, place: str) -> Any:
         raise ConfigError(f"{place}: not {expected} ({cause(error)}): {AGAIN}, or mend it") from error
 
 
+def parquet_file(path: Path) -> Any:
+    """An open `pyarrow.parquet.ParquetFile`. Raises ConfigError if it isn't one, or pyarrow isn't installed."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise ConfigError(f"{path}: parquet files take pyarrow: pip install 'rlef-jax[data]' ({error})") from error
+    check(path)
+    try:
+        # With a buffer, pages are read when needed; without, a column's whole chunk (all solutions) is held in memory.
+        return pq.ParquetFile(path, buffer_size=1 << 20)
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
+        raise ConfigError(f"{path}: not a parquet file ({cause(error)}): {AGAIN}") from error
+
+
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
     """A file opened for reading, decompressed if it is gzipped (whatever its name). Raises ConfigError.

@@ -82,10 +82,8 @@ def problem(row: Mapping[str, Any]) -> Problem:
     if function:
         description += f"\n\nComplete this starter code:\n\n{_text(row, 'starter_code').rstrip()}"
     tags = {name: _text(row, key) for name, key in _TAGS.items()} | {"contest_date": contest_day(row["contest_date"])}
-    # The judge looks the method up under this global name, which isn't an identifier: programs can't redefine it.
-    after = f"\n\nglobals()['{_entry_point(function)}'] = {_entry_point(function)}\n" if function else ""
     style = "function" if function else "contest"
-    return Problem(name, description, public, private, tags=tags, style=style, frame=(IMPORTS, after))
+    return Problem(name, description, public, private, tags=tags, style=style, frame=method_frame(function))
 
 
 def contest_day(date: Any) -> str:
@@ -129,11 +127,21 @@ def _test(test: Mapping[str, Any], function: str) -> Test:
         return TestCase(text, output)
     if kind == "functional" and function:
         arguments = tuple(json.loads(line) for line in text.split("\n") if line.strip())
-        return FunctionTest(_entry_point(function), (arguments,), (json.loads(output),), compare="sequence")
+        return FunctionTest(method_name(function), (arguments,), (json.loads(output),), compare="sequence")
     raise ValueError(f"a test of type {kind!r} for {f'the function {function!r}' if function else 'no function'}")
 
 
-def _entry_point(function: str) -> str:
+def method_frame(function: str) -> tuple[str, str]:
+    """What runs before and after a program: imports, and a name for a method of `Solution` ("" for no function).
+
+    The judge looks the method up under this global name, which isn't an identifier: programs can't redefine it.
+    """
+    name = method_name(function) if function else ""
+    return IMPORTS, f"\n\nglobals()['{name}'] = {name}\n" if name else ""
+
+
+def method_name(function: str) -> str:
+    """The entry point of a method of `Solution`. Raises ValueError for what is no name."""
     if not function.isidentifier():
         raise ValueError(f"func_name {function!r} is no name")
     return f"Solution().{function}"

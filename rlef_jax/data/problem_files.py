@@ -8,12 +8,11 @@ from typing import Any
 
 from rlef_jax.data import evalplus, foreign, mini_contests
 from rlef_jax.data.code_contests.release import parquet_problems
+from rlef_jax.data.jsonl.schema import problem_of
 from rlef_jax.data.missing_tests import is_encodable
 from rlef_jax.data.running import Runner
 from rlef_jax.errors import ConfigError
-from rlef_jax.types import Problem, TestCase
-
-_TESTS = ("public_tests", "private_tests", "generated_tests")
+from rlef_jax.types import Problem
 
 
 class ProblemFileError(ConfigError):
@@ -25,8 +24,8 @@ def find_problem(source: str, name: str, runner: Runner) -> Problem:
 
     Args:
       source: a `.parquet` shard of CodeContests (the public release's layout; needs pyarrow), a `.jsonl` or
-        `.jsonl.gz` of EvalPlus in its `OriginFmt`, of HumanEval or of MBPP, a `.json` or `.jsonl` of problems with the
-        fields of `types.Problem` (tests as `{"input": ..., "output": ...}`), or `mini_contests:SPLIT`.
+        `.jsonl.gz` of EvalPlus in its `OriginFmt`, of HumanEval or of MBPP, a `.json` or `.jsonl` of problems of one's
+        own (`jsonl.schema`; only a name is required), or `mini_contests:SPLIT`.
       name: its name or, in EvalPlus, its task id; empty where the source holds a single problem.
       runner: runs reference solutions.
 
@@ -67,7 +66,11 @@ def problems(source: str, runner: Runner, name: str = "") -> Iterator[Problem]:
             if "entry_point" in row or "test_list" in row:
                 yield from evalplus.problems([(row, None)], runner)
             else:
-                yield _from_json(row)
+                faults: list[str] = []
+                found = problem_of(row, faults, complete=False)[0]
+                if faults:
+                    raise ProblemFileError(f"{place}: {'; '.join(faults)}")
+                yield found
         except ValueError as exc:
             raise ProblemFileError(f"{place}: {exc}") from exc
         except (KeyError, TypeError, AttributeError) as exc:
@@ -92,24 +95,3 @@ def _rows(path: pathlib.Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if not isinstance(row, dict):
         raise ProblemFileError(f"{path}: not the JSON object of a problem")
     yield str(path), row
-
-
-def _from_json(row: Mapping[str, Any]) -> Problem:
-    public, private, generated = (
-        tuple(TestCase(_text(test, "input"), _text(test, "output")) for test in row.get(kind, ())) for kind in _TESTS
-    )
-    return Problem(
-        row["name"],
-        row.get("description", ""),
-        public,
-        private,
-        generated,
-        time_limit_s=row.get("time_limit_s"),
-        memory_limit_bytes=row.get("memory_limit_bytes"),
-    )
-
-
-def _text(test: Mapping[str, Any], name: str) -> str:
-    if not isinstance(test[name], str):
-        raise TypeError(f"a test's {name} is no text: {test[name]!r:.40}")
-    return test[name]

@@ -7,22 +7,29 @@ iteration gets is then a pure function of the source.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from rlef_jax.config_checks import is_problem_file, mix_entries
 from rlef_jax.data import mini_contests
 from rlef_jax.data.code_contests import reader
 from rlef_jax.data.code_contests.build import read_plan
+from rlef_jax.data.code_contests.order import position_at
 from rlef_jax.data.code_contests.release import SPLITS as CODE_CONTESTS_SPLITS
+from rlef_jax.data.jsonl import reader as jsonl
+from rlef_jax.data.jsonl.index import NO_HIDDEN, NO_PUBLIC
+from rlef_jax.data.jsonl.schema import SPLITS as JSONL_SPLITS
 from rlef_jax.data.mini_contests.bounds import bounds
 from rlef_jax.data.missing_tests import Tell, ignore_missing, testable
+from rlef_jax.data.mixing import member_at
 from rlef_jax.errors import ConfigError
 from rlef_jax.types import Problem
 
-MINI_CONTESTS, CODE_CONTESTS = SOURCES = ("mini_contests", "code_contests")
+MINI_CONTESTS, CODE_CONTESTS, JSONL = SOURCES = ("mini_contests", "code_contests", "jsonl")
+MIX = "mix"  # tag of a training problem that is one of several sources': which
 # Progress: called with (name of the work, units done, all units).
 type Report = Callable[[str, int, int], None]
 
@@ -62,6 +69,8 @@ class Source:
       max_prompt_tokens: problems with longer first prompts are left out; 0 leaves none out.
       positions: {split: positions that remain under these rules}, set by `fit`; other splits are used whole.
       left_out: {split: what the rules leave out of it}, set by `fit`.
+      files: {split: its files of own problems} (`data.jsonl`).
+      mix: what training problems come from instead, by weight; evaluations' come from this source.
     """
 
     name: str
@@ -72,68 +81,130 @@ class Source:
     max_prompt_tokens: int = 0
     positions: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     left_out: Mapping[str, LeftOut] = dataclasses.field(default_factory=dict)
+    files: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    mix: tuple[Share, ...] = ()
 
     @classmethod
     def of(cls, config: ConfigDict) -> Source:
         """The source that `config.data` describes."""
         d = config.data
-        return cls(d.name, d.dir, tuple(d.families), d.even_questions, tuple(d.exclude), d.max_prompt_tokens)
+        of_splits = {"train": d.train_files, "valid": d.valid_files, "test": d.test_files}
+        files = {split: tuple(names) for split, names in of_splits.items() if names}
+        source = cls(
+            d.name, d.dir, tuple(d.families), d.even_questions, tuple(d.exclude), d.max_prompt_tokens, files=files
+        )
+        return dataclasses.replace(source, mix=tuple(_shares(source, d.mix, d.train_split)))
+
+    def reading(self, file: str) -> Source:
+        """A source of the problems of one file, with this one's rules."""
+        return dataclasses.replace(self, name=JSONL, files={split: (file,) for split in JSONL_SPLITS}, mix=())
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """One of several sources of training problems: what metrics call it, its weight, and the split they are of."""
+
+    label: str
+    weight: float
+    source: Source
+    split: str
+
+
+def _shares(source: Source, mix: Sequence[str], split: str) -> Iterator[Share]:
+    for name, weight in mix_entries(mix):
+        if is_problem_file(name):
+            yield Share(Path(name).name.partition(".")[0], weight, source.reading(name), split)
+        else:
+            yield Share(name, weight, dataclasses.replace(source, name=name), split)
 
 
 def check_source(source: Source) -> None:
-    """Raises ConfigError for an unknown source, or one that can't be used."""
+    """Raises ConfigError for an unknown source, or one that can't be used. Files of own problems aren't read yet."""
     if source.name not in SOURCES:
         raise ConfigError(f"config.data.name: no problem source {source.name!r}; there is {', '.join(SOURCES)}")
     if source.name == CODE_CONTESTS:
         if not source.dir:
             raise ConfigError("config.data.dir: give the folder that python -m rlef_jax.data.code_contests has built")
         read_plan(Path(source.dir))
+    if source.name == JSONL and not source.files:
+        keys = ", ".join(f"config.data.{split}_files" for split in JSONL_SPLITS)
+        raise ConfigError(f'{keys}: name the files of problems for data.name="jsonl" (docs/own_problems.md)')
     known = sorted(family.name for family in mini_contests.FAMILIES if not family.held_out)
     if unknown := [family for family in source.families if family not in known]:
         raise ConfigError(f"config.data.families: no family {unknown[0]!r}; there is {', '.join(known)}")
 
 
 def check_splits(source: Source | str, *, train: str, evaluated: Mapping[str, str]) -> None:
-    """Raises ConfigError for an unknown source or split; `evaluated` is {config key: split}, with "" for no split.
+    """Raises ConfigError for an unknown source or split.
 
-    A source given by its name alone has no exclusion rules.
+    Args:
+      source: by its name alone it has no exclusion rules.
+      train: the split of training problems, "" for none. Of a mix, its sources' own splits are checked instead.
+      evaluated: {config key: split}, with "" for no split.
     """
     source = _source(source)
+    if train and source.mix:
+        for share in source.mix:
+            try:
+                check_splits(share.source, train=share.split, evaluated={})
+            except ConfigError as error:
+                raise ConfigError(f"config.data.mix: {share.label}: {error}") from error
+    checked = {} if source.mix or not train else {"data.train_split": train}
+    checked |= {key: split for key, split in evaluated.items() if split}
+    if not checked and source.mix:
+        return  # nothing comes from the source itself
     check_source(source)
+    splits = _splits(source)
+    for key, split in checked.items():
+        if split not in splits:
+            files = f" (config.data.{split}_files)" if source.name == JSONL and split in JSONL_SPLITS else ""
+            raise ConfigError(f"config.{key}: {split!r}{files} is none of {', '.join(splits)}")
+
+
+def _splits(source: Source) -> tuple[str, ...]:
+    """The splits that a source has."""
     if source.name == CODE_CONTESTS:
-        trained = fixed = tuple(read_plan(Path(source.dir))["splits"])
-    else:
-        trained = fixed = mini_contests.SPLITS
-    if train not in trained:
-        raise ConfigError(f"config.data.train_split: {train!r} is none of {', '.join(trained)}")
-    for key, split in evaluated.items():
-        if split and split not in fixed:
-            raise ConfigError(f"config.{key}: {split!r} is none of {', '.join(fixed)}")
+        return tuple(read_plan(Path(source.dir))["splits"])
+    return tuple(source.files) if source.name == JSONL else mini_contests.SPLITS
 
 
 def fit(
     source: Source,
     splits: Sequence[str],
-    first_prompt: Callable[[str], Sequence[int]],
+    first_prompt: Callable[[Problem], Sequence[int]],
     *,
     tell: Callable[[str], None] = print,
     report: Report | None = None,
 ) -> Source:
-    """The source with its rules applied to some splits.
+    """The source with its rules applied to some splits, and its mix with the rules applied to training's.
 
     Args:
-      first_prompt: maps a statement to its prompt's token ids (`chat.first_prompt(problem_prompt(...), ...)`).
+      first_prompt: maps a problem to its prompt's token ids (`chat.first_prompt(first_message(...), ...)`).
       tell: called with one line per split, which counts the problems left out.
       report: progress of counting prompt tokens, which are counted once per tokenizer and cached in the data folder.
 
-    Raises ConfigError if a rule can't be applied or leaves no problem.
+    Raises ConfigError if a rule can't be applied or leaves no problem, and for faults in files of own problems, with a
+    line for each.
     """
-    if source.name != CODE_CONTESTS or not (source.exclude or source.max_prompt_tokens):
+
+    def of_share(share: Share) -> Share:
+        def label(line: str) -> None:
+            tell(f"{share.label}/{line}")
+
+        return dataclasses.replace(
+            share, source=fit(share.source, [share.split], first_prompt, tell=label, report=report)
+        )
+
+    source = dataclasses.replace(source, mix=tuple(map(of_share, source.mix)))
+    if source.name == JSONL:
+        for split in dict.fromkeys(splits):
+            tell(_of_own(source, split))
+    if source.name == MINI_CONTESTS or not (source.exclude or source.max_prompt_tokens):
         return source
     positions, left_out = dict(source.positions), dict(source.left_out)
     for split in dict.fromkeys(splits):
-        size = len(reader.open_split(source.dir, split))
-        rules = reader.left_out(source.dir, split, source.exclude)
+        size = len(_opened(source, split))
+        rules = reader.left_out(source.dir, split, source.exclude) if source.name == CODE_CONTESTS else {}
         if source.max_prompt_tokens:
             lengths = _lengths(source, split, first_prompt, report)
             too_long = np.flatnonzero(lengths > source.max_prompt_tokens).tolist()
@@ -148,14 +219,33 @@ def fit(
     return dataclasses.replace(source, positions=positions, left_out=left_out)
 
 
+def _opened(source: Source, split: str) -> Sequence[Problem]:
+    """The problems of a split by position, all of them. The source isn't MiniContests."""
+    if source.name == CODE_CONTESTS:
+        return reader.open_split(source.dir, split)
+    return jsonl.open_split(source.files[split], split)
+
+
+def _of_own(source: Source, split: str) -> str:
+    """What a split of own problems holds, which is checked if that hasn't been done."""
+    problems = jsonl.open_split(source.files[split], split)
+    rules = {
+        "without hidden tests: their public tests decide": problems.lacking(NO_HIDDEN),
+        "without public tests: their first valid program is the last": problems.lacking(NO_PUBLIC),
+    }
+    return "; ".join([f"{split}: {len(problems)} problems", *(f"{n} {rule}" for rule, n in rules.items() if n)])
+
+
 def _lengths(
-    source: Source, split: str, first_prompt: Callable[[str], Sequence[int]], report: Report | None
+    source: Source, split: str, first_prompt: Callable[[Problem], Sequence[int]], report: Report | None
 ) -> np.ndarray:
     def step(done: int, total: int) -> None:
         if report is not None:
             report(f"prompts of {split}", done, total)
 
-    return reader.prompt_lengths(source.dir, split, first_prompt, step)
+    if source.name == CODE_CONTESTS:
+        return reader.prompt_lengths(source.dir, split, first_prompt, step)
+    return jsonl.prompt_lengths(source.files[split], split, first_prompt, step)
 
 
 def training_problems(
@@ -186,6 +276,12 @@ def training_problems(
 
 def _problems_at(source: Source, split: str, seed: int, places: Sequence[int]) -> list[Problem]:
     """The problems at places of the stream of a split. Raises ConfigError for one without any test."""
+    if source.mix:
+        return _mixed(source.mix, seed, places)
+    if source.name == JSONL:
+        own = jsonl.open_split(source.files[split], split)
+        kept = source.positions.get(split, range(len(own)))
+        return [own[kept[position_at(len(kept), seed, place)]] for place in places]
     if source.name == CODE_CONTESTS:
         positions = source.positions.get(split)
         problems = [reader.problem_at(source.dir, split, seed, place, positions) for place in places]
@@ -198,6 +294,17 @@ def _problems_at(source: Source, split: str, seed: int, places: Sequence[int]) -
     return [mini_contests.problem_at(split, seed, place, source.families, even_questions=even) for place in places]
 
 
+def _mixed(mix: Sequence[Share], seed: int, places: Sequence[int]) -> list[Problem]:
+    """The problems at places of the stream of several sources, which say in a tag where they are from."""
+    drawn = [member_at([share.weight for share in mix], seed, place) for place in places]
+    found: dict[tuple[int, int], Problem] = {}
+    for member, share in enumerate(mix):
+        own = [place for number, place in drawn if number == member]
+        for place, problem in zip(own, _problems_at(share.source, share.split, seed, own), strict=True):
+            found[member, place] = dataclasses.replace(problem, tags={**problem.tags, MIX: share.label})
+    return [found[pair] for pair in drawn]
+
+
 def evaluation_problems(
     source: Source | str, split: str, count: int = 0, tell: Tell = ignore_missing
 ) -> Sequence[Problem]:
@@ -208,11 +315,11 @@ def evaluation_problems(
     """
     source = _source(source)
     if not split:
-        fixed = CODE_CONTESTS_SPLITS if source.name == CODE_CONTESTS else mini_contests.SPLITS
+        fixed = {CODE_CONTESTS: CODE_CONTESTS_SPLITS, JSONL: JSONL_SPLITS}.get(source.name, mini_contests.SPLITS)
         raise ConfigError(f"config.eval.split is empty: give one of {', '.join(fixed)}")
-    check_splits(source, train="train" if source.name == MINI_CONTESTS else split, evaluated={"eval.split": split})
-    if source.name == CODE_CONTESTS:
-        all_problems = reader.open_split(source.dir, split)
+    check_splits(source, train="", evaluated={"eval.split": split})
+    if source.name != MINI_CONTESTS:
+        all_problems = _opened(source, split)
         places = source.positions.get(split, range(len(all_problems)))
         return testable(f"{source.name}/{split}", [all_problems[i] for i in places[: count or None]], tell)
     if split == "train":

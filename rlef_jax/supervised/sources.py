@@ -1,31 +1,33 @@
-"""Where examples come from: successful episodes (A.3), failed responses before right programs (B.4), messages."""
+"""Where examples come from: successful episodes (A.3), failures before right programs (B.4), solutions, messages."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rlef_jax.data.dialogues import respond
+from rlef_jax.data.jsonl.reader import open_split
 from rlef_jax.data.sources import Report
 from rlef_jax.dialog.chat import ChatFormat, SystemMessageError
+from rlef_jax.dialog.prompts import first_message
 from rlef_jax.dialog.same_format import check_same_format
 from rlef_jax.errors import ConfigError
 from rlef_jax.supervised.examples import Example, ExampleSet, last_response
-from rlef_jax.supervised.programs import RightPrograms
+from rlef_jax.supervised.programs import RightPrograms, evenly_indented
 from rlef_jax.training.episode_io import episode_files, read_episodes
 from rlef_jax.training.failures import failed_first, repair_prompt
 from rlef_jax.training.rollout import RolloutSettings
 from rlef_jax.training.tally import PassedOver, Tally
 from rlef_jax.types import Episode
 
+_TOGETHER = 64  # problems whose solutions are judged at a time
 _PICK = 0xB4  # keeps the draws of right programs apart from any other use of (seed, number)
 
-type Tell = Callable[[str], None]
 # An example and the name of the problem that it is of; or what gives none.
 type Found = tuple[Example, str] | PassedOver
 
@@ -104,9 +106,50 @@ def repairs(
                 yield PassedOver("no_room" if right else "no_program")
                 continue
             chosen = right[int(np.random.default_rng([_PICK, seed, number]).integers(len(right)))]
-            response = chat.response(respond(chosen))
-            learned = np.arange(len(prompt) + len(response)) >= len(prompt)
-            yield Example(np.array([*prompt, *response], np.int32), learned), episode.problem.name
+            yield _answered(prompt, chosen, chat), episode.problem.name
+
+
+def _answered(prompt: Sequence[int], program: str, chat: ChatFormat) -> Example:
+    """A prompt and the response of a program, which alone is learned."""
+    response = chat.response(respond(program))
+    learned = np.arange(len(prompt) + len(response)) >= len(prompt)
+    return Example(np.array([*prompt, *response], np.int32), learned)
+
+
+def solutions(
+    paths: Sequence[Path], chat: ChatFormat, system_prompt: str, programs: RightPrograms, report: Report | None = None
+) -> Iterator[Found]:
+    """Every right program among the solutions of one's own problems, as the response to its problem's first prompt.
+
+    Problems are those of the split "train" (`data.jsonl`). Passed over are solutions that fail a test, and those of
+    problems that begin the response themselves.
+
+    Args:
+      chat, system_prompt: of the model that learns from them.
+      programs: which solutions are right.
+      report: told of the problems that have been judged.
+
+    Raises ConfigError for faults in the files.
+    """
+    try:
+        problems = open_split([str(path) for path in paths], "train")
+    except ConfigError as error:
+        raise ConfigError(f"config.sft.data: {error}") from error
+    for first in range(0, len(problems), _TOGETHER):
+        some = problems[first : first + _TOGETHER]
+        programs.judge(some)
+        for problem in some:
+            right = programs.of(problem)
+            wrong = len(set(map(evenly_indented, problem.solutions))) - len(right)
+            yield from [PassedOver("wrong")] * wrong
+            if problem.start:
+                yield from [PassedOver("begun")] * len(right)
+                continue
+            prompt = chat.first_prompt(first_message(problem), system_prompt)
+            for program in right:
+                yield _answered(prompt, program, chat), problem.name
+        if report is not None:
+            report("solutions of problems", first + len(some), len(problems))
 
 
 def messages(paths: Sequence[Path], chat: ChatFormat, system_prompt: str, *, all_responses: bool) -> Iterator[Found]:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from rlef_jax.config import base_config, flat
 from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.dialog.load import load_chat
-from rlef_jax.dialog.prompts import problem_prompt
+from rlef_jax.dialog.prompts import first_message
 from rlef_jax.errors import ConfigError
 from rlef_jax.execution.cores import auto_workers, whole_cores
 from rlef_jax.execution.interpreter import find_python
@@ -35,7 +35,7 @@ from rlef_jax.sampling.programs import Programs, Shapes
 from rlef_jax.sampling.request import KINDS, SamplingConfig
 from rlef_jax.sampling.sampler import Sampler
 from rlef_jax.training.rollout import RolloutSettings
-from rlef_jax.types import Limits
+from rlef_jax.types import Limits, Problem
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,10 +273,10 @@ def build_sampling_programs(
     return Programs(cfg, shapes, mesh, dtype=dtype, one_thread=s.workers >= whole_cores())
 
 
-def first_prompt_of(config: ConfigDict, chat: ChatFormat) -> Callable[[str], list[int]]:
-    """From a statement to the ids of its first prompt, as rollouts have it."""
+def first_prompt_of(config: ConfigDict, chat: ChatFormat) -> Callable[[Problem], list[int]]:
+    """From a problem to the ids of its first prompt, as rollouts have it."""
     system = config.episode.system_prompt
-    return lambda description: chat.first_prompt(problem_prompt(description), system)
+    return lambda problem: chat.first_prompt(first_message(problem), system, start=problem.start)
 
 
 def limits_of(execution: ConfigDict) -> Limits:

@@ -19,7 +19,8 @@ from ml_collections import ConfigDict
 
 from rlef_jax.data import mini_contests
 from rlef_jax.data.code_contests.reader import shard_hashes
-from rlef_jax.data.sources import CODE_CONTESTS, Source
+from rlef_jax.data.jsonl import reader as jsonl
+from rlef_jax.data.sources import JSONL, MINI_CONTESTS, Source
 from rlef_jax.errors import ConfigError
 from rlef_jax.execution.interpreter import Interpreter
 from rlef_jax.files import write_json
@@ -56,6 +57,8 @@ def identities(config: ConfigDict, interpreter: Interpreter, source: Source, spl
     facts: dict[str, Sequence[str]] = {
         f"problems of {split} (config.data)": problems_identity(source, split) for split in splits
     }
+    for share in source.mix:
+        facts[f"problems of {share.label} (config.data.mix)"] = problems_identity(share.source, share.split)
     if config.model.init:
         facts["first weights (config.model.init)"] = _weights_files(config.model.init)
     if config.model.lora_init:
@@ -65,10 +68,13 @@ def identities(config: ConfigDict, interpreter: Interpreter, source: Source, spl
 
 def problems_identity(source: Source, split: str) -> list[str]:
     """A hash of a split's problems, and one of the positions that `config.data`'s rules leave of them."""
-    if source.name != CODE_CONTESTS:
+    if source.name == MINI_CONTESTS:
         problems = [mini_contests.problem_at(split, 0, i) for i in range(_DRAWS)]
         return [f"hash {_hash(problem_json(problem).encode('ascii') for problem in problems)}"]
-    facts = [f"hash {_hash(text.encode() for text in shard_hashes(source.dir, split))}"]
+    if source.name == JSONL:
+        facts = jsonl.identity(source.files[split])
+    else:
+        facts = [f"hash {_hash(text.encode() for text in shard_hashes(source.dir, split))}"]
     positions = source.positions.get(split)
     if positions is None:
         return facts

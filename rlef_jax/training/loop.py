@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rlef_jax.data.sources import Source, training_problems
+from rlef_jax.data.sources import MIX, Source, training_problems
 from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.dialog.extract import ends_in_example
 from rlef_jax.model.transformer import Params
@@ -22,6 +22,7 @@ from rlef_jax.ppo.settings import PackSettings, PpoSettings
 from rlef_jax.ppo.update import Learner, TrainState, prepare_iteration, split_updates
 from rlef_jax.ppo.values import METRICS
 from rlef_jax.progress import ProgressDisplay
+from rlef_jax.reward import has_weight
 from rlef_jax.training.actor import FindStarts, RolloutRequest, Rollouts, Starts
 from rlef_jax.training.interrupt import helper_process
 from rlef_jax.types import Episode, TokenBatch
@@ -164,6 +165,16 @@ def response_metrics(episodes: Sequence[Episode], chat: ChatFormat) -> dict[str,
     """`example_fraction`: responses whose last code block, which is the program, only shows how another one is used."""
     examples = [ends_in_example(chat.response_text(turn.response_ids)) for e in episodes for turn in e.turns]
     return {"example_fraction": float(np.mean(examples))} if examples else {}
+
+
+def mix_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
+    """Of training on several sources, for each: `mix/NAME/episodes`, those that count, and `mix/NAME/solved`, the share
+    of them whose last response passed all tests."""
+    good = [e for e in episodes if has_weight(e) and MIX in e.problem.tags]
+    names = sorted({e.problem.tags[MIX] for e in good})
+    solved = {name: [e.solved for e in good if e.problem.tags[MIX] == name] for name in names}
+    counts = {f"mix/{name}/episodes": float(len(each)) for name, each in solved.items()}
+    return counts | {f"mix/{name}/solved": float(np.mean(each)) for name, each in solved.items()}
 
 
 def time_metrics(rollouts: Rollouts, watch: Stopwatch, *, synchronous: bool) -> dict[str, float]:

@@ -26,6 +26,7 @@ from rlef_jax.training.interrupt import StopRequest
 from rlef_jax.training.loop import (
     Stopwatch,
     learn,
+    mix_metrics,
     pool_metrics,
     response_metrics,
     skipped_in_row,
@@ -98,7 +99,7 @@ class Run:
             state, self.reference, rollouts, self.learner, seed=self.config.seed, ppo=ppo_settings(self.config),
             watch=watch, display=self.display, on_bad_update=self._on_bad_update,
         )  # fmt: skip
-        metrics |= response_metrics(rollouts.episodes, self.chat)
+        metrics |= response_metrics(rollouts.episodes, self.chat) | mix_metrics(rollouts.episodes)
         metrics |= {} if rollouts.tally is None else rollouts.tally.metrics("failures")
         metrics |= time_metrics(rollouts, watch, synchronous=self.config.train.max_staleness == 0)
         metrics |= pool_metrics(judged_before, self.actor.judge_counters())

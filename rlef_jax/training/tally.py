@@ -11,6 +11,8 @@ REASONS = {
     "no_failure": "episodes whose first response passes the public tests, or wasn't judged",
     "no_program": "failures of problems without a right program",
     "no_room": "failures that leave no room for a response in config.episode.context",
+    "wrong": "solutions that fail a test of their problem",
+    "begun": "solutions of problems that begin the response themselves",
     "too_long": "examples longer than the longest of config.ppo.buckets",
     "not_drawn": "failures that weren't drawn",
 }

@@ -91,21 +91,21 @@ def test_steps_go_through_an_epoch_before_a_problem_comes_again(folder):
         assert sorted(stream[23 * epoch : 23 * (epoch + 1)]) == sorted(f"p{i}" for i in range(23))
 
 
-def words(description):
-    return [sum(word.encode()) for word in description.split()]
+def words(problem):
+    return [sum(word.encode()) for word in problem.description.split()]
 
 
 def test_longer_prompts_are_left_out_counted_and_remembered(folder):
     source = Source("code_contests", folder, max_prompt_tokens=12)
     lines, prompted, reported = [], [], []
 
-    def counting(description):
-        prompted.append(description)
-        return words(description)
+    def counting(problem):
+        prompted.append(problem)
+        return words(problem)
 
     fitted = fit(source, ["train", "valid", "train"], counting, tell=lines.append, report=lambda *a: reported.append(a))
     unfiltered = open_split(folder, "train")
-    short = [i for i, p in enumerate(unfiltered) if len(words(p.description)) <= 12]
+    short = [i for i, p in enumerate(unfiltered) if len(words(p)) <= 12]
     assert fitted.positions["train"] == tuple(short) and 0 < len(short) < 23
     assert fitted.positions["valid"] == tuple(range(5))
     rule = "with a prompt longer than max_prompt_tokens=12"
@@ -122,7 +122,7 @@ def test_longer_prompts_are_left_out_counted_and_remembered(folder):
     prompted.clear()
     again = fit(dataclasses.replace(source, max_prompt_tokens=9), ["train"], counting, tell=lines.append)
     assert len(again.positions["train"]) < len(short) and len(prompted) <= reader._PROBES  # the lengths were cached
-    longer = fit(source, ["train"], lambda d: words(d) * 2, tell=lines.append)  # another tokenizer counts anew
+    longer = fit(source, ["train"], lambda p: words(p) * 2, tell=lines.append)  # another tokenizer counts anew
     assert len(longer.positions["train"]) < len(short)
     with pytest.raises(ConfigError, match="the rules leave no problem of train"):
         fit(dataclasses.replace(source, max_prompt_tokens=1), ["train"], words, tell=lines.append)
@@ -134,9 +134,9 @@ def test_many_problems_are_counted_once_for_a_tokenizer(tmp_path):
     build(tmp_path / "source", tmp_path / "out")
     prompted = []
 
-    def counting(description):
-        prompted.append(description)
-        return words(description)
+    def counting(problem):
+        prompted.append(problem)
+        return words(problem)
 
     for expected in (300 + 60, 60):  # every fifth prompt identifies the tokenizer
         prompted.clear()
@@ -216,4 +216,4 @@ def test_a_config_becomes_a_source(folder):
     assert Source.of(config) == Source("code_contests", folder, exclude=("files",), max_prompt_tokens=768)
     assert Source.of(config_lib.load("configs/smollm2_135m.py:easy")).families == ("two_numbers", "reduce", "counts")
     assert Source.of(config_lib.load("configs/llama31_70b.py")).dir == "data/code_contests"
-    assert sources.SOURCES == ("mini_contests", "code_contests")
+    assert sources.SOURCES == ("mini_contests", "code_contests", "jsonl")

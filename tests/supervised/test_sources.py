@@ -10,18 +10,20 @@ import numpy as np
 import pytest
 
 from rlef_jax.data import mini_contests
+from rlef_jax.data.jsonl.schema import line_of
 from rlef_jax.dialog.chat import TINY, SystemMessageError
 from rlef_jax.dialog.load import load_chat
+from rlef_jax.dialog.prompts import first_message
 from rlef_jax.errors import ConfigError
 from rlef_jax.sampling.request import SamplingConfig
 from rlef_jax.supervised.examples import spans
 from rlef_jax.supervised.programs import RightPrograms
-from rlef_jax.supervised.sources import collected, dialogue, messages, repairs, sequences_of, successes
+from rlef_jax.supervised.sources import collected, dialogue, messages, repairs, sequences_of, solutions, successes
 from rlef_jax.training.episode_io import episodes_path, write_episodes
 from rlef_jax.training.failures import repair_prompt
 from rlef_jax.training.rollout import RolloutSettings, collect
 from rlef_jax.training.tally import PassedOver
-from rlef_jax.types import Limits
+from rlef_jax.types import FunctionTest, Limits, Problem, TestCase
 from tests.helpers.scripted_sampler import ScriptedSampler
 
 CHAT = load_chat("package:tokenizer", "", "")
@@ -245,3 +247,34 @@ def test_what_is_too_long_is_left_out_and_told(tmp_path):
     with pytest.raises(ConfigError, match="nothing to learn from; left out: 2 examples longer than"):
         collected(messages([path], CHAT, "", all_responses=True), 4)
     assert np.array_equal(kept[0].ids, next(messages([path], CHAT, "", all_responses=True))[0].ids)
+
+
+def test_right_solutions_of_own_problems_are_learned(pool, tmp_path):
+    tests = (TestCase("1\n", "2\n"),), (TestCase("4\n", "8\n"),)
+    right, again, wrong = "print(2 * int(input()))", "n = int(input())\nif n:\n  print(n + n)", "print(2)"
+    function = (FunctionTest("f", ((1,),), (2,)),), (FunctionTest("f", ((3,),), (6,)),)
+    of_function = "def f(n): return 2 * n"
+    twice = Problem("twice", "Read n, print 2 n", *tests, solutions=(right, wrong, again, right))
+    own = [
+        (twice, ""),
+        (Problem("f", "Write f(n): 2 n", *function, solutions=(of_function,), style="function"), "train"),
+        (dataclasses.replace(twice, name="elsewhere"), "test"),
+        (dataclasses.replace(twice, name="begun", start="n = "), ""),
+    ]
+    file = tmp_path / "own.jsonl"
+    file.write_text("".join(line_of(problem, split) + "\n" for problem, split in own))
+    reported = []
+    programs = RightPrograms(pool, LIMITS)
+    every = list(solutions([file], CHAT, "", programs, lambda *a: reported.append(a)))
+    assert [one.reason for one in every if isinstance(one, PassedOver)] == ["wrong", "wrong", *["begun"] * 2]
+    found = [one for one in every if not isinstance(one, PassedOver)]
+    assert [name for _, name in found] == ["twice", "twice", "f"]
+    learned = [(twice, right), (twice, again.replace("  ", "    ")), (own[1][0], of_function)]
+    for (example, _), (problem, program) in zip(found, learned, strict=True):
+        prompt = CHAT.first_prompt(first_message(problem), "")
+        assert example.ids.tolist() == [*prompt, *CHAT.response(f"```python\n{program}\n```")]
+        assert responses(example) == [example.ids.tolist()[len(prompt) :]]
+    assert reported == [("solutions of problems", 3, 3)]
+    file.write_text("{}\n")
+    with pytest.raises(ConfigError, match="config.sft.data: .*own.jsonl:1: name: missing"):
+        list(solutions([file], CHAT, "", programs))

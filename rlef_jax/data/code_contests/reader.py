@@ -140,19 +140,19 @@ def _file_hash(path: Path) -> str:
 
 
 def prompt_lengths(
-    folder: str, split: str, first_prompt: Callable[[str], Sequence[int]], report: Callable[[int, int], None] | None
+    folder: str, split: str, first_prompt: Callable[[Problem], Sequence[int]], report: Callable[[int, int], None] | None
 ) -> np.ndarray:
     """The number of tokens of each problem's first prompt, in the split's order: int64 of shape [problems].
 
     Cached in the data folder under a hash of up to 64 prompts: formats that agree on these are taken to be the same.
 
     Args:
-      first_prompt: maps a statement to its prompt's token ids.
+      first_prompt: maps a problem to its prompt's token ids.
       report: called with (prompts counted, all prompts) if they aren't cached.
     """
     problems = open_split(folder, split)
     spread = range(0, len(problems), max(1, -(-len(problems) // _PROBES)))
-    probes = [list(map(int, first_prompt(problems[i].description))) for i in spread]
+    probes = [list(map(int, first_prompt(problems[i]))) for i in spread]
     key = hashlib.blake2b(json.dumps(probes).encode(), digest_size=8).hexdigest()
     path = Path(folder) / _PROMPTS / f"{split}-{key}.npy"
     with contextlib.suppress(OSError, ValueError):
@@ -169,10 +169,10 @@ def prompt_lengths(
 
 
 def _lengths(
-    problems: Split, first_prompt: Callable[[str], Sequence[int]], report: Callable[[int, int], None] | None
+    problems: Split, first_prompt: Callable[[Problem], Sequence[int]], report: Callable[[int, int], None] | None
 ) -> Iterator[int]:
     for i in range(len(problems)):
-        length = len(first_prompt(problems[i].description))
+        length = len(first_prompt(problems[i]))
         if report is not None:
             report(i + 1, len(problems))
         yield length  # after the report: np.fromiter doesn't resume after the last length

@@ -77,7 +77,7 @@ def _split_of(name: str) -> str:
 def _parts(split: str, path: Path) -> list[Unit]:
     size = path.stat().st_size
     if path.suffix == ".parquet":
-        groups = _opened(path).metadata.num_row_groups
+        groups = foreign.parquet_file(path).metadata.num_row_groups
         return [Unit(split, path, group, size // groups) for group in range(groups)]
     if foreign.is_gzipped(path):
         return [Unit(split, path, 0, size)]  # reading can't start in the middle of gzip
@@ -109,7 +109,7 @@ def parquet_problems(path: Path, group: int | None = None) -> Iterator[tuple[Pro
 
     Holds a few rows at a time. Raises ConfigError if it isn't a file of this release, or pyarrow isn't installed.
     """
-    file = _opened(path)
+    file = foreign.parquet_file(path)
     groups = list(range(file.metadata.num_row_groups)) if group is None else [group]
     rows = sum(file.metadata.row_group(i).num_rows for i in groups)
     needed = [*_COLUMNS, *_TESTS, "solutions", "incorrect_solutions", "time_limit"]
@@ -128,20 +128,6 @@ def parquet_problems(path: Path, group: int | None = None) -> Iterator[tuple[Pro
             with foreign.naming(path, f"row {done}"):
                 problem = _from_row(row)
             yield problem, done / rows
-
-
-def _opened(path: Path) -> Any:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise ConfigError(f"{path}: parquet files take pyarrow: pip install 'rlef-jax[data]' ({error})") from error
-    foreign.check(path)
-    try:
-        # With a buffer, pages are read when needed; without, a column's whole chunk (all solutions) is held in memory.
-        return pq.ParquetFile(path, buffer_size=1 << 20)
-    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
-        raise ConfigError(f"{path}: not a parquet file ({foreign.cause(error)}): {foreign.AGAIN}") from error
 
 
 _COLUMNS = (
