@@ -8,13 +8,14 @@ Variants (configs/smollm2_135m.py:NAME):
   code_contests  three iterations of 16 rollouts up to 3 turns on real problems, with their own limits and all hidden
                  tests; needs data/code_contests (docs/code_contests.md), or --config.data.dir=FOLDER.
   easy           MiniContests' easiest families only: ten iterations of 32 rollouts.
+  lora           adapters in the upper ten layers, on eleven of MiniContests' families with short programs.
 """
 
 from ml_collections import ConfigDict
 
 from rlef_jax.config import base_config, unknown_variant
 
-VARIANTS = ("", "code_contests", "easy")
+VARIANTS = ("", "code_contests", "easy", "lora")
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -46,6 +47,8 @@ def get_config(variant: str = "") -> ConfigDict:
         _code_contests(config)
     elif variant == "easy":
         _easy(config)
+    elif variant == "lora":
+        _lora(config)
     elif variant:
         raise unknown_variant(variant, VARIANTS)
     return config
@@ -72,3 +75,18 @@ def _easy(config: ConfigDict) -> None:
     config.ppo.rollouts = 32
     config.train.iterations, config.train.checkpoint_every = 10, 5
     config.eval.split = ""
+
+
+def _lora(config: ConfigDict) -> None:
+    config.data.families = (
+        "two_numbers", "reduce", "counts", "words", "distinct", "top", "divide", "recurrence", "filter_map",
+        "neighbours", "rotate",
+    )  # fmt: skip
+    # The lower twenty layers run forwards only.
+    config.model.lora_rank, config.model.lora_alpha, config.model.lora_layers = 16, 32.0, 10
+    config.ppo.detach_critic = True
+    config.ppo.learning_rate, config.ppo.warmup_steps = 3e-4, 2
+    config.episode.context, config.episode.max_new_tokens = 512, 128
+    config.ppo.row_episodes, config.ppo.buckets, config.ppo.microbatch_rows = 4, (512,), 4
+    config.ppo.rollouts, config.ppo.updates = 64, 2
+    config.train.iterations, config.train.checkpoint_every = 20, 5

@@ -30,6 +30,7 @@ from ml_collections import ConfigDict
 from rlef_jax import command_line
 from rlef_jax.config import SAVED_NAME
 from rlef_jax.data.dialogues import CAREFUL
+from rlef_jax.data.sources import Source, check_source
 from rlef_jax.dialog.chat import ChatFormat, SystemMessageError
 from rlef_jax.dialog.derive import note_lines
 from rlef_jax.errors import ConfigError
@@ -73,8 +74,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
     Raises ConfigError where it can't be run, RunError where loss or gradient are no longer finite, StoppedError once it
     has saved because a signal asked it to stop.
     """
+    config = with_model_shape(config)  # with the tokenizer and chat format of its first weights, which authors need
     authors = _authors(config) if config.sft.source == "authors" else None
-    config = with_model_shape(config)
     cfg, chat, weights = describe_policy(config)
     with contextlib.ExitStack() as stack:
         log = None if is_first() else stack.enter_context(open(os.devnull, "w"))
@@ -176,8 +177,10 @@ def _authors(config: ConfigDict) -> Authors:
         "right_repairs": s.unmarked_right_repairs,
         "habit": s.unmarked_habit,
         "context": config.episode.context,
+        "families": tuple(config.data.families),
         "even_questions": config.data.even_questions,
     }
+    check_source(Source.of(config))
     authors = Authors((model.tokenizer, model.chat, model.chat_options), config.seed, s.dialogues, settings)
     if s.dialogues < CHUNK:
         raise ConfigError(f"config.sft.dialogues: at least one chunk of {CHUNK}; it is {s.dialogues}")

@@ -18,6 +18,7 @@ import pytest
 from rlef_jax import config as config_lib
 from rlef_jax import sft, train
 from rlef_jax.dialog.chat import ChatFormat
+from rlef_jax.dialog.load import load_chat
 from rlef_jax.dialog.tokenizer import Tokenizer
 from rlef_jax.errors import ConfigError, RunError, StoppedError
 from rlef_jax.evaluate import evaluate, parsed
@@ -31,7 +32,9 @@ from rlef_jax.training.build import forward_settings, ppo_settings
 from rlef_jax.training.checkpoint import Checkpoints
 from rlef_jax.training.metrics_writer import read_metrics
 from tests.helpers.byte_bpe import TEMPLATES, write_tokenizer
+from tests.helpers.hf_folder import write_folder
 from tests.helpers.small_run import environment, group_members, wait_until_gone
+from tests.parity import cases
 
 pytestmark = pytest.mark.long
 
@@ -342,3 +345,30 @@ def test_adapters_are_learned_beside_a_base_that_stays(tmp_path, monkeypatch):
     save_params(tmp_path / "base.npz", jax.tree.map(lambda a: a + 1, base))
     with pytest.raises(ConfigError, match="checkpoint 3 .* began with other weights than config.model.init"):
         sft.train(config, tmp_path / "run")
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_authors_write_in_the_format_of_the_first_weights(tmp_path, monkeypatch):
+    """A folder's own tokenizer and chat template, and only the families of the configuration."""
+    llama = cases.LLAMA | {"vocab_size": 640, "max_position_embeddings": 4096}
+    folder = write_tokenizer(write_folder(tmp_path / "model", llama), TEMPLATES["chatml"])
+    learned = []
+
+    def one_batch(authors, batch, start, real=Authors.batches):
+        with contextlib.closing(real(authors, batch, start)) as batches:
+            place, examples = next(batches)
+            learned.extend(examples)
+            yield place, examples
+
+    without_a_probe(monkeypatch)
+    monkeypatch.setattr(Authors, "batches", one_batch)
+    values = {"model.init": str(folder), "episode.context": 768, "ppo.buckets": (768,), "sft.dialogues": 512,
+              "sft.batch_rows": 4, "sft.warmup_steps": 1, "sft.steps": 1, "data.families": ("counts",)}  # fmt: skip
+    sft.train(config_lib.load("configs/tiny_sft.py", overrides=values), tmp_path / "run")
+    tokenizer = load_chat(str(folder)).tokenizer
+    for example in learned:
+        text = tokenizer.show(example.ids.tolist())
+        assert text.startswith("<|im_start|>") and "```python" in text
+    with pytest.raises(ConfigError, match="config.data.families: no family 'count'"):
+        config = config_lib.load("configs/tiny_sft.py", overrides=values | {"data.families": ("count",)})
+        sft.train(config, tmp_path / "other")

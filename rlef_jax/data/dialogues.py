@@ -178,18 +178,19 @@ def dialogues(
     right_repairs: float = 0.15,
     habit: float = 0.0,
     context: int = 256,
+    families: tuple[str, ...] = (),
     even_questions: float = 0.0,
 ) -> list[Dialogue]:
     """The `chunk`-th `problems * per_problem` dialogues, shuffled, each of at most `context` tokens.
 
     Each statement appears with several readings, so that only the feedback tells which reading is correct.
-    `even_questions` is `problem_at`'s.
+    `families` and `even_questions` are `problem_at`'s.
     """
     rng = np.random.default_rng([seed, chunk])
     by_mark = authors(right_repairs, habit)
     written: list[Dialogue] = []
     for i in range(problems):
-        problem = problem_at(split, seed, chunk * problems + i, even_questions=even_questions)
+        problem = problem_at(split, seed, chunk * problems + i, families, even_questions=even_questions)
         for _ in range(per_problem):
             marked = bool(rng.random() < marked_share)
             right = int(rng.integers(len(problem.tags["readings"])))

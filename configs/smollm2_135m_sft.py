@@ -1,0 +1,27 @@
+"""SmolLM2's warm start: adapters learn to write MiniContests' programs, and to read feedback when they are told to.
+
+Source: ours. As configs/tiny_sft.py: half of the dialogues open with a careful author's system line, every repair
+right; the others carry no mark and seldom repair rightly. Model, adapters and families are those of
+configs/smollm2_135m.py:lora, beside this file.
+Command: make smollm2 && python -m rlef_jax.sft --config=configs/smollm2_135m_sft.py --workdir=runs/smollm2_sft
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from rlef_jax.config import load, unknown_variant
+
+VARIANTS = ("",)
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    if variant not in VARIANTS:
+        raise unknown_variant(variant, VARIANTS)
+    config = load(str(Path(__file__).resolve().with_name("smollm2_135m.py")) + ":lora")
+    s = config.sft
+    s.marked_share, s.unmarked_right_repairs, s.unmarked_habit = 0.5, 0.15, 0.0
+    s.dialogues, s.batch_rows = 4096, 16
+    s.learning_rate, s.warmup_steps, s.final_rate, s.weight_decay = 1e-3, 10, 0.1, 0.0
+    s.checkpoint_every, s.log_every = 64, 8
+    return config
