@@ -4,6 +4,7 @@ Source: ours. As configs/tiny_sft.py: half of the dialogues open with a careful 
 right; the others carry no mark and seldom repair rightly. Model, adapters and families are those of
 configs/smollm2_135m.py:lora, beside this file.
 Command: make smollm2 && python -m rlef_jax.sft --config=configs/smollm2_135m_sft.py --workdir=runs/smollm2_sft
+Expected: nobody has run it to its end.
 """
 
 from pathlib import Path

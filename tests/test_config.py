@@ -41,11 +41,13 @@ ALL = [
     "llama31_8b.py:lora",
     "llama31_8b_sft.py",
     "llama31_8b_sft.py:repair",
+    "smollm2_135m_sft.py",
     "llama31_70b.py",
     "llama32_1b.py",
     "smollm2_135m.py",
     "smollm2_135m.py:code_contests",
     "smollm2_135m.py:easy",
+    "smollm2_135m.py:lora",
 ]
 
 

@@ -17,17 +17,18 @@ def write_report(workdir: Path, *, plots: bool = True) -> str:
 
     Raises FileNotFoundError or ConfigError if the folder holds no run.
     """
+    records = [r for r in read_metrics(workdir) if r.get("solved") is not None]
     summary = read_summary(workdir) if (workdir / FILE_NAME).exists() else None
     text = _why_no_table(workdir) if summary is None else summary_table(summary)
-    drawn = _draw(workdir, summary) if plots else []
+    drawn = _draw(workdir / "plots", records, summary) if plots else []
     return "\n".join([text, *(f"plot: {path}" for path in drawn)])
 
 
-def _draw(workdir: Path, summary: dict[str, Any] | None) -> list[Path]:
+def _draw(folder: Path, records: list[dict[str, Any]], summary: dict[str, Any] | None) -> list[Path]:
     from rlef_jax.analysis import plots  # Matplotlib takes seconds to import, and only the end of a run needs it
 
-    folder, drawn = workdir / "plots", []
-    if records := [r for r in read_metrics(workdir) if r.get("solved") is not None]:
+    drawn = []
+    if records:
         drawn.append(plots.plot_learning(records, folder / "learning.png"))
         drawn.append(plots.plot_drift(records, folder / "drift.png"))
         drawn.append(plots.plot_error_kinds(records, folder / "error_kinds.png"))
