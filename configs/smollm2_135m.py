@@ -87,6 +87,6 @@ def _lora(config: ConfigDict) -> None:
     config.ppo.detach_critic = True
     config.ppo.learning_rate, config.ppo.warmup_steps = 3e-4, 2
     config.episode.context, config.episode.max_new_tokens = 512, 128
-    config.ppo.row_episodes, config.ppo.buckets, config.ppo.microbatch_rows = 4, (512,), 4
+    config.ppo.row_episodes, config.ppo.buckets, config.ppo.microbatch_rows = 6, (1024,), 2
     config.ppo.rollouts, config.ppo.updates = 64, 2
     config.train.iterations, config.train.checkpoint_every = 20, 5
