@@ -22,12 +22,12 @@ from rlef_jax.model.sharding import make_mesh
 from rlef_jax.model.transformer import Params, forward
 from rlef_jax.ppo.pack import empty_arrays
 from rlef_jax.ppo.settings import OptimizerSettings
+from rlef_jax.ppo.token_batch import TokenBatch
 from rlef_jax.ppo.update import ForwardSettings, Learner, make_optimizer
 from rlef_jax.sampling.request import SamplingConfig
 from rlef_jax.sampling.sampler import Sampler
 from rlef_jax.training.build import build_learner
 from rlef_jax.training.processes import all_gather, on_this_process
-from rlef_jax.types import TokenBatch
 
 
 @contextlib.contextmanager

@@ -43,8 +43,8 @@ from rlef_jax.model.weights import load_params, save_params
 from rlef_jax.planning.programs import Program, update_programs
 from rlef_jax.ppo.pack import empty_arrays
 from rlef_jax.ppo.settings import LossSettings, OptimizerSettings
+from rlef_jax.ppo.token_batch import TokenBatch
 from rlef_jax.ppo.update import ForwardSettings, Learner, make_optimizer, prepare_iteration
-from rlef_jax.types import TokenBatch
 
 ROOT = Path(__file__).resolve().parents[1]
 TORCH = (str(ROOT / ".bench-env" / "bin" / "python"), str(ROOT / "benchmarks" / "update_torch.py"))

@@ -10,7 +10,6 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import jax
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -28,8 +27,8 @@ def errors_as_lines() -> Iterator[None]:
     try:
         yield
         sys.stdout.flush()  # a failed write (a full disk) is reported here; at exit it couldn't be
-    except (ConfigError, RunError, StoppedError, OSError, jax.errors.JaxRuntimeError) as error:
-        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+    except Exception as error:
+        if not isinstance(error, ConfigError | RunError | StoppedError | OSError) and not _is_device_full(error):
             raise
         if os.environ.get(TRACEBACK):
             traceback.print_exc()
@@ -37,10 +36,16 @@ def errors_as_lines() -> Iterator[None]:
         sys.exit(_exit_code(error))
 
 
+def _is_device_full(error: Exception) -> bool:
+    """Whether it is JAX's error of a device without memory. Commands that need no device don't import JAX."""
+    jax = sys.modules.get("jax")
+    return jax is not None and isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+
+
 def _line_of(error: Exception) -> str:
     if isinstance(error, StoppedError):
         return f"stopped: {error}"
-    if isinstance(error, jax.errors.JaxRuntimeError):
+    if _is_device_full(error):
         advice = 'lower ppo.microbatch_rows or sampling.rows, or set model.remat="full"'
         return f"error: the device is out of memory: {advice} ({str(error).splitlines()[0]})"
     return f"error: {error}"

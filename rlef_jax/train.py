@@ -56,8 +56,8 @@ from rlef_jax.training.evaluator import Evaluator, SplitProblems
 from rlef_jax.training.failures import FailedResponses
 from rlef_jax.training.inputs import Inputs, agreed, check_inputs, identities
 from rlef_jax.training.interrupt import StopRequest
-from rlef_jax.training.loop import ProblemFeed, TrainingProblems
 from rlef_jax.training.metrics_writer import MetricsWriter
+from rlef_jax.training.problem_feed import ProblemFeed, TrainingProblems
 from rlef_jax.training.processes import (
     add_job_arguments,
     all_gather,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -79,3 +81,10 @@ def test_what_takes_seconds_to_import_is_imported_where_it_is_used():
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             slow = {name.partition(".")[0] for name in names} & {"transformers", "huggingface_hub"}
             assert not slow, f"{path} imports {slow} when it is imported"
+
+
+def test_processes_that_need_no_device_do_not_import_jax():
+    """Judges, and the process that finds an iteration's problems: JAX takes seconds of a core, and memory."""
+    names = ("rlef_jax.judge", "rlef_jax.execution.pool", "rlef_jax.training.problem_feed", "rlef_jax.data.convert")
+    program = f"import sys, {', '.join(names)}; assert 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)

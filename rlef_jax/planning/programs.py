@@ -17,9 +17,9 @@ from rlef_jax.model.transformer import Params
 from rlef_jax.planning.hlo import Module, parse
 from rlef_jax.planning.work import Work, work_of
 from rlef_jax.ppo.pack import empty_arrays
+from rlef_jax.ppo.token_batch import TokenBatch
 from rlef_jax.ppo.train_state import first_params, init_state, kept_once, partition, select_parts
 from rlef_jax.ppo.update import Learner
-from rlef_jax.types import TokenBatch
 
 UPDATE_PROGRAMS = ("gradients", "apply", "score")
 

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from rlef_jax.model.layer_stack import STACK, WithTotals
+from rlef_jax.ppo.token_batch import TokenBatch
 from rlef_jax.ppo.train_state import combine, select_parts
-from rlef_jax.types import TokenBatch
 
 # From parameters and a micro-batch to its loss and its metric sums, "loss" among them.
 type Objective = Callable[[dict[str, Any], TokenBatch], tuple[jax.Array, dict[str, jax.Array]]]

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rlef_jax.types import TokenBatch
+from rlef_jax.ppo.token_batch import TokenBatch
 
 STD_FLOOR = 1e-4
 """Added to the standard deviation."""

@@ -20,6 +20,7 @@ from rlef_jax.ppo import gradients, values
 from rlef_jax.ppo.gradients import GradientsAndSums
 from rlef_jax.ppo.objective import ForwardSettings, objective, scores
 from rlef_jax.ppo.settings import Likelihood, LossSettings
+from rlef_jax.ppo.token_batch import TokenBatch
 from rlef_jax.ppo.train_state import (
     IsTrainable,
     TrainState,
@@ -31,7 +32,6 @@ from rlef_jax.ppo.train_state import (
     select_parts,
     with_shared,
 )
-from rlef_jax.types import TokenBatch
 
 
 class MeshTrainer:

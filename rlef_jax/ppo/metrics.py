@@ -10,8 +10,9 @@ from jax.typing import ArrayLike
 
 from rlef_jax.ppo import values
 from rlef_jax.ppo.returns import turn_means
+from rlef_jax.ppo.token_batch import TokenBatch
 from rlef_jax.reward import has_weight, turn_rewards
-from rlef_jax.types import Episode, Status, TokenBatch
+from rlef_jax.types import Episode, Status
 
 LEAST_RETURN_STD = 1e-2  # rewards differ by 0.2 or more: what varies less is the KL penalty's noise
 

@@ -15,7 +15,7 @@ from rlef_jax.model.transformer import ModelConfig, Params, forward
 from rlef_jax.ppo import values
 from rlef_jax.ppo.losses import likelihood_loss, policy_loss, value_loss
 from rlef_jax.ppo.settings import Likelihood, LossSettings
-from rlef_jax.types import TokenBatch
+from rlef_jax.ppo.token_batch import TokenBatch
 
 
 @dataclasses.dataclass(frozen=True)

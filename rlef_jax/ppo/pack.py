@@ -13,8 +13,9 @@ import numpy as np
 
 from rlef_jax.ppo import values
 from rlef_jax.ppo.rows import rows_by_bucket
+from rlef_jax.ppo.token_batch import TokenBatch
 from rlef_jax.reward import has_weight, turn_rewards
-from rlef_jax.types import Episode, TokenBatch
+from rlef_jax.types import Episode
 
 PADDING = -1
 """Marks a place of `index` that holds no episode."""

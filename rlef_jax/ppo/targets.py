@@ -15,7 +15,7 @@ from rlef_jax.ppo import returns as turn_returns
 from rlef_jax.ppo import values
 from rlef_jax.ppo.groups import group_advantages
 from rlef_jax.ppo.settings import CRITIC, TargetSettings
-from rlef_jax.types import TokenBatch
+from rlef_jax.ppo.token_batch import TokenBatch
 
 
 @dataclasses.dataclass(frozen=True)

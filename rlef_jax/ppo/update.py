@@ -25,6 +25,7 @@ from rlef_jax.ppo.objective import ForwardSettings, policy_logp
 from rlef_jax.ppo.ratio_quantiles import ratio_quantiles
 from rlef_jax.ppo.settings import Likelihood, LossSettings, TargetSettings
 from rlef_jax.ppo.targets import Scores, compute_targets
+from rlef_jax.ppo.token_batch import TokenBatch
 from rlef_jax.ppo.train_state import (
     IsTrainable,
     TrainState,
@@ -35,7 +36,7 @@ from rlef_jax.ppo.train_state import (
     partition,
     trained_by_default,
 )
-from rlef_jax.types import Episode, TokenBatch
+from rlef_jax.types import Episode
 
 __all__ = ["ForwardSettings", "Learner", "TrainState", "make_optimizer", "prepare_iteration", "split_updates"]
 

@@ -21,7 +21,7 @@ from jax.typing import ArrayLike
 from rlef_jax.model.value import next_token_values
 from rlef_jax.model.value import values as values_at
 from rlef_jax.ppo import returns
-from rlef_jax.types import TokenBatch
+from rlef_jax.ppo.token_batch import TokenBatch
 
 KINDS = ("turn", "token", "none")
 # What losses are divided by, counted over a whole update, and the metrics that tell of it.

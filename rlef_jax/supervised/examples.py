@@ -15,8 +15,8 @@ from rlef_jax.files import replacing
 from rlef_jax.ppo.pack import PADDING, empty_arrays
 from rlef_jax.ppo.rows import rows_by_bucket
 from rlef_jax.ppo.settings import PackSettings
+from rlef_jax.ppo.token_batch import TokenBatch
 from rlef_jax.training.tally import PassedOver, Tally
-from rlef_jax.types import TokenBatch
 
 _SHUFFLE, _HOLD_OUT = 0x5F7, 0x5F8  # keep these draws apart from each other, and from any other use of a seed
 

@@ -16,9 +16,9 @@ from rlef_jax.model.transformer import ModelConfig, Params, forward, unembed
 from rlef_jax.ppo.objective import ForwardSettings
 from rlef_jax.ppo.pack import PADDING
 from rlef_jax.ppo.settings import PackSettings
+from rlef_jax.ppo.token_batch import TokenBatch
 from rlef_jax.supervised.authors import example_of
 from rlef_jax.supervised.examples import Example, pack_examples, spans
-from rlef_jax.types import TokenBatch
 
 
 class Probe:

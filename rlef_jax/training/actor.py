@@ -21,16 +21,18 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.errors import StoppedError
 from rlef_jax.execution.pool import ExecutionPool
-from rlef_jax.model.transformer import Params
 from rlef_jax.progress import ProgressDisplay
 from rlef_jax.training.rollout import RolloutProgress, RolloutSettings, SamplerLike, collect
 from rlef_jax.training.tally import Tally
 from rlef_jax.types import Episode, Problem
+
+if TYPE_CHECKING:  # they import JAX, which a process that finds problems does without
+    from rlef_jax.model.transformer import Params
 
 
 @dataclasses.dataclass(frozen=True)

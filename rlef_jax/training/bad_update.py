@@ -20,8 +20,8 @@ import numpy as np
 
 from rlef_jax.errors import ConfigError
 from rlef_jax.files import named_in_errors, write_json
+from rlef_jax.ppo.token_batch import TokenBatch
 from rlef_jax.ppo.update import Learner, TrainState
-from rlef_jax.types import TokenBatch
 
 FOLDER = "bad_updates"
 

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
 
-from rlef_jax.data.sources import MIX, Source, training_problems
+from rlef_jax.data.sources import MIX
 from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.dialog.extract import ends_in_example
 from rlef_jax.model.transformer import Params
 from rlef_jax.ppo.metrics import episode_metrics
 from rlef_jax.ppo.pack import pack
 from rlef_jax.ppo.settings import PackSettings, PpoSettings
+from rlef_jax.ppo.token_batch import TokenBatch
 from rlef_jax.ppo.update import Learner, TrainState, prepare_iteration, split_updates
 from rlef_jax.ppo.values import METRICS
 from rlef_jax.progress import ProgressDisplay
 from rlef_jax.reward import has_weight
-from rlef_jax.training.actor import FindStarts, RolloutRequest, Rollouts, Starts
-from rlef_jax.training.interrupt import helper_process
-from rlef_jax.types import Episode, TokenBatch
+from rlef_jax.training.actor import Rollouts
+from rlef_jax.types import Episode
 
 
 class Stopwatch:
@@ -45,42 +43,6 @@ class Stopwatch:
         """`time/NAME` of each part and `time/total` since construction."""
         total = time.perf_counter() - self._began
         return {f"time/{name}": s for name, s in self.seconds.items()} | {"time/total": total}
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingProblems:
-    """Finds the problems of an iteration in a source: a function of the request's seed, step and indexes."""
-
-    source: Source
-
-    def __call__(self, request: RolloutRequest) -> Starts:
-        """The problems of a request's episodes, and those that random feedback may come from: all of its iteration."""
-        every = request.settings.needs_donors
-        indexes = range(request.count) if every else request.indexes
-        problems = training_problems(
-            self.source, request.split, request.seed, request.step, request.count, indexes, request.group_size
-        )
-        return Starts(problems[request.indexes.start : request.indexes.stop] if every else problems, problems)
-
-
-class ProblemFeed:
-    """Finds what each iteration begins with, the next one's in a process beside while this one's is in use."""
-
-    def __init__(self, find: FindStarts, *, last: int) -> None:
-        """Args: find: a function of plain data that can be sent to a process. last: iteration."""
-        self._find, self._last = find, last
-        self._pool = helper_process()
-        self._ahead: dict[int, Future[Starts]] = {}
-
-    def __call__(self, request: RolloutRequest) -> Starts:
-        """What `find` says of a request. Starts on the next iteration's, of requests that differ in nothing else."""
-        for step in range(request.step, min(request.step + 1, self._last) + 1):
-            if step not in self._ahead:
-                self._ahead[step] = self._pool.submit(self._find, dataclasses.replace(request, step=step))
-        return self._ahead.pop(request.step).result()
-
-    def close(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
 
 
 # Called with the state after an update whose gradient was bad (its weights are as before), the update's number within

@@ -14,7 +14,7 @@ import queue
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -27,11 +27,13 @@ from rlef_jax.dialog.prompts import first_message
 from rlef_jax.errors import ConfigError, StoppedError
 from rlef_jax.execution.pool import ExecutionPool
 from rlef_jax.execution.verdict import limits_for, submit_hidden, submit_public
-from rlef_jax.model.transformer import Params
 from rlef_jax.sampling.request import Sample, SamplingConfig
-from rlef_jax.sampling.session import SamplerStats
 from rlef_jax.training.random_feedback import RandomFeedback, check_donors
 from rlef_jax.types import Episode, Limits, Problem, Status, Turn, Verdict
+
+if TYPE_CHECKING:  # they import JAX, which a process that finds problems does without
+    from rlef_jax.model.transformer import Params
+    from rlef_jax.sampling.session import SamplerStats
 
 
 class SessionLike(Protocol):

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from rlef_jax.dialog.chat import ChatFormat
 from rlef_jax.errors import RunError, StoppedError
 from rlef_jax.model.transformer import Params
+from rlef_jax.ppo.token_batch import TokenBatch
 from rlef_jax.ppo.update import Learner, TrainState
 from rlef_jax.progress import ProgressDisplay
 from rlef_jax.training import episode_io
@@ -35,7 +36,6 @@ from rlef_jax.training.loop import (
 from rlef_jax.training.metrics_writer import MetricsWriter
 from rlef_jax.training.processes import all_gather, broadcast_from_first, on_host
 from rlef_jax.training.workdir import FROZEN, Progress, frozen_names, items_of
-from rlef_jax.types import TokenBatch
 
 
 @dataclasses.dataclass(frozen=True)

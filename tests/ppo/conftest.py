@@ -8,7 +8,8 @@ import pytest
 
 from rlef_jax.model.transformer import ModelConfig
 from rlef_jax.ppo.pack import empty_arrays
-from rlef_jax.types import Episode, Problem, Status, TestCase, TestResult, TokenBatch, Turn, Verdict
+from rlef_jax.ppo.token_batch import TokenBatch
+from rlef_jax.types import Episode, Problem, Status, TestCase, TestResult, Turn, Verdict
 
 CASE = TestCase("1", "1")
 PROBLEM = Problem(name="p", description="", public_tests=(CASE,), private_tests=(CASE,))

@@ -11,8 +11,8 @@ import pytest
 from rlef_jax.model.transformer import ModelConfig
 from rlef_jax.planning.programs import shape_of, state_shapes
 from rlef_jax.ppo.pack import empty_arrays
+from rlef_jax.ppo.token_batch import TokenBatch
 from rlef_jax.ppo.update import ForwardSettings, Learner
-from rlef_jax.types import TokenBatch
 
 CFG = ModelConfig(vocab_size=4096, d_model=16, n_layers=1, n_heads=2, n_kv_heads=1, d_head=8, d_ff=32)
 ROWS, LENGTH = 8, 128

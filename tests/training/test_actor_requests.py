@@ -15,7 +15,7 @@ from rlef_jax.execution.pool import ExecutionPool
 from rlef_jax.sampling.request import SamplingConfig
 from rlef_jax.training.actor import LocalActor, RolloutRequest, Starts, shard_range
 from rlef_jax.training.evaluator import SplitProblems
-from rlef_jax.training.loop import ProblemFeed, TrainingProblems
+from rlef_jax.training.problem_feed import ProblemFeed, TrainingProblems
 from rlef_jax.training.rollout import RolloutSettings
 from tests.helpers.scripted_sampler import ScriptedSampler
 from tests.helpers.tiny_tokenizer import tiny_tokenizer
