@@ -31,6 +31,7 @@ from rlef_jax.supervised.probe import ReadingProbe
 from rlef_jax.training.build import forward_settings, ppo_settings
 from rlef_jax.training.checkpoint import Checkpoints
 from rlef_jax.training.metrics_writer import read_metrics
+from rlef_jax.training.tally import PassedOver
 from tests.helpers.byte_bpe import TEMPLATES, write_tokenizer
 from tests.helpers.hf_folder import write_folder
 from tests.helpers.small_run import environment, group_members, wait_until_gone
@@ -268,10 +269,10 @@ def test_solutions_are_read_from_the_files_that_the_configuration_names(tmp_path
                "private_tests": [{"input": "2", "output": "1"}], "solutions": ["print(1)", "print(2)"]}  # fmt: skip
     (tmp_path / "own.jsonl").write_text(json.dumps(problem))
     values = FROM_FILE | {"sft.source": "solutions", "sft.data": (str(tmp_path / "own.jsonl"),)}
-    config, lines = config_lib.load("configs/tiny_sft.py", overrides=values), []
-    ((example, name),) = sft._named(config, recipe[1], lines.append, lambda *_: None)
-    assert name == "p" and recipe[1].response_text(example.ids[example.learned].tolist()) == "```python\nprint(1)\n```"
-    assert lines == ["1 solutions don't pass all tests of their problem: they are left out"]
+    config = config_lib.load("configs/tiny_sft.py", overrides=values)
+    wrong, (example, name) = sft._found(config, recipe[1], lambda *_: None)
+    assert name == "p" and wrong == PassedOver("wrong")
+    assert recipe[1].response_text(example.ids[example.learned].tolist()) == "```python\nprint(1)\n```"
 
 
 @pytest.mark.usefixtures("quick_compilation")

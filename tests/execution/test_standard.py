@@ -21,6 +21,12 @@ def sent(value, limit=1 << 20):
     return calls.decode(calls.encode(value, limit))
 
 
+def in_order(values):
+    """Whether a set comes back in its order when its elements are put into a new one: where hashes collide it may not,
+    and two sets that are equal are shown differently."""
+    return list(set(list(values))) == list(values)
+
+
 keys = st.integers() | st.text() | st.fractions() | st.decimals(allow_nan=False)
 VALUES = st.recursive(
     st.decimals(allow_nan=False) | st.fractions() | st.integers() | st.builds(range, st.integers(), st.integers()),
@@ -28,7 +34,7 @@ VALUES = st.recursive(
         st.lists(inner, max_size=3)
         | st.lists(inner, max_size=3).map(collections.UserList)
         | st.lists(inner, max_size=3).map(collections.deque)
-        | st.sets(keys, max_size=3)
+        | st.sets(keys, max_size=3).filter(in_order)
         | st.dictionaries(keys, inner, max_size=3).map(collections.OrderedDict)
         | st.dictionaries(keys, inner, max_size=3).map(collections.UserDict)
         | st.dictionaries(keys, inner, max_size=3).map(collections.ChainMap)
