@@ -173,6 +173,8 @@ def _source(args: argparse.Namespace, config: ConfigDict, name: str) -> Source:
     """
     source = Source.of(config) if name == config.data.name else Source(name)
     source = dataclasses.replace(source, mix=())  # training's
+    if name == JSONL and args.data is None and config.data.name != JSONL:
+        raise ConfigError("--data: name the file of problems, e.g. --data=own.jsonl")
     if args.data is not None:
         path = str(args.data)
         source = source.reading(path) if name == JSONL else dataclasses.replace(source, dir=path)

@@ -44,7 +44,7 @@ from rlef_jax.model.weights import resolve
 from rlef_jax.paths import local_text
 from rlef_jax.training.build import build_policy, describe_policy, with_model_shape
 from rlef_jax.training.evaluator import scored_version
-from rlef_jax.training.workdir import SFT, command_of, find_checkpoint, saved_policy
+from rlef_jax.training.workdir import SFT, check_first_weights, command_of, find_checkpoint, saved_policy
 
 _DTYPES = {"same": "", "float32": "F32", "bfloat16": "BF16"}
 _TOKENIZER_FILES = (
@@ -84,6 +84,7 @@ def export_run(
     init, run = config.model.init, None
     if base:
         first = build_policy(config).params
+        check_first_weights(workdir, first)
         cfg, params = cfg.base, {**first, "layers": split(first["layers"])[0]}
     else:
         sharding = SingleDeviceSharding(jax.devices()[0])

@@ -84,5 +84,5 @@ def test_recorded_responses_to_own_problems_are_judged(tmp_path):
         flags = [f"--judge-only={path}", "--benchmark=jsonl/test", f"--data={own}", "--turns=1"]
         results = evaluate(parsed([*flags, f"--out={tmp_path / name}"]))
         assert (results["1@1"], results["problems"], results["infra"]) == (score, 2, 0)
-    with pytest.raises(ConfigError, match="config.data.train_files, config.data.valid_files, .*: name the files"):
+    with pytest.raises(ConfigError, match="--data: name the file of problems, e.g. --data=own.jsonl"):
         evaluate(parsed([f"--judge-only={path}", "--benchmark=jsonl/test", "--turns=1"]))

@@ -16,7 +16,7 @@ from rlef_jax.model.pretrained import HFFolder, load_pretrained
 from rlef_jax.training.build import build_policy
 from rlef_jax.training.checkpoint import Checkpoints
 from rlef_jax.training.metrics_writer import read_metrics
-from rlef_jax.training.workdir import saved_policy
+from rlef_jax.training.workdir import check_first_weights, saved_policy
 from tests.helpers.small_run import OVERRIDES, assert_same_run, finish_here
 
 pytestmark = pytest.mark.long
@@ -102,6 +102,9 @@ def test_adapters_are_exported_alone_and_merged(runs, tmp_path):
     found = load_pretrained(folder := HFFolder(tmp_path / "base"), folder.cfg)
     jax.tree.map(np.testing.assert_array_equal, found, {**last, "layers": split(last["layers"])[0]})
     assert "Random weights, converted by rlef_jax." in (tmp_path / "base" / "README.md").read_text()
+    check_first_weights(runs[0], policies(runs[0])[1])
+    with pytest.raises(ConfigError, match="beside other weights than config.model.init"):
+        check_first_weights(runs[0], jax.tree.map(lambda a: a + 1, policies(runs[0])[1]))
     # Another run may begin with them: its reference has them too.
     config = config_lib.load("configs/tiny.py", overrides=LORA | {"model.lora_init": str(tmp_path / "peft")})
     jax.tree.map(np.testing.assert_array_equal, build_policy(config).params, last)

@@ -25,7 +25,7 @@ def groups_of(problem: Problem) -> list[str]:
     """Names of a problem's groups, from its tags; without tags only "all"."""
     tags = problem.tags
     names = ["all"]
-    if "open" in tags:
+    if "open" in tags and "question" in tags:  # MiniContests'
         kind = "open" if tags["open"] else "closed"
         names += ["open", f"open: {tags['question']}"] if tags["open"] else ["closed"]
         if "structure_held_out" in tags:

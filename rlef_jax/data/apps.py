@@ -45,6 +45,8 @@ def problem(row: Mapping[str, Any], name: str, *, public: int, solutions: int) -
     function = (content or {}).get("fn_name") or ""
     if not isinstance(function, str) or (function and not function.isidentifier()):
         raise LeftOutError("whose fn_name is no name")
+    if not function and _CLASS.search(starter):
+        raise LeftOutError("whose starter_code is a class Solution and that have no fn_name")
     entry_point = method_name(function) if function and _CLASS.search(starter) else function
     tests = _tests(content or {}, entry_point)
     shown = min(public, len(tests) - 1)
@@ -53,7 +55,7 @@ def problem(row: Mapping[str, Any], name: str, *, public: int, solutions: int) -
         question += f"\n\nComplete this starter code:\n\n{starter.rstrip()}" if starter.strip() else (
             f"\n\nWrite a function of the name `{function}`."
         )  # fmt: skip
-    frame = method_frame(function if entry_point != function else "") if function else ()
+    frame = _frame(function, is_method=entry_point != function) if function else ()
     made = Problem(
         name, question, tests[:shown], tests[shown:], solutions=_solutions(row, solutions, notes),
         time_limit_s=_limit(row, "time_limit", _SECONDS, notes),
@@ -62,6 +64,13 @@ def problem(row: Mapping[str, Any], name: str, *, public: int, solutions: int) -
         style="function" if function else "contest", frame=frame,
     )  # fmt: skip
     return made, notes
+
+
+def _frame(function: str, *, is_method: bool) -> tuple[str, str]:
+    """What stands around a program. A function of a plain name must come from the program, not from what is imported:
+    there are ones called add and sum."""
+    before, after = method_frame(function if is_method else "")
+    return (before, after) if is_method else (f"{before.rstrip()}; globals().pop({function!r}, None)\n", after)
 
 
 def _missing(value: Any) -> bool:
@@ -112,11 +121,11 @@ def _call(entry_point: str, arguments: Any, expected: Any) -> FunctionTest:
     """A call by APPS's own rules: JSON has made text of a dict's whole numbers, and most results are lists of one."""
     if not isinstance(arguments, list):
         raise LeftOutError("with arguments that are no list")
-    if arguments and isinstance(arguments[0], dict):
+    if len(arguments) == 1 and isinstance(arguments[0], dict):
         arguments = [_numbered(arguments[0])]
     if isinstance(expected, dict):
         expected = [_numbered(expected)]
-    elif isinstance(expected, list) and expected and isinstance(expected[0], dict):
+    elif isinstance(expected, list) and len(expected) == 1 and isinstance(expected[0], dict):
         expected = [_numbered(expected[0])]
     return FunctionTest(entry_point, (tuple(arguments),), (expected,), compare="apps")
 

@@ -71,6 +71,8 @@ def convert(sources: Sequence[Path], output: Path, *, public: int, solutions: in
     labels = [source.name.partition(".")[0] for source in sources]
     if twice := [label for label in labels if labels.count(label) > 1]:
         raise ConfigError(f"--source: two files are called {twice[0]!r}, and their problems would be: rename one")
+    if output.resolve() in [source.resolve() for source in sources]:
+        raise ConfigError(f"--output: {output} is a --source, which it would replace: name another file")
     with replacing_packed(output) as file:
         _write(file, sources, labels, counts, public, solutions)
         if not counts.written:

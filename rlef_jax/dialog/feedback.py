@@ -88,7 +88,9 @@ def _entries(problem: Problem, verdict: Verdict, max_failures: int, max_chars: i
 def _shown(test: Test) -> str:
     if isinstance(test, TestCase):
         return test.input
-    return test.text or f"{test.entry_point}({', '.join(map(repr, test.calls[0]))})"
+    if test.text or not test.calls:
+        return test.text or test.check[-1]
+    return f"{test.entry_point}({', '.join(map(repr, test.calls[0]))})"
 
 
 def _entry(test: Test, result: TestResult, max_chars: int) -> str:

@@ -99,7 +99,8 @@ class Run:
             state, self.reference, rollouts, self.learner, seed=self.config.seed, ppo=ppo_settings(self.config),
             watch=watch, display=self.display, on_bad_update=self._on_bad_update,
         )  # fmt: skip
-        metrics |= response_metrics(rollouts.episodes, self.chat) | mix_metrics(rollouts.episodes)
+        metrics |= response_metrics(rollouts.episodes, self.chat)
+        metrics |= mix_metrics(rollouts.episodes) if self.config.data.mix else {}
         metrics |= {} if rollouts.tally is None else rollouts.tally.metrics("failures")
         metrics |= time_metrics(rollouts, watch, synchronous=self.config.train.max_staleness == 0)
         metrics |= pool_metrics(judged_before, self.actor.judge_counters())

@@ -331,9 +331,20 @@ def saved_policy(
         if not left_out:
             return policy["policy"]
         begun = first()
-        if _others(told.get("reference"), reference_hash(begun), begun):
-            raise ConfigError(
-                f"checkpoint {chosen} in {checkpoints.folder} holds what was trained beside other weights than"
-                " config.model.init (or lora_init) now gives: put those back"
-            )
+        _check_beside(checkpoints, chosen, begun)
         return combine(policy, partition({"policy": begun}, lambda path: "/".join(path) not in left_out)[1])["policy"]
+
+
+def check_first_weights(workdir: Path, first: Params) -> None:
+    """Raises ConfigError where a run's checkpoints were trained beside other weights than `first`."""
+    with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
+        if checkpoints.latest is not None:
+            _check_beside(checkpoints, checkpoints.latest, first)
+
+
+def _check_beside(checkpoints: Checkpoints, step: int, first: Params) -> None:
+    if _others(checkpoints.metadata(step).get("reference"), reference_hash(first), first):
+        raise ConfigError(
+            f"checkpoint {step} in {checkpoints.folder} holds what was trained beside other weights than"
+            " config.model.init (or lora_init) now gives: put those back"
+        )

@@ -51,6 +51,8 @@ def test_groups_in_order():
     assert list(groups)[:5] == ["all", "closed", "open", "open: none", "open: order"]
     untagged = dataclasses.replace(episodes_of("r")[0], problem=Problem("x", "x", (CASE,), (CASE,)))
     assert list(grouped([untagged])) == ["all"]
+    own = dataclasses.replace(untagged, problem=dataclasses.replace(untagged.problem, tags={"open": True}))
+    assert list(grouped([own])) == ["all"]  # one's own tag, not MiniContests'
 
 
 def test_the_table():

@@ -76,7 +76,9 @@ def test_rows_of_apps_become_problems(tmp_path):
     assert (pairs.style, pairs.frame[0]) == ("function", IMPORTS)
     assert pairs.description.endswith(f"it is there.\n\nComplete this starter code:\n\n{LEET.rstrip()}")
     assert pairs.public_tests[0] == FunctionTest("Solution().pairs", (([1, 1, 2],),), ([{1: 2, 2: 1}],), compare="apps")
-    assert double.frame == (IMPORTS, "") and double.private_tests[0].expected == (["aa"],)
+    assert double.frame == (IMPORTS.rstrip() + "; globals().pop('double', None)\n", "") and double.private_tests[
+        0
+    ].expected == (["aa"],)
 
 
 def test_rows_of_taco_become_problems(tmp_path):
@@ -113,6 +115,7 @@ BROKEN = [
     ({"input_output": io(inputs=["1", 2], outputs=["1", "2"])}, "with an input or output that is no text"),
     ({"input_output": io(fn_name="a b", inputs=[[1], [2]], outputs=[1, 2])}, "whose fn_name is no name"),
     ({"input_output": io(fn_name="f", inputs=[1, 2], outputs=[1, 2])}, "with arguments that are no list"),
+    ({"starter_code": LEET}, "whose starter_code is a class Solution and that have no fn_name"),
     ({"input_output": io(inputs=["\ud800", "2"], outputs=["1", "2"])},
      "whose public_tests[...].input: half of a surrogate pair, which UTF-8 can't hold"),
     ({"problem_id": 0}, "whose id is that of a row before"),
@@ -132,7 +135,7 @@ def test_what_is_left_out_is_counted_by_kind_and_place(tmp_path):
     expected["that are no JSON object"] = [f"{path}, line {last}", f"{path}, line {last + 1}"]
     assert counts.left_out == expected
     text = str(counts)
-    assert text.startswith("20 rows: 1 problems (1 read standard input, 0 are functions), 19 rows left out\n")
+    assert text.startswith("21 rows: 1 problems (1 read standard input, 0 are functions), 20 rows left out\n")
     assert f"      4 left out: rows whose input_output is no JSON object ({path}, line 7, " in text
     assert ", and 1 more)" in text
 
@@ -181,6 +184,50 @@ def test_converted_solutions_pass_and_others_do_not(tmp_path):
             assert all(passes(problem, problem.solutions[0])), problem.name
             assert not all(passes(problem, program)), problem.name
         assert all(passes(problems[2], tuples))
+
+
+def test_a_function_comes_from_the_program(tmp_path):
+    """Not from what is imported for it: an empty program solves nothing."""
+    rows = [
+        APPS[2] | {"problem_id": name, "input_output": io(fn_name=name, inputs=inputs, outputs=outputs)}
+        for name, inputs, outputs in (
+            ("add", [[1, 2], [3, 4]], [[3], [7]]), ("factorial", [[3], [4]], [[6], [24]]),
+            ("sum", [[[1, 2]], [[3, 4]]], [[3], [7]]), ("median", [[[1, 2, 3]], [[4]]], [[2], [4]]),
+        )
+    ]  # fmt: skip
+    problems, _ = converted(tmp_path, rows)
+    limits = Limits(wall_s=20)
+    with ExecutionPool(1, find_python("3.10")) as pool:
+        for problem in problems:
+            ran = pool.run("pass", problem.tests, limits_for(problem, limits), frame=problem.frame).result()
+            assert {result.status for result in ran} == {Status.RUNTIME_ERROR}, problem.name
+        of_sum = "def sum(values):\n    return builtins.sum(values)\nimport builtins"
+        ran = pool.run(of_sum, problems[2].tests, limits_for(problems[2], limits), frame=problems[2].frame).result()
+        assert {result.status for result in ran} == {Status.PASSED}
+
+
+@pytest.mark.parametrize(
+    "inputs, outputs, calls, expected",
+    [
+        ([{"1": 2}], [{"3": 4}], [{1: 2}], [{3: 4}]),
+        ([{"a": 1}, 5], [{"a": 1}, {"a": 2}], [{"a": 1}, 5], [{"a": 1}, {"a": 2}]),
+        ([{"1": 1}, 5], {"1": 2}, [{"1": 1}, 5], [{1: 2}]),
+    ],
+)
+def test_arguments_and_results_are_all_kept(inputs, outputs, calls, expected):
+    row = APPS[2] | {"input_output": io(fn_name="double", inputs=[inputs] * 2, outputs=[outputs] * 2)}
+    problem, _ = apps.problem(row, "p", public=1, solutions=1)
+    assert problem.tests[0].calls == (tuple(calls),) and problem.tests[0].expected == (expected,)
+
+
+def test_a_source_is_not_written_over(tmp_path):
+    path = written(tmp_path / "train.jsonl", APPS)
+    before = path.read_bytes()
+    (tmp_path / "link.jsonl").symlink_to(path)
+    for output in (path, tmp_path / "link.jsonl"):
+        with pytest.raises(ConfigError, match="is a --source, which it would replace: name another file"):
+            convert([path], output, public=2, solutions=1)
+    assert path.read_bytes() == before
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):

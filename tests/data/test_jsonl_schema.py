@@ -152,7 +152,10 @@ FAULTS = [
     (with_test(CALL | {"atol": -1}), "public_tests[0].atol: -1, where a number, 0 or more, is wanted"),
     (with_test(CALL | {"expected": [{"python": "(1,"}]}), 'public_tests[0].expected[0]: "python" must be the'),
     (with_test(CALL | {"expected": [{"python": "f()"}]}), 'public_tests[0].expected[0]: "python" must be the'),
-    (with_test(CALL | {"entry_point": "Solution().f"}), 'entry_point: "Solution().f" is no name of a function, and no'),
+    (with_test(CALL | {"entry_point": "Solution().f"}),
+     'public_tests[0].entry_point: "Solution().f" is no name of a function, and no frame'),
+    (with_test(CALL | {"calls": [[[{"python": "(1, 2)"}]]]}), 'public_tests[0].calls[0][0]: {"python": ...} stands'),
+    ('{"time_limit_s": Infinity}', 'no JSON: JSON has no Infinity (in a value of a function test: {"python": "inf"})'),
 ]  # fmt: skip
 
 

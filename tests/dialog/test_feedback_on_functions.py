@@ -113,3 +113,9 @@ def test_programs_that_go_on_after_a_given_start(response, program):
 def test_programs_of_other_problems_are_in_a_block():
     assert program_of(problem("mbpp"), "```python\nx\n```") == "x"
     assert program_of(problem("mbpp"), "x") is None
+
+
+def test_a_check_without_a_call_is_shown_as_it_is():
+    test = FunctionTest("f", (), (), check=("import math", "assert math.isclose(f(2), 4)"))
+    made = Problem("p", "", (test,), (test,), style="function")
+    assert "`assert math.isclose(f(2), 4)`" in feedback_message(made, verdict(result("WRONG_ANSWER")), max_failures=1)

@@ -5,6 +5,7 @@ The keys are the fields of `types.Problem`, and `split`. docs/own_problems.md ha
 
 from __future__ import annotations
 
+import collections
 import difflib
 import json
 import math
@@ -33,8 +34,8 @@ def row_of(line: bytes, faults: Faults) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         row = dict(pairs)
         if len(row) < len(pairs):
-            keys = [key for key, _ in pairs]
-            repeated.extend(key for key in row if keys.count(key) > 1)
+            counts = collections.Counter(key for key, _ in pairs)
+            repeated.extend(key for key in row if counts[key] > 1)
         return row
 
     try:
@@ -57,7 +58,8 @@ def row_of(line: bytes, faults: Faults) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> Any:
-    raise ValueError(f'JSON has no {name} (in a value of a function test: {{"python": "{name.lower()[:4]}"}})')
+    literal = {"NaN": "nan", "Infinity": "inf", "-Infinity": "-inf"}[name]
+    raise ValueError(f'JSON has no {name} (in a value of a function test: {{"python": "{literal}"}})')
 
 
 def problem_of(row: Mapping[str, Any], faults: Faults, *, complete: bool = True) -> tuple[Problem, str]:
@@ -287,9 +289,11 @@ def _check_calls(test: FunctionTest, key: str, faults: Faults) -> None:
 
 def _check_names(problem: Problem, faults: Faults) -> None:
     """A function that isn't a plain name must be defined by the frame: the judge looks it up as a global name."""
-    for name in dict.fromkeys(test.entry_point for test in problem.tests if isinstance(test, FunctionTest)):
-        if not name.isidentifier() and not problem.frame:
-            faults.append(f'entry_point: "{name}" is no name of a function, and no frame defines it as a global name')
+    for key in TESTS:
+        for number, test in enumerate(getattr(problem, key)):
+            if isinstance(test, FunctionTest) and not test.entry_point.isidentifier() and not problem.frame:
+                fault = f'"{test.entry_point}" is no name of a function, and no frame defines it as a global name'
+                faults.append(f"{key}[{number}].entry_point: {fault}")
 
 
 def _check_complete(problem: Problem, faults: Faults) -> None:

@@ -1,8 +1,8 @@
 """Values of function tests in JSON: what JSON has as it is, other plain data of Python as a literal.
 
 `{"python": "(1, 2)"}`, an object with this one key, stands for the tuple. A value that holds a tuple, set, bytes,
-complex number, infinity, NaN or a dict with other keys than text is written so as a whole; inside of a value the object
-means itself.
+complex number, infinity, NaN or a dict with other keys than text is written so as a whole: inside of a value there is
+no such object.
 """
 
 from __future__ import annotations
@@ -19,17 +19,31 @@ PYTHON = "python"
 
 
 def from_json(value: Any) -> Any:
-    """The value that JSON stands for. Raises ValueError for a literal that isn't one."""
-    return _literal(value[PYTHON]) if isinstance(value, dict) and value.keys() == {PYTHON} else value
+    """The value that JSON stands for. Raises ValueError for a literal that isn't one, or that stands inside a value."""
+    if _is_literal(value):
+        return _literal(value[PYTHON])
+    if _holds_literal(value):
+        raise ValueError(f'{{"{PYTHON}": ...}} stands inside a value: write the whole value as one literal')
+    return value
 
 
 def to_json(value: Any) -> Any:
     """JSON from which `from_json` makes an equal value. Raises ValueError where there is none."""
-    if _is_json(value) and not (isinstance(value, dict) and value.keys() == {PYTHON}):
+    if _is_json(value) and not _holds_literal(value):
         return value
     text = repr(value)
     _literal(text)  # what can't be read is no value of a test
     return {PYTHON: text}
+
+
+def _is_literal(value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() == {PYTHON}
+
+
+def _holds_literal(value: Any) -> bool:
+    """Whether a value of JSON is, or has in it, an object that looks like a literal."""
+    inner = value if isinstance(value, list) else value.values() if isinstance(value, dict) else ()
+    return _is_literal(value) or any(map(_holds_literal, inner))
 
 
 def _literal(text: Any) -> Any:
