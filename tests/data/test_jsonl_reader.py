@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import os
 
+import numpy as np
 import pytest
 
 from rlef_jax import config as config_lib
@@ -82,6 +84,95 @@ def test_what_cannot_be_remembered_is_checked_again(tmp_path, checks):
     cache_of(packed).write_text("in the way")
     with pytest.raises(ConfigError, match="own.jsonl.gz can't be unpacked to .*: unpack it yourself, with gunzip"):
         open_index(packed)
+
+
+def test_a_damaged_cache_is_made_anew(tmp_path, checks):
+    """Cut anywhere, or with any one byte changed: what is read is what was written, or nothing."""
+    checked, forget = checks
+    problems = [own("p"), own("q", "Print it twice.")]
+    path = tmp_path / "own.jsonl"
+    source = Source("jsonl", files={"train": (written(path, problems),)}, max_prompt_tokens=2)
+
+    def prompted():
+        forget()
+        lines = []
+        fitted = fit(source, ["train"], lambda problem: [1] * len(problem.description.split()), tell=lines.append)
+        assert training_problems(fitted, "train", 0, 0, 1) == problems[:1]
+
+    prompted()
+    (index,) = cache_of(path).glob("index-*")
+    (lengths,) = cache_of(path).glob("prompt_tokens-*")
+    for saved in (index, lengths):
+        whole = saved.read_bytes()
+        arrays = index_module.saved_arrays(saved)
+        for cut in (0, 4, len(whole) // 2, len(whole) - 1):
+            saved.write_bytes(whole[:cut])
+            prompted()
+            assert index_module.saved_arrays(saved).keys() == arrays.keys()  # it is whole again
+            assert checked == (["own.jsonl"] if saved == index else [])
+        whole = saved.read_bytes()
+        arrays = index_module.saved_arrays(saved)
+        for place in range(0, len(whole), 11):
+            saved.write_bytes(whole[:place] + bytes([whole[place] ^ 0x11]) + whole[place + 1 :])
+            read = index_module.saved_arrays(saved)
+            assert all(np.array_equal(read[name], arrays[name]) for name in read if name in arrays), place
+        saved.write_bytes(whole)
+
+
+@pytest.mark.parametrize("name", ["own.jsonl", "own.jsonl.gz"])
+def test_processes_of_one_number_do_not_share_what_they_are_writing(tmp_path, monkeypatch, name):
+    """As in containers that share a folder: one checks the file while the other does so."""
+    path = tmp_path / name
+    problems = [own(f"p{i}") for i in range(3)]
+    written(path, problems)
+    scan, save = index_module._scan, np.savez
+    inside = []
+
+    def other_process():
+        if not inside:
+            inside.append(True)
+            index_module._opened.cache_clear()
+            assert list(open_split([str(path)], "train")) == problems
+
+    def scanned(*args):
+        result = scan(*args)
+        other_process()
+        return result
+
+    def saved(file, **arrays):
+        save(file, **arrays)
+        inside.clear()
+        monkeypatch.setattr(np, "savez", save)
+        other_process()
+
+    monkeypatch.setattr(index_module, "_scan", scanned)
+    monkeypatch.setattr(np, "savez", saved)
+    assert list(open_split([str(path)], "train")) == problems
+    index_module._opened.cache_clear()
+    assert list(open_split([str(path)], "train")) == problems
+    assert not list(cache_of(path).glob("*.part*"))
+
+
+def test_other_content_of_the_same_size_and_time_is_noticed(tmp_path, checks):
+    _, forget = checks
+    path = tmp_path / "own.jsonl"
+    written(path, [own("p"), own("q")])
+    state = path.stat()
+    before = open_index(path).content
+    written(path, [own("p"), own("r")])
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    for _ in range(2):  # in this process, and in another
+        assert open_index(path).content != before
+        assert [p.name for p in open_split([str(path)], "train")] == ["p", "r"]
+        forget()
+
+
+def test_a_packed_file_that_is_touched_is_read_on(tmp_path):
+    path = tmp_path / "own.jsonl.gz"
+    written(path, [own("p")])
+    assert open_split([str(path)], "train")[0] == own("p")
+    os.utime(path, (1, 1))  # it is unpacked again, to another name
+    assert open_split([str(path)], "train")[0] == own("p")
 
 
 def test_a_file_that_changes_under_a_run_is_noticed(tmp_path):
