@@ -6,6 +6,7 @@ import dataclasses
 import gzip
 import json
 import os
+import pickle
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from rlef_jax.data.jsonl import index as index_module
 from rlef_jax.data.jsonl.index import cache_of, open_index
 from rlef_jax.data.jsonl.reader import open_split
 from rlef_jax.data.jsonl.schema import line_of
-from rlef_jax.data.sources import MIX, Source, check_splits, evaluation_problems, fit, training_problems
+from rlef_jax.data.sources import MIX, Share, Source, check_splits, evaluation_problems, fit, training_problems
 from rlef_jax.errors import ConfigError
 from rlef_jax.training.inputs import problems_identity
 from rlef_jax.types import Problem, TestCase
@@ -181,6 +182,30 @@ def test_a_file_that_changes_under_a_run_is_noticed(tmp_path):
     written(path, [own("longer than before"), own("q")])
     with pytest.raises(ConfigError, match="own.jsonl:2: the file has changed since it was checked: start anew"):
         split[1]
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("most", [0, 5])
+def test_a_run_goes_on_with_the_files_that_it_began_with(tmp_path, mixed, most):
+    """Other content, shorter too, is refused by name, in the process that finds problems too; it may be put back."""
+    path = tmp_path / "own.jsonl"
+    before = [own(f"p{i}") for i in range(4)]
+    files = {split: (written(path, before),) for split in ("train", "test")}
+    source = Source("jsonl", files=files, max_prompt_tokens=most)
+    mix = (Share("own", 1.0, source, "train"),) if mixed else ()
+    fitted = fit(dataclasses.replace(source, mix=mix), ["train", "test"], lambda problem: [1], tell=str)
+    fitted = pickle.loads(pickle.dumps(fitted))
+    first = training_problems(fitted, "train", 0, 0, 4)
+    for changed in ([own("new"), *before[1:]], before[:1]):
+        written(path, changed)
+        with pytest.raises(ConfigError) as raised:
+            training_problems(fitted, "train", 0, 1, 4)
+        assert str(raised.value) == f"{path} has changed since the run began: put it back as it was, or start anew"
+        with pytest.raises(ConfigError, match="own.jsonl has changed since the run began"):
+            evaluation_problems(fitted, "test")
+    written(path, before)
+    assert training_problems(fitted, "train", 0, 0, 4) == first
+    assert list(evaluation_problems(fitted, "test")) == before
 
 
 def test_a_split_has_the_lines_that_say_so_and_those_that_say_nothing(tmp_path):
