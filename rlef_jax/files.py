@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -23,12 +24,16 @@ def named_in_errors(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, *, shared: bool = False) -> Iterator[BinaryIO]:
     """A file to write, which takes the place of `path` at the end of the block; after an error nothing is left of it.
+
+    Args:
+      shared: other processes may write `path` too, on other machines: each one's part has a name of its own, since the
+        number of a process isn't unique there. The last to end is the one that stays.
 
     Raises OSError, naming the file, where it can't be written.
     """
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part" if shared else f"{path.name}.part")
     try:
         with named_in_errors(path):
             with open(part, "wb") as file:

@@ -71,6 +71,7 @@ class Source:
       left_out: {split: what the rules leave out of it}, set by `fit`.
       files: {split: its files of own problems} (`data.jsonl`).
       mix: what training problems come from instead, by weight; evaluations' come from this source.
+      contents: {split: a hash of each file of `files`}, set by `fit`: other content is refused from then on.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Source:
     left_out: Mapping[str, LeftOut] = dataclasses.field(default_factory=dict)
     files: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     mix: tuple[Share, ...] = ()
+    contents: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, config: ConfigDict) -> Source:
@@ -197,8 +199,11 @@ def fit(
 
     source = dataclasses.replace(source, mix=tuple(map(of_share, source.mix)))
     if source.name == JSONL:
-        for split in dict.fromkeys(splits):
-            tell(_of_own(source, split))
+        found = {split: jsonl.open_split(source.files[split], split) for split in dict.fromkeys(splits)}
+        for split, problems in found.items():
+            tell(_counts(problems, split))
+        contents = {split: problems.contents for split, problems in found.items()}
+        source = dataclasses.replace(source, contents={**source.contents, **contents})
     if source.name == MINI_CONTESTS or not (source.exclude or source.max_prompt_tokens):
         return source
     positions, left_out = dict(source.positions), dict(source.left_out)
@@ -223,12 +228,21 @@ def _opened(source: Source, split: str) -> Sequence[Problem]:
     """The problems of a split by position, all of them. The source isn't MiniContests."""
     if source.name == CODE_CONTESTS:
         return reader.open_split(source.dir, split)
-    return jsonl.open_split(source.files[split], split)
+    return _own(source, split)
 
 
-def _of_own(source: Source, split: str) -> str:
-    """What a split of own problems holds, which is checked if that hasn't been done."""
+def _own(source: Source, split: str) -> jsonl.Split:
+    """A split of own problems. Raises ConfigError for a file that holds something else than `fit` has found in it."""
     problems = jsonl.open_split(source.files[split], split)
+    before = source.contents.get(split, problems.contents)
+    for file, was, now in zip(source.files[split], before, problems.contents, strict=True):
+        if was != now:
+            raise ConfigError(f"{file} has changed since the run began: put it back as it was, or start anew")
+    return problems
+
+
+def _counts(problems: jsonl.Split, split: str) -> str:
+    """What a split of own problems holds."""
     rules = {
         "without hidden tests: their public tests decide": problems.lacking(NO_HIDDEN),
         "without public tests: their first valid program is the last": problems.lacking(NO_PUBLIC),
@@ -279,7 +293,7 @@ def _problems_at(source: Source, split: str, seed: int, places: Sequence[int]) -
     if source.mix:
         return _mixed(source.mix, seed, places)
     if source.name == JSONL:
-        own = jsonl.open_split(source.files[split], split)
+        own = _own(source, split)
         kept = source.positions.get(split, range(len(own)))
         return [own[kept[position_at(len(kept), seed, place)]] for place in places]
     if source.name == CODE_CONTESTS:

@@ -7,6 +7,7 @@ NumPy, which the judge's Python lacks, and the expected results, which no progra
 from __future__ import annotations
 
 import collections
+import dataclasses
 import fractions
 import math
 import reprlib
@@ -22,6 +23,7 @@ from rlef_jax.types import FunctionTest, Test
 if TYPE_CHECKING:
     from rlef_jax.execution.supervisor import Outcome
 
+_TEST_BYTES = 1 << 30
 _ARGUMENT_BYTES = 64 << 20
 ALWAYS_READ_BYTES = 64 << 20  # larger results are read only if the expected ones are of similar size
 _END = object()
@@ -43,6 +45,12 @@ def input_bytes(test: Test) -> bytes:
         return test.input.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:  # a lone surrogate that isn't an escaped byte; problem sources leave such tests out
         return test.input.encode("utf-8", "surrogatepass")
+
+
+def encoded_test(test: FunctionTest) -> bytes:
+    """All of a function's test, as episodes hold it. Raises ValueError (`calls.CodecError`) for what isn't plain data,
+    or is nested too deeply."""
+    return calls.encode([getattr(test, field.name) for field in dataclasses.fields(test)], _TEST_BYTES)
 
 
 def function_failure(test: FunctionTest, outcome: Outcome) -> str | None:

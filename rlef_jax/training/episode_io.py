@@ -19,10 +19,9 @@ from typing import Any, BinaryIO
 
 from rlef_jax.errors import ConfigError, RunError
 from rlef_jax.execution import calls
+from rlef_jax.execution.functions import encoded_test
 from rlef_jax.files import replacing
 from rlef_jax.types import Episode, FunctionTest, Problem, Status, Test, TestCase, Turn
-
-_CALLS_BYTES = 1 << 30
 
 
 def episodes_path(workdir: Path, step: int) -> Path:
@@ -119,8 +118,7 @@ def _plain(value: Any) -> Any:
     A function's test holds plain data of Python's, more than JSON has: it goes as the bytes that the judge sends.
     """
     if isinstance(value, FunctionTest):
-        data = calls.encode([getattr(value, field.name) for field in dataclasses.fields(value)], _CALLS_BYTES)
-        return {"function_test": base64.b64encode(data).decode("ascii")}
+        return {"function_test": base64.b64encode(encoded_test(value)).decode("ascii")}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return _fields(value)
     if hasattr(value, "item"):

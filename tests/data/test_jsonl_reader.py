@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import os
+import pickle
 
+import numpy as np
 import pytest
 
 from rlef_jax import config as config_lib
@@ -14,7 +17,7 @@ from rlef_jax.data.jsonl import index as index_module
 from rlef_jax.data.jsonl.index import cache_of, open_index
 from rlef_jax.data.jsonl.reader import open_split
 from rlef_jax.data.jsonl.schema import line_of
-from rlef_jax.data.sources import MIX, Source, check_splits, evaluation_problems, fit, training_problems
+from rlef_jax.data.sources import MIX, Share, Source, check_splits, evaluation_problems, fit, training_problems
 from rlef_jax.errors import ConfigError
 from rlef_jax.training.inputs import problems_identity
 from rlef_jax.types import Problem, TestCase
@@ -84,12 +87,125 @@ def test_what_cannot_be_remembered_is_checked_again(tmp_path, checks):
         open_index(packed)
 
 
+def test_a_damaged_cache_is_made_anew(tmp_path, checks):
+    """Cut anywhere, or with any one byte changed: what is read is what was written, or nothing."""
+    checked, forget = checks
+    problems = [own("p"), own("q", "Print it twice.")]
+    path = tmp_path / "own.jsonl"
+    source = Source("jsonl", files={"train": (written(path, problems),)}, max_prompt_tokens=2)
+
+    def prompted():
+        forget()
+        lines = []
+        fitted = fit(source, ["train"], lambda problem: [1] * len(problem.description.split()), tell=lines.append)
+        assert training_problems(fitted, "train", 0, 0, 1) == problems[:1]
+
+    prompted()
+    (index,) = cache_of(path).glob("index-*")
+    (lengths,) = cache_of(path).glob("prompt_tokens-*")
+    for saved in (index, lengths):
+        whole = saved.read_bytes()
+        arrays = index_module.saved_arrays(saved)
+        for cut in (0, 4, len(whole) // 2, len(whole) - 1):
+            saved.write_bytes(whole[:cut])
+            prompted()
+            assert index_module.saved_arrays(saved).keys() == arrays.keys()  # it is whole again
+            assert checked == (["own.jsonl"] if saved == index else [])
+        whole = saved.read_bytes()
+        arrays = index_module.saved_arrays(saved)
+        for place in range(0, len(whole), 11):
+            saved.write_bytes(whole[:place] + bytes([whole[place] ^ 0x11]) + whole[place + 1 :])
+            read = index_module.saved_arrays(saved)
+            assert all(np.array_equal(read[name], arrays[name]) for name in read if name in arrays), place
+        saved.write_bytes(whole)
+
+
+@pytest.mark.parametrize("name", ["own.jsonl", "own.jsonl.gz"])
+def test_processes_of_one_number_do_not_share_what_they_are_writing(tmp_path, monkeypatch, name):
+    """As in containers that share a folder: one checks the file while the other does so."""
+    path = tmp_path / name
+    problems = [own(f"p{i}") for i in range(3)]
+    written(path, problems)
+    scan, save = index_module._scan, np.savez
+    inside = []
+
+    def other_process():
+        if not inside:
+            inside.append(True)
+            index_module._opened.cache_clear()
+            assert list(open_split([str(path)], "train")) == problems
+
+    def scanned(*args):
+        result = scan(*args)
+        other_process()
+        return result
+
+    def saved(file, **arrays):
+        save(file, **arrays)
+        inside.clear()
+        monkeypatch.setattr(np, "savez", save)
+        other_process()
+
+    monkeypatch.setattr(index_module, "_scan", scanned)
+    monkeypatch.setattr(np, "savez", saved)
+    assert list(open_split([str(path)], "train")) == problems
+    index_module._opened.cache_clear()
+    assert list(open_split([str(path)], "train")) == problems
+    assert not list(cache_of(path).glob("*.part*"))
+
+
+def test_other_content_of_the_same_size_and_time_is_noticed(tmp_path, checks):
+    _, forget = checks
+    path = tmp_path / "own.jsonl"
+    written(path, [own("p"), own("q")])
+    state = path.stat()
+    before = open_index(path).content
+    written(path, [own("p"), own("r")])
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    for _ in range(2):  # in this process, and in another
+        assert open_index(path).content != before
+        assert [p.name for p in open_split([str(path)], "train")] == ["p", "r"]
+        forget()
+
+
+def test_a_packed_file_that_is_touched_is_read_on(tmp_path):
+    path = tmp_path / "own.jsonl.gz"
+    written(path, [own("p")])
+    assert open_split([str(path)], "train")[0] == own("p")
+    os.utime(path, (1, 1))  # it is unpacked again, to another name
+    assert open_split([str(path)], "train")[0] == own("p")
+
+
 def test_a_file_that_changes_under_a_run_is_noticed(tmp_path):
     path = tmp_path / "own.jsonl"
     split = open_split([written(path, [own("p"), own("q")])], "train")
     written(path, [own("longer than before"), own("q")])
     with pytest.raises(ConfigError, match="own.jsonl:2: the file has changed since it was checked: start anew"):
         split[1]
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("most", [0, 5])
+def test_a_run_goes_on_with_the_files_that_it_began_with(tmp_path, mixed, most):
+    """Other content, shorter too, is refused by name, in the process that finds problems too; it may be put back."""
+    path = tmp_path / "own.jsonl"
+    before = [own(f"p{i}") for i in range(4)]
+    files = {split: (written(path, before),) for split in ("train", "test")}
+    source = Source("jsonl", files=files, max_prompt_tokens=most)
+    mix = (Share("own", 1.0, source, "train"),) if mixed else ()
+    fitted = fit(dataclasses.replace(source, mix=mix), ["train", "test"], lambda problem: [1], tell=str)
+    fitted = pickle.loads(pickle.dumps(fitted))
+    first = training_problems(fitted, "train", 0, 0, 4)
+    for changed in ([own("new"), *before[1:]], before[:1]):
+        written(path, changed)
+        with pytest.raises(ConfigError) as raised:
+            training_problems(fitted, "train", 0, 1, 4)
+        assert str(raised.value) == f"{path} has changed since the run began: put it back as it was, or start anew"
+        with pytest.raises(ConfigError, match="own.jsonl has changed since the run began"):
+            evaluation_problems(fitted, "test")
+    written(path, before)
+    assert training_problems(fitted, "train", 0, 0, 4) == first
+    assert list(evaluation_problems(fitted, "test")) == before
 
 
 def test_a_split_has_the_lines_that_say_so_and_those_that_say_nothing(tmp_path):

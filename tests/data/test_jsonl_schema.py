@@ -26,6 +26,7 @@ from rlef_jax.execution.functions import COMPARISONS
 from rlef_jax.execution.interpreter import find_python
 from rlef_jax.execution.pool import ExecutionPool
 from rlef_jax.execution.verdict import limits_for
+from rlef_jax.training.episode_io import decode, problem_json
 from rlef_jax.types import FunctionTest, Limits, Problem, Status, TestCase
 
 texts = st.text(max_size=4)
@@ -114,6 +115,15 @@ def with_test(test, **more):
     return GOOD | {"public_tests": [test]} | more
 
 
+def nested(levels):
+    """A list in a list and so on."""
+    value = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+LINE_OF_TAGS = json.dumps(GOOD | {"tags": {"x": "VALUE"}}).replace('"VALUE"', "VALUE")
 FAULTS = [
     ('{"name": "p", "description": "Add."', "no JSON: Expecting ',' delimiter at character 36"),
     ("[1]", "[1], where the JSON object of a problem is wanted"),
@@ -133,6 +143,16 @@ FAULTS = [
     (GOOD | {"time_limit_s": True}, "time_limit_s: true, where a number above 0 is wanted"),
     (GOOD | {"time_limit_s": 0}, "time_limit_s: 0, where a number above 0 is wanted"),
     (GOOD | {"memory_limit_bytes": 1.5}, "memory_limit_bytes: 1.5, where a whole number above 0 is wanted"),
+    (GOOD | {"time_limit_s": 1e10}, "time_limit_s: 10000000000.0, where a number up to 86400, a day, is wanted"),
+    (GOOD | {"time_limit_s": 10**400}, f"time_limit_s: 1{'0' * 59}..., where a number up to 86400, a day, is"),
+    (GOOD | {"memory_limit_bytes": 2**64}, f"memory_limit_bytes: {2**64}, where a whole number up to {2**50}, a peb"),
+    (with_test(CALL | {"atol": 10**400}), f"public_tests[0].atol: 1{'0' * 59}..., where a number up to 1e308 is"),
+    (with_test(CALL | {"expected": [nested(250)]}), "public_tests[0].expected: can't be written to episodes: the"),
+    (with_test(CALL | {"calls": [[nested(250)]]}), "public_tests[0].calls: can't be sent to a program: the value is"),
+    (LINE_OF_TAGS.replace("VALUE", "1e999"), "tags.x: Infinity, where a finite number is wanted"),
+    (LINE_OF_TAGS.replace("VALUE", '[{"y": -1e999}]'), "tags.x: -Infinity, where a finite number is wanted"),
+    (GOOD | {"tags": {"x": nested(900)}}, "tags.x: a value nested too deeply, where one of up to 100 levels is wanted"),
+    (GOOD | {"name": nested(900)}, "name: [[[[["),
     (GOOD | {"tags": []}, "tags: [], where an object is wanted"),
     (GOOD | {"frame": ["before"]}, 'frame: ["before"], where a list of two texts (before and after the program) is'),
     (GOOD | {"solutions": ["a", 2]}, "solutions[1]: 2, where a text is wanted"),
@@ -167,6 +187,26 @@ def test_a_fault_is_named_by_line_and_key(tmp_path, row, message):
     with pytest.raises(ConfigError) as raised:
         open_index(path)
     assert str(raised.value).startswith(f"{path}:3: {message}")
+
+
+def test_the_deepest_values_are_written_to_episodes_and_come_back():
+    """And the largest limits are sent to a judge's process."""
+    tests = [CALL | {"expected": [nested(198)], "calls": [[nested(197)]]}]
+    row = GOOD | {
+        "public_tests": tests,
+        "tags": {"x": nested(100)},
+        "time_limit_s": 86_400,
+        "memory_limit_bytes": 2**50,
+    }
+    faults: list[str] = []
+    problem, _ = problem_of(row_of(json.dumps(row).encode(), faults), faults)
+    assert not faults
+    assert decode(Problem, json.loads(problem_json(problem))) == problem
+    assert problem_of(row_of(line_of(problem).encode(), faults), faults)[0] == problem and not faults
+    with ExecutionPool(1, find_python("3.10")) as pool:
+        limits = limits_for(problem, Limits())
+        (result,) = pool.run("def f(x): return 1", [FunctionTest("f", ((1,),), (1,))], limits).result()
+        assert result.status is Status.PASSED
 
 
 def test_all_faults_of_a_file_are_named_at_once_up_to_a_number(tmp_path):

@@ -1,8 +1,8 @@
 """Checks a file of problems once, line by line, and remembers where its lines begin.
 
 What is remembered lies beside the file, in FILE.cache/: a later start, or another process, reads that as long as the
-file's size and time of change are the same. A gzipped file is unpacked there, since reading can't start in its middle.
-One line is held in memory at a time.
+file's size, times of change and inode are the same. A gzipped file is unpacked there, since reading can't start in its
+middle. One line is held in memory at a time.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,10 +20,11 @@ import numpy as np
 from rlef_jax.data import foreign
 from rlef_jax.data.jsonl.schema import BOM, SPLITS, problem_of, row_of
 from rlef_jax.errors import ConfigError
+from rlef_jax.files import replacing
 from rlef_jax.types import Problem
 
 MOST_FAULTS = 20  # that are named at once
-_FORMAT = 1  # of what is remembered, and of the checks: another number has files checked again
+_FORMAT = 2  # of what is remembered, and of the checks: another number has files checked again
 _ANY = len(SPLITS)  # the number of no split
 NO_PUBLIC, NO_HIDDEN = 1, 2
 _NONE = Problem("", "", (), ())  # in the place of one with faults
@@ -81,7 +81,7 @@ def open_index(path: Path) -> Index:
         state = path.stat()
     if not state.st_size:
         raise ConfigError(_NOTHING.format(path))
-    return _opened(path, (_FORMAT, state.st_size, state.st_mtime_ns))
+    return _opened(path, (_FORMAT, state.st_size, state.st_mtime_ns, state.st_ino, state.st_ctime_ns))
 
 
 @functools.lru_cache(maxsize=64)
@@ -91,18 +91,39 @@ def _opened(path: Path, stamps: tuple[int, ...]) -> Index:
 
 def _remembered(path: Path, stamps: tuple[int, ...]) -> Index | None:
     """What an earlier check has written, if it was of the same file."""
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        gzipped = foreign.is_gzipped(path)
-        text = cache_of(path) / f"lines-{_stamp(stamps)}.jsonl" if gzipped else path
-        with np.load(cache_of(path) / f"index-{_stamp(stamps)}.npz", allow_pickle=False) as saved:
-            arrays = {name: saved[name] for name in _ARRAYS}
-            if text.stat().st_size == int(saved["size"]):
-                return Index(path, text, str(saved["content"]), **arrays)
+    saved = saved_arrays(cache_of(path) / f"index-{_name(stamps)}.npz")
+    if str(saved.get("stamp")) != _stamp(stamps):
+        return None
+    text = cache_of(path) / f"lines-{_name(stamps)}.jsonl" if foreign.is_gzipped(path) else path
+    with contextlib.suppress(OSError):
+        if text.stat().st_size == int(saved["size"]):
+            return Index(path, text, str(saved["content"]), **{name: saved[name] for name in _ARRAYS})
     return None
+
+
+def saved_arrays(path: Path) -> Mapping[str, np.ndarray]:
+    """The arrays that `save_arrays` wrote by their names; none where there is no such file, or a damaged one."""
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as saved:  # by its name it may be left open
+            return {name: saved[name] for name in saved.files}
+    except Exception:  # NumPy and zipfile raise errors of ten classes for what is cut or has another byte
+        return {}
+
+
+def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays, with checksums, where other processes may do so too. Raises OSError."""
+    with replacing(path, shared=True) as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def _stamp(stamps: tuple[int, ...]) -> str:
     return "-".join(map(str, stamps))
+
+
+def _name(stamps: tuple[int, ...]) -> str:
+    """Of the file's size and time: machines that share a folder may see other inodes, and mustn't delete each
+    other's."""
+    return _stamp(stamps[:3])
 
 
 def _checked(path: Path, stamps: tuple[int, ...]) -> Index:
@@ -114,36 +135,29 @@ def _checked(path: Path, stamps: tuple[int, ...]) -> Index:
         with contextlib.suppress(OSError):
             _renew(cache, stamps)
     with contextlib.suppress(OSError):  # where nothing can be written, the file is checked again next time
-        part = cache / f"{os.getpid()}.part.npz"
         arrays = {name: getattr(index, name) for name in _ARRAYS}
-        np.savez(part, content=np.array(index.content), size=np.int64(size), **arrays)
-        os.replace(part, cache / f"index-{_stamp(stamps)}.npz")
+        facts = {"content": np.array(index.content), "size": np.array(size), "stamp": np.array(_stamp(stamps))}
+        save_arrays(cache / f"index-{_name(stamps)}.npz", arrays | facts)
     return index
 
 
 def _unpacked(path: Path, stamps: tuple[int, ...]) -> tuple[Index, int]:
     """As `_scan`, of a gzipped file, which is unpacked in the cache's folder."""
-    text = cache_of(path) / f"lines-{_stamp(stamps)}.jsonl"
-    part = text.with_name(f"{os.getpid()}.part")
+    text = cache_of(path) / f"lines-{_name(stamps)}.jsonl"
     try:
         _renew(text.parent, stamps)
-        with open(part, "wb") as file:
-            scanned = _scan(path, text, file)
-        os.replace(part, text)
-        return scanned
+        with replacing(text, shared=True) as file:
+            return _scan(path, text, file)
     except OSError as error:
         fix = "unpack it yourself, with gunzip"
         raise ConfigError(f"{path} can't be unpacked to {text.parent} ({error.strerror}): {fix}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
 
 
 def _renew(cache: Path, stamps: tuple[int, ...]) -> None:
     """The folder without what was remembered of the file as it was before."""
     cache.mkdir(exist_ok=True)
     for old in (*cache.glob("index-*.npz"), *cache.glob("lines-*.jsonl")):
-        if old.stem.partition("-")[2] != _stamp(stamps):  # another process may have written the same just now
+        if old.stem.partition("-")[2] != _name(stamps):  # another process may have written the same just now
             with contextlib.suppress(OSError):
                 old.unlink()
 

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import overload
@@ -14,7 +13,7 @@ from typing import overload
 import numpy as np
 
 from rlef_jax.data import foreign
-from rlef_jax.data.jsonl.index import Index, cache_of, name_hash, open_index
+from rlef_jax.data.jsonl.index import Index, cache_of, name_hash, open_index, save_arrays, saved_arrays
 from rlef_jax.data.jsonl.schema import problem_of, row_of
 from rlef_jax.errors import ConfigError
 from rlef_jax.types import Problem
@@ -28,6 +27,7 @@ class Split(Sequence[Problem]):
     def __init__(self, files: Sequence[Index], split: str) -> None:
         """Raises ConfigError for a name that two of the files have, and where no problem is of the split."""
         self._files = files
+        self.contents = tuple(index.content for index in files)  # the files' hashes
         self._places = [index.places(split) for index in files]
         self._ends = np.cumsum([len(places) for places in self._places])
         if not self._ends[-1]:
@@ -94,11 +94,11 @@ def open_split(files: Sequence[str], split: str) -> Split:
             faults.append(str(error))
     if faults:
         raise ConfigError("\n".join(faults))
-    return _joined(tuple(files), split, tuple(index.content for index in indexes))
+    return _joined(tuple(files), split, tuple((index.content, index.text) for index in indexes))
 
 
 @functools.lru_cache(maxsize=16)
-def _joined(files: tuple[str, ...], split: str, contents: tuple[str, ...]) -> Split:
+def _joined(files: tuple[str, ...], split: str, found: tuple[tuple[str, Path], ...]) -> Split:
     return Split([open_index(Path(file)) for file in files], split)
 
 
@@ -126,18 +126,15 @@ def prompt_lengths(
     spread = range(0, len(problems), max(1, -(-len(problems) // _PROBES)))
     probes = [list(map(int, first_prompt(problems[i]))) for i in spread]
     key = hashlib.blake2b(json.dumps([identity(files), split, probes]).encode(), digest_size=8).hexdigest()
-    path = cache_of(Path(files[0])) / f"prompt_tokens-{key}.npy"
-    with contextlib.suppress(OSError, ValueError):
-        lengths = np.load(path)
-        if lengths.shape == (len(problems),):
-            return lengths
+    path = cache_of(Path(files[0])) / f"prompt_tokens-{key}.npz"
+    known = saved_arrays(path).get("lengths")
+    if known is not None and known.shape == (len(problems),):
+        return known
     lengths = np.zeros(len(problems), np.int64)
     for i in range(len(problems)):
         lengths[i] = len(first_prompt(problems[i]))
         if report is not None:
             report(i + 1, len(problems))
     with contextlib.suppress(OSError):  # without the cache, prompts are counted again next time
-        part = path.with_name(f"{path.stem}-{os.getpid()}.part.npy")
-        np.save(part, lengths)
-        os.replace(part, path)
+        save_arrays(path, {"lengths": lengths})
     return lengths

@@ -15,12 +15,14 @@ from typing import Any
 from rlef_jax.data.jsonl.values import from_json, to_json
 from rlef_jax.data.missing_tests import well_formed
 from rlef_jax.dialog.prompts import STYLES
-from rlef_jax.execution.functions import COMPARISONS, input_bytes
+from rlef_jax.execution.functions import COMPARISONS, encoded_test, input_bytes
 from rlef_jax.types import FunctionTest, Problem, Test, TestCase
 
 SPLITS = ("train", "valid", "test")
 TESTS = ("public_tests", "private_tests", "generated_tests")
 BOM = b"\xef\xbb\xbf"
+MOST_SECONDS, MOST_BYTES = 86_400, 1 << 50  # limits of a test: the judge's clock and its request's fields hold no more
+MOST_LEVELS = 100  # of lists and objects in tags
 
 type Faults = list[str]
 # From (value, key, faults) to what it stands for. Of a wrong value a fault is noted, and anything returned.
@@ -129,7 +131,10 @@ def _read(
             known = f'did you mean "{near[0]}"?' if near else f"there is {', '.join(keys)}"
             faults.append(f"{at}{key}: unknown key; {known}")
         elif value is not None:
-            values[key] = keys[key](value, f"{at}{key}", faults)
+            try:
+                values[key] = keys[key](value, f"{at}{key}", faults)
+            except RecursionError:
+                faults.append(f"{at}{key}: a value nested too deeply, where one of a few levels is wanted")
     faults += [f"{at}{key}: missing, and required" for key in required if row.get(key) is None]
     return values
 
@@ -166,25 +171,35 @@ def _one_of(choices: Sequence[str]) -> Reading[str]:
     return read
 
 
-def _above_0(value: Any, key: str, faults: Faults) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+def _seconds(value: Any, key: str, faults: Faults) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
         _wrong("a number above 0", value, key, faults)
-        return 1.0
-    return float(value)
+    elif value > MOST_SECONDS:
+        _wrong(f"a number up to {MOST_SECONDS}, a day,", value, key, faults)
+    else:
+        return float(value)
+    return 1.0
 
 
 def _from_0(value: Any, key: str, faults: Faults) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
         _wrong("a number, 0 or more,", value, key, faults)
         return 0.0
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:  # a whole number of more digits than a float's 308
+        _wrong("a number up to 1e308", value, key, faults)
+        return 0.0
 
 
-def _count(value: Any, key: str, faults: Faults) -> int:
+def _bytes(value: Any, key: str, faults: Faults) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         _wrong("a whole number above 0", value, key, faults)
-        return 1
-    return value
+    elif value > MOST_BYTES:
+        _wrong(f"a whole number up to {MOST_BYTES}, a pebibyte,", value, key, faults)
+    else:
+        return value
+    return 1
 
 
 def _list[T](item: Reading[T]) -> Reading[tuple[T, ...]]:
@@ -208,13 +223,21 @@ def _tags(value: Any, key: str, faults: Faults) -> dict[str, Any]:
     if not isinstance(value, dict):
         _wrong("an object", value, key, faults)
         return {}
-    return {name: _frozen(item) for name, item in value.items()}
+    return {name: _frozen(item, f"{key}.{name}", faults) for name, item in value.items()}
 
 
-def _frozen(value: Any) -> Any:
+def _frozen(value: Any, key: str, faults: Faults, level: int = 1) -> Any:
+    """Lists as tuples. `key` is of the tag; its depth is bounded since JSON is written by recursion."""
+    if isinstance(value, float) and not math.isfinite(value):
+        _wrong("a finite number", value, key, faults)
+    if not isinstance(value, list | dict):
+        return value
+    if level > MOST_LEVELS:
+        faults.append(f"{key}: a value nested too deeply, where one of up to {MOST_LEVELS} levels is wanted")
+        return None
     if isinstance(value, list):
-        return tuple(map(_frozen, value))
-    return {name: _frozen(item) for name, item in value.items()} if isinstance(value, dict) else value
+        return tuple(_frozen(item, key, faults, level + 1) for item in value)
+    return {name: _frozen(item, key, faults, level + 1) for name, item in value.items()}
 
 
 def _value(value: Any, key: str, faults: Faults) -> Any:
@@ -263,8 +286,8 @@ _KEYS: dict[str, Reading[Any]] = {
     "generated_tests": _list(_test),
     "solutions": _list(_text),
     "incorrect_solutions": _list(_text),
-    "time_limit_s": _above_0,
-    "memory_limit_bytes": _count,
+    "time_limit_s": _seconds,
+    "memory_limit_bytes": _bytes,
     "tags": _tags,
     "style": _one_of(STYLES),
     "start": _text,
@@ -285,6 +308,11 @@ def _check_calls(test: FunctionTest, key: str, faults: Faults) -> None:
         input_bytes(test)
     except ValueError as error:
         faults.append(f"{key}.calls: can't be sent to a program: {error}")
+        return
+    try:
+        encoded_test(test)
+    except ValueError as error:
+        faults.append(f"{key}.expected: can't be written to episodes: {error}")
 
 
 def _check_names(problem: Problem, faults: Faults) -> None:
