@@ -152,7 +152,6 @@ FAULTS = [
     (LINE_OF_TAGS.replace("VALUE", "1e999"), "tags.x: Infinity, where a finite number is wanted"),
     (LINE_OF_TAGS.replace("VALUE", '[{"y": -1e999}]'), "tags.x: -Infinity, where a finite number is wanted"),
     (GOOD | {"tags": {"x": nested(900)}}, "tags.x: a value nested too deeply, where one of up to 100 levels is wanted"),
-    (GOOD | {"name": nested(900)}, "name: [[[[["),
     (GOOD | {"tags": []}, "tags: [], where an object is wanted"),
     (GOOD | {"frame": ["before"]}, 'frame: ["before"], where a list of two texts (before and after the program) is'),
     (GOOD | {"solutions": ["a", 2]}, "solutions[1]: 2, where a text is wanted"),

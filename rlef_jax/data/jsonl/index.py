@@ -13,7 +13,7 @@ import functools
 import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -110,10 +110,10 @@ def saved_arrays(path: Path) -> Mapping[str, np.ndarray]:
         return {}
 
 
-def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     """Writes arrays, with checksums, where other processes may do so too. Raises OSError."""
     with replacing(path, shared=True) as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
+        np.savez(file, **arrays)
 
 
 def _stamp(stamps: tuple[int, ...]) -> str:

@@ -131,10 +131,7 @@ def _read(
             known = f'did you mean "{near[0]}"?' if near else f"there is {', '.join(keys)}"
             faults.append(f"{at}{key}: unknown key; {known}")
         elif value is not None:
-            try:
-                values[key] = keys[key](value, f"{at}{key}", faults)
-            except RecursionError:
-                faults.append(f"{at}{key}: a value nested too deeply, where one of a few levels is wanted")
+            values[key] = keys[key](value, f"{at}{key}", faults)
     faults += [f"{at}{key}: missing, and required" for key in required if row.get(key) is None]
     return values
 
