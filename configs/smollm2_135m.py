@@ -82,11 +82,14 @@ def _lora(config: ConfigDict) -> None:
         "two_numbers", "reduce", "counts", "words", "distinct", "top", "divide", "recurrence", "filter_map",
         "neighbours", "rotate",
     )  # fmt: skip
-    # The lower twenty layers run forwards only.
+    # The lower twenty layers run once an iteration, forwards.
     config.model.lora_rank, config.model.lora_alpha, config.model.lora_layers = 16, 32.0, 10
+    config.model.lora_keep_below = True
     config.ppo.detach_critic = True
     config.ppo.learning_rate, config.ppo.warmup_steps = 3e-4, 2
     config.episode.context, config.episode.max_new_tokens = 512, 128
-    config.ppo.row_episodes, config.ppo.buckets, config.ppo.microbatch_rows = 6, (1024,), 2
+    # Short rows: attention's scores of long ones cost more to move than to compute.
+    config.ppo.row_episodes, config.ppo.buckets, config.ppo.microbatch_rows = 4, (512,), 2
+    config.model.remat = "dots"
     config.ppo.rollouts, config.ppo.updates = 64, 2
     config.train.iterations, config.train.checkpoint_every = 20, 5

@@ -22,7 +22,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config = load(str(Path(__file__).resolve().with_name("smollm2_135m.py")) + ":lora")
     s = config.sft
     s.marked_share, s.unmarked_right_repairs, s.unmarked_habit = 0.5, 0.15, 0.0
-    s.dialogues, s.batch_rows = 4096, 16
+    s.dialogues, s.batch_rows = 1024, 16
     s.learning_rate, s.warmup_steps, s.final_rate, s.weight_decay = 1e-3, 10, 0.1, 0.0
-    s.checkpoint_every, s.log_every = 64, 8
+    s.checkpoint_every, s.log_every = 16, 8
     return config

@@ -209,8 +209,10 @@ def _check_lora(config: ConfigDict) -> Faults:
     m = config.model
     unknown = [target for target in m.lora_targets if target not in LORA_TARGETS]
     yield bool(unknown), "model.lora_targets", f"of {', '.join(LORA_TARGETS)}; not {', '.join(map(repr, unknown))}"
-    for key in ("lora_targets", "lora_layers", "lora_init"):
+    for key in ("lora_targets", "lora_layers", "lora_keep_below", "lora_init"):
         yield bool(m[key]) and not m.lora_rank, f"model.{key}", "needs adapters: set model.lora_rank too"
+    nothing_below = m.lora_keep_below and not m.lora_layers
+    yield nothing_below, "model.lora_keep_below", "needs layers below adapters: set model.lora_layers too"
 
 
 def _check_episode(config: ConfigDict) -> Faults:

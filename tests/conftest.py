@@ -25,6 +25,8 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 examples.register()
+# Tracing makes many objects that live as long as the process: by default the collector walks them again and again.
+gc.set_threshold(50_000, 20, 50)
 
 
 WORKER = "PYTEST_XDIST_WORKER" in os.environ  # of a run of several, and not the process that leads it

@@ -261,6 +261,7 @@ def test_a_gguf_file_becomes_a_folder(tmp_path, quick_compilation, monkeypatch):
         export_weights("package:warm_start", tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_smollm2_becomes_a_folder(smollm2_path, tmp_path):
     """Its weights, tokenizer and template are the file's; in bfloat16 they are rounded."""
     export_weights(str(smollm2_path), tmp_path / "out", dtype="bfloat16")

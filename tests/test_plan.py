@@ -31,6 +31,7 @@ def plans():
     return json.loads(process.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_twice_the_rows_are_twice_the_work(plans):
     base, rows = plans["base"], plans["rows"]
     assert rows["flops"] == pytest.approx(2 * base["flops"], rel=0.02)
@@ -40,6 +41,7 @@ def test_twice_the_rows_are_twice_the_work(plans):
     assert 1.5 < rows["temporary"] / base["temporary"] < 2.1
 
 
+@pytest.mark.slow
 def test_twice_the_length_is_more_than_twice_the_work(plans):
     base, length = plans["base"], plans["length"]
     assert 2.0 < length["flops"] / base["flops"] < 2.6  # attention grows with the square
@@ -47,6 +49,7 @@ def test_twice_the_length_is_more_than_twice_the_work(plans):
     assert length["weights"] == base["weights"]
 
 
+@pytest.mark.slow
 def test_twice_the_devices_share_rows_along_data_and_weights_along_fsdp(plans):
     base, devices, fsdp = plans["base"], plans["devices"], plans["fsdp"]
     assert devices["flops"] == pytest.approx(base["flops"] / 2, rel=0.05)
@@ -57,6 +60,7 @@ def test_twice_the_devices_share_rows_along_data_and_weights_along_fsdp(plans):
     assert fsdp["optimizer_moves"] == pytest.approx(base["optimizer_moves"] / 2, rel=0.05)
 
 
+@pytest.mark.slow
 def test_weights_travel_and_activations_do_not(plans):
     """Along fsdp weights are gathered and their gradients scattered: bytes that don't depend on the number of rows.
 
@@ -68,6 +72,7 @@ def test_weights_travel_and_activations_do_not(plans):
     assert rows["fsdp all-to-all"] == 2 * base["fsdp all-to-all"]
 
 
+@pytest.mark.slow
 def test_the_table_names_programs_and_what_was_assumed(plans):
     for part in ("decode 256 plain", "new weights arrive", "all-gather", "exposed", "assumed:", "compiled for CPUs"):
         assert part in plans["table"]

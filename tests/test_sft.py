@@ -54,6 +54,7 @@ def reading_probe(recipe, problems=48):
     return ReadingProbe(cfg, chat, config.seed + 1, settings, packing, forward_settings(config), problems)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_compilation")
 def test_first_steps_of_the_recipe(tmp_path):
     record = json.loads(resolve("package:warm_start", ".json", "model.init").read_text())

@@ -20,7 +20,7 @@ from rlef_jax.training.checkpoint import Checkpoints
 from rlef_jax.training.episode_io import read_episodes, saved_steps
 from rlef_jax.training.inputs import PYTHON, RECORD
 from rlef_jax.training.metrics_writer import read_metrics
-from tests.helpers.small_run import OVERRIDES, assert_same_run
+from tests.helpers.small_run import OVERRIDES
 
 pytestmark = pytest.mark.long
 
@@ -34,28 +34,25 @@ SMALL = OVERRIDES | {
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, quick_compilation):
-    config = config_lib.load("configs/tiny.py", overrides=SMALL)
-    folders = [tmp_path_factory.mktemp("runs") / name for name in ("a", "b")]
-    for folder in folders:
-        train(config, folder)
-    return folders
+def run(tmp_path_factory, quick_compilation):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    train(config_lib.load("configs/tiny.py", overrides=SMALL), folder)
+    return folder
 
 
-def test_every_metric_of_a_run_is_documented(runs):
+def test_every_metric_of_a_run_is_documented(run):
     page = Path("docs/metrics.md").read_text()
     # `turnK/STATUS` and the like stand for several names.
     patterns = [
         re.escape(name).replace("STATUS", r"[A-Z_]+").replace("turnK", r"turn\d+")
         for name in re.findall(r"`([^`\n]+)`", page)
     ]
-    names = {name for record in read_metrics(runs[0]) for name in record}
+    names = {name for record in read_metrics(run) for name in record}
     unknown = {name for name in names if not any(re.fullmatch(pattern, name) for pattern in patterns)}
     assert not unknown
 
 
-def test_a_run_leaves_everything_it_promises(runs):
-    run = runs[0]
+def test_a_run_leaves_everything_it_promises(run):
     summary = json.loads((run / "summary.json").read_text())
     assert set(summary) == {*EVALUATIONS, "bounds"}
     for name in EVALUATIONS:
@@ -80,14 +77,10 @@ def test_a_run_leaves_everything_it_promises(runs):
         assert checkpoints.steps() == [1, 2]
 
 
-def test_the_same_seed_makes_the_same_run(runs):
-    assert_same_run(*runs)
-
-
-def test_a_run_goes_on_over_other_inputs_only_if_told_to(runs, tmp_path, capsys):
+def test_a_run_goes_on_over_other_inputs_only_if_told_to(run, tmp_path, capsys):
     """A Python for programs that is gone, and another in its place: by name, before the weights are loaded."""
     folder = tmp_path / "run"
-    shutil.copytree(runs[0], folder)
+    shutil.copytree(run, folder)
     config = config_lib.load("configs/tiny.py", overrides=SMALL)
     recorded = json.loads((folder / RECORD).read_text())
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
@@ -104,8 +97,8 @@ def test_a_run_goes_on_over_other_inputs_only_if_told_to(runs, tmp_path, capsys)
     assert (folder / "evaluations" / "warm_start.json").stat().st_mtime_ns > scored  # both scores are made with it
 
 
-def test_an_episode_can_be_shown(runs):
-    command = [sys.executable, "-m", "rlef_jax.show_episode", str(runs[0]), "--index", "3"]
+def test_an_episode_can_be_shown(run):
+    command = [sys.executable, "-m", "rlef_jax.show_episode", str(run), "--index", "3"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "Provide a Python solution for the following competitive programming question" in shown
 
@@ -114,19 +107,19 @@ def arguments(run: Path, **changes: object) -> argparse.Namespace:
     return argparse.Namespace(**(vars(parsed([f"--workdir={run}", "--problems=4"])) | changes))
 
 
-def test_evaluating_a_run_gives_its_own_numbers(runs, tmp_path):
-    summary = json.loads((runs[0] / "summary.json").read_text())
+def test_evaluating_a_run_gives_its_own_numbers(run, tmp_path):
+    summary = json.loads((run / "summary.json").read_text())
     for warm_start, name in ((True, "warm_start"), (False, "rlef")):
-        results = evaluate(arguments(runs[0], warm_start=warm_start, episodes=tmp_path / f"{name}.jsonl.gz", chunk=3))
+        results = evaluate(arguments(run, warm_start=warm_start, episodes=tmp_path / f"{name}.jsonl.gz", chunk=3))
         assert {k: results[k] for k in summary[name]} == summary[name]
-        run_episodes = read_episodes(runs[0] / "episodes" / f"{name}.jsonl.gz")
+        run_episodes = read_episodes(run / "episodes" / f"{name}.jsonl.gz")
         assert [e.token_ids for e in read_episodes(tmp_path / f"{name}.jsonl.gz")] == [
             e.token_ids for e in run_episodes
         ]
 
 
-def test_evaluation_counts_responses(runs, tmp_path):
-    results = evaluate(arguments(runs[0], turns=1, samples=3, problems=2, episodes=tmp_path / "x.jsonl.gz"))
+def test_evaluation_counts_responses(run, tmp_path):
+    results = evaluate(arguments(run, turns=1, samples=3, problems=2, episodes=tmp_path / "x.jsonl.gz"))
     assert (results["problems"], results["left_out"]) == (2, 0)
     episodes = read_episodes(tmp_path / "x.jsonl.gz")
     assert len(episodes) == 6
@@ -143,22 +136,22 @@ def test_evaluation_counts_responses(runs, tmp_path):
         (dict(split="nowhere"), "--split: 'nowhere' is none of"),
     ],
 )
-def test_bad_arguments_of_an_evaluation_are_one_line(runs, changes, message):
+def test_bad_arguments_of_an_evaluation_are_one_line(run, changes, message):
     with pytest.raises(ConfigError, match=re.escape(message)) as raised:
-        evaluate(arguments(runs[0], **changes))
+        evaluate(arguments(run, **changes))
     assert len(str(raised.value).splitlines()) == 1
 
 
-def test_episodes_that_cannot_be_written_are_found_before_the_evaluation(runs, tmp_path, monkeypatch):
+def test_episodes_that_cannot_be_written_are_found_before_the_evaluation(run, tmp_path, monkeypatch):
     monkeypatch.setattr("rlef_jax.evaluation.job.build_pool", lambda *_: pytest.fail("the evaluation has begun"))
     (tmp_path / "file").write_text("")
     for path in (tmp_path, tmp_path / "file" / "x.jsonl.gz"):
         with pytest.raises(ConfigError, match="--episodes: cannot be written"):
-            evaluate(arguments(runs[0], episodes=path))
+            evaluate(arguments(run, episodes=path))
 
 
-def test_a_run_that_evaluated_nothing_is_evaluated_on_the_default_split(runs, tmp_path, monkeypatch):
-    saved = json.loads((runs[0] / "config.json").read_text())
+def test_a_run_that_evaluated_nothing_is_evaluated_on_the_default_split(run, tmp_path, monkeypatch):
+    saved = json.loads((run / "config.json").read_text())
     saved["eval"]["split"] = ""
     (tmp_path / "config.json").write_text(json.dumps(saved))
 

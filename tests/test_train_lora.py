@@ -118,6 +118,7 @@ def test_what_is_no_run_of_adapters_is_refused(runs, tmp_path):
         finish_here(runs[0], LORA | {"model.lora_rank": 3})
     for values, words in (
         ({"model.lora_layers": 1}, "lora_layers: needs adapters: set model.lora_rank too"),
+        ({"model.lora_rank": 1, "model.lora_keep_below": True}, "lora_keep_below: needs layers below adapters: set"),
         ({"model.lora_rank": 1, "model.lora_targets": ("qkv",)}, "lora_targets: of q_proj, .*; not 'qkv'"),
         ({"model.lora_rank": -1}, "lora_rank: 0 or more"),
         ({"model.lora_rank": 1, "model.lora_alpha": 0.0}, "lora_alpha: above 0"),

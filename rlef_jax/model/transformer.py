@@ -145,6 +145,12 @@ class ModelConfig:
         return self if self.lora is None else dataclasses.replace(self, lora=None)
 
     @property
+    def layers_below(self) -> int:
+        """How many layers come before the first with adapters: what they say of a token never changes. 0 without any
+        adapters."""
+        return self.n_layers - self.lora.layers if self.lora is not None and self.lora.layers else 0
+
+    @property
     def queries_per_kv(self) -> int:
         """Query heads that share one key/value head (R)."""
         return self.n_heads // self.n_kv_heads
@@ -280,8 +286,10 @@ def run_model(
     unroll: bool = True,
     remat: str = "none",
     sharding: ComputeSharding | None = None,
+    layers: range | None = None,
+    states: jax.Array | None = None,
 ) -> tuple[jax.Array, tuple[Any, ...]]:
-    """All layers, one after the other: (hidden states [B, T, D] after the final norm, what each attention keeps).
+    """Layers, one after the other: (hidden states [B, T, D] after the final norm, what each attention keeps).
 
     Args:
       params: with their layers stacked, or apart (`kv_cache.unstack`).
@@ -290,7 +298,11 @@ def run_model(
       memory: what each layer's attention is given, such as its part of a cache; None for nothing.
       dtype: that is computed in.
       unroll, remat, sharding: see `forward`. A scan takes no memory and keeps nothing.
+      layers: which ones, by default all; behind others than the last the states are as they leave it, without the norm.
+        A scan begins and ends where `layer_stack.stretches` cuts.
+      states: [B, T, D], what comes to the first of them; by default the tokens' embeddings.
     """
+    layers = layers or range(cfg.n_layers)
     kinds = cfg.layer_kinds
     ropes = {kind: rope_tables(kind, cfg.d_head, positions) for kind in dict.fromkeys(kinds)}
 
@@ -303,15 +315,18 @@ def run_model(
         return run if remat == "none" else jax.checkpoint(run, policy=REMAT[remat])
 
     run = {kind: runner(kind) for kind in ropes}
-    x = embed(params, cfg, tokens, dtype, sharding)
+    x = embed(params, cfg, tokens, dtype, sharding) if states is None else states.astype(dtype)
     kept: list[Any] = []
     if unroll:
-        for index, kind in enumerate(kinds):
-            x, more = run[kind](x, layer_params(params, index), None if memory is None else memory[index])
+        for index in layers:
+            x, more = run[kinds[index]](x, layer_params(params, index), None if memory is None else memory[index])
             kept.append(more)
     else:
         for kind, stretch in stretches(params["layers"], kinds, lambda name: bool(cfg.lora) and not is_adapter(name)):
-            x = run_stack(functools.partial(_result_alone, run[kind]), x, stretch)
+            if stretch.first in layers:
+                x = run_stack(functools.partial(_result_alone, run[kind]), x, stretch)
+    if layers.stop < cfg.n_layers:
+        return x, tuple(kept)
     return rms_norm(x, params["final_norm"], cfg.norm_eps, cfg.norm_plus_one), tuple(kept)
 
 
@@ -332,6 +347,8 @@ def forward(
     unroll: bool = True,
     attention: str = "blocks",
     sharding: ComputeSharding | None = None,
+    layers: range | None = None,
+    states: jax.Array | None = None,
 ) -> jax.Array:
     """Hidden states [B, T, D] after the final norm, in compute_dtype.
 
@@ -342,6 +359,7 @@ def forward(
       unroll: one copy of the layer per layer (faster for small models) or a scan (compiles faster for deep ones).
       attention: which one, see `row_attention`.
       sharding: on a mesh of several devices, where things lie.
+      layers, states: some of the layers, see `run_model`.
     Raises ValueError where T is over `cfg.max_positions`.
     """
     length = tokens.shape[1]
@@ -349,7 +367,7 @@ def forward(
         raise ValueError(f"rows of {length} tokens: the model's max_positions is {cfg.max_positions}")
     hidden, _ = run_model(
         params, cfg, tokens, positions, lambda kind, _: row_attention(segment_ids, attention, kind.window),
-        dtype=compute_dtype, unroll=unroll, remat=remat, sharding=sharding,
+        dtype=compute_dtype, unroll=unroll, remat=remat, sharding=sharding, layers=layers, states=states,
     )  # fmt: skip
     return hidden
 

@@ -23,12 +23,16 @@ from rlef_jax.model.transformer import ModelConfig, Params
 _PREFIX = "package:"
 
 
+def path_of(name: str, suffix: str = "") -> Path:
+    """What a config value names, whether it is there or not; `suffix` is that of what ships."""
+    if name.startswith(_PREFIX):
+        return Path(str(importlib.resources.files("rlef_jax.assets"))) / (name.removeprefix(_PREFIX) + suffix)
+    return Path(name)
+
+
 def resolve(name: str, suffix: str, key: str) -> Path:
     """The file that a config value names. Raises ConfigError, naming `key`, where there is none."""
-    if name.startswith(_PREFIX):
-        path = Path(str(importlib.resources.files("rlef_jax.assets"))) / (name.removeprefix(_PREFIX) + suffix)
-    else:
-        path = Path(name)
+    path = path_of(name, suffix)
     if not path.is_file():
         raise ConfigError(f"config.{key}: no file {path} (from {name!r})")
     return path

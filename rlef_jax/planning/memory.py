@@ -15,6 +15,7 @@ _HELD = {
     "apply": ("weights", "moments"),
     "score": ("weights",),
     "reference": ("reference",),
+    "below": ("reference",),
     "prepare": ("policy",),
 }
 

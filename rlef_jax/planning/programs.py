@@ -138,12 +138,17 @@ def update_programs(
     names: Collection[str] | None = UPDATE_PROGRAMS,
 ) -> dict[str, Program]:
     """The programs of one update with these `names` (see `MeshTrainer.lowered`), all for None, on micro-batches of
-    `rows` rows of `length` tokens; and with them "reference", the reference policy's scores.
+    `rows` rows of `length` tokens; and with them the reference policy's scores, "reference", and "below", the states
+    that are kept of layers below adapters.
 
     Policy and critic must share a mesh. `action_share` is the fraction of sampled tokens.
     """
     [trainer] = learner.trainers
     batch = shape_of(TokenBatch(**empty_arrays(rows, length, turns, value_kind)))
+    settings, cfg = trainer.forward_settings, learner.model_cfg
+    if settings.keep_below and cfg.layers_below:
+        states = jax.ShapeDtypeStruct((rows, length, cfg.d_model), settings.compute_dtype)
+        batch = dataclasses.replace(batch, below=states)
     stacked = jax.tree.map(lambda a: jax.ShapeDtypeStruct((microbatches, *a.shape), a.dtype), batch)
     mesh_shape = tuple(trainer.mesh.shape[axis] for axis in AXES)
     # Only the loop over chunks of logits has no fixed trip count.
@@ -151,8 +156,8 @@ def update_programs(
     chunk = max(trainer.forward_settings.logit_tokens * shards // rows, 1)
     trips = -(-int(length * action_share) // chunk)
     lowered = dict(trainer.lowered(state_shapes(learner, dtype), stacked))
-    if names is None or "reference" in names:
-        lowered["reference"] = learner.lowered_reference(dtype, batch)
+    if names is None or {"reference", "below"} & set(names):
+        lowered |= learner.lowered_reference(dtype, batch)
     trained = dtype if learner.model_cfg.lora is None else jnp.promote_types(dtype, jnp.float32)
     dtypes = {"apply": trained, "reduce": trained}  # what computes in the dtype of what is trained
     return {

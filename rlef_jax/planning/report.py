@@ -98,7 +98,7 @@ class Plan:
         """{program of the learner: its time in an iteration on the training devices}."""
         a = self.assumed
         passes = a.updates * a.microbatches
-        times = {"score": passes, "reference": passes, "prepare": self.cfg.n_layers}
+        times = {"score": passes, "reference": passes, "below": passes, "prepare": self.cfg.n_layers}
         return {name: self.once(p) * times.get(name, a.updates) for name, p in self.training.items()}
 
     def once(self, program: Program) -> Timeline:

@@ -23,8 +23,9 @@ class ForwardSettings:
     """How the trainer runs the model; none of it changes a result but for rounding.
 
     `compute_dtype`, `remat`, `unroll` and `attention` are `forward`'s. `logit_tokens` is how many tokens' logits a
-    device holds at a time. On a mesh of several devices gradients are added up between them in `reduce_dtype`;
-    `sharding` is the mesh's: `on_mesh` sets it.
+    device holds at a time. `keep_below`: where only the upper layers have adapters, what the layers below say of an
+    iteration's tokens is computed once and kept on the host (`TokenBatch.below`). On a mesh of several devices
+    gradients are added up between them in `reduce_dtype`; `sharding` is the mesh's: `on_mesh` sets it.
     """
 
     compute_dtype: Any = jnp.float32
@@ -33,6 +34,7 @@ class ForwardSettings:
     attention: str = "blocks"
     logit_tokens: int = LOGIT_TOKENS
     reduce_dtype: Any = jnp.float32
+    keep_below: bool = False
     sharding: MeshSharding | None = None
 
     def on_mesh(self, mesh: Mesh, cfg: ModelConfig) -> ForwardSettings:
@@ -53,6 +55,11 @@ class ForwardSettings:
 def policy_logp(params: Params, cfg: ModelConfig, batch: TokenBatch, settings: ForwardSettings) -> jax.Array:
     """Log-probabilities [B, T], float32, of sampled tokens under a policy's weights; 0 for others."""
     return _logp(params, cfg, _hidden(params, cfg, batch, settings), batch, settings)
+
+
+def states_below(params: Params, cfg: ModelConfig, batch: TokenBatch, settings: ForwardSettings) -> jax.Array:
+    """What policy, reference and critic alike have behind the layers below adapters: `TokenBatch.below`."""
+    return _hidden(params, cfg, batch, settings, range(cfg.layers_below))
 
 
 def scores(
@@ -78,11 +85,15 @@ def scores(
     return scored
 
 
-def _hidden(params: Params, cfg: ModelConfig, batch: TokenBatch, settings: ForwardSettings) -> jax.Array:
+def _hidden(
+    params: Params, cfg: ModelConfig, batch: TokenBatch, settings: ForwardSettings, layers: range | None = None
+) -> jax.Array:
+    if batch.below is not None:
+        layers = range(cfg.layers_below, cfg.n_layers)
     return forward(
         params, cfg, batch.tokens, batch.positions, batch.segment_ids,
         compute_dtype=settings.compute_dtype, remat=settings.remat, unroll=settings.unroll,
-        attention=settings.attention, sharding=settings.sharding,
+        attention=settings.attention, sharding=settings.sharding, layers=layers, states=batch.below,
     )  # fmt: skip
 
 

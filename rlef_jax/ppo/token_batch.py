@@ -32,4 +32,5 @@ class TokenBatch:
     returns: jax.Array  # [B, N] float32, what each value has to predict; [B, T] by "token"
     old_values: jax.Array  # as returns
     weight: jax.Array  # [B] float32, 0 for rows that must not count (infra errors, padding rows)
+    below: jax.Array | None = None  # [B, T, D], states behind the layers below adapters; None where they are run again
     value_kind: str = flax.struct.field(pytree_node=False, default="turn")  # of what a value is: `ppo/values.py`

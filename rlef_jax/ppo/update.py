@@ -21,7 +21,7 @@ from rlef_jax.model.transformer import ModelConfig, Params
 from rlef_jax.ppo import values
 from rlef_jax.ppo.mesh_trainer import MeshTrainer
 from rlef_jax.ppo.metrics import iteration_metrics
-from rlef_jax.ppo.objective import ForwardSettings, policy_logp
+from rlef_jax.ppo.objective import ForwardSettings, policy_logp, states_below
 from rlef_jax.ppo.ratio_quantiles import ratio_quantiles
 from rlef_jax.ppo.settings import Likelihood, LossSettings, TargetSettings
 from rlef_jax.ppo.targets import Scores, compute_targets
@@ -105,12 +105,20 @@ class Learner:
         def ref_logp(params: Params, batch: TokenBatch) -> jax.Array:
             return policy_logp(params, self.model_cfg, batch, forward_settings)
 
+        def below(params: Params, batch: TokenBatch) -> jax.Array:
+            return states_below(params, self.model_cfg, batch, forward_settings)
+
         where = (self.reference_shardings, self.reference_rows)
-        self._ref = jax.jit(
-            over_mesh(ref_logp, mesh, specs_of(where), ROWS),
-            in_shardings=where,
-            out_shardings=NamedSharding(mesh, PartitionSpec()),
-        )
+
+        def compiled(function: Any) -> Any:
+            return jax.jit(
+                over_mesh(function, mesh, specs_of(where), ROWS),
+                in_shardings=where,
+                out_shardings=NamedSharding(mesh, PartitionSpec()),
+            )
+
+        self._ref = compiled(ref_logp)
+        self._below = compiled(below) if forward_settings.keep_below and self.model_cfg.layers_below else None
 
     def init(self, key: jax.Array, policy_params: Params) -> TrainState:
         """A new TrainState on its meshes from `policy_params`, with copies of what is trained of them.
@@ -139,9 +147,21 @@ class Learner:
         """Log-probabilities [B, T] under a reference policy, 0 on tokens that weren't sampled."""
         return self._ref(ref_params, place(batch, self.reference_rows))
 
-    def lowered_reference(self, dtype: Any, batch: TokenBatch) -> Any:
-        """`ref_logp`'s program before it is compiled, for weights of `dtype` and a batch of `ShapeDtypeStruct`s."""
-        return self._ref.lower(abstract_params(self.model_cfg, dtype, self.reference_shardings), batch)
+    def with_states_below(self, ref_params: Params, batches: Sequence[TokenBatch]) -> list[TokenBatch]:
+        """The batches with `below`, on the host, where it is kept (`ForwardSettings.keep_below`)."""
+        if self._below is None:
+            return list(batches)
+        states = [self._below(ref_params, place(batch, self.reference_rows)) for batch in batches]
+        return [dataclasses.replace(batch, below=kept) for batch, kept in zip(batches, jax.device_get(states))]
+
+    def lowered_reference(self, dtype: Any, batch: TokenBatch) -> dict[str, Any]:
+        """The reference's programs before they are compiled, for weights of `dtype` and a batch of `ShapeDtypeStruct`s:
+        {"reference": `ref_logp`, "below": what `with_states_below` runs, if it runs anything}."""
+        params = abstract_params(self.model_cfg, dtype, self.reference_shardings)
+        lowered = {"reference": self._ref.lower(params, batch)}
+        if self._below is not None:
+            lowered["below"] = self._below.lower(params, dataclasses.replace(batch, below=None))
+        return lowered
 
     def update(self, state: TrainState, microbatches: Sequence[TokenBatch]) -> tuple[TrainState, dict[str, float]]:
         """One optimizer step on the mean loss over all micro-batches. `state` is donated: use the one returned.
@@ -286,7 +306,7 @@ def prepare_iteration(
     Returns:
       (the same batches, filled; `iteration_metrics` of them).
     """
-    flat = [batch for microbatches in updates for batch in microbatches]
+    flat = learner.with_states_below(ref_params, [batch for microbatches in updates for batch in microbatches])
     # All device work is started before the first result is read.
     pending = [(learner.score(params, batch), learner.ref_logp(ref_params, batch)) for batch in flat]
     scores = [Scores(logp, predicted, ref_logp) for (logp, predicted), ref_logp in jax.device_get(pending)]

@@ -24,6 +24,8 @@ from rlef_jax.ppo.token_batch import TokenBatch
 from rlef_jax.ppo.update import Learner, TrainState
 
 FOLDER = "bad_updates"
+# A replay computes the states below adapters anew.
+_SAVED = tuple(field.name for field in dataclasses.fields(TokenBatch) if field.name != "below")
 
 
 def save_bad_update(
@@ -51,7 +53,7 @@ def _write_update(
     weights: dict[str, Any] = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
     np.savez(part / "params.npz", **weights)
     for number, batch in enumerate(microbatches):
-        arrays: dict[str, Any] = {f.name: np.asarray(getattr(batch, f.name)) for f in dataclasses.fields(batch)}
+        arrays: dict[str, Any] = {name: np.asarray(getattr(batch, name)) for name in _SAVED}
         np.savez(part / f"microbatch_{number:04d}.npz", **arrays)
     json_metrics = {k: v if math.isfinite(v) else str(v) for k, v in metrics.items()}
     write_json(part / "metrics.json", {"update": update, **json_metrics})
@@ -79,7 +81,7 @@ def load_bad_update(workdir: Path, update: int, like: Any) -> tuple[Any, list[To
     microbatches = []
     for path in sorted(folder.glob("microbatch_*.npz")):
         with np.load(io.BytesIO(path.read_bytes())) as arrays:
-            if set(arrays.files) != {field.name for field in dataclasses.fields(TokenBatch)}:
+            if set(arrays.files) != set(_SAVED):
                 raise ConfigError(f"{path}: another version of rlef_jax saved it: replay it with that one")
             fields = {name: arrays[name] for name in arrays.files}
             microbatches.append(TokenBatch(**fields | {"value_kind": str(fields["value_kind"])}))
@@ -90,7 +92,7 @@ def describe(learner: Learner, state: TrainState, microbatches: Sequence[TokenBa
     """Lines that say where the trouble lies: weights, batch, each micro-batch's loss, each part's gradient."""
     lines = [_finite_line("weights", state.params)]
     for number, batch in enumerate(microbatches):
-        arrays = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch) if f.name != "value_kind"}
+        arrays = {name: getattr(batch, name) for name in _SAVED if name != "value_kind"}
         broken = [name for name, array in arrays.items() if not np.isfinite(np.asarray(array)).all()]
         logp, values = jax.device_get(learner.score(state.params, batch))
         share = {"log-probabilities": logp} | ({} if values is None else {"values": values})

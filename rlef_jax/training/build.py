@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,7 +27,7 @@ from rlef_jax.model.peft_folder import read_adapters
 from rlef_jax.model.pretrained import Weights, load_pretrained, open_weights
 from rlef_jax.model.sharding import make_mesh, param_shardings, place
 from rlef_jax.model.transformer import ModelConfig, Params
-from rlef_jax.model.weights import SHAPE_KEYS, load_params, model_config, resolve
+from rlef_jax.model.weights import SHAPE_KEYS, load_params, model_config, path_of, resolve
 from rlef_jax.ppo.settings import LossSettings, OptimizerSettings, PackSettings, PpoSettings, TargetSettings
 from rlef_jax.ppo.update import ForwardSettings, Learner, make_optimizer
 from rlef_jax.sampling.programs import Programs, Shapes
@@ -112,7 +111,7 @@ def _with_first_adapters(config: ConfigDict, cfg: ModelConfig, base: Params, mes
     """The base with the adapters that `config.model.lora_init` names, or random ones, all on the mesh (if there is
     one): whoever puts the base there finds it and makes no copy."""
     if config.model.lora_init:
-        adapters = read_adapters(Path(config.model.lora_init), cfg, (config.model.compute_dtype,))
+        adapters = read_adapters(path_of(config.model.lora_init), cfg, (config.model.compute_dtype,))
     else:
         key = jax.random.fold_in(jax.random.PRNGKey(config.seed), 1)
         adapters = init_adapters(key, cfg, jnp.dtype(config.model.param_dtype))
@@ -340,7 +339,7 @@ def forward_settings(config: ConfigDict) -> ForwardSettings:
     m = config.model
     return ForwardSettings(
         compute_dtype=jnp.dtype(m.compute_dtype), remat=m.remat, unroll=m.unroll, attention=m.attention,
-        logit_tokens=m.logit_tokens, reduce_dtype=jnp.dtype(config.mesh.reduce_dtype),
+        logit_tokens=m.logit_tokens, reduce_dtype=jnp.dtype(config.mesh.reduce_dtype), keep_below=m.lora_keep_below,
     )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from rlef_jax.errors import ConfigError
 from rlef_jax.execution.interpreter import Interpreter
 from rlef_jax.files import write_json
 from rlef_jax.model.peft_folder import CONFIG, TENSORS
-from rlef_jax.model.weights import resolve
+from rlef_jax.model.weights import path_of, resolve
 from rlef_jax.training.episode_io import problem_json
 
 RECORD = "inputs.json"
@@ -112,7 +112,7 @@ def _weights_files(name: str) -> list[str]:
 
 
 def _adapter_files(name: str) -> list[str]:
-    return [_file_fact(path) for file in (CONFIG, TENSORS) if (path := Path(name) / file).is_file()]
+    return [_file_fact(path) for file in (CONFIG, TENSORS) if (path := path_of(name) / file).is_file()]
 
 
 def _file_fact(path: Path) -> str:

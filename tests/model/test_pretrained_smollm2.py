@@ -71,6 +71,7 @@ def distances(values, expected, name):
     return np.abs(values - expected[name])
 
 
+@pytest.mark.slow
 def test_logits_over_512_tokens(model, expected):
     """Both compute in float64 where either lets the dtype through: all that is left are their islands of float32."""
     cfg, params = model

@@ -1,6 +1,7 @@
 """Run by test_update_critic_apart in a process with eight pretend devices: policy and critic on one mesh or on two.
 
-Argument: a folder for checkpoints. Prints one line of JSON.
+Arguments: "numbers" for places, scores, gradients and what is refused, or "checkpoints" for what is restored and which
+programs run; a folder. Prints one line of JSON.
 """
 
 import collections
@@ -148,13 +149,20 @@ def restored(policy, microbatches, folder):
     return told
 
 
-def main(folder):
+def main(which, folder):
     policy = init_params(jax.random.PRNGKey(1), CFG)
     episodes = random_episodes(12, vocab=16, seed=3)
     # Three micro-batches of one length: two groups, whose gradients are added up.
     batches, _ = pack(episodes, buckets=(24,), rows=4, max_turns=3, row_episodes=1)
     assert len(batches) == 3
     gaps, filled, gradients, metrics = compared(policy, batches)
+    if which == "checkpoints":
+        programs = {
+            name: programs_run(make_learner(name), policy, filled, folder / f"trace {name}")
+            for name in ("shared", "apart")
+        }
+        print(json.dumps({"restored": restored(policy, filled, folder), "programs": programs}))
+        return
     norms = {name: float(optax.tree.norm(tree)) for name, tree in gradients.items()} | {"both": metrics["grad_norm"]}
     # Over it is the norm of both together, but of neither alone.
     between = (max(norms["policy"], norms["critic"]) + norms["both"]) / 2
@@ -173,14 +181,9 @@ def main(folder):
             "critic not finite": refused(policy, broken),
         },
         "refusals": refusals(),
-        "restored": restored(policy, filled, folder),
-        "programs": {
-            name: programs_run(make_learner(name), policy, filled, folder / f"trace {name}")
-            for name in ("shared", "apart")
-        },
     }
     print(json.dumps(told))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(sys.argv[1], Path(sys.argv[2]))

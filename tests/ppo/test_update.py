@@ -68,7 +68,7 @@ SPLITS = {  # rows a micro-batch, row lengths, episodes that may share a row
 
 
 # Each way with one of the two learners; with both in `make test-slow`.
-FEW = {True: ["whole", "uneven", "packed and split"], False: ["whole", "rows of one", "packed"]}
+FEW = {True: ["whole", "packed and split"], False: ["whole", "rows of one"]}
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_split_updates_is_disjoint_deterministic_and_moves_with_the_step(make_ep
         split_updates(episodes, 5, seed=0, step=0)
 
 
-@pytest.mark.parametrize("separate", [True, False])
+@pytest.mark.parametrize("separate", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_adding_gradients_in_place_changes_nothing(learners, tiny_model, policy, make_episodes, separate):
     """What deep models run (a loop over the layers, everything made again) against what small ones do."""
     learner, episodes = learners[separate], make_episodes(8, seed=2)
@@ -253,12 +253,13 @@ def test_adding_gradients_in_place_changes_nothing(learners, tiny_model, policy,
         assert updated[1][name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
 
 
-@pytest.mark.parametrize("which, count", [("few", 3), pytest.param("all", 20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("which, count", [("one", 2), pytest.param("all", 22, marks=pytest.mark.slow)])
 def test_any_mesh_equals_one_device(which, count):
     """Loss, gradients and weights after an SGD step, on (forced) host devices in one subprocess."""
     result = told_by("tests.ppo.mesh_script", which)
-    assert result["devices"] == 8 and len(result["gaps"]) == count + 3  # of other models and values, adapters
-    assert result["rows_per_device"]["(2, 2, 2)"] == 1 / 4 and result["rows_per_device"]["(1, 1, 8)"] == 1
+    assert result["devices"] == 8 and len(result["gaps"]) == count  # of other models, values and adapters too
+    assert result["rows_per_device"]["(2, 2, 2)"] == 1 / 4
+    assert which == "one" or result["rows_per_device"]["(1, 1, 8)"] == 1
     assert result["gradient_size"] > 1e-2
     for case, gaps in result["gaps"].items():
         assert max(gaps) < 1e-5, (case, gaps)

@@ -9,7 +9,12 @@ pytestmark = pytest.mark.long
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
-    return told_by("tests.ppo.critic_script", tmp_path_factory.mktemp("checkpoints"))
+    return told_by("tests.ppo.critic_script", "numbers", tmp_path_factory.mktemp("numbers"))
+
+
+@pytest.fixture(scope="module")
+def told_more(tmp_path_factory):
+    return told_by("tests.ppo.critic_script", "checkpoints", tmp_path_factory.mktemp("checkpoints"))
 
 
 def test_each_part_lies_with_its_moments(told):
@@ -35,17 +40,19 @@ def test_a_gradient_is_refused_on_both_meshes_or_on_none(told):
     assert told["refused"]["nothing"]["applied"] == 1.0 and told["refused"]["nothing"]["moved"] > 1e-3
 
 
-def test_checkpoints_are_restored_on_one_mesh_and_on_two(told):
-    for way, found in told["restored"].items():
+@pytest.mark.slow
+def test_checkpoints_are_restored_on_one_mesh_and_on_two(told_more):
+    for way, found in told_more["restored"].items():
         assert found["gap"] == 0.0 and found["same_places"], way
         source, target = way.split(" to ")
         assert found["gap_further"] <= (0.0 if source == target else 1e-5), way
 
 
-def test_one_mesh_runs_one_program_for_each_step(told):
+@pytest.mark.slow
+def test_one_mesh_runs_one_program_for_each_step(told_more):
     """Two groups of micro-batches; only two meshes need to be told each other's norm."""
-    assert told["programs"]["shared"] == {"_gradients_fn": 2, "_sum": 1, "_added_up": 1, "_apply_fn": 1}
-    assert told["programs"]["apart"] == {
+    assert told_more["programs"]["shared"] == {"_gradients_fn": 2, "_sum": 1, "_added_up": 1, "_apply_fn": 1}
+    assert told_more["programs"]["apart"] == {
         "_gradients_fn": 4, "_sum": 2, "_added_up": 2, "_squared_norm": 2, "_apply_fn": 2,
     }  # fmt: skip
 

@@ -118,6 +118,30 @@ def test_gradients_are_those_of_the_merged_models(cfg, policy, learner, filled, 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
 
 
+@pytest.mark.parametrize("separate, unroll", [(False, False), pytest.param(True, True, marks=pytest.mark.slow)])
+def test_states_below_adapters_are_computed_once_and_change_nothing(cfg, policy, make_episodes, separate, unroll):
+    keeping = Learner(
+        cfg, optax.sgd(0.1), separate_critic=separate, forward_settings=ForwardSettings(unroll=unroll, keep_below=True)
+    )
+    batches, _ = pack(make_episodes(6, seed=2), buckets=(20,), rows=3, max_turns=3)
+    params = moved(keeping.init(KEY, policy).params, keeping)
+    [kept], _ = prepare_iteration(keeping, params, keeping.place_policy(policy), [batches])
+    assert all(b.below.shape == (3, 20, cfg.d_model) for b in kept)
+    bare = [dataclasses.replace(b, below=None) for b in kept]
+    for b, plain in zip(kept, bare, strict=True):
+        logp, values = keeping.score(params, plain)
+        for one, other in ((logp, b.old_logp), (values, b.old_values), (keeping.ref_logp(policy, plain), b.ref_logp)):
+            np.testing.assert_allclose(one, other, atol=1e-5)
+    expected = keeping.gradients(params, bare)
+    assert max(float(jnp.abs(a).max()) for a in jax.tree.leaves(expected["policy"])) > 1e-2
+    # Of the layers below nothing is left to run: their weights may be anything.
+    layers = {n: a if n in split(policy["layers"])[1] else a.at[0].set(jnp.nan) for n, a in policy["layers"].items()}
+    base = partition(keeping.init(KEY, {**policy, "layers": layers}).params, keeping.trainable)[1]
+    broken = combine(partition(params, keeping.trainable)[0], base)
+    found = keeping.gradients(broken, kept)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected)
+
+
 def test_a_checkpoint_holds_no_base_and_knows_its_own(learner, policy, cfg, filled, tmp_path):
     state, _ = learner.update(learner.init(KEY, policy), filled)
     items = items_of(state)

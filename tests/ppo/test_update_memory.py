@@ -38,7 +38,7 @@ def temporary(vocabulary=1, rows=1, length=1):
     return lowered["gradients"].compile().memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.parametrize("more", ["rows", "length"])
+@pytest.mark.parametrize("more", ["rows", pytest.param("length", marks=pytest.mark.slow)])
 def test_nothing_grows_with_tokens_times_vocabulary(more):
     """What doubling the tokens adds doesn't depend on the vocabulary: their product has no share in the memory."""
     logits = 4 * ROWS * LENGTH * CFG.vocab_size

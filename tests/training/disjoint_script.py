@@ -2,7 +2,7 @@
 
 The trainer is on devices 0 to 3; sampler, reference and critic share its devices or have 4 to 7. One judge serves all
 runs; what only the first device runs is an iteration's rollouts. Arguments: a folder for them, and the names of the
-layouts that run beside "shared". Prints one line of JSON.
+layouts that run, "shared" first; without names, it says what lies where. Prints one line of JSON.
 """
 
 import json
@@ -80,17 +80,15 @@ def places(name):
     }
 
 
-def main(folder, runs):
+def compared(folder, runs):
+    """How far each run is from the first."""
     with build_pool(configured("alone").execution) as judge:
         for name in runs:
             train(configured(name), folder / name, judge=judge)
         alone = first_tokens("alone", judge)
     found = {name: outcome(folder / name) for name in runs}
     weights, episodes, kl = found["shared"]
-    told = {
-        "places": {name: places(name) for name in LAYOUTS},
-        "alone": {"same_episodes": alone == episodes[0]},
-    }
+    told = {"alone": {"same_episodes": alone == episodes[0]}}
     for name, (other, made, other_kl) in found.items():
         told[name] = {
             "gap": max(float(np.abs(other[key] - weights[key]).max()) for key in weights),
@@ -98,7 +96,7 @@ def main(folder, runs):
             "same_episodes": [a == b for a, b in zip(made, episodes)],
             "kl_gap": max(abs(a - b) for a, b in zip(kl, other_kl)),
         }
-    print(json.dumps(told))
+    return told
 
 
 def first_weights():
@@ -108,4 +106,6 @@ def first_weights():
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), ["shared", *sys.argv[2:]])
+    folder, *runs = sys.argv[1:]
+    told = compared(Path(folder), runs) if runs else {"places": {name: places(name) for name in LAYOUTS}}
+    print(json.dumps(told))

@@ -17,13 +17,8 @@ from tests.training.disjoint_script import LAYOUTS, SHAPE
 pytestmark = pytest.mark.long
 
 
-@pytest.fixture(scope="module")
-def told(tmp_path_factory):
-    """By a run on shared devices and one with the sampler on its own."""
-    return told_by("tests.training.disjoint_script", tmp_path_factory.mktemp("runs"), "disjoint")
-
-
-def test_each_part_lies_where_the_config_says(told):
+def test_each_part_lies_where_the_config_says(tmp_path):
+    told = told_by("tests.training.disjoint_script", tmp_path)
     first, last = [0, 1, 2, 3], [4, 5, 6, 7]
     where = {name: [p["trainer"], p["reference"], p["sampler"]] for name, p in told["places"].items()}
     assert where["alone"] == [[0], [0], [0]]
@@ -35,8 +30,10 @@ def test_each_part_lies_where_the_config_says(told):
     assert told["places"]["disjoint"]["version"] == 7
 
 
-def test_disjoint_devices_make_the_same_run(told):
+@pytest.mark.slow
+def test_disjoint_devices_make_the_same_run(tmp_path):
     """Bit for bit where only the place differs, and the same tokens as one device's."""
+    told = told_by("tests.training.disjoint_script", tmp_path, "shared", "disjoint")
     assert told["disjoint"]["moved"] > 1e-3
     assert told["disjoint"]["gap"] == 0.0 and told["disjoint"]["kl_gap"] == 0.0
     assert told["disjoint"]["same_episodes"] == [True, True] and told["alone"]["same_episodes"]
@@ -50,7 +47,7 @@ def metrics_of(folder):
 @pytest.mark.slow
 def test_a_reference_or_a_critic_on_its_own_devices_makes_the_same_run(tmp_path):
     """To rounding: the mesh is another. Policy on devices 0 to 3, the other on 4 to 7."""
-    told = told_by("tests.training.disjoint_script", tmp_path, "reference too", "critic apart")
+    told = told_by("tests.training.disjoint_script", tmp_path, "shared", "reference too", "critic apart")
     assert told["reference too"]["kl_gap"] < 1e-5 and all(told["reference too"]["same_episodes"])
     runs = tmp_path
     for one, other in zip(metrics_of(runs / "shared"), metrics_of(runs / "critic apart"), strict=True):
