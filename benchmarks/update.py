@@ -6,6 +6,8 @@ the same weights and batch, each in a process of its own, in turns: other work o
 
     tiny       the shipped model's sizes, 64 rows of 256 tokens
     smollm2    SmolLM2-135M's sizes, random weights, 8 rows of 512 tokens
+    smollm2-lora  the same with adapters of rank 16 in the upper ten layers; torch's are `peft`'s, and full training of
+               the same weights (`smollm2`) takes its turn too
     iteration  tiny: old and reference log-probabilities and values of 256 rows, then 4 updates of 64
 
 Prints medians, the ratio of each round's seconds (median), peak memory of the process, and the limit: the products that
@@ -36,7 +38,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlef_jax.model.parameters import init_params
+from rlef_jax.model.lora import LoraConfig
+from rlef_jax.model.parameters import init_adapters, init_params, with_adapters
 from rlef_jax.model.transformer import ModelConfig
 from rlef_jax.model.value import init_value_head
 from rlef_jax.model.weights import load_params, save_params
@@ -68,6 +71,7 @@ class Case:
     microbatch_rows: int
     updates: int = 1
     passes: int = 0
+    beside: str = ""  # another case of the same tokens, which takes its turn in each round
 
     @property
     def tokens(self) -> int:
@@ -79,14 +83,26 @@ class Case:
         width = m.n_heads * m.d_head
         layer = m.d_model * (2 * width + 2 * m.n_kv_heads * m.d_head + 3 * m.d_ff)
         attention = self.length * width  # two products of T x H over half of the square
-        each = m.n_layers * (layer + attention) + m.vocab_size * m.d_model * ACTION_SHARE
-        return 2.0 * each * self.tokens * (3 + self.passes)
+        layer, head = layer + attention, m.vocab_size * m.d_model * ACTION_SHARE
+        if m.lora is None:
+            return 2.0 * (m.n_layers * layer + head) * self.tokens * (3 + self.passes)
+        # Below the adapters forwards alone, above and in the output layer no gradients of weights; adapters add little.
+        each = m.layers_below * layer + 2 * ((m.n_layers - m.layers_below) * layer + head)
+        return 2.0 * each * self.tokens
 
 
 ACTION_SHARE = 0.5
 CASES = {
     "tiny": Case(TINY, 64, 256, {"remat": "none"}, 64),
     "smollm2": Case(SMOLLM2, 8, 512, {"remat": "dots", "unroll": False}, 8),
+    "smollm2-lora": Case(
+        dataclasses.replace(SMOLLM2, lora=LoraConfig(16, 32.0, layers=10)),
+        8,
+        512,
+        {"remat": "dots", "unroll": False},
+        8,
+        beside="smollm2",
+    ),
     "iteration": Case(TINY, 64, 256, {"remat": "none"}, 64, updates=4, passes=2),
 }
 _SMOLLM2 = CASES["smollm2"]
@@ -135,7 +151,9 @@ def serve_ours(name: str, folder: Path) -> None:
         separate_critic=False,
         forward_settings=ForwardSettings(**case.forward),
     )  # fmt: skip
-    policy = load_params(folder / "weights.npz", case.model)
+    policy = load_params(folder / "weights.npz", case.model.base)
+    if case.model.lora is not None:
+        policy = with_adapters(policy, init_adapters(jax.random.PRNGKey(2), case.model, jnp.float32))
     state = learner.init(jax.random.PRNGKey(1), policy)
     reference = learner.place_policy(policy) if case.passes else None
     del policy
@@ -199,7 +217,7 @@ def matmul_gflops(case: Case) -> float:
 
 def prepare(case: Case, folder: Path) -> None:
     """Writes what both sides start from."""
-    params = init_params(jax.random.PRNGKey(0), case.model)
+    params = init_params(jax.random.PRNGKey(0), case.model.base)
     save_params(folder / "weights.npz", params)
     head = init_value_head(jax.random.PRNGKey(1), case.model)
     np.savez(folder / "head.npz", **{name: np.asarray(leaf) for name, leaf in head.items()})
@@ -224,24 +242,41 @@ def measure(name: str, repeats: int) -> dict[str, Any]:
         prepare(case, Path(folder))
         ours = Worker(sys.executable, __file__, "--serve", name, folder)
         torch = Worker(*TORCH, folder)
-        rounds: dict[str, list[Any]] = {"ours": [], "torch": [], "gflops": []}
+        beside = Worker(sys.executable, __file__, "--serve", case.beside, folder) if case.beside else None
+        rounds: dict[str, list[Any]] = {"ours": [], "torch": [], "gflops": [], "beside": []}
         for number in range(repeats + 1):
             one, other = ours.ask("step"), torch_seconds(torch, case)
+            more = beside.ask("step") if beside else {}
             if number == 0:  # it compiles, and warms caches up; here both losses are of the same weights
                 first = (one["loss"], other["loss"])
                 continue
             rounds["ours"].append(one)
             rounds["torch"].append(other)
             rounds["gflops"].append(matmul_gflops(case))
-            print(f"  {name} round {number}: ours {one['seconds']:.2f} s, torch {other['seconds']:.2f} s", flush=True)
-        ours.close()
-        torch.close()
+            rounds["beside"].append(more)
+            told = f", {case.beside} {more['seconds']:.2f} s" if more else ""
+            print(
+                f"  {name} round {number}: ours {one['seconds']:.2f} s, torch {other['seconds']:.2f} s{told}",
+                flush=True,
+            )
+        for worker in (ours, torch, beside):
+            if worker is not None:
+                worker.close()
     limit = case.flops() / max(rounds["gflops"]) / 1e9
 
     def median(side: str, key: str) -> float:
         return statistics.median(r[key] for r in rounds[side])
 
-    return {
+    compared: dict[str, Any] = {}
+    if case.beside:
+        compared = {
+            "beside": case.beside,
+            "beside_ratio": statistics.median(
+                b["seconds"] / o["seconds"] for o, b in zip(rounds["ours"], rounds["beside"])
+            ),
+            "beside_peak_gib": median("beside", "peak_gib"),
+        }
+    return compared | {
         "case": name,
         "ours": case.tokens / median("ours", "seconds"),
         "baseline": case.tokens / median("torch", "seconds"),
@@ -315,6 +350,8 @@ def main() -> None:
             f"{r['case']:<11}{r['ours']:>9,.0f}{r['baseline']:>9,.0f}{r['ratio']:>7.2f}x{r['cpu_ratio']:>12.2f}x"
             f"{r['limit']:>9,.0f}{r['limit_share']:>7.0%}{r['peak_gib'][0]:>7.2f}{r['peak_gib'][1]:>7.2f}"
         )
+        if "beside" in r:
+            print(f"{'':<11}{r['beside_ratio']:.2f}x {r['beside']}, which holds {r['beside_peak_gib']:.2f} GiB")
     print(json.dumps({"benchmark": "update", "results": results}))
 
 

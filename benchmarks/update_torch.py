@@ -52,6 +52,22 @@ def build_model(cfg: dict, weights: dict) -> LlamaForCausalLM:
     return model.train()
 
 
+def add_adapters(model: LlamaForCausalLM, lora: dict) -> None:
+    """`peft`'s adapters in the upper layers, the rest frozen."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    layers = len(model.model.layers)
+    inject_adapter_in_model(
+        LoraConfig(
+            r=lora["rank"], lora_alpha=lora["alpha"], target_modules=lora["targets"],
+            layers_to_transform=list(range(layers - lora["layers"], layers)),
+        ),
+        model,
+    )  # fmt: skip
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+
+
 def objective(model: LlamaForCausalLM, head: torch.nn.Linear, b: dict[str, torch.Tensor]) -> torch.Tensor:
     """Policy loss over action tokens plus value loss over turns, as in rlef_jax/ppo/losses.py ("paper")."""
     hidden = model.model(input_ids=b["tokens"], use_cache=False).last_hidden_state
@@ -76,6 +92,8 @@ def main() -> None:
     cfg = json.loads((folder / "model.json").read_text())
     with np.load(folder / "weights.npz") as stored:
         model = build_model(cfg, {name: stored[name] for name in stored.files})
+    if cfg["lora"]:
+        add_adapters(model, cfg["lora"])
     with np.load(folder / "batch.npz") as stored:
         batch = {name: torch.from_numpy(stored[name]) for name in stored.files}
     batch["tokens"] = batch["tokens"].long()
@@ -83,7 +101,8 @@ def main() -> None:
     with np.load(folder / "head.npz") as stored, torch.no_grad():
         head.weight.copy_(torch.from_numpy(stored["w"])[None])
         head.bias.zero_()
-    optimizer = torch.optim.AdamW([*model.parameters(), *head.parameters()], lr=1e-4, weight_decay=0.1)
+    trained = [p for p in [*model.parameters(), *head.parameters()] if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.1)
     for line in sys.stdin:
         kind, began, cpu = line.strip(), time.perf_counter(), time.process_time()
         if kind == "step":

@@ -20,9 +20,10 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant not in VARIANTS:
         raise unknown_variant(variant, VARIANTS)
     config = load(str(Path(__file__).resolve().with_name("smollm2_135m.py")) + ":lora")
+    config.model.lora_init = ""
     s = config.sft
-    s.marked_share, s.unmarked_right_repairs, s.unmarked_habit = 0.5, 0.15, 0.0
-    s.dialogues, s.batch_rows = 1024, 16
-    s.learning_rate, s.warmup_steps, s.final_rate, s.weight_decay = 1e-3, 10, 0.1, 0.0
-    s.checkpoint_every, s.log_every = 16, 8
+    s.marked_share, s.unmarked_right_repairs, s.unmarked_habit = 0.5, 0.3, 0.0
+    s.dialogues, s.batch_rows = 2048, 8
+    s.learning_rate, s.warmup_steps, s.final_rate, s.weight_decay = 1e-3, 8, 0.05, 0.0
+    s.checkpoint_every, s.log_every, s.probe_problems = 32, 8, 16
     return config

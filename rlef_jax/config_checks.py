@@ -24,7 +24,7 @@ _AT_LEAST_1 = (
     "ppo.rollouts", "ppo.updates", "ppo.group_size", "ppo.microbatch_rows", "ppo.row_episodes", "model.logit_tokens",
     "mesh.data", "mesh.fsdp", "mesh.tensor",
     "train.checkpoint_every", "train.keep_checkpoints", "train.log_every", "eval.bootstrap_samples", "eval.rollouts",
-    "sft.dialogues", "sft.batch_rows", "sft.epochs", "sft.checkpoint_every", "sft.log_every",
+    "sft.dialogues", "sft.batch_rows", "sft.epochs", "sft.checkpoint_every", "sft.log_every", "sft.probe_problems",
 )  # fmt: skip
 _AT_LEAST_0 = (
     "seed", "model.vocab_size", "model.window", "model.window_rope_theta", "model.query_scalar",

@@ -28,6 +28,7 @@ def sft_section() -> dict[str, Any]:
         marked_share=0.4,  # dialogues opened by the careful author's system line, every repair right
         unmarked_right_repairs=0.15,  # share of right repairs in the others
         unmarked_habit=0.0,  # share of what else is written there that takes a statement's commonest reading
+        probe_problems=96,  # authors: so many unseen problems at each checkpoint, two dialogues each
         checkpoint_every=500,  # steps
         log_every=20,  # steps
     )

@@ -144,7 +144,9 @@ def _data_of_authors(config: ConfigDict, cfg: ModelConfig, chat: ChatFormat, aut
             " set another source, or a template in config.model.chat that does"
         ) from error
     rows, packing = config.sft.batch_rows, ppo_settings(config).packing
-    probe = ReadingProbe(cfg, chat, config.seed + 1, authors.settings, packing, forward_settings(config))
+    probe = ReadingProbe(
+        cfg, chat, config.seed + 1, authors.settings, packing, forward_settings(config), config.sft.probe_problems
+    )
     return _Data(authors.steps(rows), functools.partial(authors.batches, rows), probe)
 
 

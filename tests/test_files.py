@@ -89,6 +89,7 @@ def one_line(done, *parts):
         assert part in line, line
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_compilation")
 def test_a_run_that_fills_the_disk_says_what_is_kept_and_goes_on_after_room_is_made(disk, capsys):
     folder = disk("size=1500k")

@@ -42,8 +42,9 @@ def finished(process, code):
     return lines, json.loads(last)
 
 
+@pytest.mark.slow
 def test_a_stage_passes_and_another_fails_by_name():
-    """The stages that compile least; all of them are in `make test-slow`."""
+    """The stages that compile least."""
     lines, told = finished(started(2, "--stages", "mesh", "--spoil", "mesh"), 1)
     assert told["failed"] == ["mesh"] and {"passed: devices", "FAILED: mesh"} <= set(lines)
     assert lines[-1] == "on CPUs: nothing here was computed on a GPU"

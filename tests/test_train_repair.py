@@ -56,6 +56,7 @@ def test_its_episodes_begin_behind_the_other_runs_failures(single, repairer):
         assert record["failures/used"] == 8 and sum(counts) == 8  # all of a file's, each of which failed
 
 
+@pytest.mark.slow
 def test_stopped_and_gone_on_it_is_the_same_run(single, repairer):
     parts = single.parent / "parts"
     for iterations in (1, 3):

@@ -88,6 +88,7 @@ def workers_of(process):
     return found
 
 
+@pytest.mark.slow
 def test_a_worker_storm_changes_nothing(whole, tmp_path):
     """Every worker of the judge is killed at once, over and over, with time between for a program or two."""
     folder = tmp_path / "run"

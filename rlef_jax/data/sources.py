@@ -341,9 +341,7 @@ def evaluation_problems(
             raise ConfigError("config.eval.problems (--problems): how many of mini_contests/train? It has no end")
         only, even = source.families, source.even_questions
         return [mini_contests.problem_at(split, 0, i, only, even_questions=even) for i in range(count)]
-    problems = mini_contests.eval_split(split)
-    if source.families:
-        problems = tuple(p for p in problems if p.tags["family"] in source.families)
+    problems = mini_contests.eval_split(split, source.families)
     return problems[:count] if count else problems
 
 

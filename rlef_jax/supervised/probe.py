@@ -88,7 +88,7 @@ class ReadingProbe:
 
     def __init__(
         self, cfg: ModelConfig, chat: ChatFormat, seed: int, settings: dict[str, Any], packing: PackSettings,
-        forward_settings: ForwardSettings, problems: int = 96,
+        forward_settings: ForwardSettings, problems: int,
     ) -> None:  # fmt: skip
         careful = {**settings, "marked_share": 1.0}
         self.dialogues = dialogues(seed, 0, chat, split="valid", problems=problems, per_problem=2, **careful)

@@ -198,6 +198,9 @@ def test_families():
     source = Source("mini_contests", families=("two_numbers", "counts"))
     names = {p.tags["family"] for p in training_problems(source, "train", 0, 0, 12)}
     assert names == {"two_numbers", "counts"}
+    assert [p.tags["family"] for p in evaluation_problems(source, "valid", 40)] == [
+        p.tags["family"] for p in mini_contests.eval_split("valid", ("two_numbers", "counts"))[:40]
+    ]
     with pytest.raises(ConfigError, match="config.data.families: no family 'sums'; there is average, brackets"):
         check_splits(dataclasses.replace(source, families=("sums",)), train="train", evaluated={})
     with pytest.raises(ConfigError, match="no family 'machine'"):  # held out of training

@@ -101,7 +101,7 @@ def test_merged_equals_apart(cfg):
         np.testing.assert_allclose(logits(params, cfg, unroll), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("cfg", [ALL, SOME], ids=["all", "some"])
+@pytest.mark.parametrize("cfg", [pytest.param(ALL, marks=pytest.mark.slow), SOME], ids=["all", "some"])
 def test_gradients_are_those_of_the_merged_weights(cfg):
     """Of a loss of the logits, by automatic differentiation of the plain model through the merge."""
     params = random_params(cfg)

@@ -110,7 +110,11 @@ def test_rotary_frequencies_are_the_references(name, expected):
     np.testing.assert_allclose(np.ravel(cosines), expected[f"rope {name}"][-1], rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", cases.GREEDY)
+# The least and the most of what a layer may have; the others in `make test-slow` and `make parity`.
+QUICK = ("llama", "gemma3_text")
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in cases.GREEDY])
 def test_greedy_tokens_are_the_references(name, expected, tmp_path, quick_compilation):
     """From the sampler that training uses. Their log-probabilities are those of training."""
     weights = HFFolder(write_folder(tmp_path / "model", cases.GREEDY[name]))

@@ -44,7 +44,7 @@ def prepared(learner, kind, policy, episodes, split):
     return filled, metrics
 
 
-@pytest.mark.parametrize("kind, way", [("token", "packed"), ("none", "uneven")])
+@pytest.mark.parametrize("kind, way", [("token", "packed"), pytest.param("none", "uneven", marks=pytest.mark.slow)])
 def test_packing_and_splitting_change_nothing(learners, policy, make_episodes, kind, way):
     learner, episodes, found = learners[kind], make_episodes(8, seed=2), {}
     params = moved(learner.init(KEY, policy).params)

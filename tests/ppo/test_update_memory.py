@@ -60,6 +60,7 @@ def further_temporary(layers, remat):
     return lowered["gradients"].compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_gradients_are_added_in_place():
     """With everything made again in a loop over the layers there is no second set of gradients, nor any part of one."""
     layer = 4 * (3 * 32 * 512)  # bytes of a layer's feed-forward gradients

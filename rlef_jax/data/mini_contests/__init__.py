@@ -25,6 +25,7 @@ SPLITS = ("train", *EVAL_SIZES)
 # A statement's split, by its hash modulo 20, so that no statement is in two splits.
 _BUCKETS = {"train": range(11), "valid": range(11, 14), "test": range(14, 17), "test_500": range(17, 20)}
 _EVAL_SEED = 2025
+_MOST_DRAWS = 5  # for each problem of a fixed split
 _HELD_OUT_SHARE = 0.25  # part of test_500 whose programs have a shape that no training problem has
 
 
@@ -46,6 +47,8 @@ def problem_at(split: str, seed: int, index: int, only: Sequence[str] = (), *, e
     held_out_families = split == "held_out_families"
     families = tuple(f for f in FAMILIES if f.held_out == held_out_families and (not only or f.name in only))
     want_held_out = split == "test_500" and stable_hash(f"{seed}/{index}") % 1000 < 1000 * _HELD_OUT_SHARE
+    # Of families that have no such shapes there are none to want.
+    want_held_out = want_held_out and not (only and not any(f.composed for f in families))
     if want_held_out:
         families = tuple(f for f in families if f.composed)
 
@@ -72,14 +75,19 @@ def problem_at(split: str, seed: int, index: int, only: Sequence[str] = (), *, e
 
 
 @functools.lru_cache(maxsize=8)
-def eval_split(split: str) -> tuple[Problem, ...]:
-    """All problems of a fixed split, each statement once. Raises ValueError for another split."""
+def eval_split(split: str, only: tuple[str, ...] = ()) -> tuple[Problem, ...]:
+    """All problems of a fixed split, each statement once: as many of the families `only` as there are of all families,
+    or fewer where they have so few statements.
+
+    Raises ValueError for another split, or for families that it doesn't have.
+    """
     if split not in EVAL_SIZES:
         raise ValueError(f"unknown split {split!r} of mini_contests: fixed ones are {', '.join(EVAL_SIZES)}")
+    size = EVAL_SIZES[split]
     problems: dict[str, Problem] = {}
-    index = 0
-    while len(problems) < EVAL_SIZES[split]:
-        problem = problem_at(split, _EVAL_SEED, index)
+    for index in range(_MOST_DRAWS * size):
+        if len(problems) == size:
+            break
+        problem = problem_at(split, _EVAL_SEED, index, only)
         problems.setdefault(problem.description, problem)
-        index += 1
     return tuple(problems.values())
