@@ -90,7 +90,7 @@ def _lora(config: ConfigDict) -> None:
     config.ppo.learning_rate, config.ppo.warmup_steps = 3e-4, 2
     config.episode.context, config.episode.max_new_tokens = 512, 128
     # Episodes have 290 tokens on average. Of longer rows attention moves more than it computes.
-    config.ppo.row_episodes, config.ppo.buckets, config.ppo.microbatch_rows = 4, (256, 512, 768), 1
+    config.ppo.row_episodes, config.ppo.buckets, config.ppo.microbatch_rows = 4, (768,), 1
     config.model.remat = "dots"
     config.ppo.rollouts, config.ppo.updates = 64, 2
     config.train.iterations, config.train.checkpoint_every = 20, 5
