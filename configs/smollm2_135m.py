@@ -88,7 +88,7 @@ def _lora(config: ConfigDict) -> None:
     config.model.lora_keep_below = True
     config.ppo.detach_critic = True
     config.ppo.learning_rate, config.ppo.warmup_steps = 3e-4, 2
-    config.episode.context, config.episode.max_new_tokens = 512, 128
+    config.episode.context, config.episode.max_new_tokens = 640, 128  # at 512 a third response finds no room
     # Episodes have 290 tokens on average. Of longer rows attention moves more than it computes.
     config.ppo.row_episodes, config.ppo.buckets, config.ppo.microbatch_rows = 4, (768,), 1
     config.model.remat = "dots"

@@ -21,6 +21,7 @@ def get_config(variant: str = "") -> ConfigDict:
         raise unknown_variant(variant, VARIANTS)
     config = load(str(Path(__file__).resolve().with_name("smollm2_135m.py")) + ":lora")
     config.model.lora_init = ""
+    config.episode.context = 512
     config.ppo.buckets = (256, 512, 768)  # eight dialogues fill no more than three or four rows of 768
     s = config.sft
     s.marked_share, s.unmarked_right_repairs, s.unmarked_habit = 0.5, 0.3, 0.0
