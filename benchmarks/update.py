@@ -219,7 +219,7 @@ def prepare(case: Case, folder: Path) -> None:
     """Writes what both sides start from."""
     params = init_params(jax.random.PRNGKey(0), case.model.base)
     save_params(folder / "weights.npz", params)
-    head = init_value_head(jax.random.PRNGKey(1), case.model, params["final_norm"])
+    head = init_value_head(jax.random.PRNGKey(1), case.model)
     np.savez(folder / "head.npz", **{name: np.asarray(leaf) for name, leaf in head.items()})
     (folder / "model.json").write_text(json.dumps(dataclasses.asdict(case.model)))
     batch = make_batch(case)

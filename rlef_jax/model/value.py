@@ -8,29 +8,18 @@ import jax.numpy as jnp
 from rlef_jax.model.parameters import Constant, Normal, Parameter
 from rlef_jax.model.transformer import ModelConfig
 
-FIRST_SIZE = 0.1
-"""Standard deviation of a fresh head's values, over heads."""
-
 
 def describe_value_head(cfg: ModelConfig) -> dict[str, Parameter]:
-    """Its parameters {"w": [D], "b": []}, float32: a fresh random linear map (A.1), see `init_value_head`."""
+    """Its parameters {"w": [D], "b": []}, float32: a fresh random linear map (A.1) to about unit size at most."""
     return {
-        "w": Parameter((cfg.d_model,), (None,), Normal(FIRST_SIZE * cfg.d_model**-0.5)),
+        "w": Parameter((cfg.d_model,), (None,), Normal(cfg.d_model**-0.5)),
         "b": Parameter((), (), Constant(0.0)),
     }
 
 
-def init_value_head(key: jax.Array, cfg: ModelConfig, final_norm: jax.Array) -> dict[str, jax.Array]:
-    """First values of `describe_value_head`; only "w" is random.
-
-    Whatever the model's final norm [D] multiplies by, values begin near 0 (ours), about `FIRST_SIZE` in size: hidden
-    states have the norm's size, and a first error of its square must be unlearned before anything else. With a norm
-    that multiplies by 2 at most, a head of unit size began at 6 on SmolLM2-135M.
-    """
-    head = {name: p.init(key, p.shape).astype(p.dtype) for name, p in describe_value_head(cfg).items()}
-    multiplied = final_norm.astype(jnp.float32) + (1.0 if cfg.norm_plus_one else 0.0)
-    size = jnp.sqrt(jnp.mean(jnp.square(multiplied)))
-    return {**head, "w": head["w"] / jnp.maximum(size, 1e-6)}
+def init_value_head(key: jax.Array, cfg: ModelConfig) -> dict[str, jax.Array]:
+    """First values of `describe_value_head`; only "w" is random."""
+    return {name: p.init(key, p.shape).astype(p.dtype) for name, p in describe_value_head(cfg).items()}
 
 
 def values(head: dict[str, jax.Array], hidden: jax.Array, turn_positions: jax.Array) -> jax.Array:

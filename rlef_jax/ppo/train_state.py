@@ -208,10 +208,7 @@ def first_params(
 
     No array of the policy is copied.
     """
-    final_norm = policy_params["final_norm"]
-    if not isinstance(final_norm, jax.core.Tracer) and not final_norm.is_fully_addressable:
-        final_norm = final_norm.addressable_data(0)  # every process has all of it
-    critic: dict[str, Any] = {"head": init_value_head(key, model_cfg, final_norm)}
+    critic: dict[str, Any] = {"head": init_value_head(key, model_cfg)}
     if separate_critic:
         critic["trunk"] = policy_params
     return {"policy": policy_params, "critic": critic}
