@@ -4,7 +4,8 @@ Source: ours. As configs/tiny_sft.py: half of the dialogues open with a careful 
 right; the others carry no mark and seldom repair rightly. Model, adapters and families are those of
 configs/smollm2_135m.py:lora, beside this file.
 Command: make smollm2 && python -m rlef_jax.sft --config=configs/smollm2_135m_sft.py --workdir=runs/smollm2_sft
-Expected: nobody has run it to its end.
+Expected: the shipped adapters (rlef_jax/assets/smollm2_warm_start/made_by.json has their commands) were made by 68
+steps on eleven families and 96 on these nine: 1@3 is 50 on 60 problems of valid. The schedule's end wasn't reached.
 """
 
 from pathlib import Path

@@ -183,7 +183,7 @@ def _model() -> dict[str, Any]:
         # () = all of these
         lora_layers=0,  # so many layers have them, the last ones; 0 = all
         lora_keep_below=False,  # what the layers below adapters say of a token is computed once an iteration, and kept
-        lora_init="",  # first adapters: a folder as PEFT has them, package:NAME; "" = random, adding nothing
+        lora_init="",  # first adapters: a folder as PEFT has them; "" = random, adding nothing
         param_dtype="float32",  # master weights; with adapters the base's, which may be "bfloat16"
         compute_dtype="float32",
         remat="none",  # computed again in the backward pass: "none", all but products ("dots") or all ("full")

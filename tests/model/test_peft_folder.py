@@ -1,6 +1,7 @@
 """Folders as PEFT has them: written, read back, checked against PEFT's own arithmetic in NumPy, and refused."""
 
 import dataclasses
+import hashlib
 import json
 
 import jax
@@ -16,6 +17,8 @@ from rlef_jax.model.parameters import adapter_tensors, file_tensors, with_adapte
 from rlef_jax.model.peft_folder import CONFIG, TENSORS, read_adapters, write_adapters
 from rlef_jax.model.pretrained import HFFolder, load_pretrained
 from rlef_jax.model.safetensors_file import write_safetensors
+from rlef_jax.model.transformer import ModelConfig
+from rlef_jax.model.weights import path_of
 from tests.helpers.hf_folder import write_folder
 from tests.model.test_lora import ALL, SOME, random_params
 from tests.model.test_pretrained_families import REFERENCE, logits_of
@@ -124,3 +127,18 @@ def test_numbers_that_are_none_are_refused(tmp_path):
     read_adapters(tmp_path, SOME, (ml_dtypes.bfloat16,))
     with pytest.raises(ConfigError, match="float16 can't hold"):
         read_adapters(tmp_path, SOME, (np.float16,))
+
+
+def test_the_shipped_adapters_of_smollm2_are_the_recorded_ones():
+    """In SmolLM2-135M's shape, without its weights."""
+    cfg = ModelConfig(
+        vocab_size=49152, d_model=576, n_layers=30, n_heads=9, n_kv_heads=3, d_head=64, d_ff=1536,
+        lora=LoraConfig(16, 32.0, layers=10),
+    )  # fmt: skip
+    folder = path_of("package:smollm2_warm_start")
+    assert (folder / TENSORS).stat().st_size <= 8_000_000
+    record = json.loads((folder / "made_by.json").read_text())
+    assert hashlib.sha256((folder / TENSORS).read_bytes()).hexdigest() == record["sha256"]
+    adapters = read_adapters(folder, cfg)
+    assert sum(a.size for a in adapters.values()) == 1_628_160
+    assert all(float(np.abs(a).max()) > 1e-3 for a in adapters.values())  # both halves have learned something
