@@ -8,8 +8,8 @@ Variants (configs/smollm2_135m.py:NAME):
   code_contests  three iterations of 16 rollouts up to 3 turns on real problems, with their own limits and all hidden
                  tests; needs data/code_contests (docs/code_contests.md), or --config.data.dir=FOLDER.
   easy           MiniContests' easiest families only: ten iterations of 32 rollouts.
-  lora           from the shipped adapters in the upper ten layers, on nine of MiniContests' families with short programs;
-                 nobody has trained it to the end.
+  lora           from the shipped adapters of the upper ten layers, on nine families of MiniContests with short
+                 programs; nobody has trained it to the end.
 """
 
 from ml_collections import ConfigDict
