@@ -49,7 +49,7 @@ format: $(VENV)/.installed-dev ## mend what ruff can mend
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-test: lint ## lint, types and the tests (19 minutes on two busy cores)
+test: lint ## lint, types and the tests (16 minutes on two cores)
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.installed-dev ## the tests that take minutes each

@@ -223,7 +223,7 @@ def prepare(case: Case, folder: Path) -> None:
     np.savez(folder / "head.npz", **{name: np.asarray(leaf) for name, leaf in head.items()})
     (folder / "model.json").write_text(json.dumps(dataclasses.asdict(case.model)))
     batch = make_batch(case)
-    arrays = {name: np.asarray(value) for name, value in vars(batch).items() if not isinstance(value, str)}
+    arrays = {name: np.asarray(value) for name, value in vars(batch).items() if isinstance(value, np.ndarray)}
     np.savez(folder / "batch.npz", **arrays)
 
 

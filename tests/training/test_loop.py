@@ -40,6 +40,9 @@ class Learner:
     def ref_logp(self, params, batch):
         return np.zeros_like(batch.ref_logp)
 
+    def with_states_below(self, params, batches):
+        return batches
+
     def update(self, state, microbatches):
         return state, dict(OF_UPDATE)
 
